@@ -1,0 +1,337 @@
+"""Every choice of a run as frozen dataclasses: validated, readable from TOML or JSON, hashable."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from dkn_engine.errors import UserError
+
+Site = Literal["post", "pre"]
+Backend = Literal["auto", "reference", "triton", "numba", "native"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Section:
+    """Base of the sections: checks every ``Literal`` field against its allowed values."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for f in dataclasses.fields(self):
+            hint, value = hints[f.name], getattr(self, f.name)
+            if get_origin(hint) is Literal and value not in get_args(hint):
+                allowed = ", ".join(repr(a) for a in get_args(hint))
+                raise UserError(f"{f.name} must be one of {allowed}; got {value!r}")
+
+    def _require(self, name: str, ok: bool, expected: str) -> None:
+        if not ok:
+            raise UserError(f"{name} must be {expected}; got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactsConfig(_Section):
+    """How facts become tokens.
+
+    Attributes:
+        blank: a blank that is not at the end is skipped and counted, or kept as literal text
+            (the released code).
+        answer_space: tokenise the answer with the leading space of the tokenizer's convention.
+        answer_special_tokens: count the tokenizer's special tokens as answer tokens (released).
+        teacher_forced: continue with the answer's own tokens; otherwise with the model's greedy
+            token (released).
+        aliases: also accept an alias where its probability is higher.
+    """
+
+    blank: Literal["skip", "literal"] = "skip"
+    answer_space: bool = True
+    answer_special_tokens: bool = False
+    teacher_forced: bool = True
+    aliases: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttributionConfig(_Section):
+    """Integrated gradients of an answer's probability over MLP activations.
+
+    Attributes:
+        site: ``post``, the input of the down projection; ``pre``, of the non-linearity.
+        baseline: ``masked`` (mean activation with each prompt token masked in turn), ``zero``.
+            A tensor ``[L, F]`` or ``[n_facts, L, F]`` is given to ``attribute(baselines=...)``.
+        quadrature: ``adaptive``, or a fixed rule with ``n_steps`` points.
+        tolerance: bound on the estimated relative L2 error of a fact's scores (adaptive).
+        n_steps: points of a fixed rule; None with ``adaptive``.
+        max_points: most points a layer (adaptive); where reached, ``converged`` is False.
+        answer_tokens: how scores of several answer tokens are combined.
+        objective: ``probability`` of the gold token or its natural logarithm.
+        multiply_by: ``delta``, (x - x'); ``activation``, x (released code; no completeness).
+        rows_per_batch: most path points a sweep holds at once; bounds memory.
+        backend: which implementation of the kernels; only ``auto`` may choose.
+    """
+
+    site: Site = "post"
+    baseline: Literal["masked", "zero", "given"] = "masked"
+    quadrature: Literal[
+        "adaptive",
+        "riemann_left",
+        "riemann_middle",
+        "riemann_right",
+        "trapezoid",
+        "gauss_legendre",
+    ] = "adaptive"
+    tolerance: float = 1e-3
+    n_steps: int | None = None
+    max_points: int = 512
+    answer_tokens: Literal["mean", "sum", "first"] = "mean"
+    objective: Literal["probability", "log_probability"] = "probability"
+    multiply_by: Literal["delta", "activation"] = "delta"
+    rows_per_batch: int | Literal["auto"] = "auto"
+    backend: Backend = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("tolerance", 0 < self.tolerance < 1, "between 0 and 1")
+        self._require("max_points", self.max_points >= 7, "at least 7")
+        if self.quadrature == "adaptive":
+            self._require("n_steps", self.n_steps is None, "None with quadrature='adaptive'")
+        else:
+            ok = isinstance(self.n_steps, int) and self.n_steps >= 1
+            self._require("n_steps", ok, f"a positive integer with {self.quadrature!r}")
+        rows = self.rows_per_batch
+        ok = rows == "auto" or (isinstance(rows, int) and rows >= 1)
+        self._require("rows_per_batch", ok, "'auto' or a positive integer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionConfig(_Section):
+    """Which neurons count as knowledge neurons (KNs).
+
+    Attributes:
+        method: ``threshold`` (score > threshold * max score), ``top_k``, or ``percentile``.
+        threshold, top_k, percentile: the value for the method.
+        n_paraphrases: paraphrases attributed beside the prompt; the rest are held out.
+        paraphrase_share: keep neurons found by more than this share of the prompts used.
+        max_neurons: keep at most so many, by score.
+    """
+
+    method: Literal["threshold", "top_k", "percentile"] = "threshold"
+    threshold: float = 0.05
+    top_k: int = 100
+    percentile: float = 99.8
+    n_paraphrases: int = 0
+    paraphrase_share: float = 0.5
+    max_neurons: int = 2000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("threshold", 0 <= self.threshold < 1, "in [0, 1)")
+        self._require("top_k", self.top_k >= 1, "at least 1")
+        self._require("percentile", 0 <= self.percentile < 100, "in [0, 100)")
+        self._require("n_paraphrases", self.n_paraphrases >= 0, "0 or more")
+        self._require("paraphrase_share", 0 <= self.paraphrase_share < 1, "in [0, 1)")
+        self._require("max_neurons", self.max_neurons >= 1, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopologyConfig(_Section):
+    """The connection-weight graph and its H0 clustering.
+
+    Attributes:
+        input_weights: the row of a GLU model that ``w(a, b)`` reads: ``gate`` or ``up``.
+        fold_norm: multiply W_in by the gain of the norm in front of the MLP.
+        direction: ``forward``, W_out[a] . W_in[b]; ``reversed``, W_in[a] . W_out[b] (released,
+            LLaMA layouts only).
+        clustering: ``ntc`` (merge tree) or ``released`` (the released procedure).
+        spans: longer spans by ``shortest_path`` or by the ``released`` enumeration.
+        max_span: most layers a distance crosses (None: no limit).
+        min_component_size: smaller parts continue the larger part's life (condensed tree).
+        condense: False gives raw branches.
+        end: end of the filtration for a root: ``largest_merge`` of the forest, a ``radius``, or a
+            ``quantile`` of the adjacent distances; ``end_value`` is the radius or quantile.
+        min_persistence: tau_1; components need strictly more.
+        min_persistence_kind: ``absolute``, or a ``quantile`` over components.
+        allow_root: make roots candidates even in a connected forest.
+        select: disjoint family by total ``persistence``, the ``leaf`` or the ``root`` nodes.
+        scale: ``linear`` or ``log`` persistence in that total.
+        max_candidates: q, the most persistent components that enter the subset lattice.
+    """
+
+    input_weights: Literal["gate", "up"] = "gate"
+    fold_norm: bool = False
+    direction: Literal["forward", "reversed"] = "forward"
+    clustering: Literal["ntc", "released"] = "ntc"
+    spans: Literal["shortest_path", "released"] = "shortest_path"
+    max_span: int | None = None
+    min_component_size: int = 2
+    condense: bool = True
+    end: Literal["largest_merge", "radius", "quantile"] = "quantile"
+    end_value: float | None = 0.1
+    min_persistence: float = 0.0
+    min_persistence_kind: Literal["absolute", "quantile"] = "absolute"
+    allow_root: bool = True
+    select: Literal["persistence", "leaf", "root"] = "persistence"
+    scale: Literal["linear", "log"] = "linear"
+    max_candidates: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("min_component_size", self.min_component_size >= 1, "at least 1")
+        self._require("max_candidates", self.max_candidates >= 1, "at least 1")
+        self._require("min_persistence", self.min_persistence >= 0, "0 or more")
+        if self.end == "largest_merge":
+            self._require("end_value", self.end_value is None, "None with end='largest_merge'")
+        elif self.end == "radius":
+            ok = self.end_value is not None and self.end_value > 0
+            self._require("end_value", ok, "a positive radius with end='radius'")
+        else:
+            ok = self.end_value is not None and 0 < self.end_value <= 1
+            self._require("end_value", ok, "in (0, 1] with end='quantile'")
+        if self.max_span is not None:
+            self._require("max_span", self.max_span >= 1, "None or at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterConfig(_Section):
+    """The functional filter over the lattice of suppressed candidates, and its controls.
+
+    Attributes:
+        method: ``degenerate`` (section 2 of the design) or ``released``.
+        min_alone: tau_2; each member alone must keep this share of the clean probability.
+        max_none: tau_3; all suppressed must leave at most this share of the weakest member's.
+        released_max_drop: the released filter keeps a cluster whose own suppression lowers the
+            probability by less than this share.
+        require_rank_1, min_probability: what counts as known by the model.
+        exact_limit: most candidates for all 2**q subsets; above, ``n_samples`` seeded ones.
+        suppress_value: ``zero`` or ``mean`` (over the reference prompts).
+        positions: where suppression acts; see ``dkn_engine.answer_probability``.
+        n_random: draws of random sets matched by size and layer.
+        n_unrelated: unrelated facts on which the family is suppressed too.
+    """
+
+    method: Literal["degenerate", "released"] = "degenerate"
+    min_alone: float = 0.5
+    max_none: float = 0.7
+    released_max_drop: float = 0.05
+    require_rank_1: bool = True
+    min_probability: float = 0.05
+    exact_limit: int = 12
+    n_samples: int = 4096
+    suppress_value: Literal["zero", "mean"] = "zero"
+    positions: Literal["answer", "answer_all", "all"] = "answer"
+    n_random: int = 20
+    n_unrelated: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("min_alone", "max_none", "released_max_drop", "min_probability"):
+            self._require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
+        self._require("exact_limit", 1 <= self.exact_limit <= 20, "from 1 to 20")
+        for name in ("n_samples", "n_random", "n_unrelated"):
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(_Section):
+    """All choices of a run. ``Config()`` holds measured defaults for small decoders."""
+
+    facts: FactsConfig = field(default_factory=FactsConfig)
+    attribution: AttributionConfig = field(default_factory=AttributionConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    topology: TopologyConfig = field(default_factory=TopologyConfig)
+    filter: FilterConfig = field(default_factory=FilterConfig)
+    facts_per_chunk: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("facts_per_chunk", self.facts_per_chunk >= 1, "at least 1")
+
+    @classmethod
+    def paper(cls) -> Config:
+        """The paper's values where it gives them (KN threshold 0.2; tau_1, tau_2 unpublished)."""
+        return cls(selection=SelectionConfig(threshold=0.2))
+
+    @classmethod
+    def released(cls) -> Config:
+        """The published code's departures, each a named option (see the design's section 5)."""
+        return cls(
+            facts=FactsConfig(
+                blank="literal",
+                answer_space=False,
+                answer_special_tokens=True,
+                teacher_forced=False,
+            ),
+            attribution=AttributionConfig(
+                site="pre",
+                quadrature="riemann_left",
+                n_steps=20,
+                multiply_by="activation",
+                answer_tokens="sum",
+            ),
+            selection=SelectionConfig(threshold=0.2),
+            topology=TopologyConfig(
+                direction="reversed",
+                clustering="released",
+                spans="released",
+                max_span=3,
+                end="quantile",
+                end_value=0.2,
+            ),
+            filter=FilterConfig(method="released"),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain dict, as written to a manifest."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Config:
+        """Inverse of :meth:`to_dict`; missing keys keep their defaults, unknown ones are refused."""
+        return _build(cls, data, "config")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Config:
+        """Read a ``.toml`` or ``.json`` file with the sections of this class as tables."""
+        path = Path(path)
+        if path.suffix not in {".toml", ".json"}:
+            raise UserError(f"config must be a .toml or .json file; got {path}")
+        try:
+            text = path.read_text(encoding="utf-8")
+            data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        except (OSError, ValueError) as error:
+            raise UserError(f"config {path} cannot be read: {error}") from error
+        if not isinstance(data, dict):
+            raise UserError(f"config {path} must hold a table; got {type(data).__name__}")
+        return cls.from_dict(data)
+
+    @property
+    def hash(self) -> str:
+        """First 16 hexadecimal digits of the SHA-256 of the canonical JSON."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _build(cls: type[Any], data: Mapping[str, Any], where: str) -> Any:
+    """An instance of a config dataclass from plain data, or a UserError that names the key."""
+    hints = get_type_hints(cls)
+    names = {f.name for f in dataclasses.fields(cls)}
+    unknown = sorted(set(data) - names)
+    if unknown:
+        raise UserError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(sorted(names))}")
+    values: dict[str, Any] = {}
+    for name, value in data.items():
+        if dataclasses.is_dataclass(hints[name]):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{where}.{name} must be a table; got {value!r}")
+            values[name] = _build(hints[name], value, f"{where}.{name}")  # type: ignore[arg-type]
+        else:
+            values[name] = value
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise UserError(f"{where}: {error}") from error

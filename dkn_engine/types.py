@@ -1,0 +1,174 @@
+"""What flows between the stages: frozen records of NumPy arrays, no torch, no behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Status = Literal["ok", "not_known", "skipped", "error"]
+Path = Literal["sweep", "general"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A prompt that a causal model should continue with ``answer``.
+
+    Attributes:
+        id: unique within a list of facts.
+        prompt: raw text, without the answer and without a trailing space.
+        answer: the expected continuation, without a leading space.
+        aliases: other spellings of the answer that count as right.
+        subject, relation, date: metadata, where the dataset has them.
+        paraphrases: other prompts with the same answer.
+        wrong_answers: answers of the right kind that are false.
+    """
+
+    id: str
+    prompt: str
+    answer: str
+    aliases: tuple[str, ...] = ()
+    subject: str | None = None
+    relation: str | None = None
+    paraphrases: tuple[str, ...] = ()
+    wrong_answers: tuple[str, ...] = ()
+    date: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Attribution:
+    """Integrated-gradient scores of every MLP neuron for every fact.
+
+    Attributes:
+        fact_ids: in the order of the facts given.
+        scores: float32 ``[n_facts, L, F]``, in units of the objective (probability by default).
+        convergence_delta: float32 ``[n_facts, L]``; sum of a layer's scores minus the change of
+            the objective between baseline and input (mean over answer tokens).
+        probability: float64 ``[n_facts]``; the answer's probability (product over its tokens).
+        n_points: int32 ``[n_facts, L]``; path points paid for, over all answer tokens.
+        converged: bool ``[n_facts, L]``; False where ``max_points`` stopped the refinement.
+        error: float32 ``[n_facts]``; estimated relative L2 error of a fact's scores (NaN for
+            fixed rules).
+        path: for each fact ``"sweep"`` or ``"general"``.
+    """
+
+    fact_ids: tuple[str, ...]
+    scores: NDArray[np.float32]
+    convergence_delta: NDArray[np.float32]
+    probability: NDArray[np.float64]
+    n_points: NDArray[np.int32]
+    converged: NDArray[np.bool_]
+    error: NDArray[np.float32]
+    path: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Component:
+    """A base degenerate component (BDC): a set of located neurons that one merge keeps together.
+
+    Attributes:
+        neurons: int32 ``[k, 2]``, columns layer and index, sorted.
+        birth, death: merge heights (in units of the distance 1/|w|) of the component and of its
+            parent (or the end of the filtration, for a root).
+        persistence: death - birth.
+        probability_alone: the answer's probability with every other candidate suppressed.
+        drop_if_suppressed: relative drop of the answer's probability with only this suppressed.
+    """
+
+    neurons: NDArray[np.int32]
+    birth: float
+    death: float
+    persistence: float
+    probability_alone: float = float("nan")
+    drop_if_suppressed: float = float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Drops:
+    """How an answer's probability falls when members of a family of sets are suppressed.
+
+    Attributes:
+        partial_drop: mean relative drop over the proper non-empty subsets of the family.
+        full_drop: relative drop with the whole family suppressed.
+        redundancy: log-drop of all suppressed / sum of the log-drops of each alone; 1 for
+            independent members, above 1 if they cover for one another, below 1 if each is needed.
+        n: number of measurements averaged (draws, prompts or facts).
+        partial_std, full_std: standard deviation over those (NaN for fewer than two).
+    """
+
+    partial_drop: float
+    full_drop: float
+    redundancy: float = float("nan")
+    n: int = 1
+    partial_std: float = float("nan")
+    full_std: float = float("nan")
+
+
+def _no_neurons() -> NDArray[np.int32]:
+    return np.empty((0, 2), dtype=np.int32)
+
+
+def _no_scores() -> NDArray[np.float32]:
+    return np.empty(0, dtype=np.float32)
+
+
+def _no_probabilities() -> NDArray[np.float64]:
+    return np.empty(0, dtype=np.float64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FactResult:
+    """Everything found about one fact; the row of a run directory.
+
+    Attributes:
+        status: ``ok``; ``not_known`` (the model does not know the fact; left out of headline
+            shares); ``skipped`` (not usable); ``error``. ``reason`` says why, unless ``ok``.
+        probability: the answer's probability; ``rank``: of its first token, 1 = most probable.
+        neurons: int32 ``[n, 2]`` (layer, index), by descending score; ``scores``: ``[n]``.
+        borderline: int32 ``[b, 2]``; neurons within 1e-5 of the selection threshold.
+        components: the candidates, most persistent first.
+        subset_probabilities: float64 ``[2**q]``; bit i of the index = component i suppressed.
+        subset_masks: int64, the index of each entry; ``arange(2**q)`` unless sampled.
+        dkn: indices into ``components``; empty if the fact has no degenerate family.
+        partial_drop, full_drop, redundancy: of the DKN if there is one, else of all candidates.
+        candidates: the same figures for all candidates, whatever the DKN.
+        rest_suppressed: for the DKN, with the neurons of no member suppressed too: the
+            probabilities of each member alone, then of none (float64 ``[members + 1]``).
+        controls: the same figures for ``random`` sets matched by size and layer,
+            ``paraphrases`` not used for finding, ``unrelated`` facts, ``mean_ablation``.
+        convergence_delta: float32 ``[L]``; ``n_points``: int32 ``[L]``; ``converged``: all layers.
+    """
+
+    fact_id: str
+    status: Status
+    reason: str = ""
+    prompt: str = ""
+    answer: str = ""
+    relation: str | None = None
+    probability: float = float("nan")
+    rank: int = 0
+    neurons: NDArray[np.int32] = field(default_factory=_no_neurons)
+    scores: NDArray[np.float32] = field(default_factory=_no_scores)
+    borderline: NDArray[np.int32] = field(default_factory=_no_neurons)
+    components: tuple[Component, ...] = ()
+    subset_probabilities: NDArray[np.float64] = field(default_factory=_no_probabilities)
+    subset_masks: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    dkn: tuple[int, ...] = ()
+    partial_drop: float = float("nan")
+    full_drop: float = float("nan")
+    redundancy: float = float("nan")
+    candidates: Drops | None = None
+    rest_suppressed: NDArray[np.float64] = field(default_factory=_no_probabilities)
+    controls: Mapping[str, Drops] = field(default_factory=dict)
+    convergence_delta: NDArray[np.float32] = field(default_factory=_no_scores)
+    n_points: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, dtype=np.int32))
+    converged: bool = True
+    path: str = ""
+
+    @property
+    def is_degenerate(self) -> bool:
+        """Whether a degenerate family of at least two components was found."""
+        return len(self.dkn) >= 2
