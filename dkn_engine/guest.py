@@ -1,0 +1,85 @@
+"""A model is a guest: whatever a stage changes on it is put back when the stage ends or raises."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from dkn_engine.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@contextlib.contextmanager
+def guest(model: nn.Module, *, grad: bool) -> Iterator[None]:
+    """Run the block with the model in eval mode and no parameter gradients, then restore it.
+
+    Training flags are kept module by module and ``requires_grad`` parameter by parameter, since a
+    user may have frozen a part. A caller inside ``torch.inference_mode`` is served too.
+
+    Args:
+        model: the user's model; its weights, hooks and gradients are not touched.
+        grad: whether the block needs autograd (for activations; never for weights).
+
+    Raises:
+        UnsupportedModelError: the weights themselves are inference tensors.
+    """
+    import torch
+
+    parameters = list(model.parameters())
+    if any(p.is_inference() for p in parameters):
+        message = (
+            "model: its weights were created inside torch.inference_mode(), which autograd cannot "
+            "use; load the model outside of it"
+        )
+        raise UnsupportedModelError(message)
+    training = [m for m in model.modules() if m.training]
+    trainable = [p for p in parameters if p.requires_grad]
+    # inference_mode(False) also switches gradients back on, so set_grad_enabled comes inside it.
+    with torch.inference_mode(False), torch.set_grad_enabled(grad):
+        try:
+            for module in training:
+                module.training = False
+            for p in trainable:
+                p.requires_grad_(False)
+            yield
+        finally:
+            for module in training:
+                module.training = True
+            for p in trainable:
+                p.requires_grad_(True)
+
+
+@contextlib.contextmanager
+def hooks(handles: list[torch.utils.hooks.RemovableHandle]) -> Iterator[None]:
+    """Remove the given hook handles when the block ends, however it ends."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def attention_implementation(model: nn.Module, name: str) -> Iterator[str]:
+    """Switch every config of ``model`` to the registered attention ``name``; yields the old name.
+
+    The attribute is set without transformers' setter, which would also rewrite sub-configs.
+    """
+    configs: dict[int, Any] = {}
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if config is not None and hasattr(config, "_attn_implementation_internal"):
+            configs[id(config)] = config
+    saved = {key: c._attn_implementation_internal for key, c in configs.items()}
+    first = next(iter(saved.values()), None)
+    try:
+        for config in configs.values():
+            config._attn_implementation_internal = name
+        yield first or "eager"
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation_internal = saved[key]

@@ -1,0 +1,222 @@
+"""Where a decoder keeps its layers, MLP projections and non-linearities; refusals in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dkn_engine.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+# Names of the projection out of the MLP, of the one into the non-linearity, and of the
+# non-linearity, as transformers spells them. A dot leads into a sub-module of the layer.
+_DOWN = (
+    "mlp.down_proj",  # LLaMA, Mistral, Qwen, Gemma, Phi-3, OLMo, Granite, SmolLM3
+    "mlp.c_proj",  # GPT-2, GPT-Neo, StarCoder2
+    "mlp.dense_4h_to_h",  # GPT-NeoX, Falcon, Bloom
+    "mlp.fc_out",  # GPT-J, CodeGen
+    "mlp.fc2",  # Phi
+    "fc2",  # OPT
+)
+_GATE = (
+    "mlp.gate_proj",
+    "mlp.gate_up_proj",
+    "mlp.c_fc",
+    "mlp.dense_h_to_4h",
+    "mlp.fc_in",
+    "mlp.fc1",
+    "fc1",
+    "mlp.up_proj",
+)
+_ACT = ("mlp.act_fn", "mlp.activation_fn", "mlp.act", "mlp.activation", "activation_fn", "act")
+
+
+@dataclass(frozen=True, eq=False)
+class Mlp:
+    """The parts of one layer's MLP.
+
+    Attributes:
+        down: the projection ``F -> d`` whose input is the ``post`` site.
+        act: the non-linearity whose input is the ``pre`` site (None if it is not a module).
+        gate: the projection ``d -> F`` (``-> 2F`` where gate and up are fused).
+        up: the projection of a GLU's linear factor; ``gate`` itself where they are fused; None
+            for a plain MLP.
+        fused: gate and up are the first and second half of one projection.
+    """
+
+    down: nn.Module
+    act: nn.Module | None
+    gate: nn.Module
+    up: nn.Module | None
+    fused: bool
+
+    def up_of(self, output: torch.Tensor) -> torch.Tensor:
+        """The linear factor ``[..., F]`` in the output of :attr:`up`."""
+        return output.chunk(2, dim=-1)[1] if self.fused else output
+
+    def w_out(self, index: Any) -> torch.Tensor:
+        """Rows ``[n, d]``: what each neuron of ``index`` adds to the MLP's output."""
+        weight = _matrix(self.down)
+        return weight.T[index] if _is_linear(self.down) else weight[index]
+
+    def w_in(self, index: Any, which: str = "gate") -> torch.Tensor:
+        """Rows ``[n, d]``: the direction each neuron of ``index`` reads, by its gate or up row."""
+        module = self.gate
+        if which == "up":
+            if self.up is None:
+                raise UnsupportedModelError(
+                    "input_weights='up' needs a gated MLP; this model's MLP has no up projection"
+                )
+            module = self.up
+        weight = _matrix(module) if _is_linear(module) else _matrix(module).T
+        if self.fused:
+            half = weight.shape[0] // 2
+            weight = weight[half:] if which == "up" else weight[:half]
+        return weight[index]
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """A causal decoder seen as a stack of layers.
+
+    Attributes:
+        base: the module that owns the stack, ``stack`` the name of its ModuleList.
+        layers, mlps: one entry a layer.
+        n_layers, width, d_model: L, F, d.
+    """
+
+    base: nn.Module
+    stack: str
+    layers: tuple[nn.Module, ...]
+    mlps: tuple[Mlp, ...]
+    width: int
+    d_model: int
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layers)
+
+
+def find_layout(model: nn.Module) -> Layout:
+    """The layout of a transformers causal language model.
+
+    Raises:
+        UnsupportedModelError: encoder-decoders, encoders, mixtures of experts, unknown layouts;
+            the message says what was expected and what was found.
+    """
+    name = type(model).__name__
+    _refuse_other_kinds(model, name)
+    base, stack, layers = _find_stack(model, name)
+    mlps = tuple(_find_mlp(layer, f"{name}.{stack}[{i}]") for i, layer in enumerate(layers))
+    d_model, width = _shape(mlps[0].down)
+    for i, mlp in enumerate(mlps):
+        if _shape(mlp.down) != (d_model, width):
+            found = f"{_shape(mlp.down)} in layer {i} and {(d_model, width)} in layer 0"
+            raise UnsupportedModelError(
+                f"{name}: expected one MLP size (d, F) in every layer; found {found}"
+            )
+    return Layout(base, stack, tuple(layers), mlps, width, d_model)
+
+
+def _refuse_other_kinds(model: nn.Module, name: str) -> None:
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(model, "get_output_embeddings"):
+        raise UnsupportedModelError(
+            f"model must be a transformers causal language model; found {name}"
+        )
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(f"expected a decoder-only model; found encoder-decoder {name}")
+    if not name.endswith(("ForCausalLM", "LMHeadModel")):
+        raise UnsupportedModelError(
+            f"expected a causal language model (…ForCausalLM, …LMHeadModel), since encoders are "
+            f"not handled yet; found {name}"
+        )
+
+
+def _find_stack(model: nn.Module, name: str) -> tuple[nn.Module, str, list[nn.Module]]:
+    from torch import nn
+
+    config = model.config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    n_layers: Any = getattr(text, "num_hidden_layers", None)
+    found = []
+    for base in model.modules():
+        for child_name, child in base.named_children():
+            if isinstance(child, nn.ModuleList) and len(child) == n_layers and n_layers > 0:
+                found.append((base, child_name, list(child)))
+    if len(found) != 1:
+        raise UnsupportedModelError(
+            f"{name}: expected exactly one ModuleList of {n_layers} decoder layers; "
+            f"found {len(found)}"
+        )
+    return found[0]
+
+
+def _find_mlp(layer: nn.Module, where: str) -> Mlp:
+    _refuse_experts(layer, where)
+    down = _first(layer, _DOWN)
+    gate = _first(layer, _GATE)
+    if down is None or gate is None or not hasattr(down, "weight") or not hasattr(gate, "weight"):
+        children = ", ".join(n for n, _ in layer.named_modules() if n.count(".") <= 1 and n)
+        raise UnsupportedModelError(
+            f"{where}: expected an MLP with an output projection named one of {', '.join(_DOWN)}; "
+            f"found {children}"
+        )
+    fused = _first(layer, ("mlp.gate_up_proj",)) is gate
+    up = gate if fused else _first(layer, ("mlp.up_proj",))
+    return Mlp(down, _first(layer, _ACT), gate, None if up is gate and not fused else up, fused)
+
+
+def _refuse_experts(layer: nn.Module, where: str) -> None:
+    for path, module in layer.named_modules():
+        leaf = path.rsplit(".", 1)[-1]
+        if leaf in {"experts", "block_sparse_moe"} or "Experts" in type(module).__name__:
+            raise UnsupportedModelError(
+                f"{where}: expected one dense MLP; found a mixture of experts at {path!r} "
+                f"({type(module).__name__})"
+            )
+
+
+def _first(layer: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
+    from torch import nn
+
+    for path in names:
+        module: Any = layer
+        for part in path.split("."):
+            module = getattr(module, part, None)
+        if isinstance(module, nn.Module):
+            return module
+    return None
+
+
+def _matrix(module: nn.Module) -> torch.Tensor:
+    weight = module.weight
+    if getattr(weight, "ndim", 0) != 2 or not weight.is_floating_point():
+        kind = f"{type(module).__name__} with weight of dtype {getattr(weight, 'dtype', None)}"
+        raise UnsupportedModelError(f"expected a dense floating-point projection; found {kind}")
+    return weight.detach()
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """True for ``nn.Linear`` (weight ``[out, in]``); False for Conv1D (weight ``[in, out]``)."""
+    return type(module).__name__ != "Conv1D"
+
+
+def _shape(down: nn.Module) -> tuple[int, int]:
+    rows, columns = _matrix(down).shape
+    return (rows, columns) if _is_linear(down) else (columns, rows)
+
+
+def capture_inputs(
+    modules: tuple[nn.Module, ...], store: Callable[[int, torch.Tensor], None]
+) -> list[Any]:
+    """Hook ``store(i, input)`` on the first positional input of each module; returns handles."""
+
+    def hook(i: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda _module, args: store(i, args[0])
+
+    return [m.register_forward_pre_hook(hook(i)) for i, m in enumerate(modules)]
