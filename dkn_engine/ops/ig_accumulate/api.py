@@ -1,0 +1,52 @@
+"""Contract: the integrated-gradient sum of path points, for ragged segments of points."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dkn_engine.ops.dispatch import choose
+from dkn_engine.ops.ig_accumulate import reference
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def ig_accumulate(
+    gradients: torch.Tensor,
+    weights: torch.Tensor,
+    segments: torch.Tensor,
+    w_out: torch.Tensor,
+    factor: torch.Tensor,
+    *,
+    path: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, nn.Module]
+    | None = None,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Scores ``[K, M, F]`` of K rules over M segments of path points.
+
+    ``post`` site (``path`` is None), where the path is straight in model space:
+    ``(sum_s w_s G_s) W_out * factor``. ``pre`` site:
+    ``sum_s w_s (G_s W_out) * up * act'(x' + alpha_s delta) * factor``.
+
+    Args:
+        gradients: ``[N, d]``, gradient of the objective at the MLP's output, one row a point.
+        weights: ``[K, N]``, quadrature weights of K rules.
+        segments: int64 ``[N]``, the segment (fact, token, panel) of each point, in [0, M).
+        w_out: ``[F, d]``, row i is what neuron i adds to the output.
+        factor: ``[M, F]``, usually x - x'.
+        path: for ``pre``: alphas ``[N]``, baselines ``[M, F]``, deltas ``[M, F]``, the up factor
+            ``[M, F]`` or None, and the non-linearity.
+        backend: see ``AttributionConfig.backend``.
+
+    Returns:
+        ``[K, M, F]`` in float32, or float64 for float64 inputs. An empty segment gives zeros.
+
+    Source:
+        Sundararajan et al., Axiomatic Attribution for Deep Networks, equation 1 (arXiv 1703.01365).
+    """
+    if weights.ndim != 2 or weights.shape[1] != gradients.shape[0]:
+        expected = f"[K, {gradients.shape[0]}]"
+        raise ValueError(f"weights must have shape {expected}; got {tuple(weights.shape)}")
+    run = choose("ig_accumulate", backend, {"reference": reference.ig_accumulate})
+    return run(gradients, weights, segments, w_out, factor, path)
