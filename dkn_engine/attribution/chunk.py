@@ -1,0 +1,240 @@
+"""Attribution of one chunk of sequences: prefill, baselines, paths, quadrature, tokens combined."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dkn_engine.attribution.baselines import masked_baselines
+from dkn_engine.attribution.contexts import AnswerSequence, Contexts, build_contexts
+from dkn_engine.attribution.general import General
+from dkn_engine.attribution.paths import Paths
+from dkn_engine.attribution.prefill import Prefill, prefill
+from dkn_engine.attribution.quadrature import Integrals, integrate_adaptive, integrate_fixed
+from dkn_engine.attribution.rows import RowEngine, RowSet, SweepUnsupported
+from dkn_engine.attribution.sweep import Sweep
+from dkn_engine.config import AttributionConfig
+from dkn_engine.errors import UnsupportedModelError
+from dkn_engine.guest import guest, hooks
+from dkn_engine.layout import Layout
+from dkn_engine.ops.answer_probability import answer_probability
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+# Bytes that one batch of rows may hold for its backward pass, with rows_per_batch="auto".
+_BUDGET = 1 << 30
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkScores:
+    """Attribution of B sequences; see ``Attribution`` for the fields, with B for n_facts.
+
+    ``row_layers`` is how many (row, layer) pairs the sweep pushed through the decoder.
+    """
+
+    scores: NDArray[np.floating]
+    convergence_delta: NDArray[np.float32]
+    probability: NDArray[np.float64]
+    n_points: NDArray[np.int32]
+    converged: NDArray[np.bool_]
+    error: NDArray[np.float32]
+    path: str
+    row_layers: int
+
+
+def attribute_chunk(
+    model: nn.Module,
+    layout: Layout,
+    sequences: Sequence[AnswerSequence],
+    config: AttributionConfig,
+    *,
+    mask_id: int | None = None,
+    baselines: Tensor | None = None,
+) -> ChunkScores:
+    """Integrated gradients of every sequence's answer over all layers' activations.
+
+    Args:
+        model, layout: the decoder.
+        sequences: teacher-forced sequences; they may differ in length.
+        config: how.
+        mask_id: token that masks a prompt token (``baseline="masked"``).
+        baselines: ``[B, L, F]`` (``baseline="given"``).
+
+    Raises:
+        UnsupportedModelError: ``site="pre"`` where the non-linearity is not a module.
+    """
+    device = next(model.parameters()).device
+    first = config.answer_tokens == "first"
+    if first:
+        sequences = [AnswerSequence(s.ids, s.n_prompt, s.targets[:1]) for s in sequences]
+    contexts = build_contexts(sequences, device)
+    rows = _rows_per_batch(config, layout, next(model.parameters()).dtype)
+    with guest(model, grad=True):
+        clean = prefill(model, layout, contexts)
+        value = clean.post if config.site == "post" else clean.pre
+        if value is None:
+            raise UnsupportedModelError(
+                "site='pre' needs the non-linearity to be a module of the MLP (act_fn, act, …); "
+                "found none"
+            )
+        baseline = _baseline(model, layout, contexts, config, value, mask_id, baselines, rows)
+        up = clean.up if config.site == "pre" else None
+        paths = Paths(
+            layout, config.site, value, baseline, up, config.multiply_by, config.backend
+        )
+        evaluator = choose_path(model, layout, contexts, clean, paths, config, rows)
+        groups = contexts.sequence.cpu().numpy()
+        counts = np.bincount(groups)
+        weights = np.ones(len(groups)) if config.answer_tokens == "sum" else 1 / counts[groups]
+        integrals = _integrate(evaluator, paths, config, groups, weights)
+    row_layers = evaluator.engine.row_layers if isinstance(evaluator, Sweep) else 0
+    return _combine(
+        integrals, groups, weights, clean.log_probability, evaluator.name, row_layers
+    )
+
+
+def _baseline(
+    model: nn.Module,
+    layout: Layout,
+    contexts: Contexts,
+    config: AttributionConfig,
+    value: Tensor,
+    mask_id: int | None,
+    given: Tensor | None,
+    rows: int,
+) -> Tensor:
+    if config.baseline == "zero":
+        return torch.zeros_like(value)
+    if config.baseline == "given":
+        assert given is not None
+        return given.to(value.device, value.dtype)[contexts.sequence]
+    assert mask_id is not None
+    # Inference needs a fraction of a row's training memory, so four times the rows fit.
+    return masked_baselines(model, layout, contexts, config.site, mask_id, 4 * rows)
+
+
+def choose_path(
+    model: nn.Module,
+    layout: Layout,
+    contexts: Contexts,
+    clean: Prefill,
+    paths: Paths,
+    config: AttributionConfig,
+    rows: int,
+) -> Sweep | General:
+    """The sweep if it reproduces the model's own probabilities, else the general path."""
+    try:
+        engine = RowEngine(model, layout, contexts, clean, config.backend)
+        check_rows(engine)
+        engine.row_layers = 0
+        return Sweep(engine, paths, config.objective, rows)
+    except SweepUnsupported as reason:
+        warnings.warn(
+            f"{type(model).__name__}: {reason}; using full forward passes (slower, same results)",
+            stacklevel=2,
+        )
+        return General(model, contexts, paths, config.objective, rows)
+
+
+@torch.no_grad()
+def check_rows(engine: RowEngine) -> None:
+    """Refuse the sweep unless its own p(x) equals the model's forward.
+
+    Each layer is run as the sweep runs it, one row becoming two at the MLP's output. Allowed is
+    1e-5 for float32 and float64, and 64 rounding steps of a shorter dtype.
+    """
+    context = torch.arange(len(engine.contexts), device=engine.contexts.ids.device)
+    rows = RowSet(context.unsqueeze(1), aligned=True)
+    hidden = engine.clean_rows(context, 0)
+
+    def double(_module: Any, _args: Any, output: Tensor) -> Tensor:
+        if output.shape != hidden.shape:
+            raise SweepUnsupported(f"its MLP sees {list(output.shape)} for {list(hidden.shape)}")
+        return output.expand(-1, 2, -1)
+
+    with engine.active():
+        for layer, mlp in enumerate(engine.layout.mlps):
+            with hooks([mlp.down.register_forward_hook(double)]):
+                out = engine.run_layer(layer, hidden, rows)
+            if out.shape != (len(context), 2, hidden.shape[-1]):
+                raise SweepUnsupported(f"layer {layer} returns {list(out.shape)} for two rows")
+            hidden = out[:, 1:]
+        p, _ = answer_probability(
+            engine.tail,
+            hidden[:, 0],
+            engine.contexts.target,
+            objective="probability",
+            gradient=False,
+            backend=engine.backend,
+        )
+    own = engine.clean.log_probability.exp()
+    worst = float((p - own).abs().max())
+    allowed = max(1e-5, 64 * float(torch.finfo(hidden.dtype).eps) * (hidden.dtype.itemsize < 4))
+    if not worst <= allowed and bool(torch.isfinite(own).all()):
+        raise SweepUnsupported(f"its rows give p(x) off by {worst:.1e} (allowed {allowed:.1e})")
+
+
+def _integrate(
+    evaluator: Sweep | General,
+    paths: Paths,
+    config: AttributionConfig,
+    groups: NDArray[np.int64],
+    weights: NDArray[np.float64],
+) -> Integrals:
+    if config.quadrature != "adaptive":
+        assert config.n_steps is not None
+        return integrate_fixed(evaluator, paths, config.quadrature, config.n_steps)
+    return integrate_adaptive(
+        evaluator,
+        paths,
+        groups,
+        weights,
+        config.tolerance,
+        config.max_points,
+        complete=config.multiply_by == "delta",
+    )
+
+
+def _combine(
+    integrals: Integrals,
+    groups: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    log_probability: Tensor,
+    path: str,
+    row_layers: int,
+) -> ChunkScores:
+    """From contexts (answer tokens) to sequences."""
+    n = int(groups.max()) + 1
+    table = np.zeros((n, len(groups)))
+    table[groups, np.arange(len(groups))] = 1.0
+    weighted = table * weights
+    scores = np.einsum("bc,clf->blf", weighted.astype(integrals.scores.dtype), integrals.scores)
+    norm = np.sqrt(np.square(scores, dtype=np.float64).sum((1, 2)))
+    error = np.linalg.norm(weighted @ integrals.error, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        relative = np.where(error > 0, error / norm, error)
+    return ChunkScores(
+        scores,
+        (weighted @ integrals.delta).astype(np.float32),
+        np.exp(table @ log_probability.double().cpu().numpy()),
+        (table @ integrals.n_points).astype(np.int32),
+        (table @ ~integrals.converged) == 0,
+        relative.astype(np.float32),
+        path,
+        row_layers,
+    )
+
+
+def _rows_per_batch(config: AttributionConfig, layout: Layout, dtype: torch.dtype) -> int:
+    if config.rows_per_batch != "auto":
+        return config.rows_per_batch
+    # A row entering at a middle layer keeps about 12 d + 6 F numbers in each layer above.
+    per_row = (12 * layout.d_model + 6 * layout.width) * dtype.itemsize * layout.n_layers // 2
+    return int(min(4096, max(64, _BUDGET // per_row)))

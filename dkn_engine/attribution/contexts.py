@@ -1,0 +1,68 @@
+"""Facts as padded token batches, and the answer positions (contexts) in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSequence:
+    """One teacher-forced sequence: prompt and all answer tokens but the last.
+
+    Attributes:
+        ids: the tokens that enter the model.
+        n_prompt: how many of them are the prompt's.
+        targets: the gold token predicted at positions ``n_prompt - 1 + i``.
+    """
+
+    ids: tuple[int, ...]
+    n_prompt: int
+    targets: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Contexts:
+    """All answer tokens of a chunk of sequences; a context is one (sequence, position).
+
+    Attributes:
+        ids: int64 ``[B, T]``, padded on the right with a sequence's own last token. In a causal
+            model nothing before the padding sees it.
+        sequence, position, target, token: int64 ``[C]``; ``token`` counts answer tokens from 0.
+    """
+
+    ids: torch.Tensor
+    sequence: torch.Tensor
+    position: torch.Tensor
+    target: torch.Tensor
+    token: torch.Tensor
+    n_prompt: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return int(self.sequence.shape[0])
+
+
+def build_contexts(sequences: Sequence[AnswerSequence], device: torch.device) -> Contexts:
+    """Pad ``sequences`` into one batch and list their answer positions in order."""
+    import torch
+
+    longest = max(len(s.ids) for s in sequences)
+    padded = [s.ids + s.ids[-1:] * (longest - len(s.ids)) for s in sequences]
+    rows = [
+        (b, s.n_prompt - 1 + i, target, i)
+        for b, s in enumerate(sequences)
+        for i, target in enumerate(s.targets)
+    ]
+    columns = torch.tensor(rows, dtype=torch.int64, device=device).T
+    return Contexts(
+        torch.tensor(padded, dtype=torch.int64, device=device),
+        columns[0].contiguous(),
+        columns[1].contiguous(),
+        columns[2].contiguous(),
+        columns[3].contiguous(),
+        tuple(s.n_prompt for s in sequences),
+    )

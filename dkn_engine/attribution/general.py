@@ -1,0 +1,118 @@
+"""The general path: hooks and full forwards. Slower than the sweep, for any decoder, same results."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dkn_engine.attribution.contexts import Contexts
+from dkn_engine.attribution.paths import Paths, Points
+from dkn_engine.attribution.prefill import position_logits
+from dkn_engine.guest import hooks
+from dkn_engine.ops.answer_probability.reference import token_objective
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class General:
+    """Evaluates path points by full forwards of the whole sequence, one point a batch entry.
+
+    Args:
+        model: the user's model.
+        contexts: the answer positions of the chunk.
+        paths: where the points lie.
+        objective: ``probability`` or ``log_probability``.
+        rows_per_batch: most token positions in one forward.
+    """
+
+    name = "general"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        contexts: Contexts,
+        paths: Paths,
+        objective: str,
+        rows_per_batch: int,
+    ) -> None:
+        self.model, self.contexts, self.paths = model, contexts, paths
+        self.objective = objective
+        self.batch = max(1, rows_per_batch // contexts.ids.shape[1])
+
+    def evaluate(self, points: Points) -> tuple[Tensor, Tensor]:
+        """Gradient at the MLP's output ``[N, d]`` and objective ``[N]`` of every point."""
+        gradients: list[Tensor] = []
+        values: list[Tensor] = []
+        order = torch.argsort(points.layer, stable=True)
+        sizes = torch.bincount(points.layer, minlength=1).tolist()
+        start = 0
+        for size in sizes:
+            for at in range(start, start + size, self.batch):
+                index = order[at : min(at + self.batch, start + size)]
+                gradient, value = self._forward(points.take(index))
+                gradients.append(gradient)
+                values.append(value)
+            start += size
+        back = torch.argsort(order)
+        return torch.cat(gradients)[back], torch.cat(values)[back]
+
+    def _forward(self, points: Points) -> tuple[Tensor, Tensor]:
+        layer = int(points.layer[0])
+        leaf = self.paths.outputs(layer, points.context, points.alpha)
+        leaf = leaf.detach().requires_grad_(True)
+        sequence = self.contexts.sequence[points.context]
+        position = self.contexts.position[points.context]
+        entry = torch.arange(len(points), device=sequence.device)
+        length = self.contexts.ids.shape[1]
+
+        def patch(_module: Any, _args: Any, output: Tensor) -> Tensor:
+            table = output.reshape(len(points), length, -1).clone()
+            table[entry, position] = leaf
+            return table.view_as(output)
+
+        down = self.paths.layout.mlps[layer].down
+        with hooks([down.register_forward_hook(patch)]):
+            logits = position_logits(self.model, self.contexts.ids[sequence], entry, position)
+        value = token_objective(logits, self.contexts.target[points.context], self.objective)
+        (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        return gradient, value.detach()
+
+    def clean(self) -> tuple[Tensor, Tensor]:
+        """The end point alpha = 1: gradients ``[C, L, d]`` and the objective ``[C]``."""
+        contexts = self.contexts
+        n = len(contexts)
+        n_layers, d = self.paths.layout.n_layers, self.paths.layout.d_model
+        gradients = self.paths.value.new_empty(n, n_layers, d)
+        objective = torch.empty(
+            n, dtype=torch.promote_types(gradients.dtype, torch.float32), device=gradients.device
+        )
+        for start in range(0, n, self.batch):
+            index = torch.arange(start, min(start + self.batch, n), device=gradients.device)
+            gradients[index], objective[index] = self._clean(index)
+        return gradients, objective
+
+    def _clean(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        contexts, layout = self.contexts, self.paths.layout
+        entry = torch.arange(len(index), device=index.device)
+        position = contexts.position[index]
+        length = contexts.ids.shape[1]
+        probe = self.paths.value.new_zeros(layout.n_layers, len(index), layout.d_model)
+        probe.requires_grad_(True)
+
+        def add(layer: int) -> Any:
+            def hook(_module: Any, _args: Any, output: Tensor) -> Tensor:
+                table = output.reshape(len(index), length, -1).clone()
+                table[entry, position] = table[entry, position] + probe[layer]
+                return table.view_as(output)
+
+            return hook
+
+        handles = [m.down.register_forward_hook(add(i)) for i, m in enumerate(layout.mlps)]
+        with hooks(handles):
+            ids = contexts.ids[contexts.sequence[index]]
+            logits = position_logits(self.model, ids, entry, position)
+        value = token_objective(logits, contexts.target[index], self.objective)
+        (gradient,) = torch.autograd.grad(value.sum(), probe)
+        return gradient.transpose(0, 1), value.detach()

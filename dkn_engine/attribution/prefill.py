@@ -1,0 +1,209 @@
+"""One clean forward pass of a chunk: activations, layer inputs, keys and values, probabilities."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dkn_engine.attribution.contexts import Contexts
+from dkn_engine.guest import attention_implementation, hooks
+from dkn_engine.layout import Layout
+
+if TYPE_CHECKING:
+    from torch import nn
+
+RECORD = "dkn_engine_record"
+_local = threading.local()
+
+
+@dataclass(frozen=True, eq=False)
+class Prefill:
+    """What a clean forward leaves behind for the rows that follow.
+
+    Attributes:
+        log_probability: ``[C]`` in at least float32, of each context's gold token, by the model.
+        rank: int64 ``[C]``, 1 = the gold token is the most probable.
+        post, pre, up: ``[C, L, F]``: the down projection's input, the non-linearity's input and
+            the linear factor (``pre`` None without a module for the non-linearity).
+        hidden: for each layer ``[C, d]``, its input at the contexts' positions.
+        keys, values: for each layer ``[B, H_kv, T, D]`` after rotary embedding, where the
+            attention goes through the interface.
+        attention: for each layer the keyword arguments its attention passed.
+        calls: for each layer the arguments it was called with.
+    """
+
+    log_probability: torch.Tensor
+    rank: torch.Tensor
+    post: torch.Tensor
+    pre: torch.Tensor | None
+    up: torch.Tensor | None
+    hidden: list[torch.Tensor]
+    keys: list[torch.Tensor | None]
+    values: list[torch.Tensor | None]
+    attention: list[dict[str, Any]]
+    calls: list[inspect.BoundArguments]
+
+
+@dataclass
+class _Recorder:
+    """Collects what one forward pass shows, layer by layer."""
+
+    layer_of: dict[int, int]
+    original: str
+    keys: list[Any]
+    values: list[Any]
+    attention: list[dict[str, Any]]
+    calls: list[Any] = field(default_factory=list)
+
+    def attend(self, module: nn.Module, query: Any, key: Any, value: Any, *args: Any, **kw: Any):  # type: ignore[no-untyped-def]
+        layer = self.layer_of[id(module)]
+        self.keys[layer], self.values[layer] = key, value
+        self.attention[layer] = dict(kw)
+        return _original_attention(module, self.original)(module, query, key, value, *args, **kw)
+
+
+def _original_attention(module: nn.Module, name: str) -> Callable[..., Any]:
+    """The attention the model would have used; ``eager`` is a function of its own file."""
+    import sys
+
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    found: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
+    return found
+
+
+def _record_attention(module: nn.Module, *args: Any, **kw: Any) -> Any:
+    return _local.recorder.attend(module, *args, **kw)
+
+
+def _record_mask(*args: Any, **kw: Any) -> Any:
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    name = _local.recorder.original
+    if name not in ALL_MASK_ATTENTION_FUNCTIONS:
+        return None
+    return ALL_MASK_ATTENTION_FUNCTIONS[name](*args, **kw)
+
+
+def register(name: str, attention: Callable[..., Any], mask: Callable[..., Any] | None) -> None:
+    """Make ``name`` an attention implementation of transformers (idempotent)."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if name not in ALL_ATTENTION_FUNCTIONS:
+        ALL_ATTENTION_FUNCTIONS.register(name, attention)
+    if mask is not None and name not in ALL_MASK_ATTENTION_FUNCTIONS:
+        ALL_MASK_ATTENTION_FUNCTIONS.register(name, mask)
+
+
+@torch.no_grad()
+def prefill(model: nn.Module, layout: Layout, contexts: Contexts) -> Prefill:
+    """Run the model once over the chunk, by its own attention, and keep what rows will need."""
+    n = layout.n_layers
+    register(RECORD, _record_attention, _record_mask)
+    layer_of = {id(m): i for i, layer in enumerate(layout.layers) for m in layer.modules()}
+    grabbed = _Activations(layout, contexts)
+    hidden: list[torch.Tensor] = []
+    calls: list[inspect.BoundArguments] = []
+
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+        hidden.append(next(iter(bound.arguments.values()))[contexts.sequence, contexts.position])
+        calls.append(bound)
+
+    handles = [m.register_forward_pre_hook(enter, with_kwargs=True) for m in layout.layers]
+    with attention_implementation(model, RECORD) as original, hooks(handles + grabbed.handles()):
+        recorder = _Recorder(layer_of, original, [None] * n, [None] * n, [{}] * n)
+        _local.recorder = recorder
+        try:
+            log_p, rank = token_log_probabilities(model, contexts)
+        finally:
+            _local.recorder = None
+    post, pre, up = grabbed.stacked()
+    return Prefill(
+        log_p,
+        rank,
+        post,
+        pre,
+        up,
+        hidden,
+        recorder.keys,
+        recorder.values,
+        recorder.attention,
+        calls,
+    )
+
+
+def token_log_probabilities(
+    model: nn.Module, contexts: Contexts
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability ``[C]`` and rank ``[C]`` of each context's gold token, by a full forward."""
+    logits = position_logits(model, contexts.ids, contexts.sequence, contexts.position)
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    gold = wide.gather(-1, contexts.target.unsqueeze(-1))
+    rank = (wide > gold).sum(-1) + 1
+    return gold.squeeze(-1) - torch.logsumexp(wide, dim=-1), rank
+
+
+def position_logits(
+    model: nn.Module, ids: torch.Tensor, sequence: torch.Tensor, position: torch.Tensor
+) -> torch.Tensor:
+    """Logits ``[C, V]`` at (sequence, position); other positions are not projected if possible."""
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        kept, column = torch.unique(position, return_inverse=True)
+        logits = model(input_ids=ids, use_cache=False, logits_to_keep=kept).logits
+        if logits.shape[1] == kept.shape[0]:
+            return logits[sequence, column]
+    logits = model(input_ids=ids, use_cache=False).logits
+    return logits[sequence, position]
+
+
+class _Activations:
+    """Hooks that keep the MLP's inner activations at the contexts' positions."""
+
+    def __init__(self, layout: Layout, contexts: Contexts) -> None:
+        self.layout, self.contexts = layout, contexts
+        n = layout.n_layers
+        self.post: list[Any] = [None] * n
+        self.pre: list[Any] = [None] * n
+        self.up: list[Any] = [None] * n
+
+    def at(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.reshape(*self.contexts.ids.shape, x.shape[-1])  # some MLPs see [B*T, d]
+        return x[self.contexts.sequence, self.contexts.position]
+
+    def handles(self) -> list[Any]:
+        found = []
+        for i, mlp in enumerate(self.layout.mlps):
+            found.append(mlp.down.register_forward_pre_hook(self._input(self.post, i)))
+            if mlp.act is not None:
+                found.append(mlp.act.register_forward_pre_hook(self._input(self.pre, i)))
+            if mlp.up is not None:
+                found.append(mlp.up.register_forward_hook(self._up(i)))
+        return found
+
+    def _input(self, store: list[Any], i: int) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            store[i] = self.at(args[0])
+
+        return hook
+
+    def _up(self, i: int) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: Any, output: torch.Tensor) -> None:
+            self.up[i] = self.at(self.layout.mlps[i].up_of(output))
+
+        return hook
+
+    def stacked(self) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        def stack(parts: list[Any]) -> torch.Tensor | None:
+            return None if any(p is None for p in parts) else torch.stack(parts, dim=1)
+
+        post = stack(self.post)
+        assert post is not None
+        return post, stack(self.pre), stack(self.up)

@@ -1,0 +1,377 @@
+"""Quadrature of the path integral: fixed rules, and adaptive nested Lobatto rules with bisection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dkn_engine.attribution.paths import Paths, Points
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array = NDArray[np.float64]
+
+# Nodes on [0, 1] of the four-point Lobatto rule, its seven-point Kronrod extension, and the
+# thirteen-point extension of that (Gander and Gautschi, Adaptive Quadrature - Revisited, BIT 2000).
+# Both ends are nodes: alpha = 1 is the clean row, paid once for all layers; neighbouring panels
+# share theirs; and a panel's integral can be checked against the change of the objective.
+_X13 = (0.942882415695480, np.sqrt(2 / 3), 0.641853342345781, 1 / np.sqrt(5), 0.236383199662150)
+_NODES = np.array(sorted([-1.0, *(-x for x in _X13), 0.0, *_X13, 1.0])) / 2 + 0.5
+_LEVELS = {4: (0, 4, 8, 12), 7: (0, 2, 4, 6, 8, 10, 12), 13: tuple(range(13))}
+_COARSER = {7: 4, 13: 7}
+
+
+def interpolatory_weights(nodes: Array) -> Array:
+    """Weights that integrate the polynomial through ``nodes`` over [0, 1] exactly."""
+    k = len(nodes)
+    # Legendre polynomials on [-1, 1] keep the system well conditioned.
+    matrix = np.polynomial.legendre.legvander(2 * nodes - 1, k - 1).T
+    moments = np.zeros(k)
+    moments[0] = 1.0
+    weights: Array = np.linalg.solve(matrix, moments)
+    return weights
+
+
+_WEIGHTS = {n: interpolatory_weights(_NODES[list(index)]) for n, index in _LEVELS.items()}
+
+
+def fixed_rule(name: str, n_steps: int) -> tuple[Array, Array]:
+    """Nodes in [0, 1] and weights (summing to 1) of a fixed rule with ``n_steps`` points.
+
+    Raises:
+        ValueError: an unknown rule, or fewer points than it needs.
+    """
+    if name == "gauss_legendre":
+        x, w = np.polynomial.legendre.leggauss(n_steps)
+        return (x + 1) / 2, w / 2
+    if name == "trapezoid":
+        if n_steps < 2:
+            raise ValueError(f"n_steps must be at least 2 for 'trapezoid'; got {n_steps}")
+        w = np.full(n_steps, 1 / (n_steps - 1))
+        w[[0, -1]] /= 2
+        return np.linspace(0, 1, n_steps), w
+    offset = {"riemann_left": 0.0, "riemann_middle": 0.5, "riemann_right": 1.0}
+    if name not in offset:
+        raise ValueError(f"quadrature must be a known fixed rule; got {name!r}")
+    return (np.arange(n_steps) + offset[name]) / n_steps, np.full(n_steps, 1 / n_steps)
+
+
+class Evaluator(Protocol):
+    """The sweep or the general path."""
+
+    def evaluate(self, points: Points) -> tuple[Tensor, Tensor]: ...
+
+    def clean(self) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Integrals:
+    """Scores of every context and layer.
+
+    Attributes:
+        scores: ``[C, L, F]`` on the host; delta, n_points: ``[C, L]``.
+        error: ``[C, L]``, estimated L2 error of ``scores[c, l]`` (NaN for fixed rules).
+        converged: bool ``[C, L]``.
+    """
+
+    scores: NDArray[np.floating]
+    delta: Array
+    n_points: NDArray[np.int64]
+    error: Array
+    converged: NDArray[np.bool_]
+
+
+def integrate_fixed(evaluator: Evaluator, paths: Paths, rule: str, n_steps: int) -> Integrals:
+    """Integrate every context and layer by one fixed rule; alpha = 0 is added for the delta."""
+    alphas, weights = fixed_rule(rule, n_steps)
+    nodes = alphas if alphas[0] == 0 else np.concatenate([[0.0], alphas])
+    weights = weights if alphas[0] == 0 else np.concatenate([[0.0], weights])
+    paid = nodes < 1
+    store = _Store(evaluator, paths)
+    n, n_layers = store.n, store.n_layers
+    keys = [(c, layer, a) for c in range(n) for layer in range(n_layers) for a in nodes[paid]]
+    store.pay(keys)
+    scores = np.empty((n, n_layers, paths.layout.width), dtype=store.dtype)
+    for layer in range(n_layers):
+        panels = [_Panel(c, layer, 0.0, 1.0, nodes) for c in range(n)]
+        scores[:, layer] = store.integrate(panels, weights[None])[0]
+    shape = (n, n_layers)
+    points = np.full(shape, int(paid.sum()))
+    delta = _delta(store, scores)
+    return Integrals(scores, delta, points, np.full(shape, np.nan), np.ones(shape, bool))
+
+
+@dataclass(eq=False)
+class _Panel:
+    """A piece [a, b] of one context's path in one layer, with the nodes of its finest rule."""
+
+    context: int
+    layer: int
+    a: float
+    b: float
+    nodes: Array
+    score: NDArray[np.floating] | None = None
+    error: float = float("inf")
+
+    @property
+    def n_nodes(self) -> int:
+        return len(self.nodes)
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return (self.context, self.layer)
+
+
+def _panel(context: int, layer: int, a: float, b: float, n: int) -> _Panel:
+    return _Panel(context, layer, a, b, a + (b - a) * _NODES[list(_LEVELS[n])])
+
+
+class _Store:
+    """Every point evaluated so far: gradient and objective by (context, layer, alpha)."""
+
+    def __init__(self, evaluator: Evaluator, paths: Paths) -> None:
+        self.evaluator, self.paths = evaluator, paths
+        self.clean_gradients, self.clean_values = evaluator.clean()
+        self.n, self.n_layers = self.clean_gradients.shape[:2]
+        self.device = self.clean_gradients.device
+        self.dtype = np.float64 if self.clean_values.dtype == torch.float64 else np.float32
+        self.gradients: list[Tensor] = []
+        self.values: dict[tuple[int, int, float], float] = {}
+        self.index: dict[tuple[int, int, float], tuple[int, int]] = {}
+        self.end_values = self.clean_values.double().cpu().numpy()
+
+    def pay(self, keys: list[tuple[int, int, float]]) -> None:
+        """Evaluate the points not seen before; alpha = 1 is known from the clean row."""
+        fresh = [k for k in dict.fromkeys(keys) if k[2] < 1.0 and k not in self.index]
+        if not fresh:
+            return
+        columns = [torch.tensor(column, device=self.device) for column in zip(*fresh, strict=True)]
+        points = Points(columns[0], columns[1], columns[2].double())
+        gradients, values = self.evaluator.evaluate(points)
+        batch = len(self.gradients)
+        self.gradients.append(gradients)
+        for i, (key, value) in enumerate(zip(fresh, values.double().tolist(), strict=True)):
+            self.index[key] = (batch, i)
+            self.values[key] = value
+
+    def value(self, context: int, layer: int, alpha: float) -> float:
+        if alpha >= 1.0:
+            return float(self.end_values[context])
+        return self.values[context, layer, alpha]
+
+    def n_paid(self) -> NDArray[np.int64]:
+        counts = np.zeros((self.n, self.n_layers), dtype=np.int64)
+        for context, layer, _ in self.index:
+            counts[context, layer] += 1
+        return counts
+
+    def _rows(self, keys: list[tuple[int, int, float]]) -> Tensor:
+        """Gradients ``[N, d]`` of known points, in the order of ``keys``."""
+        out = self.clean_gradients.new_empty(len(keys), self.clean_gradients.shape[-1])
+        places: dict[int, tuple[list[int], list[int]]] = {}
+        for row, (context, layer, alpha) in enumerate(keys):
+            if alpha >= 1.0:
+                batch, source = -1, context * self.n_layers + layer
+            else:
+                batch, source = self.index[context, layer, alpha]
+            rows, sources = places.setdefault(batch, ([], []))
+            rows.append(row)
+            sources.append(source)
+        flat = self.clean_gradients.reshape(-1, self.clean_gradients.shape[-1])
+        for batch, (rows, sources) in places.items():
+            table = flat if batch < 0 else self.gradients[batch]
+            out[torch.tensor(rows, device=out.device)] = table[
+                torch.tensor(sources, device=out.device)
+            ]
+        return out
+
+    def integrate(self, panels: list[_Panel], weights: Array) -> NDArray[np.floating]:
+        """``[K, M, F]``: K rules over M panels of one layer, which share the nodes' pattern.
+
+        Args:
+            panels: M panels of equal layer and number of nodes.
+            weights: ``[K, k]`` on [0, 1], for the k nodes of a panel.
+        """
+        k = panels[0].n_nodes
+        keys = [(p.context, p.layer, float(a)) for p in panels for a in p.nodes]
+        length = np.repeat([p.b - p.a for p in panels], k)
+        w = np.tile(weights, (1, len(panels))) * length
+        alpha = np.concatenate([p.nodes for p in panels])
+        out = self.paths.scores(
+            panels[0].layer,
+            self._rows(keys),
+            torch.from_numpy(alpha).to(self.device),
+            torch.from_numpy(w).to(self.device, self.clean_values.dtype),
+            torch.arange(len(panels), device=self.device).repeat_interleave(k),
+            torch.tensor([p.context for p in panels], device=self.device),
+        )
+        found: NDArray[np.floating] = out.cpu().numpy().astype(self.dtype, copy=False)
+        return found
+
+
+def _delta(store: _Store, scores: NDArray[np.floating]) -> Array:
+    """Sum of scores minus the objective's change, ``[C, L]``."""
+    start = np.array(
+        [[store.value(c, layer, 0.0) for layer in range(store.n_layers)] for c in range(store.n)]
+    )
+    delta: Array = scores.sum(-1, dtype=np.float64) - (store.end_values[:, None] - start)
+    return delta
+
+
+def integrate_adaptive(
+    evaluator: Evaluator,
+    paths: Paths,
+    groups: NDArray[np.int64],
+    weights: Array,
+    tolerance: float,
+    max_points: int,
+    *,
+    complete: bool = True,
+) -> Integrals:
+    """Refine every layer until each group's estimated relative L2 error is within ``tolerance``.
+
+    A panel's error is the larger of the norm of the difference of its two finest nested rules
+    and its completeness error. A panel that must improve first gets the thirteen-point rule,
+    then is bisected.
+
+    Args:
+        evaluator: the sweep or the general path.
+        paths: where the points lie.
+        groups: ``[C]``, the fact of each context; its score is ``sum_c weights[c] * score[c]``.
+        weights: ``[C]``.
+        tolerance: on ``||error|| / ||scores||`` over all layers of a group.
+        max_points: most paid points a context and layer.
+        complete: whether scores are (x - x') times the gradient, so that completeness holds.
+    """
+    store = _Store(evaluator, paths)
+    n, n_layers = store.n, store.n_layers
+    panels = [_panel(c, layer, 0.0, 1.0, 7) for c in range(n) for layer in range(n_layers)]
+    stuck = np.zeros((n, n_layers), dtype=bool)
+    fresh = panels
+    while fresh:
+        store.pay([(p.context, p.layer, float(a)) for p in fresh for a in p.nodes])
+        _measure(store, fresh, complete)
+        worst = _worst(panels, groups, weights, tolerance, n_layers, stuck)
+        fresh, paid = [], store.n_paid()
+        for panel in worst:
+            children = _refine(panel)
+            new = len({float(a) for c in children for a in c.nodes} - set(panel.nodes.tolist()))
+            if paid[panel.key] + new > max_points:
+                stuck[panel.key] = True
+                continue
+            paid[panel.key] += new
+            panels.remove(panel)
+            panels.extend(children)
+            fresh.extend(children)
+    return _collect(store, panels, paths.layout.width, stuck, groups, weights, tolerance)
+
+
+def _measure(store: _Store, panels: list[_Panel], complete: bool) -> None:
+    """Fill in score and error of new panels, one call a layer and rule."""
+    batches: dict[tuple[int, int], list[_Panel]] = {}
+    for p in panels:
+        batches.setdefault((p.layer, p.n_nodes), []).append(p)
+    for (_, n_nodes), batch in batches.items():
+        fine = _WEIGHTS[n_nodes]
+        coarse = np.zeros(n_nodes)
+        inner = _LEVELS[_COARSER[n_nodes]]
+        coarse[[_LEVELS[n_nodes].index(i) for i in inner]] = _WEIGHTS[_COARSER[n_nodes]]
+        both = store.integrate(batch, np.stack([fine, fine - coarse]))
+        for panel, score, difference in zip(batch, both[0], both[1], strict=True):
+            panel.score = score
+            panel.error = float(np.linalg.norm(difference))
+            if complete:
+                panel.error = max(panel.error, _completeness_error(store, panel))
+
+
+def _completeness_error(store: _Store, panel: _Panel) -> float:
+    """How far a panel's scores miss the objective's change, beyond rounding of the objective."""
+    assert panel.score is not None
+    start = store.value(panel.context, panel.layer, float(panel.nodes[0]))
+    end = store.value(panel.context, panel.layer, float(panel.nodes[-1]))
+    missed = abs(float(panel.score.sum(dtype=np.float64)) - (end - start))
+    scale = max(abs(start), abs(end), 0.0 if 0 <= start <= 1 and 0 <= end <= 1 else 1.0)
+    rounding = 64 * float(torch.finfo(store.clean_gradients.dtype).eps) * scale
+    return missed if missed > rounding else 0.0
+
+
+def _refine(panel: _Panel) -> list[_Panel]:
+    if panel.n_nodes < 13:
+        return [_panel(panel.context, panel.layer, panel.a, panel.b, 13)]
+    # The halves reuse the parent's end points and its middle node, bit for bit.
+    middle = float(panel.nodes[6])
+    halves = []
+    for a, b in ((panel.a, middle), (middle, panel.b)):
+        half = _panel(panel.context, panel.layer, a, b, 7)
+        half.nodes[0], half.nodes[-1] = a, b
+        halves.append(half)
+    return halves
+
+
+def _worst(
+    panels: list[_Panel],
+    groups: NDArray[np.int64],
+    weights: Array,
+    tolerance: float,
+    n_layers: int,
+    stuck: NDArray[np.bool_],
+) -> list[_Panel]:
+    """The fewest panels whose removal brings every group's error estimate within tolerance."""
+    chosen: list[_Panel] = []
+    for group in np.unique(groups):
+        mine = [p for p in panels if groups[p.context] == group]
+        norm = _group_norm(mine, weights, n_layers)
+        layer_error = np.zeros(n_layers)
+        for p in mine:
+            layer_error[p.layer] += weights[p.context] * p.error
+        mine.sort(key=lambda p: (-weights[p.context] * p.error, p.layer, p.context, p.a))
+        for p in mine:
+            if np.linalg.norm(layer_error) <= tolerance * norm:
+                break
+            if stuck[p.key]:
+                continue
+            layer_error[p.layer] = max(0.0, layer_error[p.layer] - weights[p.context] * p.error)
+            chosen.append(p)
+    return [p for p in chosen if p.error > 0]
+
+
+def _group_norm(panels: list[_Panel], weights: Array, n_layers: int) -> float:
+    """L2 norm of a group's scores over all layers."""
+    total: list[Array | float] = [0.0] * n_layers
+    for p in panels:
+        assert p.score is not None
+        total[p.layer] = total[p.layer] + weights[p.context] * p.score.astype(np.float64)
+    return float(np.sqrt(sum(float(np.sum(np.square(t))) for t in total)))
+
+
+def _collect(
+    store: _Store,
+    panels: list[_Panel],
+    width: int,
+    stuck: NDArray[np.bool_],
+    groups: NDArray[np.int64],
+    weights: Array,
+    tolerance: float,
+) -> Integrals:
+    shape = (store.n, store.n_layers)
+    total = np.zeros((*shape, width))
+    error = np.zeros(shape)
+    for p in panels:
+        assert p.score is not None
+        total[p.key] += p.score
+        error[p.key] += p.error
+    scores = total.astype(store.dtype)
+    converged = ~stuck
+    # A layer that ran out of points still counts as converged if its fact came within tolerance.
+    for group in np.unique(groups):
+        mine = groups == group
+        norm = np.linalg.norm(np.tensordot(weights[mine], total[mine], 1))
+        estimate = np.linalg.norm(weights[mine] @ error[mine])
+        if estimate <= tolerance * norm:
+            converged[mine] = True
+    return Integrals(scores, _delta(store, scores), store.n_paid(), error, converged)
