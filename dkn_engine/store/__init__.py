@@ -1,0 +1,13 @@
+"""Run directories: results on disk that survive a kill at any moment and resume bit-equal."""
+
+from __future__ import annotations
+
+from dkn_engine.store.directory import (
+    RunDirectory,
+    count_done,
+    iter_results,
+    read_manifest,
+    read_results,
+)
+
+__all__ = ["RunDirectory", "count_done", "iter_results", "read_manifest", "read_results"]

@@ -1,0 +1,125 @@
+"""The manifest: what a run directory was made from, and what differs from another run."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dkn_engine.config import Config
+from dkn_engine.errors import RunDirectoryError
+from dkn_engine.types import Fact
+
+NAME = "manifest.json"
+FORMAT = "dkn_engine run directory"
+FORMAT_VERSION = 1
+_ABSENT = "(not set)"
+
+
+def facts_digest(facts: Sequence[Fact]) -> str:
+    """SHA-256 over every field of every fact, in order."""
+    digest = hashlib.sha256()
+    for fact in facts:
+        digest.update(json.dumps(dataclasses.asdict(fact), sort_keys=True).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def build(
+    *,
+    config: Config,
+    model_name: str,
+    model_fingerprint: str,
+    facts: Sequence[Fact],
+    versions: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The manifest of a new run, as plain JSON data."""
+    manifest = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config_hash": config.hash,
+        "config": config.to_dict(),
+        "model": {"name": model_name, "fingerprint": model_fingerprint},
+        "facts": {"n": len(facts), "digest": facts_digest(facts)},
+        "facts_per_chunk": config.facts_per_chunk,
+        "versions": dict(versions),
+    }
+    # Through JSON and back, so that a fresh manifest compares equal to one read from disk.
+    plain: dict[str, Any] = json.loads(json.dumps(manifest))
+    return plain
+
+
+def to_bytes(manifest: Mapping[str, Any]) -> bytes:
+    """The file's contents."""
+    return (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode(
+        "utf-8", "backslashreplace"
+    )
+
+
+def read(directory: Path) -> dict[str, Any]:
+    """The manifest of a run directory.
+
+    Raises:
+        RunDirectoryError: there is none, it is not ours, or a newer version wrote it.
+    """
+    path = directory / NAME
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise RunDirectoryError(f"{directory} is not a run directory: no {NAME} there") from None
+    except (OSError, ValueError) as error:
+        raise RunDirectoryError(f"{path} cannot be read: {error}") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise RunDirectoryError(f"{path} is not the manifest of a run directory")
+    if data.get("format_version") != FORMAT_VERSION:
+        raise RunDirectoryError(
+            f"{path} has format version {data.get('format_version')!r}; this version of the "
+            f"engine reads {FORMAT_VERSION}"
+        )
+    return data
+
+
+def require_same_run(directory: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Check that a run may continue a directory.
+
+    Args:
+        directory: for the message.
+        old: the manifest on disk.
+        new: the manifest of the run that wants to continue.
+
+    Raises:
+        RunDirectoryError: configuration, model or facts differ; names the first difference.
+    """
+    for key, there, here in _differences(old["config"], new["config"]):
+        _refuse(directory, f"configuration: {key} was {there!r}, is now {here!r}")
+    if old["model"]["fingerprint"] != new["model"]["fingerprint"]:
+        there, here = (f"{m['model']['name']} ({m['model']['fingerprint']})" for m in (old, new))
+        _refuse(directory, f"model: was {there}, is now {here}")
+    if old["facts"]["n"] != new["facts"]["n"]:
+        _refuse(directory, f"facts: were {old['facts']['n']}, are now {new['facts']['n']}")
+    if old["facts"]["digest"] != new["facts"]["digest"]:
+        _refuse(directory, f"facts: as many ({new['facts']['n']}), but not the same")
+
+
+def _refuse(directory: Path, difference: str) -> None:
+    raise RunDirectoryError(
+        f"run directory {directory} belongs to another {difference}; "
+        "give another directory or the first run's settings"
+    )
+
+
+def _differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Dotted key, old and new value, wherever two nested tables differ."""
+    for key in dict.fromkeys([*new, *old]):
+        there, here = old.get(key, _ABSENT), new.get(key, _ABSENT)
+        if isinstance(there, Mapping) and isinstance(here, Mapping):
+            yield from _differences(there, here, f"{prefix}{key}.")
+        elif there != here:
+            yield f"{prefix}{key}", there, here
