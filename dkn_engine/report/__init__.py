@@ -1,0 +1,34 @@
+"""What a run found, for people (text, Markdown) and for machines (JSON)."""
+
+from __future__ import annotations
+
+from dkn_engine.report.files import write_summary
+from dkn_engine.report.markdown import render_markdown
+from dkn_engine.report.records import fact_record, plain
+from dkn_engine.report.statistics import Estimate, bootstrap_mean, wilson_share
+from dkn_engine.report.summary import (
+    DropSummary,
+    FamilySummary,
+    RelationSummary,
+    Summary,
+    summarize,
+)
+from dkn_engine.report.table import render_report, render_summary, render_table
+
+__all__ = [
+    "DropSummary",
+    "Estimate",
+    "FamilySummary",
+    "RelationSummary",
+    "Summary",
+    "bootstrap_mean",
+    "fact_record",
+    "plain",
+    "render_markdown",
+    "render_report",
+    "render_summary",
+    "render_table",
+    "summarize",
+    "wilson_share",
+    "write_summary",
+]

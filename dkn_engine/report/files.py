@@ -1,0 +1,65 @@
+"""``summary.md`` and ``summary.json`` of a run directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dkn_engine.errors import RunDirectoryError
+from dkn_engine.report.markdown import render_markdown
+from dkn_engine.report.records import plain
+from dkn_engine.report.summary import Summary
+from dkn_engine.store import read_manifest
+from dkn_engine.store.files import write_files
+from dkn_engine.types import FactResult
+
+MARKDOWN, JSON = "summary.md", "summary.json"
+
+
+def write_summary(
+    directory: str | Path,
+    results: Sequence[FactResult],
+    summary: Summary,
+    *,
+    problems: Sequence[Mapping[str, Any]] = (),
+) -> tuple[Path, Path]:
+    """Write the summary as Markdown and JSON, atomically; returns both paths.
+
+    Args:
+        directory: a run directory, or any directory (the reports then name no model).
+        results: all results, in the order of the facts.
+        summary: of those results.
+        problems: facts that the loader left out (``file``, ``line``, ``id``, ``reason``).
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
+    directory = Path(directory)
+    try:
+        manifest = read_manifest(directory)
+    except RunDirectoryError:
+        manifest = None
+    data = {
+        "model": manifest and manifest["model"],
+        "config_hash": manifest and manifest["config_hash"],
+        "summary": summary.to_dict(),
+        "problems": plain(list(problems)),
+    }
+    text = render_markdown(results, summary, manifest=manifest, problems=problems)
+    files = {
+        MARKDOWN: text.encode("utf-8", "backslashreplace"),
+        JSON: (json.dumps(data, indent=2, allow_nan=False) + "\n").encode(),
+    }
+    write_files(directory, files)
+    return directory / MARKDOWN, directory / JSON
+
+
+def read_summary(directory: str | Path) -> dict[str, Any]:
+    """What ``summary.json`` holds; empty if there is none that can be read."""
+    try:
+        data = json.loads((Path(directory) / JSON).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}

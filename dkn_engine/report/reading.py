@@ -1,0 +1,78 @@
+"""Sentences that say what the figures mean and what the controls do and do not show."""
+
+from __future__ import annotations
+
+from dkn_engine.report.statistics import Estimate
+from dkn_engine.report.summary import FamilySummary, Summary
+
+
+def sentences(summary: Summary) -> list[str]:
+    """How to read a summary, from its own figures; nothing for a run without components."""
+    if summary.dkn.n:
+        group, name = summary.dkn, "the DKN families"
+    elif summary.no_dkn.n:
+        group, name = summary.no_dkn, "the candidate components"
+    else:
+        return ["No fact has candidate components, so there is nothing to suppress or compare."]
+    return [
+        "Partial drop: the share of the answer's probability that is lost, on average, when some "
+        "but not all components of a family are suppressed. Full drop: when all are.",
+        "A partial drop below the full drop proves nothing alone: independent components show it "
+        "too. Redundancy above 1 says that components cover for one another, below 1 that each "
+        "is needed.",
+        *_controls(group, name),
+        "Whether facts live in single neurons is disputed: read these figures as what an "
+        "intervention does to this model, not as where it stores a fact.",
+    ]
+
+
+def _controls(group: FamilySummary, name: str) -> list[str]:
+    own = group.drops.full_drop
+    if not group.controls:
+        return ["No controls were measured, so these drops cannot be told from chance."]
+    if own.n < 2:
+        return [f"The controls need two or more facts to compare; {name} come from {own.n}."]
+    full = {control: drops.full_drop for control, drops in group.controls.items()}
+    found = []
+    if "random" in full and full["random"].n:
+        found.append(_random(full["random"], own, name))
+    if "unrelated" in full and full["unrelated"].n:
+        found.append(_unrelated(full["unrelated"], own))
+    if "paraphrases" in full and full["paraphrases"].n:
+        found.append(
+            f"The prompt's own drops are what {name} were chosen by; on paraphrases that were "
+            f"not used for that, the full drop is {full['paraphrases'].mean:.2f} instead of "
+            f"{own.mean:.2f}."
+        )
+    if "mean_ablation" in full and full["mean_ablation"].n:
+        found.append(_mean_ablation(full["mean_ablation"], own))
+    return found
+
+
+def _random(control: Estimate, own: Estimate, name: str) -> str:
+    start = (
+        f"Random neurons, as many in the same layers, give a full drop of {control.mean:.2f} "
+        f"against {own.mean:.2f} for {name}: "
+    )
+    if _below(control, own):
+        return start + "it matters which neurons are suppressed, not only how many."
+    return start + "this run does not tell them from chance."
+
+
+def _unrelated(control: Estimate, own: Estimate) -> str:
+    start = f"On unrelated facts the same neurons give {control.mean:.2f}: "
+    if _below(control, own):
+        return start + "less than on their own fact."
+    return start + "they are not specific to their own fact."
+
+
+def _mean_ablation(control: Estimate, own: Estimate) -> str:
+    start = f"With mean activations instead of zeros the full drop is {control.mean:.2f}"
+    if _below(control, own):
+        return start + ": part of the effect is the zero itself."
+    return start + "."
+
+
+def _below(control: Estimate, own: Estimate) -> bool:
+    """Whether a control's interval lies wholly below the family's (False if either is unknown)."""
+    return control.ci_high < own.ci_low

@@ -1,0 +1,78 @@
+"""Means and shares with 95 % intervals; safe for NaN and for empty input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+_Z = 1.959963984540054  # two-sided 95 % of the normal distribution
+_BLOCK = 1 << 21  # most resampled values held at once
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean with its 95 % interval; NaN where there is too little to say it.
+
+    Attributes:
+        mean: over the finite values.
+        ci_low, ci_high: ends of the interval (NaN for fewer than two values).
+        n: number of finite values.
+        median: of the same values; robust where a few ratios explode.
+    """
+
+    mean: float
+    ci_low: float
+    ci_high: float
+    n: int
+    median: float = math.nan
+
+
+def wilson_share(hits: int, n: int) -> Estimate:
+    """A share with Wilson's score interval, which stays in [0, 1] and is honest for small n.
+
+    Raises:
+        ValueError: ``hits`` is not between 0 and ``n``.
+    """
+    if not 0 <= hits <= n:
+        raise ValueError(f"hits must be between 0 and n; got {hits} of {n}")
+    if n == 0:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    share = hits / n
+    scale = 1 + _Z**2 / n
+    centre = (share + _Z**2 / (2 * n)) / scale
+    half = _Z * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n * n)) / scale
+    # At the ends the formula is exact in reals only.
+    low = 0.0 if hits == 0 else centre - half
+    high = 1.0 if hits == n else centre + half
+    return Estimate(share, low, high, n)
+
+
+def bootstrap_mean(values: Iterable[float], *, seed: int = 0, n_resamples: int = 2000) -> Estimate:
+    """The mean of the finite values with a percentile bootstrap interval.
+
+    Args:
+        values: any length; NaN and infinities are left out.
+        seed: of the resampling; the same seed and values give the same interval.
+        n_resamples: number of resamples.
+    """
+    x = np.fromiter(values, dtype=np.float64)
+    x = x[np.isfinite(x)]
+    n = len(x)
+    if n == 0:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    mean, median = float(x.mean()), float(np.median(x))
+    if n == 1:
+        return Estimate(mean, math.nan, math.nan, 1, median)
+    rng = np.random.default_rng(seed)
+    block = max(1, _BLOCK // n)
+    means = np.concatenate(
+        [
+            x[rng.integers(n, size=(min(block, n_resamples - start), n))].mean(axis=1)
+            for start in range(0, n_resamples, block)
+        ]
+    )
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Estimate(mean, float(low), float(high), n, median)

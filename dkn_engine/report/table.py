@@ -1,0 +1,205 @@
+"""The plain-text report: at most 80 columns, one row a fact, then the summary."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterator, Sequence
+
+from dkn_engine.report.reading import sentences
+from dkn_engine.report.statistics import Estimate
+from dkn_engine.report.summary import DropSummary, Summary
+from dkn_engine.report.text import clean, fit, shorten, width
+from dkn_engine.types import FactResult
+
+COLUMNS = 80
+STATUS_WORDS = {"ok": "known", "not_known": "not known", "skipped": "skipped", "error": "failed"}
+CONTROL_WORDS = {
+    "random": "random neurons",
+    "paraphrases": "held-out paraphrases",
+    "unrelated": "unrelated facts",
+    "mean_ablation": "mean, not zero",
+}
+_FACT, _ANSWER, _REASON = 35, 14, 37
+_MOST_RELATIONS = 20
+DASH = "–"
+_INTERVAL = 20
+
+
+def render_report(
+    results: Sequence[FactResult], summary: Summary, *, limit: int | None = 40
+) -> str:
+    """The table and the summary below it, ending in a newline.
+
+    Args:
+        results: in the order of the rows.
+        summary: of all of them.
+        limit: most rows; None for all.
+    """
+    return f"{render_table(results, limit=limit)}\n{render_summary(summary)}"
+
+
+def render_table(results: Sequence[FactResult], *, limit: int | None = 40) -> str:
+    """One row a fact: prompt and answer, probability, sizes, drops."""
+    if not results:
+        return "No facts.\n"
+    head = (
+        f"{fit('Prompt → answer', _FACT)} {'p':>5} {'KNs':>5} {'comp.':>5}  "
+        f"{fit('DKN', 9)}  partial → full"
+    )
+    shown = results if limit is None else results[:limit]
+    lines = [head, "─" * COLUMNS, *map(_row, shown)]
+    if len(shown) < len(results):
+        lines.append(f"… and {len(results) - len(shown):,} more facts")
+    if any(r.status == "ok" and r.components and not r.is_degenerate for r in shown):
+        lines.append("(In brackets: no DKN; drops of all candidate components.)")
+    return "\n".join(lines) + "\n"
+
+
+def _row(result: FactResult) -> str:
+    label = fact_label(result, _FACT)
+    if result.status != "ok":
+        word = STATUS_WORDS[result.status]
+        text = f"{word}: {result.reason}" if result.reason else word
+        return f"{label} {number(result.probability):>5}  {shorten(clean(text), _REASON)}"
+    return (
+        f"{label} {number(result.probability):>5} {len(result.neurons):>5} "
+        f"{len(result.components):>5}  {fit(dkn_sizes(result), 9)}  {drops(result):>14}"
+    ).rstrip()
+
+
+def fact_label(result: FactResult, columns: int) -> str:
+    """Prompt and answer in exactly so many columns; a long prompt gives way to the answer."""
+    answer = shorten(clean(result.answer), _ANSWER)
+    if not result.prompt and not answer:
+        return fit(result.fact_id, columns)
+    return fit(f"{shorten(clean(result.prompt), columns - width(answer) - 3)} → {answer}", columns)
+
+
+def dkn_sizes(result: FactResult, columns: int = 9) -> str:
+    """Sizes of the DKN's components, "2+3"; "9×2–14" (number, smallest, largest) if too many."""
+    sizes = [len(result.components[i].neurons) for i in result.dkn]
+    if not sizes:
+        return DASH
+    text = "+".join(map(str, sizes))
+    return text if len(text) <= columns else f"{len(sizes)}×{min(sizes)}–{max(sizes)}"
+
+
+def drops(result: FactResult) -> str:
+    """Partial and full drop; in brackets where they are of all candidates, not of a DKN."""
+    if not result.components:
+        return DASH
+    text = f"{number(result.partial_drop)} → {number(result.full_drop)}"
+    return text if result.is_degenerate else f"({text})"
+
+
+def number(value: float) -> str:
+    """Two digits after the point where they fit in five characters; a dash if not finite."""
+    if not math.isfinite(value):
+        return DASH
+    if abs(value) >= 1000:
+        return f"{value:.0e}"
+    places = 2 if -1 < value < 10 else 1 if abs(value) < 10 else 0
+    # Adding 0.0 turns a rounded "-0.00" into "0.00".
+    return f"{round(value, places) + 0.0:.{places}f}"
+
+
+def render_summary(summary: Summary) -> str:
+    """Headline shares, drops beside their controls, relations, and how to read them."""
+    blocks = ["\n".join(headlines(summary))]
+    if summary.candidates.n:
+        blocks.append("\n".join(_drop_lines(summary)))
+    if len(summary.by_relation) > 1:
+        blocks.append("\n".join(_relation_lines(summary)))
+    if summary.n_facts:
+        blocks.append("\n".join(textwrap.fill(s, COLUMNS - 1) for s in sentences(summary)))
+    return "\n\n".join(blocks) + "\n"
+
+
+def headlines(summary: Summary) -> list[str]:
+    """The figures that are not drops, one a line, at most 80 columns."""
+    counts = ", ".join(
+        f"{n:,} {STATUS_WORDS[s]}" for s, n in summary.by_status.items() if n or s == "ok"
+    )
+    lines = [f"{summary.n_facts:,} facts: {counts}"]
+    if summary.n_known:
+        several = _share(summary.n_with_candidates, summary.with_candidates)
+        lines += [
+            f"Degenerate (have a DKN): {_share(summary.n_degenerate, summary.degenerate)}",
+            f"Two or more components:  {several}",
+            f"Knowledge neurons (KNs) a known fact: {interval(summary.neurons, 1)}",
+            f"Candidate components a known fact: {interval(summary.components, 1)}",
+        ]
+    if math.isfinite(summary.points_per_layer):
+        lines += [
+            f"Attribution: {summary.points_per_layer:.1f} points a layer; convergence delta "
+            f"{summary.mean_abs_convergence_delta:.0e} mean, "
+            f"{summary.max_abs_convergence_delta:.0e} largest",
+        ]
+    if summary.n_not_converged:
+        lines.append(f"Not converged within max_points: {summary.n_not_converged:,} facts")
+    if summary.seconds:
+        rate = summary.n_facts / summary.seconds
+        lines.append(f"Time: {summary.seconds:,.1f} s, {rate:.3g} facts/s")
+    return lines
+
+
+def _share(hits: int, share: Estimate) -> str:
+    return (
+        f"{hits:,} of {share.n:,} known facts, {share.mean:.0%} "
+        f"(95% interval {share.ci_low:.0%} to {share.ci_high:.0%})"
+    )
+
+
+def interval(estimate: Estimate, digits: int = 2) -> str:
+    """ "0.23 [0.12, 0.31]" in at most 20 characters; no interval where it is not known."""
+    if estimate.n == 0:
+        return DASH
+    figures = [v for v in (estimate.mean, estimate.ci_low, estimate.ci_high) if math.isfinite(v)]
+    for places in range(digits, -1, -1):
+        mean, *ends = (f"{round(v, places) + 0.0:.{places}f}" for v in figures)
+        text = f"{mean} [{', '.join(ends)}]" if ends else mean
+        if len(text) <= _INTERVAL:
+            return text
+    return f"{estimate.mean:.2g}"
+
+
+def drop_rows(summary: Summary) -> Iterator[tuple[str, bool, int, DropSummary]]:
+    """Label, whether it is a control, number of facts, and drops of each row."""
+    groups = {
+        "DKN families": summary.dkn,
+        "Candidates without a DKN": summary.no_dkn,
+        "All candidates": summary.candidates,
+    }
+    for label, group in groups.items():
+        if group.n:
+            yield label, False, group.n, group.drops
+        for name, control in group.controls.items():
+            yield CONTROL_WORDS[name], True, control.full_drop.n, control
+
+
+def _drop_lines(summary: Summary) -> Iterator[str]:
+    yield f"{'Mean [95% interval]':<24}{'n':>5}  {'partial drop':<20} {'full drop':<20}redund.*"
+    yield "─" * COLUMNS
+    for label, is_control, n, row in drop_rows(summary):
+        label = f"  {label}" if is_control else label
+        yield (
+            f"{label:<24}{n:>5}  {interval(row.partial_drop):<20} "
+            f"{interval(row.full_drop):<20} {number(row.redundancy.median):>7}"
+        )
+    yield "* median, since a few ratios of small numbers can dominate a mean"
+
+
+def _relation_lines(summary: Summary) -> Iterator[str]:
+    yield f"{'Relation':<30}{'facts':>7}{'known':>7}{'DKN':>6}{'KNs':>8}  partial → full"
+    yield "─" * COLUMNS
+    for row in summary.by_relation[:_MOST_RELATIONS]:
+        drop = f"{number(row.partial_drop)} → {number(row.full_drop)}"
+        neurons = f"{row.neurons:.1f}" if math.isfinite(row.neurons) else DASH
+        yield (
+            f"{fit(row.relation or '(none)', 30)}{row.n_facts:>7}{row.n_known:>7}"
+            f"{row.n_degenerate:>6}{neurons:>8}  {drop if row.n_degenerate else DASH:>14}"
+        )
+    more = len(summary.by_relation) - _MOST_RELATIONS
+    if more > 0:
+        yield f"… and {more:,} more relations"

@@ -1,0 +1,386 @@
+"""Summary numbers worked out by hand, columns of the printed table, Markdown, JSON, empty input."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dkn_engine.config import Config
+from dkn_engine.report import (
+    Estimate,
+    bootstrap_mean,
+    fact_record,
+    plain,
+    render_markdown,
+    render_report,
+    render_table,
+    summarize,
+    wilson_share,
+    write_summary,
+)
+from dkn_engine.report.files import read_summary
+from dkn_engine.report.reading import sentences
+from dkn_engine.report.table import interval
+from dkn_engine.report.text import clean, fit, shorten, width
+from dkn_engine.store import RunDirectory
+from dkn_engine.types import Component, Drops, Fact, FactResult
+
+NAN = float("nan")
+
+
+def make(
+    fact_id: str,
+    sizes: tuple[int, ...] = (),
+    dkn: tuple[int, ...] = (),
+    drops: tuple[float, float, float] = (NAN, NAN, NAN),
+    **fields: Any,
+) -> FactResult:
+    """A result whose components have these sizes; two more neurons are in none of them."""
+    n = sum(sizes) + 2
+    known = {
+        "status": "ok",
+        "prompt": f"The capital of {fact_id} is",
+        "answer": "Rome",
+        "probability": 0.5,
+        "rank": 1,
+        "neurons": np.zeros((n, 2), np.int32),
+        "scores": np.zeros(n, np.float32),
+        "components": tuple(Component(np.zeros((k, 2), np.int32), 0, 1, 1) for k in sizes),
+        "dkn": dkn,
+        "partial_drop": drops[0],
+        "full_drop": drops[1],
+        "redundancy": drops[2],
+        "candidates": Drops(*drops) if sizes else None,
+    }
+    return FactResult(fact_id, **(known | fields))
+
+
+RESULTS = [
+    make("a", (2, 3), (0, 1), (0.2, 0.6, 2.0), controls={"random": Drops(0.01, 0.02, n=20)}),
+    make(
+        "b",
+        (2, 2, 4),
+        (0, 2),
+        (0.4, 0.8, 1.5),
+        candidates=Drops(0.5, 0.9, 1.0),
+        controls={"random": Drops(NAN, 0.04, n=20), "unrelated": Drops(0.1, 0.7)},
+        relation="P36",
+        convergence_delta=np.array([-0.3, 0.1], np.float32),
+        n_points=np.array([3, 7], np.int32),
+        converged=False,
+        path="general",
+    ),
+    make(
+        "c",
+        (5, 2),
+        (),
+        (0.3, 0.3, 0.5),
+        relation="P36",
+        convergence_delta=np.array([NAN, 0.2], np.float32),
+        n_points=np.array([3, 3], np.int32),
+        path="sweep",
+    ),
+    make("d", ()),
+    make("e", (3, 3), (0, 1), (9.0, 9.0, 9.0), status="not_known", reason="rank 4"),
+    FactResult("f", "skipped", "prompt is longer than the context"),
+]
+
+
+def test_summary_by_hand() -> None:
+    s = summarize(RESULTS, seconds=3.0)
+    assert s.n_facts == 6
+    assert s.by_status == {"ok": 4, "not_known": 1, "skipped": 1, "error": 0}
+    assert (s.n_known, s.n_degenerate, s.n_with_candidates) == (4, 2, 3)
+    assert s.degenerate.mean == 0.5
+    assert s.with_candidates.mean == 0.75
+    assert s.neurons.mean == pytest.approx((7 + 10 + 9 + 2) / 4)
+    assert s.components.mean == pytest.approx((2 + 3 + 2 + 0) / 4)
+    assert s.dkn.n == 2
+    assert s.dkn.drops.partial_drop.mean == pytest.approx(0.3)
+    assert s.dkn.drops.full_drop.mean == pytest.approx(0.7)
+    assert s.dkn.drops.redundancy.mean == pytest.approx(1.75)
+    assert s.no_dkn.n == 1
+    assert s.no_dkn.drops.full_drop.mean == pytest.approx(0.3)
+    assert s.no_dkn.controls == {}
+    assert s.candidates.n == 3
+    assert s.candidates.drops.partial_drop.mean == pytest.approx((0.2 + 0.5 + 0.3) / 3)
+    assert s.candidates.drops.redundancy.median == pytest.approx(1.0)
+    assert s.mean_abs_convergence_delta == pytest.approx(0.2)
+    assert s.max_abs_convergence_delta == pytest.approx(0.3)
+    assert s.points_per_layer == 4.0
+    assert s.n_not_converged == 1
+    assert s.by_path == {"general": 1, "sweep": 1}
+    assert s.seconds == 3.0
+
+
+def test_controls_are_averaged_over_the_facts_that_have_them() -> None:
+    controls = summarize(RESULTS).dkn.controls
+    assert set(controls) == {"random", "unrelated"}
+    assert controls["random"].partial_drop == Estimate(
+        0.01, *[pytest.approx(NAN, nan_ok=True)] * 2, 1, 0.01
+    )
+    assert controls["random"].full_drop.n == 2
+    assert controls["random"].full_drop.mean == pytest.approx(0.03)
+    assert controls["unrelated"].full_drop.n == 1
+    assert controls["unrelated"].redundancy.n == 0
+
+
+def test_relations_by_hand() -> None:
+    none, p36 = summarize(RESULTS).by_relation
+    assert (none.relation, none.n_facts, none.n_known, none.n_degenerate) == ("", 4, 2, 1)
+    assert (none.neurons, none.full_drop) == (4.5, 0.6)
+    assert (p36.relation, p36.n_facts, p36.n_known, p36.n_degenerate) == ("P36", 2, 2, 1)
+    assert (p36.components, p36.partial_drop) == (2.5, 0.4)
+
+
+def test_empty_input_gives_an_empty_summary() -> None:
+    s = summarize([])
+    assert s.n_facts == 0
+    assert math.isnan(s.degenerate.mean)
+    assert s.by_relation == ()
+    assert "No facts." in render_report([], s)
+    assert "0 facts" in render_markdown([], s)
+    json.dumps(s.to_dict(), allow_nan=False)
+
+
+def test_facts_without_components_are_said_to_have_none() -> None:
+    results = [make("d"), FactResult("f", "error", "broken")]
+    assert "nothing to suppress" in render_report(results, summarize(results))
+
+
+@pytest.mark.parametrize(
+    ("hits", "n", "low", "high"),
+    [  # Newcombe 1998, table I, method 3; the ends by its formula.
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (29, 29, 0.8830, 1.0),
+    ],
+)
+def test_wilson_interval_agrees_with_published_values(
+    hits: int, n: int, low: float, high: float
+) -> None:
+    share = wilson_share(hits, n)
+    assert share.mean == hits / n
+    assert (share.ci_low, share.ci_high) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_refuses_more_hits_than_trials() -> None:
+    with pytest.raises(ValueError, match="got 3 of 2"):
+        wilson_share(3, 2)
+
+
+def test_bootstrap_interval_is_near_the_normal_one() -> None:
+    x = np.random.default_rng(1).normal(3.0, 2.0, size=400)
+    got = bootstrap_mean(x, seed=7)
+    half = 1.96 * x.std() / 20
+    assert got.mean == pytest.approx(x.mean())
+    # Ends of 2000 resamples scatter by about 4 % of the half width.
+    assert got.ci_low == pytest.approx(x.mean() - half, abs=0.15 * half)
+    assert got.ci_high == pytest.approx(x.mean() + half, abs=0.15 * half)
+    assert got == bootstrap_mean(x, seed=7)
+    assert got != bootstrap_mean(x, seed=8)
+
+
+@pytest.mark.parametrize("values", [[], [NAN], [NAN, math.inf, -math.inf]])
+def test_bootstrap_of_nothing_is_nan(values: list[float]) -> None:
+    got = bootstrap_mean(values)
+    assert math.isnan(got.mean)
+    assert got.n == 0
+
+
+def test_bootstrap_of_one_value_has_no_interval() -> None:
+    got = bootstrap_mean([0.25, NAN])
+    assert (got.mean, got.n) == (0.25, 1)
+    assert math.isnan(got.ci_low)
+
+
+NASTY = {
+    "wide": "日本の首都はどこですか、それはとても大きな都市である",
+    "combining": "e\u0301" * 60,
+    "hindi": "नमस्ते दुनिया " * 8,
+    "hangul parts": "\u1112\u1161\u11ab" * 40,
+    "family": "👨‍👩‍👧‍👦 ❤️ " * 10,
+    "escape": "\x1b[31mred\x1b[0m\x07 " * 6,
+    "direction": "\u202eabc\u2066 " * 20,
+    "line breaks": "a\nb\r\nc\u2028d\x85e\tf " * 10,
+    "surrogate": "\ud800" * 70,
+    "full width": "ＡＢＣ" * 30,
+    "zero width": "\u200b" * 50,
+    "long": "x" * 500,
+    "empty": "",
+}
+
+
+@pytest.mark.parametrize("text", NASTY.values(), ids=NASTY)
+@pytest.mark.parametrize("columns", [1, 2, 9, 35])
+def test_fit_fills_exactly_its_columns(text: str, columns: int) -> None:
+    for right in (False, True):
+        got = fit(text, columns, right=right)
+        assert width(got) == columns
+        assert got.encode("utf-8").decode().isprintable() or "\u200c" in got or "\u200d" in got
+
+
+def test_width_by_hand() -> None:
+    assert width("abc") == 3
+    assert width("日本") == 4
+    assert width("e\u0301") == 1
+    assert width("\u1112\u1161\u11ab") == 2
+    assert shorten("日本語", 4) == "日…"
+    assert shorten("日本語", 6) == "日本語"
+    assert shorten("abc def", 5) == "abc…"
+    assert shorten("abc", 0) == ""
+    assert clean(" a\n\tb\u202ec\x1b[0m") == "a bc?[0m"
+
+
+def nasty_results() -> list[FactResult]:
+    nasty = list(NASTY.values())
+    results = [
+        make(text, (2, 2), (0, 1), (-0.123, 0.5, 1e9), prompt=text, answer=other, relation=text)
+        for text, other in zip(nasty, nasty[1:] + nasty[:1], strict=True)
+    ]
+    many = make("many", (2,) * 12, tuple(range(12)), (0.1, 0.99, 2.0), rank=1)
+    results.append(make("wild", (2, 2), (0, 1), (-123.4, -5678.9, 3.0), controls=many.controls))
+    results += [many, make("big", (1500, 900, 1200), (0, 1, 2), (0.0, 1.0, 0.0))]
+    results += [FactResult(t, "error", reason=t, prompt=t, answer=t) for t in nasty]
+    return results
+
+
+def test_report_is_at_most_80_columns_wide() -> None:
+    results = nasty_results()
+    report = render_report(results, summarize(results, seconds=1e6), limit=None)
+    for line in report.splitlines():
+        assert width(line) <= 80, line
+
+
+def test_columns_of_the_table_are_aligned() -> None:
+    table = render_table([r for r in nasty_results() if r.status == "ok"], limit=None)
+    rows = table.splitlines()[2:]
+    assert all(row.isprintable() or "\u200d" in row for row in rows)
+    # Probabilities of all rows end in column 41.
+    assert {width(row[: row.rindex(" 0.50 ") + 5]) for row in rows} == {41}
+
+
+def test_table_row_by_hand() -> None:
+    table = render_table(RESULTS)
+    rows = [" ".join(line.split()) for line in table.splitlines()[2:]]
+    assert rows[0] == "The capital of a is → Rome 0.50 7 2 2+3 0.20 → 0.60"
+    assert rows[1] == "The capital of b is → Rome 0.50 10 3 2+4 0.40 → 0.80"
+    assert rows[2] == "The capital of c is → Rome 0.50 9 2 – (0.30 → 0.30)"
+    assert rows[3] == "The capital of d is → Rome 0.50 2 0 – –"
+    assert rows[4] == "The capital of e is → Rome 0.50 not known: rank 4"
+    assert rows[5] == "f – skipped: prompt is longer than the c…"
+    assert "In brackets" in table
+
+
+def test_long_tables_are_cut_and_say_so() -> None:
+    table = render_table(RESULTS * 10, limit=7)
+    assert "… and 53 more facts" in table
+    assert table.count("→ Rome") + table.count("skipped") == 7
+
+
+@pytest.mark.parametrize(
+    ("estimate", "text"),
+    [
+        (Estimate(0.234, 0.119, 0.306, 9), "0.23 [0.12, 0.31]"),
+        (Estimate(-0.001, -0.101, 0.001, 9), "0.00 [-0.10, 0.00]"),
+        (Estimate(-12.34, -15.67, -10.01, 9), "-12.3 [-15.7, -10.0]"),
+        (Estimate(-123456.7, -156789.0, -100001.0, 9), "-1.2e+05"),
+        (Estimate(0.5, NAN, NAN, 1), "0.50"),
+        (Estimate(NAN, NAN, NAN, 0), "–"),
+    ],
+)
+def test_interval_fits_its_column(estimate: Estimate, text: str) -> None:
+    assert interval(estimate) == text
+    assert len(text) <= 20
+
+
+def controlled(random: float, unrelated: float, mean: float) -> list[str]:
+    results = [
+        make(
+            f"f{i}",
+            (2, 2),
+            (0, 1),
+            (0.2, 0.7 + i / 50, 1.5),
+            controls={
+                "random": Drops(0.0, random + i / 1000),
+                "unrelated": Drops(0.0, unrelated + i / 1000),
+                "mean_ablation": Drops(0.0, mean + i / 1000),
+                "paraphrases": Drops(0.0, 0.4),
+            },
+        )
+        for i in range(6)
+    ]
+    return sentences(summarize(results))
+
+
+def test_sentences_follow_the_controls() -> None:
+    good = " ".join(controlled(0.0, 0.1, 0.72))
+    assert "it matters which neurons" in good
+    assert "less than on their own fact" in good
+    assert "the zero itself" not in good
+    assert "0.40 instead of 0.75" in good
+    bad = " ".join(controlled(0.72, 0.73, 0.2))
+    assert "does not tell them from chance" in bad
+    assert "not specific to their own fact" in bad
+    assert "the zero itself" in bad
+
+
+def test_sentences_say_when_there_is_nothing_to_compare() -> None:
+    one = [make("a", (2, 3), (0, 1), (0.2, 0.6, 2.0), controls={"random": Drops(0.0, 0.0)})]
+    assert "two or more facts" in " ".join(sentences(summarize(one)))
+    none = [make(x, (2, 3), (), (0.2, 0.6, 2.0)) for x in "ab"]
+    assert "No controls were measured" in " ".join(sentences(summarize(none)))
+
+
+def test_markdown_escapes_what_would_break_a_table() -> None:
+    result = make("a|b", (2, 2), (0, 1), (0.1, 0.5, 1.0), prompt="x | *y* <z>\n`q`", answer="_a_")
+    text = render_markdown([result], summarize([result]))
+    assert r"x \| \*y\* \<z\> \`q\` → \_a\_" in text
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.replace(r"\|", "").count("|") for line in tables} == {6, 8}
+
+
+def test_summary_files_are_written_into_a_run_directory(tmp_path: Path) -> None:
+    fact = Fact("a", "The capital of a is", "Rome")
+    RunDirectory.open(
+        tmp_path,
+        config=Config(),
+        model_fingerprint="abc",
+        model_name="demo",
+        facts=[fact],
+        versions={"torch": "2.13.0"},
+    ).close()
+    problems = [{"file": "facts.jsonl", "line": 3, "id": None, "reason": "empty answer"}]
+    for _ in range(2):
+        markdown, data = write_summary(tmp_path, RESULTS, summarize(RESULTS), problems=problems)
+    text = markdown.read_text(encoding="utf-8")
+    assert "demo (fingerprint `abc`)" in text
+    assert f"`{Config().hash}`" in text
+    assert "facts.jsonl:3: empty answer" in text
+    assert read_summary(tmp_path) == json.loads(data.read_text())
+    assert read_summary(tmp_path)["summary"]["n_degenerate"] == 2
+    assert read_summary(tmp_path)["problems"] == problems
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_read_summary_of_nothing_is_empty(tmp_path: Path) -> None:
+    assert read_summary(tmp_path) == {}
+    (tmp_path / "summary.json").write_text("[1")
+    assert read_summary(tmp_path) == {}
+
+
+def test_records_are_json() -> None:
+    records = json.loads(json.dumps([fact_record(r) for r in RESULTS], allow_nan=False))
+    assert records[1]["dkn"] == [0, 2]
+    assert records[1]["controls"]["random"]["partial_drop"] is None
+    assert records[1]["max_abs_convergence_delta"] == pytest.approx(0.3)
+    assert [len(c["neurons"]) for c in records[0]["components"]] == [2, 3]
+    assert records[5]["probability"] is None
+    assert plain({1: (np.float32(NAN), np.int64(2), math.inf)}) == {"1": [None, 2, None]}
