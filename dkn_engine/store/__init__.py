@@ -8,6 +8,14 @@ from dkn_engine.store.directory import (
     iter_results,
     read_manifest,
     read_results,
+    require_same_config,
 )
 
-__all__ = ["RunDirectory", "count_done", "iter_results", "read_manifest", "read_results"]
+__all__ = [
+    "RunDirectory",
+    "count_done",
+    "iter_results",
+    "read_manifest",
+    "read_results",
+    "require_same_config",
+]

@@ -146,6 +146,18 @@ class RunDirectory:
         self.close()
 
 
+def require_same_config(path: str | Path, config: Config) -> None:
+    """Check before any work that a configuration may continue a directory, or begin one.
+
+    Raises:
+        RunDirectoryError: the directory belongs to another configuration (names the first key
+            that differs), or its manifest cannot be read.
+    """
+    path = Path(path)
+    if (path / manifests.NAME).exists():
+        manifests.require_same_config(path, manifests.read(path), config.to_dict())
+
+
 def read_manifest(path: str | Path) -> dict[str, Any]:
     """The manifest of a run directory as plain data.
 
@@ -224,7 +236,7 @@ def _clean(path: Path, manifest: Mapping[str, Any]) -> None:
         name = file.name.removesuffix(TEMPORARY)
         match = _OURS.fullmatch(name)
         if file.name.endswith(TEMPORARY):
-            if match or name in {manifests.NAME, "summary.md", "summary.json"}:
+            if match or name in {manifests.NAME}:
                 file.unlink()
         elif match:
             i = int(match[1])

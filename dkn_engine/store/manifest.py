@@ -95,8 +95,7 @@ def require_same_run(directory: Path, old: Mapping[str, Any], new: Mapping[str, 
     Raises:
         RunDirectoryError: configuration, model or facts differ; names the first difference.
     """
-    for key, there, here in _differences(old["config"], new["config"]):
-        _refuse(directory, f"configuration: {key} was {there!r}, is now {here!r}")
+    require_same_config(directory, old, new["config"])
     if old["model"]["fingerprint"] != new["model"]["fingerprint"]:
         there, here = (f"{m['model']['name']} ({m['model']['fingerprint']})" for m in (old, new))
         _refuse(directory, f"model: was {there}, is now {here}")
@@ -104,6 +103,12 @@ def require_same_run(directory: Path, old: Mapping[str, Any], new: Mapping[str, 
         _refuse(directory, f"facts: were {old['facts']['n']}, are now {new['facts']['n']}")
     if old["facts"]["digest"] != new["facts"]["digest"]:
         _refuse(directory, f"facts: as many ({new['facts']['n']}), but not the same")
+
+
+def require_same_config(directory: Path, old: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """The part of :func:`require_same_run` that needs neither model nor facts."""
+    for key, there, here in _differences(old["config"], config):
+        _refuse(directory, f"configuration: {key} was {there!r}, is now {here!r}")
 
 
 def _refuse(directory: Path, difference: str) -> None:

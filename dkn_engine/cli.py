@@ -1,0 +1,194 @@
+"""The program ``dkn-engine``: find DKNs, report on a run, say what is installed."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dkn_engine import commands
+from dkn_engine.console import detach_broken_pipes
+from dkn_engine.errors import DknError, UserError
+from dkn_engine.settings import PRESETS
+
+PROGRAM = "dkn-engine"
+FORMATS = ("auto", "templama", "pararel", "lama", "counterfact", "jsonl")
+DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
+# What the disk refuses is no bug of the program.
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+
+_EXAMPLES = """\
+examples:
+  dkn-engine find --model demo --facts demo --limit 8 --out runs/first
+  dkn-engine report runs/first
+  dkn-engine info
+"""
+_FIND_EXAMPLES = """\
+examples:
+  dkn-engine find --model demo --facts demo --out runs/first
+  dkn-engine find --model gpt2 --facts facts.jsonl --limit 100 --out runs/gpt2
+  dkn-engine find --model demo --facts demo --out runs/paper --preset paper \\
+      --set filter.n_random=50 --set topology.end_value=0.2
+
+A run that was stopped goes on where it was: give the same command again.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program and return its exit code.
+
+    Args:
+        argv: arguments without the program's name; those of the process if None.
+
+    Returns:
+        0; 2 for a mistake of the user, said in one line on stderr; 130 after Ctrl-C; 141 when the
+        reader of the output has gone. Errors of the program itself are raised.
+    """
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return _fail("interrupted; rerun the same command to continue", 130)
+    except BrokenPipeError:
+        detach_broken_pipes()
+        return 141
+    except DknError as error:
+        return _fail(f"error: {error}", 2)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"error: {where}{error.strerror}", 2)
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        args = _parser().parse_args(argv)
+    except SystemExit as stop:  # --help and --version
+        return int(stop.code or 0)
+    code: int = args.command(args)
+    return code
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"{PROGRAM}: {' '.join(message.split())}\n")
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        columns = min(80, shutil.get_terminal_size().columns)
+        super().__init__(prog, max_help_position=22, width=columns - 2)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog=PROGRAM,
+        formatter_class=_Help,
+        description="Degenerate knowledge neurons (DKNs) of language models.",
+        epilog=_EXAMPLES,
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {_version()}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_find(subparsers)
+    _add_report(subparsers)
+    _add_info(subparsers)
+    return parser
+
+
+def _add_find(subparsers: Any) -> None:
+    find = subparsers.add_parser(
+        "find",
+        formatter_class=_Help,
+        help="find the DKNs of facts",
+        description="Find the degenerate knowledge neurons of facts and write a run directory.",
+        epilog=_FIND_EXAMPLES,
+    )
+    find.set_defaults(command=commands.find)
+    add = find.add_argument
+    add("--model", required=True, help="'demo', a hub id or a local path")
+    add("--facts", required=True, help="'demo' or a file of facts")
+    add("--out", required=True, metavar="DIR", type=Path, help="run directory, new or to continue")
+    add("--format", default="auto", choices=FORMATS, help="of the facts (default: auto)")
+    add("--limit", type=_positive, metavar="N", help="use the first N facts only")
+    source = find.add_mutually_exclusive_group()
+    source.add_argument(
+        "--preset", default="default", choices=tuple(PRESETS), help="of settings (default: default)"
+    )
+    source.add_argument("--config", metavar="FILE", help="settings from a .toml or .json file")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        dest="changes",
+        metavar="KEY=VALUE",
+        help="change one setting, as in selection.threshold=0.1; may be repeated",
+    )
+    add("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    add("--dtype", default="auto", choices=DTYPES, help="of the weights (default: auto)")
+    add("--threads", type=_positive, metavar="N", help="CPU threads of torch")
+    add("--strict", action="store_true", help="stop at a fact that cannot be used")
+    _add_output(find)
+
+
+def _add_report(subparsers: Any) -> None:
+    report = subparsers.add_parser(
+        "report",
+        formatter_class=_Help,
+        help="print a run's results and rewrite its summary",
+        description="Print the results of a run directory and rewrite its summary.md and\n"
+        "summary.json. Works while the run goes on.",
+    )
+    report.set_defaults(command=commands.report)
+    report.add_argument("directory", metavar="DIR", type=Path, help="a run directory")
+    report.add_argument("--all", action="store_true", help="print every fact, not only the first")
+    _add_output(report)
+
+
+def _add_info(subparsers: Any) -> None:
+    info = subparsers.add_parser(
+        "info",
+        formatter_class=_Help,
+        help="say what is installed and which backends can run",
+        description="Say what is installed, which backends can run, and what a run\n"
+        "directory holds.",
+    )
+    info.set_defaults(command=commands.info)
+    info.add_argument("directory", metavar="DIR", type=Path, nargs="?", help="a run directory")
+    info.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON document, no table")
+    parser.add_argument("--quiet", action="store_true", help="no steps and no progress")
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive integer; got {text!r}")
+    return value
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("dkn-engine")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"

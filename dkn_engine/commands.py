@@ -1,0 +1,279 @@
+"""The commands of the program, each from parsed options to an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import textwrap
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dkn_engine.config import Config
+from dkn_engine.console import Console, put
+from dkn_engine.errors import UserError
+from dkn_engine.settings import config_from_options
+from dkn_engine.types import Fact, FactResult
+
+if TYPE_CHECKING:
+    from dkn_engine.report import Summary
+
+_ROWS = 40  # of the printed table; the rest is in the files
+
+
+def find(args: argparse.Namespace) -> int:
+    """``dkn-engine find``: facts to DKNs in a run directory, with the table at the end.
+
+    Raises:
+        UserError: options, facts, model or run directory cannot be used.
+    """
+    from dkn_engine.store import require_same_config
+
+    console = Console(quiet=args.quiet)
+    config = config_from_options(args.preset, args.config, args.changes)
+    # Also checked later, but a large model takes minutes to load.
+    require_same_config(args.out, config)
+    console.step(1, 4, f"reading facts from {args.facts} ...")
+    facts, problems = _read_facts(args, config.facts.blank)
+    _tell_problems(console, problems)
+    console.step(2, 4, f"loading model {args.model} ...")
+    with _Threads(args.threads):
+        model, tokenizer = _load_model(args)
+        results, seconds = _find_all(args.out, model, tokenizer, facts, config, console)
+    console.step(4, 4, "summing up ...")
+    _finish(args.out, results, problems, seconds, as_json=args.json, limit=_ROWS)
+    if args.strict:
+        _require_usable(results)
+    return 0
+
+
+def _find_all(
+    out: Path, model: Any, tokenizer: Any, facts: Sequence[Fact], config: Config, console: Console
+) -> tuple[list[FactResult], float | None]:
+    """Results in the order of the facts, and the time they took (None for a continued run)."""
+    from dkn_engine.pipeline import iter_dkns
+
+    done = _already_done(out)
+    there = f", {done} of them are there" if done else ""
+    console.step(3, 4, f"finding DKNs of {len(facts)} facts{there} ...")
+    start = time.monotonic()
+    with console.progress(len(facts), done) as progress:
+        results = list(
+            iter_dkns(model, tokenizer, facts, config=config, out=out, progress=progress)
+        )
+    return results, None if done else time.monotonic() - start
+
+
+def report(args: argparse.Namespace) -> int:
+    """``dkn-engine report``: a run directory's results again, complete or not.
+
+    Raises:
+        RunDirectoryError: it is not a run directory.
+    """
+    from dkn_engine.report.files import read_summary
+    from dkn_engine.store import count_done, read_results
+
+    console = Console(quiet=args.quiet)
+    done, total = count_done(args.directory)
+    if done < total:
+        console.say(
+            f"{done} of {total} facts are there; the command that began the run continues it"
+        )
+    results = read_results(args.directory)
+    # What only the run itself knew.
+    earlier = read_summary(args.directory)
+    figures = earlier.get("summary", {})
+    seconds = figures.get("seconds") if figures.get("n_facts") == len(results) else None
+    problems = earlier.get("problems", [])
+    limit = None if args.all else _ROWS
+    try:
+        _finish(args.directory, results, problems, seconds, as_json=args.json, limit=limit)
+    except PermissionError as error:  # Someone else's run can still be read.
+        console.warn(f"the summary was not rewritten: {error.filename}: {error.strerror}")
+    return 0
+
+
+def info(args: argparse.Namespace) -> int:
+    """``dkn-engine info``: what is installed, and what a run directory holds.
+
+    Raises:
+        RunDirectoryError: a directory was given that is not a run directory.
+    """
+    import dkn_engine
+
+    information: dict[str, Any] = dict(dkn_engine.build_info())
+    if args.directory is not None:
+        from dkn_engine.store import count_done, read_manifest
+
+        manifest = read_manifest(args.directory)
+        done, total = count_done(args.directory)
+        information["run_directory"] = {
+            "path": str(args.directory),
+            "model": manifest["model"]["name"],
+            "facts_done": f"{done} of {total}",
+            "config_hash": manifest["config_hash"],
+            "created": manifest["created"],
+        }
+    if args.json:
+        put(json.dumps(information, indent=2, default=str) + "\n")
+        return 0
+    rows = list(_flat(information))
+    column = max((len(key) for key, _ in rows), default=0)
+    put("".join(f"{key:<{column}}  {value}\n" for key, value in rows))
+    return 0
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple):
+            rows.append((f"{prefix}{key}", ", ".join(map(str, value)) or "none"))
+        else:
+            rows.append((f"{prefix}{key}", str(value)))
+    return rows
+
+
+def _read_facts(args: argparse.Namespace, blank: str) -> tuple[list[Fact], list[dict[str, Any]]]:
+    """The facts, and what the loader says about those it had to leave out."""
+    from dkn_engine.facts import iter_facts
+
+    found: list[Any] = []
+    try:
+        facts = list(
+            iter_facts(
+                args.facts, args.format, args.limit, blank=blank, strict=args.strict, problems=found
+            )
+        )
+    except OSError as error:
+        raise UserError(
+            f"facts {args.facts!r} cannot be read: {error.strerror or error}"
+        ) from error
+    problems = [
+        {name: _json_value(getattr(p, name, None)) for name in ("file", "line", "id", "reason")}
+        for p in found
+    ]
+    if not facts:
+        first = f"; the first of {len(problems)}: {_problem_line(problems[0])}" if problems else ""
+        raise UserError(f"facts {args.facts!r} hold no fact that can be used{first}")
+    return facts, problems
+
+
+def _json_value(value: Any) -> Any:
+    return value if value is None or isinstance(value, int | str) else str(value)
+
+
+def _problem_line(problem: Mapping[str, Any]) -> str:
+    parts = [str(problem[k]) for k in ("file", "line", "id") if problem[k] is not None]
+    return f"{':'.join(parts)}: {problem['reason']}"
+
+
+def _tell_problems(console: Console, problems: Sequence[Mapping[str, Any]]) -> None:
+    for problem in problems[:3]:
+        console.say(f"  left out: {_problem_line(problem)}")
+    if len(problems) > 3:
+        console.say(f"  ... and {len(problems) - 3} more; summary.md will list them all")
+
+
+def _load_model(args: argparse.Namespace) -> tuple[Any, Any]:
+    import dkn_engine
+
+    try:
+        model, tokenizer = dkn_engine.load_model(args.model, device=args.device, dtype=args.dtype)
+    except OSError as error:
+        first = str(error).strip().partition("\n")[0]
+        raise UserError(f"model {args.model!r} cannot be loaded: {first}") from error
+    return model, tokenizer
+
+
+class _Threads:
+    """Torch's CPU threads inside a ``with`` statement; as they were after it."""
+
+    def __init__(self, threads: int | None) -> None:
+        self._threads = threads
+        self._before = 0
+
+    def __enter__(self) -> None:
+        if self._threads is not None:
+            import torch
+
+            self._before = torch.get_num_threads()
+            torch.set_num_threads(self._threads)
+
+    def __exit__(self, *_: object) -> None:
+        if self._threads is not None:
+            import torch
+
+            torch.set_num_threads(self._before)
+
+
+def _already_done(directory: Path) -> int:
+    from dkn_engine.store import count_done
+
+    return count_done(directory)[0] if (directory / "manifest.json").exists() else 0
+
+
+def _finish(
+    directory: Path,
+    results: Sequence[FactResult],
+    problems: Sequence[Mapping[str, Any]],
+    seconds: float | None,
+    *,
+    as_json: bool,
+    limit: int | None,
+) -> None:
+    """Write the summary files, then print the results as a table or one JSON document."""
+    from dkn_engine.report import render_report, summarize, write_summary
+
+    summary = summarize(results, seconds=seconds)
+    refused: OSError | None = None
+    try:
+        write_summary(directory, results, summary, problems=problems)
+    except OSError as error:  # The results shall be seen all the same.
+        refused = error
+    if as_json:
+        put(_document(directory, results, summary, problems))
+    else:
+        put(f"{render_report(results, summary, limit=limit)}\n{_files(directory)}\n")
+    if refused is not None:
+        raise refused
+
+
+def _document(
+    directory: Path,
+    results: Sequence[FactResult],
+    summary: Summary,
+    problems: Sequence[Mapping[str, Any]],
+) -> str:
+    from dkn_engine.report import fact_record
+    from dkn_engine.store import read_manifest
+
+    manifest = read_manifest(directory)
+    document = {
+        "run_directory": str(directory),
+        "model": manifest["model"],
+        "config_hash": manifest["config_hash"],
+        "summary": summary.to_dict(),
+        "facts": [fact_record(result) for result in results],
+        "problems": list(problems),
+    }
+    return json.dumps(document, indent=2, allow_nan=False) + "\n"
+
+
+def _files(directory: Path) -> str:
+    text = (
+        f"Files in {directory}: summary.md and summary.json; facts-*.parquet (one row a fact), "
+        "neurons-*, components-* and attribution-*.parquet; manifest.json"
+    )
+    return textwrap.fill(text, 79, break_long_words=False, break_on_hyphens=False)
+
+
+def _require_usable(results: Sequence[FactResult]) -> None:
+    bad = [r for r in results if r.status in {"skipped", "error"}]
+    if bad:
+        raise UserError(
+            f"--strict: {len(bad)} facts could not be used; the first: {bad[0].fact_id}: "
+            f"{bad[0].reason}"
+        )

@@ -1,0 +1,133 @@
+"""What the program says while it works: steps and progress on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+_LOG_EVERY = 10.0  # seconds between two lines of a log
+
+Progress = Callable[[int, int], None]
+
+
+class Console:
+    """Messages for people on stderr: a bar on a terminal, plain lines in a log.
+
+    Args:
+        quiet: say nothing but warnings.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+
+    def say(self, text: str) -> None:
+        """One line about what is going on."""
+        if not self._quiet:
+            self.warn(text)
+
+    def warn(self, text: str) -> None:
+        """One line that is said in any case."""
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+    def step(self, number: int, of: int, text: str) -> None:
+        """One line as a stage begins."""
+        self.say(f"[{number}/{of}] {text}")
+
+    @contextlib.contextmanager
+    def progress(self, total: int, done: int = 0) -> Iterator[Progress]:
+        """A callable ``(done, total)`` that shows facts, their rate and the time left.
+
+        Args:
+            total: number of facts of the run.
+            done: facts of an earlier run, which do not count for the rate.
+        """
+        if self._quiet:
+            yield lambda done, total: None
+        elif sys.stderr.isatty():
+            with _bar(total, done) as progress:
+                yield progress
+        else:
+            yield _Log(self, done)
+
+
+@contextlib.contextmanager
+def _bar(total: int, done: int) -> Iterator[Progress]:
+    from tqdm import tqdm
+
+    bar = tqdm(
+        total=total,
+        initial=done,
+        unit="fact",
+        unit_scale=False,
+        file=sys.stderr,
+        dynamic_ncols=True,
+        # A chunk of facts arrives at once: show it at once.
+        miniters=1,
+        mininterval=0,
+    )
+
+    def progress(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(max(0, done - bar.n))
+
+    with bar:
+        yield progress
+
+
+class _Log:
+    """Progress as lines, seldom enough for a log file."""
+
+    def __init__(self, console: Console, done: int) -> None:
+        self._console = console
+        self._first = done
+        self._start = self._last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done < total and now - self._last < _LOG_EVERY:
+            return
+        self._last = now
+        fresh = done - self._first
+        text = f"  {done}/{total} facts"
+        if fresh > 0 and now > self._start:
+            rate = fresh / (now - self._start)
+            text += f", {rate:.3g} facts/s, {duration((total - done) / rate)} left"
+        self._console.say(text)
+
+
+def duration(seconds: float) -> str:
+    """Time as "42 s", "3 min 10 s" or "2 h 05 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def put(text: str) -> None:
+    """Write to stdout; a terminal that lacks a character shows a question mark instead."""
+    try:
+        sys.stdout.write(text)
+    except UnicodeEncodeError:
+        encoding = sys.stdout.encoding
+        sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+
+
+def detach_broken_pipes() -> None:
+    """Point streams whose reader has gone at nothing, so that the interpreter ends in silence."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            with (
+                contextlib.suppress(io.UnsupportedOperation),
+                Path(os.devnull).open("w") as nothing,
+            ):
+                os.dup2(nothing.fileno(), stream.fileno())
