@@ -60,13 +60,16 @@ class Console:
 def _bar(total: int, done: int) -> Iterator[Progress]:
     from tqdm import tqdm
 
+    known = _has_size()
     bar = tqdm(
         total=total,
         initial=done,
         unit="fact",
         unit_scale=False,
         file=sys.stderr,
-        dynamic_ncols=True,
+        dynamic_ncols=known,
+        ncols=None if known else 79,
+        nrows=None if known else 24,
         # A chunk of facts arrives at once: show it at once.
         miniters=1,
         mininterval=0,
@@ -78,6 +81,14 @@ def _bar(total: int, done: int) -> Iterator[Progress]:
 
     with bar:
         yield progress
+
+
+def _has_size() -> bool:
+    """Whether the terminal says how large it is; some containers and job systems do not."""
+    try:
+        return min(os.get_terminal_size(sys.stderr.fileno())) > 0
+    except OSError:
+        return False
 
 
 class _Log:

@@ -12,9 +12,8 @@ import numpy as np
 
 from dkn_engine.report.records import plain
 from dkn_engine.report.statistics import Estimate, bootstrap_mean, wilson_share
+from dkn_engine.store.schema import CONTROLS
 from dkn_engine.types import Drops, FactResult, Status
-
-CONTROLS = ("random", "paraphrases", "unrelated", "mean_ablation")
 
 
 @dataclass(frozen=True, slots=True)
