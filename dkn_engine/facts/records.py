@@ -1,0 +1,291 @@
+"""What the formats share: JSON records with line numbers, checked fields, prompts from blanks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dkn_engine.errors import FactError
+from dkn_engine.types import Fact
+
+Blank = Literal["skip", "literal"]
+
+
+@dataclass(frozen=True, slots=True)
+class FactProblem:
+    """Why an entry of a file did not become a fact.
+
+    Attributes:
+        file: path of the file.
+        line: line on which the entry begins, from 1; None where no line can be named.
+        id: the entry's id, if it could be read.
+        reason: what was expected and what arrived.
+        kind: ``broken``: the entry has a mistake; ``blank``: it has none, but its blank is not at
+            the end, so a causal model cannot continue it.
+    """
+
+    file: str
+    line: int | None
+    id: str | None
+    reason: str
+    kind: Literal["broken", "blank"] = "broken"
+
+    def __str__(self) -> str:
+        parts = (self.file, self.line, self.id)
+        return f"{':'.join(str(p) for p in parts if p is not None)}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A fact and the place it was read from."""
+
+    file: str
+    line: int | None
+    fact: Fact
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A JSON value and the line on which it begins."""
+
+    line: int
+    value: Any
+
+
+class UnreadableFile(FactError):
+    """A file that yields nothing at all: in a folder of many a problem, alone an error."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = path, reason
+
+
+class BadEntry(Exception):
+    """An entry that cannot become a fact; turned into a ``FactProblem`` inside this package."""
+
+    def __init__(
+        self, reason: str, *, id: str | None = None, kind: Literal["broken", "blank"] = "broken"
+    ) -> None:
+        super().__init__(reason)
+        self.reason, self.id, self.kind = reason, id, kind
+
+
+Convert = Callable[[Any, int], Fact]
+Read = Iterator[Located | FactProblem]
+
+
+def convert_records(path: Path, convert: Convert) -> Read:
+    """Facts and problems of one file of JSON lines, or of a JSON list.
+
+    Args:
+        path: the file.
+        convert: from an entry and its line to a fact; raises ``BadEntry``.
+
+    Raises:
+        FactError: the file cannot be read or is empty.
+    """
+    for record in iter_records(path):
+        if isinstance(record, FactProblem):
+            yield record
+            continue
+        try:
+            fact = convert(record.value, record.line)
+        except BadEntry as error:
+            name = error.id or entry_id(record.value)
+            yield FactProblem(str(path), record.line, name, error.reason, error.kind)
+        else:
+            yield Located(str(path), record.line, fact)
+
+
+def iter_records(path: Path) -> Iterator[Record | FactProblem]:
+    """Values of a file of JSON lines, or of a JSON list, one at a time.
+
+    Raises:
+        FactError: the file cannot be read or is empty.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(4096)
+        if not start.removeprefix(b"\xef\xbb\xbf").strip():
+            raise UnreadableFile(path, "the file is empty; expected facts as JSON")
+        is_list = start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+        yield from _list_records(path) if is_list else _line_records(path)
+    except OSError as error:
+        raise UnreadableFile(path, f"cannot be read: {error.strerror or error}") from error
+
+
+def one_of_many(items: Read) -> Read:
+    """The items of one file of a folder; if it cannot be read, a problem that says so."""
+    try:
+        yield from items
+    except UnreadableFile as error:
+        yield FactProblem(str(error.path), None, None, error.reason)
+
+
+def _line_records(path: Path) -> Iterator[Record | FactProblem]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if not line.strip():
+                continue
+            try:
+                yield Record(number, json.loads(line.decode("utf-8")))
+            except (ValueError, RecursionError) as error:
+                yield FactProblem(str(path), number, None, _describe(error))
+
+
+def _list_records(path: Path) -> Iterator[Record | FactProblem]:
+    """Elements of a JSON list; those before a mistake are kept, since they are whole."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        yield FactProblem(str(path), None, None, _describe(error))
+        return
+    decoder = json.JSONDecoder()
+    position, line, counted = _skip_space(text, 0) + 1, 1, 0
+    while True:
+        position = _skip_space(text, position)
+        line, counted = line + text.count("\n", counted, position), position
+        if text[position : position + 1] == "]":
+            return
+        try:
+            value, position = decoder.raw_decode(text, position)
+        except (ValueError, RecursionError) as error:
+            yield FactProblem(str(path), line, None, _describe(error))
+            return
+        yield Record(line, value)
+        position = _skip_space(text, position)
+        after = text[position : position + 1]
+        if after not in {",", "]"}:
+            found = repr(after) if after else "the end of the file"
+            reason = f"broken JSON: expected ',' or ']' after the entry; got {found}"
+            yield FactProblem(str(path), line, entry_id(value), reason)
+            return
+        position += after == ","
+
+
+def _skip_space(text: str, position: int) -> int:
+    while position < len(text) and text[position] in " \t\r\n":
+        position += 1
+    return position
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        byte = error.object[error.start]
+        return f"not UTF-8: byte 0x{byte:02x} at offset {error.start}; save the file as UTF-8"
+    if isinstance(error, RecursionError):
+        return "broken JSON: nested too deeply"
+    if isinstance(error, json.JSONDecodeError):
+        return f"broken JSON: {error.msg} at column {error.colno}"
+    return f"broken JSON: {error}"
+
+
+def entry_id(value: Any) -> str | None:
+    """The id of an entry, under any of the names that the formats use, or None."""
+    if isinstance(value, Mapping):
+        for key in ("id", "uuid", "case_id"):
+            name = value.get(key)
+            if isinstance(name, str | int) and not isinstance(name, bool):
+                return str(name)
+    return None
+
+
+def table(value: Any, what: str = "the entry") -> Mapping[str, Any]:
+    """The value, which must be a JSON object."""
+    if not isinstance(value, Mapping):
+        raise BadEntry(f"{what} must be an object; got {type(value).__name__}")
+    return value
+
+
+def text(value: Mapping[str, Any], key: str) -> str:
+    """A required text that holds more than space, without the space around it."""
+    if key not in value:
+        raise BadEntry(f"missing key {key!r}")
+    content = value[key]
+    if not isinstance(content, str):
+        raise BadEntry(f"{key!r} must be text; got {type(content).__name__}")
+    return _checked(content, key)
+
+
+def label(value: Mapping[str, Any], key: str) -> str | None:
+    """An optional text; a number counts as its digits, since ids and years often are numbers."""
+    content = value.get(key)
+    if content is None:
+        return None
+    if isinstance(content, bool) or not isinstance(content, str | int):
+        raise BadEntry(f"{key!r} must be text; got {type(content).__name__}")
+    return _checked(str(content), key)
+
+
+def required_label(value: Mapping[str, Any], key: str) -> str:
+    """As :func:`label`, but the key must be there."""
+    content = label(value, key)
+    if content is None:
+        raise BadEntry(f"missing key {key!r}")
+    return content
+
+
+def texts(value: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """An optional list of texts."""
+    content = value.get(key, ())
+    if not isinstance(content, list | tuple):
+        raise BadEntry(f"{key!r} must be a list of texts; got {type(content).__name__}")
+    for item in content:
+        if not isinstance(item, str):
+            raise BadEntry(f"{key!r} must be a list of texts; got a {type(item).__name__} in it")
+    return tuple(_checked(item, key) for item in content)
+
+
+def _checked(content: str, key: str) -> str:
+    if not content.strip():
+        raise BadEntry(f"{key!r} is empty")
+    try:
+        content.encode("utf-8")
+    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair; a tokenizer cannot.
+        raise BadEntry(f"{key!r} is not valid Unicode: it holds a lone surrogate") from None
+    return content.strip()
+
+
+def distinct(items: Iterable[str], without: Sequence[str] = ()) -> tuple[str, ...]:
+    """The items in order, each once, leaving out those of ``without``."""
+    return tuple(i for i in dict.fromkeys(items) if i not in without)
+
+
+def cut_blank(sentence: str, mark: str, blank: Blank) -> str | None:
+    """The prompt in front of a blank at the end, or None if the blank is elsewhere.
+
+    Args:
+        sentence: text with one blank; a full stop may follow it, with or without space.
+        mark: how the dataset spells its blank.
+        blank: with ``literal``, a blank elsewhere is kept as text, as in the released code.
+
+    Raises:
+        BadEntry: no blank, several, or nothing in front of it.
+    """
+    if sentence.count(mark) != 1:
+        raise BadEntry(f"expected one blank {mark}; got {sentence.count(mark)} in {sentence!r}")
+    head, _, tail = sentence.partition(mark)
+    if tail.strip(" \t."):
+        return sentence.strip() if blank == "literal" else None
+    if not head.strip():
+        raise BadEntry(f"nothing in front of the blank {mark} in {sentence!r}")
+    return head.strip()
+
+
+def cut_blanks(sentences: Iterable[str], mark: str, blank: Blank) -> tuple[str, ...]:
+    """Distinct prompts of those sentences whose blank is at the end.
+
+    Raises:
+        BadEntry: none is, or a sentence has not exactly one blank.
+    """
+    prompts = [cut_blank(sentence, mark, blank) for sentence in sentences]
+    kept = distinct(p for p in prompts if p is not None)
+    if not kept:
+        reason = f"no sentence has its blank {mark} at the end ({len(prompts)} given)"
+        raise BadEntry(reason, kind="blank" if prompts else "broken")
+    return kept
