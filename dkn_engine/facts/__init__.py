@@ -147,7 +147,7 @@ def _sniff(path: Path) -> str:
         expected = "'patterns' and 'vocab' folders (ParaRel) or relations.jsonl (LAMA)"
         raise FactError(f"{path}: a folder of facts must hold {expected}; it has neither")
     records = iter_records(path)
-    first = None
+    first: Record | FactProblem | None = None
     for _ in range(_SNIFFED_RECORDS):
         record = next(records, None)
         if record is None:

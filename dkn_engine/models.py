@@ -1,0 +1,148 @@
+"""Models and tokenizers by name, and what identifies a model."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dkn_engine.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_DTYPES = ("float32", "float64", "bfloat16", "float16")
+# Where a model came from, and which library wrote its file, do not change what it computes.
+_NOT_IDENTITY = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
+_SAMPLES = 1024  # read of each parameter
+
+
+def load_model(
+    name: str | Path, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model in eval mode and its tokenizer.
+
+    Only safetensors weights are read (never a pickle) and no code that travels with a model runs.
+
+    Args:
+        name: ``"demo"`` (SmolLM2-135M-Instruct out of an installed package, converted on first
+            use), a hub id, or a local folder.
+        device: ``auto`` (CUDA if there is a device, else the CPU) or torch's name for one.
+        dtype: ``auto`` (float32 on the CPU, the checkpoint's own elsewhere), a name such as
+            ``bfloat16``, or a torch dtype.
+
+    Raises:
+        UserError: the model cannot be found or read, or an argument is not allowed; the message
+            is one line.
+    """
+
+    where = _device(device)
+    kind = _dtype(dtype, where)
+    if name == "demo":
+        from dkn_engine.demo_model import demo_folder
+
+        with _quiet():
+            model, tokenizer = _read(demo_folder(), kind)
+    else:
+        try:
+            model, tokenizer = _read(name, kind)
+        except Exception as error:  # The libraries raise whatever they like here.
+            raise UserError(
+                f"model {str(name)!r} cannot be loaded: {_first_line(error)}"
+            ) from error
+    try:
+        model.to(where)
+    except RuntimeError as error:  # Out of memory is one, too.
+        raise UserError(
+            f"model {str(name)!r} does not fit {where}: {_first_line(error)}"
+        ) from error
+    return model.eval(), tokenizer
+
+
+def model_fingerprint(model: torch.nn.Module) -> str:
+    """16 hexadecimal digits that identify a model's configuration and weights.
+
+    Cheap and the same on every device: of each parameter the name, shape, dtype and about a
+    thousand values spread over its rows and columns are hashed. So a change of very few single
+    weights may go unnoticed.
+
+    Args:
+        model: on any device; parameters without data (``meta``) count by shape alone.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    config = getattr(model, "config", None)
+    if config is not None:
+        kept = {k: v for k, v in config.to_dict().items() if k not in _NOT_IDENTITY}
+        digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+            if parameter.device.type != "meta" and parameter.numel():
+                # An odd step meets other columns in every row, as widths are even.
+                step = max(1, parameter.numel() // _SAMPLES) | 1
+                values = parameter.detach().reshape(-1)[::step]
+                digest.update(values.to("cpu", torch.float64).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _read(source: str | Path, dtype: Any) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        source, dtype=dtype, trust_remote_code=False, use_safetensors=True
+    )
+    return model, tokenizer
+
+
+def _device(device: str | torch.device) -> torch.device:
+    import torch
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"device must be 'auto' or a device of torch; got {device!r}") from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"device {str(found)!r} is not there; torch sees "
+            f"{torch.cuda.device_count()} CUDA devices"
+        )
+    return found
+
+
+def _dtype(dtype: str | torch.dtype, device: torch.device) -> Any:
+    import torch
+
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    found = getattr(torch, dtype) if isinstance(dtype, str) and dtype in _DTYPES else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise UserError(f"dtype must be auto, {', '.join(_DTYPES)}; got {dtype!r}")
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars, which a second of loading does not need."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # untyped in transformers
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # the same
