@@ -105,10 +105,8 @@ def _save_config(reader: GGUFReader, folder: Path) -> None:
         num_attention_heads=_value(reader, "llama.attention.head_count"),
         num_key_value_heads=_value(reader, "llama.attention.head_count_kv"),
         max_position_embeddings=_value(reader, "llama.context_length"),
-        # Stored as float32; the shortest decimal that is the same float32 is 1e-05.
-        rms_norm_eps=float(
-            str(np.float32(_value(reader, "llama.attention.layer_norm_rms_epsilon")))
-        ),
+        # Stored as float32, whose shortest decimal is 1e-05.
+        rms_norm_eps=float(str(np.float32(epsilon))),
         rope_parameters={
             "rope_type": "default",
             "rope_theta": _value(reader, "llama.rope.freq_base"),

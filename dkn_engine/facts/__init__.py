@@ -35,7 +35,7 @@ def load_facts(
     format: str = "auto",
     limit: int | None = None,
     *,
-    blank: Blank = "skip",
+    blank: str = "skip",
     strict: bool = False,
     problems: list[FactProblem] | None = None,
 ) -> list[Fact]:
@@ -65,7 +65,7 @@ def iter_facts(
     format: str = "auto",
     limit: int | None = None,
     *,
-    blank: Blank = "skip",
+    blank: str = "skip",
     strict: bool = False,
     problems: list[FactProblem] | None = None,
 ) -> Iterator[Fact]:
@@ -97,7 +97,8 @@ def iter_facts(
         raise UserError(f"limit must be None or an integer of 0 or more; got {limit!r}")
     path = _locate(source)
     read = _READERS[_sniff(path) if format == "auto" else format]
-    return _usable(read(path, blank), limit, strict, [] if problems is None else problems)
+    kept: Blank = "literal" if blank == "literal" else "skip"
+    return _usable(read(path, kept), limit, strict, [] if problems is None else problems)
 
 
 def _locate(source: str | Path) -> Path:
