@@ -48,18 +48,12 @@ def load_model(
         with _quiet():
             model, tokenizer = _read(demo_folder(), kind)
     else:
-        try:
-            model, tokenizer = _read(name, kind)
-        except Exception as error:  # The libraries raise whatever they like here.
-            raise UserError(
-                f"model {str(name)!r} cannot be loaded: {_first_line(error)}"
-            ) from error
+        model, tokenizer = _read_other(name, kind)
     try:
         model.to(where)
     except RuntimeError as error:  # Out of memory is one, too.
-        raise UserError(
-            f"model {str(name)!r} does not fit {where}: {_first_line(error)}"
-        ) from error
+        reason = _first_line(error)
+        raise UserError(f"model {str(name)!r} cannot be put on {where}: {reason}") from error
     return model.eval(), tokenizer
 
 
@@ -99,6 +93,18 @@ def _read(source: str | Path, dtype: Any) -> tuple[Any, Any]:
         source, dtype=dtype, trust_remote_code=False, use_safetensors=True
     )
     return model, tokenizer
+
+
+def _read_other(name: str | Path, dtype: Any) -> tuple[Any, Any]:
+    # The hub's own message for an absent folder is about the spelling of repository names.
+    looks_local = isinstance(name, Path) or name.startswith(("/", "."))
+    if looks_local and not Path(name).is_dir():
+        raise UserError(f"model {str(name)!r}: there is no such folder")
+    try:
+        return _read(name, dtype)
+    except Exception as error:  # The libraries raise whatever they like here.
+        reason = _first_line(error)
+        raise UserError(f"model {str(name)!r} cannot be loaded: {reason}") from error
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -106,11 +106,15 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> 
 def _encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[int, ...]:
     """The prompt's tokens behind the special tokens that belong in front of a text."""
     plain = _encode(tokenizer, prompt, special=False)
-    full = _encode(tokenizer, prompt, special=True)
-    for before in range(len(full) - len(plain) + 1):
-        if full[before : before + len(plain)] == plain:
-            return full[: before + len(plain)]
-    return full
+    # An empty prompt would not tell front from back.
+    return _front(tokenizer, prompt if plain else "a") + plain
+
+
+def _front(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    """The special tokens that the tokenizer puts in front of a text that has tokens."""
+    plain, full = (_encode(tokenizer, text, special=special) for special in (False, True))
+    starts = range(len(full) - len(plain) + 1)
+    return full[: next((i for i in starts if full[i : i + len(plain)] == plain), 0)]
 
 
 def _encode_answer(

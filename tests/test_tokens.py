@@ -1,0 +1,174 @@
+"""Prompts and answers as tokens, for the conventions that tokenizers have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from dkn_engine.config import Config, FactsConfig
+from dkn_engine.errors import FactError, UserError
+from dkn_engine.tokens import EncodedPrompt, encode_fact, mask_token_id
+
+DEFAULT = FactsConfig()
+RELEASED = Config.released().facts
+WORDS = ["The", "capital", "of", "is", "New", "York", "Berlin", "a"]
+
+
+def wrap(tokenizer: Tokenizer, template: str = "$A", **special: str) -> Any:
+    """A transformers tokenizer that puts the template's special tokens around a text."""
+    from transformers import PreTrainedTokenizerFast
+
+    marks = [(s, tokenizer.token_to_id(s)) for s in template.split() if s != "$A"]
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=marks)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def byte_level(template: str = "$A", extra: tuple[str, ...] = (), **special: str) -> Any:
+    """As in GPT-2: a word carries the space in front of it; letters stand alone otherwise."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [w for word in WORDS for w in (word, f"\u0120{word}") if len(w) > 1]
+    vocab = {t: i for i, t in enumerate(["<s>", "</s>", *extra, *letters, *words])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return wrap(tokenizer, template, **special)
+
+
+def sentence_piece(template: str = "$A", *, dummy: bool, across: str | None = None) -> Any:
+    """As in LLaMA 2 (``dummy``: a space before any text) or Gemma (none).
+
+    ``across`` is a piece that spans words, so that joining a text changes its pieces.
+    """
+    letters = "TheapitlofsNwYorkBrcn"
+    pieces = [("<unk>", -20.0), ("<s>", 0.0), ("</s>", 0.0), ("\u2581", -5.0)]
+    pieces += [(c, -10.0) for c in dict.fromkeys(letters)]
+    pieces += [(w, -3.0) for w in WORDS if len(w) > 1] + [(f"\u2581{w}", -2.0) for w in WORDS]
+    if across is not None:
+        pieces.append((across, -1.0))
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
+    if dummy:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    else:
+        tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    return wrap(tokenizer, template)
+
+
+def tokens(tokenizer: Any, encoded: EncodedPrompt) -> tuple[list[str], list[str]]:
+    convert = tokenizer.convert_ids_to_tokens
+    return convert(list(encoded.prompt_ids)), convert(list(encoded.answer_ids))
+
+
+def test_byte_level_answer_carries_the_space() -> None:
+    tokenizer = byte_level()
+    encoded = encode_fact(tokenizer, "The capital is", "Berlin", config=DEFAULT)
+    assert tokens(tokenizer, encoded) == (
+        ["The", "\u0120capital", "\u0120is"],
+        ["\u0120Berlin"],
+    )
+
+
+@pytest.mark.parametrize("dummy", [True, False], ids=["dummy-space", "no-dummy-space"])
+def test_sentence_piece_space_is_not_doubled(dummy: bool) -> None:
+    tokenizer = sentence_piece(dummy=dummy)
+    encoded = encode_fact(tokenizer, "The capital is", "New York", config=DEFAULT)
+    _, answer = tokens(tokenizer, encoded)
+    assert answer == ["\u2581New", "\u2581York"]
+    joined = tokenizer("The capital is New York", add_special_tokens=False)["input_ids"]
+    assert [*encoded.prompt_ids, *encoded.answer_ids] == joined
+
+
+@pytest.mark.parametrize("make", [byte_level, lambda t: sentence_piece(t, dummy=True)])
+@pytest.mark.parametrize(
+    ("template", "before"),
+    [("$A", []), ("<s> $A", ["<s>"]), ("<s> $A </s>", ["<s>"]), ("$A </s>", [])],
+)
+def test_prompt_keeps_what_the_tokenizer_puts_in_front_only(
+    make: Any, template: str, before: list[str]
+) -> None:
+    tokenizer = make(template)
+    plain = encode_fact(make("$A"), "The capital is", "Berlin", config=DEFAULT)
+    encoded = encode_fact(tokenizer, "The capital is", "Berlin", config=DEFAULT)
+    assert tokens(tokenizer, encoded)[0] == before + tokens(tokenizer, plain)[0]
+    assert encoded.answer_ids == plain.answer_ids
+
+
+def test_border_that_moves_when_joined_is_refused_with_the_id() -> None:
+    tokenizer = sentence_piece(dummy=False, across="\u2581is\u2581Berlin")
+    with pytest.raises(FactError, match=r"fact 'f-7': .*tokenised otherwise when joined.*Berlin"):
+        encode_fact(tokenizer, "The capital is", "Berlin", config=DEFAULT, fact_id="f-7")
+    # The released code never looks at the joined text.
+    encode_fact(tokenizer, "The capital is", "Berlin", config=FactsConfig(answer_space=False))
+
+
+def test_released_answer_has_no_space_and_keeps_special_tokens() -> None:
+    tokenizer = byte_level("<s> $A")
+    encoded = encode_fact(tokenizer, "The capital is", "Berlin", config=RELEASED)
+    assert tokens(tokenizer, encoded) == (
+        ["<s>", "The", "\u0120capital", "\u0120is"],
+        ["<s>", "Berlin"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "answer"),
+    [
+        (FactsConfig(answer_space=False), ["Berlin"]),
+        (FactsConfig(answer_special_tokens=True), ["<s>", "\u0120Berlin"]),
+    ],
+    ids=["no-space", "special-tokens"],
+)
+def test_each_released_option_alone(config: FactsConfig, answer: list[str]) -> None:
+    tokenizer = byte_level("<s> $A")
+    encoded = encode_fact(tokenizer, "The capital is", "Berlin", config=config)
+    assert tokens(tokenizer, encoded)[1] == answer
+
+
+@pytest.mark.parametrize("answer", ["", "  ", "\n"])
+@pytest.mark.parametrize("config", [DEFAULT, RELEASED], ids=["default", "released"])
+def test_empty_answer_is_refused(answer: str, config: FactsConfig) -> None:
+    with pytest.raises(FactError, match=r"^fact 'f': the answer is empty$"):
+        encode_fact(byte_level(), "The capital is", answer, config=config, fact_id="f")
+
+
+@pytest.mark.parametrize("config", [DEFAULT, RELEASED], ids=["default", "released"])
+def test_answer_without_a_token_is_refused(config: FactsConfig) -> None:
+    tokenizer = Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))  # anything else vanishes
+    with pytest.raises(FactError, match=r"^fact 'f': the answer 'b' has no token$"):
+        encode_fact(wrap(tokenizer), "a", "b", config=config, fact_id="f")
+
+
+def test_prompt_without_a_token_is_refused_unless_a_special_token_leads() -> None:
+    with pytest.raises(FactError, match="prompt '' has no token"):
+        encode_fact(byte_level(), "", "Berlin", config=DEFAULT)
+    encoded = encode_fact(byte_level("<s> $A"), "", "Berlin", config=DEFAULT)
+    assert len(encoded.prompt_ids) == 1
+
+
+def test_fact_must_fit_the_context() -> None:
+    tokenizer = byte_level()
+    # 3 + 2 tokens, the last of which is not fed to the model.
+    fits = {"config": DEFAULT, "max_length": 4}
+    encode_fact(tokenizer, "The capital is", "New York", **fits)
+    with pytest.raises(FactError, match=r"fact 'f': .* need 5 positions; .* context has 4"):
+        encode_fact(tokenizer, "The capital of is", "New York", **fits, fact_id="f")
+
+
+@pytest.mark.parametrize(
+    ("extra", "special", "expected"),
+    [
+        (("[M]", "<|endoftext|>"), {"mask_token": "[M]", "eos_token": "</s>"}, "[M]"),
+        (("<|endoftext|>",), {"eos_token": "</s>"}, "<|endoftext|>"),
+        (("<|end_of_text|>",), {"eos_token": "</s>"}, "<|end_of_text|>"),
+        ((), {"eos_token": "</s>"}, "</s>"),
+    ],
+    ids=["mask", "end-of-text", "end-of-text-llama-3", "end-of-sequence"],
+)
+def test_mask_token(extra: tuple[str, ...], special: dict[str, str], expected: str) -> None:
+    tokenizer = byte_level(extra=extra, **special)
+    assert tokenizer.convert_ids_to_tokens(mask_token_id(tokenizer)) == expected
+
+
+def test_no_mask_token_is_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(UserError, match=r"tokenizer must have a mask token .* baseline='zero'"):
+        mask_token_id(byte_level())
