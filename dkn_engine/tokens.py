@@ -11,9 +11,6 @@ from dkn_engine.errors import FactError, UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Spellings of the token between documents, which some instruct models keep beside an
-# end-of-turn token that then is their end-of-sequence token.
-_END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>")
 _SPACE = "\u2581"  # SentencePiece's mark of a word's beginning
 
 
@@ -78,20 +75,15 @@ def encode_fact(
 def mask_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that replaces a prompt token in the masked baseline.
 
-    The mask token; without one the end-of-text token, by its usual spellings before the
-    tokenizer's end-of-sequence token (in an instruct model often the end of a turn).
+    The mask token, else the end-of-text token: the tokenizer's own ``eos_token``, which in an
+    instruct model may be the end of a turn.
 
     Raises:
-        UserError: the tokenizer has none of them.
+        UserError: the tokenizer has neither.
     """
-    if tokenizer.mask_token_id is not None:
-        return int(tokenizer.mask_token_id)
-    vocabulary = tokenizer.get_vocab()
-    for spelling in _END_OF_TEXT:
-        if spelling in vocabulary:
-            return int(vocabulary[spelling])
-    if tokenizer.eos_token_id is not None:
-        return int(tokenizer.eos_token_id)
+    for token in (tokenizer.mask_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
     raise UserError(
         "tokenizer must have a mask token or an end-of-text token for the masked baseline; got "
         "neither: set tokenizer.mask_token, or use baseline='zero'"

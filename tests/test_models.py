@@ -112,7 +112,7 @@ def test_demo_tokenizer_is_the_models_own(demo: tuple[Any, Any]) -> None:
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     # Every digit is cut off first, which transformers' reader of the file leaves out.
     assert tokenizer.tokenize("a  2") == ["a", "\u0120\u0120", "2"]
-    assert tokenizer.convert_ids_to_tokens(mask_token_id(tokenizer)) == "<|endoftext|>"
+    assert tokenizer.convert_ids_to_tokens(mask_token_id(tokenizer)) == "<|im_end|>"
 
 
 @needs_demo

@@ -158,11 +158,9 @@ def test_fact_must_fit_the_context() -> None:
     ("extra", "special", "expected"),
     [
         (("[M]", "<|endoftext|>"), {"mask_token": "[M]", "eos_token": "</s>"}, "[M]"),
-        (("<|endoftext|>",), {"eos_token": "</s>"}, "<|endoftext|>"),
-        (("<|end_of_text|>",), {"eos_token": "</s>"}, "<|end_of_text|>"),
         ((), {"eos_token": "</s>"}, "</s>"),
     ],
-    ids=["mask", "end-of-text", "end-of-text-llama-3", "end-of-sequence"],
+    ids=["mask", "end-of-text"],
 )
 def test_mask_token(extra: tuple[str, ...], special: dict[str, str], expected: str) -> None:
     tokenizer = byte_level(extra=extra, **special)
