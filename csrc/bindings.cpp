@@ -1,0 +1,250 @@
+// The only file that knows Python. Arrays are taken as they are (noconvert) and checked for rank
+// and shape; the work runs without the interpreter's lock.
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "components.hpp"
+#include "layer_graph.hpp"
+#include "merge_tree.hpp"
+#include "parallel.hpp"
+
+namespace py = pybind11;
+using namespace py::literals;
+
+namespace {
+
+template <typename T>
+using Array = py::array_t<T, py::array::c_style>;
+
+using TreeArrays = std::tuple<Array<std::int32_t>, Array<double>, Array<std::int32_t>>;
+
+std::string shape_of(const py::array& array) {
+    std::string text = "[";
+    for (py::ssize_t axis = 0; axis < array.ndim(); ++axis) {
+        text += (axis == 0 ? "" : ", ") + std::to_string(array.shape(axis));
+    }
+    return text + "]";
+}
+
+void require_shape(bool ok, const char* name, const char* expected, const py::array& array) {
+    if (!ok) {
+        throw std::invalid_argument(std::string(name) + " must be " + expected + "; got " +
+                                    shape_of(array));
+    }
+}
+
+dkn::Neurons to_neurons(const Array<std::int32_t>& array) {
+    require_shape(array.ndim() == 2 && array.shape(1) == 2, "neurons", "[n, 2]", array);
+    return {array.data(), array.shape(0)};
+}
+
+template <typename T>
+dkn::Rows<T> to_rows(const char* name, const Array<T>& array) {
+    require_shape(array.ndim() == 2, name, "[n, d]", array);
+    return {array.data(), array.shape(0), array.shape(1)};
+}
+
+template <typename T>
+Array<T> to_array(const std::vector<T>& values) {
+    return Array<T>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+TreeArrays to_arrays(const dkn::MergeTree& tree) {
+    Array<std::int32_t> children({static_cast<py::ssize_t>(tree.children.size()), py::ssize_t{2}});
+    std::int32_t* out = children.mutable_data();
+    for (const auto& pair : tree.children) {
+        out = std::copy(pair.begin(), pair.end(), out);
+    }
+    return {std::move(children), to_array(tree.heights), to_array(tree.sizes)};
+}
+
+// One graph of located neurons with views of its gathered weights.
+template <typename T>
+struct LayerGraph {
+    dkn::Neurons neurons;
+    dkn::Rows<T> w_out;
+    dkn::Rows<T> w_in;
+
+    std::vector<dkn::Edge> edges() const {
+        dkn::check_layer_graph(neurons, w_out, w_in);
+        return dkn::adjacent_edges(neurons, w_out, w_in);
+    }
+};
+
+template <typename T>
+Array<double> distances(const Array<std::int32_t>& neurons, const Array<T>& w_out,
+                        const Array<T>& w_in, std::int64_t max_span) {
+    const LayerGraph<T> graph{to_neurons(neurons), to_rows("w_out", w_out),
+                              to_rows("w_in", w_in)};
+    if (max_span < 0) {
+        throw std::invalid_argument("max_span must be 0 (no limit) or more; got " +
+                                    std::to_string(max_span));
+    }
+    Array<double> result({graph.neurons.n, graph.neurons.n});
+    double* out = result.mutable_data();
+    {
+        const py::gil_scoped_release release;
+        dkn::check_layer_graph(graph.neurons, graph.w_out, graph.w_in);
+        dkn::layer_distances(graph.neurons, graph.w_out, graph.w_in, max_span, out);
+    }
+    return result;
+}
+
+template <typename T>
+std::tuple<TreeArrays, Array<double>> layer_tree(const Array<std::int32_t>& neurons,
+                                                 const Array<T>& w_out, const Array<T>& w_in) {
+    const LayerGraph<T> graph{to_neurons(neurons), to_rows("w_out", w_out),
+                              to_rows("w_in", w_in)};
+    std::vector<double> lengths;
+    dkn::MergeTree tree;
+    {
+        const py::gil_scoped_release release;
+        std::vector<dkn::Edge> edges = graph.edges();
+        lengths.reserve(edges.size());
+        for (const dkn::Edge& edge : edges) {
+            lengths.push_back(edge.value);
+        }
+        tree = dkn::merge_edges(graph.neurons.n, std::move(edges));
+    }
+    return {to_arrays(tree), to_array(lengths)};
+}
+
+template <typename T>
+using GraphArrays = std::tuple<Array<std::int32_t>, Array<T>, Array<T>>;
+
+template <typename T>
+std::vector<TreeArrays> layer_trees(const std::vector<GraphArrays<T>>& arrays,
+                                    std::int64_t n_threads) {
+    if (n_threads < 1) {
+        throw std::invalid_argument("n_threads must be at least 1; got " +
+                                    std::to_string(n_threads));
+    }
+    std::vector<LayerGraph<T>> graphs;
+    for (const auto& [neurons, w_out, w_in] : arrays) {
+        graphs.push_back({to_neurons(neurons), to_rows("w_out", w_out), to_rows("w_in", w_in)});
+    }
+    std::vector<dkn::MergeTree> trees(graphs.size());
+    {
+        const py::gil_scoped_release release;
+        dkn::parallel_for(graphs.size(), static_cast<std::size_t>(n_threads), [&](std::size_t g) {
+            trees[g] = dkn::merge_edges(graphs[g].neurons.n, graphs[g].edges());
+        });
+    }
+    std::vector<TreeArrays> result;
+    for (const dkn::MergeTree& tree : trees) {
+        result.push_back(to_arrays(tree));
+    }
+    return result;
+}
+
+TreeArrays dense_tree(const Array<double>& distances) {
+    require_shape(distances.ndim() == 2 && distances.shape(0) == distances.shape(1), "distances",
+                  "square [n, n]", distances);
+    const double* data = distances.data();
+    const std::int64_t n = distances.shape(0);
+    dkn::MergeTree tree;
+    {
+        const py::gil_scoped_release release;
+        dkn::check_distances(data, n);
+        tree = dkn::merge_dense(data, n);
+    }
+    return to_arrays(tree);
+}
+
+TreeArrays edge_tree(std::int64_t n, const Array<std::int32_t>& pairs,
+                     const Array<double>& values) {
+    require_shape(pairs.ndim() == 2 && pairs.shape(1) == 2, "edges", "[e, 2]", pairs);
+    require_shape(values.ndim() == 1 && values.shape(0) == pairs.shape(0), "values",
+                  "[e], one for each edge", values);
+    const std::int32_t* pair = pairs.data();
+    const double* value = values.data();
+    const std::int64_t count = values.shape(0);
+    dkn::MergeTree tree;
+    {
+        const py::gil_scoped_release release;
+        std::vector<dkn::Edge> edges;
+        edges.reserve(static_cast<std::size_t>(count));
+        for (std::int64_t e = 0; e < count; ++e) {
+            edges.push_back({value[e], pair[2 * e], pair[2 * e + 1]});
+        }
+        dkn::check_edges(n, edges);
+        tree = dkn::merge_edges(n, std::move(edges));
+    }
+    return to_arrays(tree);
+}
+
+dkn::MergeTree to_tree(std::int64_t n, const Array<std::int32_t>& children,
+                       const Array<double>& heights, const Array<std::int32_t>& sizes) {
+    const py::ssize_t m = heights.size();
+    require_shape(heights.ndim() == 1, "heights", "[m]", heights);
+    require_shape(children.ndim() == 2 && children.shape(0) == m && children.shape(1) == 2,
+                  "children", "[m, 2], a row for each height", children);
+    require_shape(sizes.ndim() == 1 && sizes.shape(0) == m, "sizes", "[m], one for each height",
+                  sizes);
+    if (n < 0 || n > dkn::max_points || (m > 0 && m >= n)) {
+        throw std::invalid_argument("n must be from " + std::to_string(m == 0 ? 0 : m + 1) +
+                                    " to 2**30; got " + std::to_string(n));
+    }
+    dkn::MergeTree tree;
+    tree.n = n;
+    for (py::ssize_t k = 0; k < m; ++k) {
+        tree.children.push_back({children.data()[2 * k], children.data()[2 * k + 1]});
+    }
+    tree.heights.assign(heights.data(), heights.data() + m);
+    tree.sizes.assign(sizes.data(), sizes.data() + m);
+    return tree;
+}
+
+auto components(std::int64_t n, const Array<std::int32_t>& children, const Array<double>& heights,
+                const Array<std::int32_t>& sizes, std::int64_t min_size, bool condensed,
+                double end) {
+    const dkn::MergeTree tree = to_tree(n, children, heights, sizes);
+    if (min_size < 1) {
+        throw std::invalid_argument("min_size must be at least 1; got " +
+                                    std::to_string(min_size));
+    }
+    if (!(end >= 0.0)) {
+        throw std::invalid_argument("end must be 0 or more; got " + std::to_string(end));
+    }
+    dkn::Components found;
+    {
+        const py::gil_scoped_release release;
+        dkn::check_tree(tree);
+        found = dkn::find_components(tree, min_size, condensed, end);
+    }
+    return std::make_tuple(to_array(found.births), to_array(found.deaths), to_array(found.sizes),
+                           to_array(found.parents), to_array(found.labels));
+}
+
+template <typename T>
+void define_layer_graph(py::module_& m) {
+    m.def("distances", &distances<T>, "neurons"_a.noconvert(), "w_out"_a.noconvert(),
+          "w_in"_a.noconvert(), "max_span"_a);
+    m.def("layer_tree", &layer_tree<T>, "neurons"_a.noconvert(), "w_out"_a.noconvert(),
+          "w_in"_a.noconvert());
+    m.def("layer_trees", &layer_trees<T>, "graphs"_a.noconvert(), "n_threads"_a);
+}
+
+}  // namespace
+
+// No function keeps state between calls, so the module is safe without the interpreter's lock.
+PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
+    m.doc() = "Layer graphs, H0 merge trees and their components; see dkn_engine.topology.";
+    define_layer_graph<float>(m);
+    define_layer_graph<double>(m);
+    m.def("dense_tree", &dense_tree, "distances"_a.noconvert());
+    m.def("edge_tree", &edge_tree, "n"_a, "edges"_a.noconvert(), "values"_a.noconvert());
+    m.def("components", &components, "n"_a, "children"_a.noconvert(), "heights"_a.noconvert(),
+          "sizes"_a.noconvert(), "min_size"_a, "condensed"_a, "end"_a);
+}

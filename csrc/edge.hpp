@@ -1,0 +1,24 @@
+#pragma once
+
+#include <cstdint>
+#include <tuple>
+
+namespace dkn {
+
+// An edge of the distance graph between the points i < j.
+struct Edge {
+    double value;
+    std::int32_t i;
+    std::int32_t j;
+};
+
+// The one total order on edges. Being strict, it makes the minimum spanning forest unique, so that
+// every algorithm below returns the same merge tree, ties included.
+inline bool operator<(const Edge& a, const Edge& b) {
+    return std::tie(a.value, a.i, a.j) < std::tie(b.value, b.i, b.j);
+}
+
+// Node numbers reach 2n - 2 and are stored in 32 bits.
+constexpr std::int64_t max_points = std::int64_t{1} << 30;
+
+}  // namespace dkn

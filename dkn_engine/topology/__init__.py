@@ -1,0 +1,31 @@
+"""Neurological topology clustering: from located neurons to candidate components.
+
+Distances between knowledge neurons, the H0 merge tree of their Vietoris-Rips filtration, and the
+persistent, disjoint components of that tree. NumPy and the C++ core only; no torch.
+"""
+
+from dkn_engine.topology.condensed import ComponentForest, components
+from dkn_engine.topology.find import find_candidates
+from dkn_engine.topology.graph import (
+    adjacent_distances,
+    distances,
+    h0_persistence,
+    merge_tree,
+    merge_trees,
+)
+from dkn_engine.topology.selection import candidates
+from dkn_engine.topology.tree import MergeTree, diagram
+
+__all__ = [
+    "distances",
+    "adjacent_distances",
+    "h0_persistence",
+    "merge_tree",
+    "merge_trees",
+    "MergeTree",
+    "diagram",
+    "components",
+    "ComponentForest",
+    "candidates",
+    "find_candidates",
+]

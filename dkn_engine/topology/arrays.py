@@ -1,0 +1,58 @@
+"""Checks and conversions of what callers hand in: wrong types here, wrong values in C++."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Weights = NDArray[np.float32] | NDArray[np.float64]
+
+
+def as_neurons(neurons: ArrayLike) -> NDArray[np.int32]:
+    """Located neurons as contiguous int32 ``[n, 2]``; an empty list is no neurons.
+
+    Raises:
+        TypeError: not integers.
+        ValueError: wrong shape, or numbers that 32 bits cannot hold.
+    """
+    array = np.asarray(neurons)
+    if array.size == 0 and (array.ndim == 1 or array.shape[1:] == (2,)):
+        return np.empty((0, 2), dtype=np.int32)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(f"neurons must be integers [n, 2]; got {array.dtype}")
+    if array.ndim != 2 or array.shape[1] != 2:
+        raise ValueError(f"neurons must be [n, 2]; got {list(array.shape)}")
+    if array.max(initial=0) > np.iinfo(np.int32).max:
+        raise ValueError(f"neurons must fit in 32 bits; got {array.max()}")
+    if array.min(initial=0) < 0:
+        raise ValueError(f"neurons must not be negative; got {array.min()}")
+    return np.ascontiguousarray(array, dtype=np.int32)
+
+
+def as_weights(w_out: ArrayLike, w_in: ArrayLike) -> tuple[Any, Any]:
+    """Both weight matrices, contiguous and of one dtype (float64 if either is).
+
+    Raises:
+        TypeError: neither float32 nor float64.
+    """
+    arrays = [np.asarray(w_out), np.asarray(w_in)]
+    for name, array in zip(("w_out", "w_in"), arrays, strict=True):
+        if array.dtype not in (np.float32, np.float64):
+            raise TypeError(f"{name} must be float32 or float64; got {array.dtype}")
+    dtype = np.result_type(*arrays)
+    out, in_ = (np.ascontiguousarray(a, dtype=dtype).reshape(a.shape) for a in arrays)
+    return out, in_
+
+
+def as_distances(distances: ArrayLike) -> NDArray[np.float64]:
+    """A distance matrix as contiguous float64.
+
+    Raises:
+        TypeError: not real numbers.
+    """
+    array = np.asarray(distances)
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"distances must be real numbers [n, n]; got {array.dtype}")
+    return np.ascontiguousarray(array, dtype=np.float64).reshape(array.shape)

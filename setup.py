@@ -1,0 +1,41 @@
+"""Builds the C++ extension with CMake; everything else is in pyproject.toml."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pybind11
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+
+class CMakeBuild(build_ext):
+    """Configures and builds the CMake project into the place where setuptools wants the module."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Build one extension; ``build/`` is kept between runs, so rebuilds are incremental."""
+        target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        build = Path(self.build_temp).resolve()
+        build.mkdir(parents=True, exist_ok=True)
+        configure = [
+            "cmake",
+            f"-S{ROOT}",
+            f"-B{build}",
+            "-GNinja",
+            "-DCMAKE_BUILD_TYPE=Release",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DDKN_WERROR={os.environ.get('DKN_WERROR', 'OFF')}",
+        ]
+        subprocess.run(configure, check=True)
+        subprocess.run(["cmake", "--build", str(build), "--target", "_native"], check=True)
+
+
+setup(
+    ext_modules=[Extension("dkn_engine._native", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+)
