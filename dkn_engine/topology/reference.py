@@ -56,7 +56,9 @@ def h0_persistence(distances: Floats) -> MergeTree:
         if np.isfinite(distances[i, j])
     )
     node = list(range(n))
-    children, heights, sizes = [], [], []
+    children: list[list[int]] = []
+    heights: list[float] = []
+    sizes: list[int] = []
     for value, i, j in edges:
         pair = sorted({node[i], node[j]})
         if len(pair) == 2:

