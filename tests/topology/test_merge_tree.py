@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial.distance import squareform
+
+from dkn_engine import _native, topology
+from dkn_engine.topology import MergeTree, reference
+from tests.topology.graphs import normal_graph, partition, tied_distances, tied_graph
+
+
+def assert_same(found: MergeTree, expected: MergeTree) -> None:
+    assert found.n == expected.n
+    for name in ("children", "heights", "sizes"):
+        a, b = getattr(found, name), getattr(expected, name)
+        assert a.dtype == b.dtype, name
+        np.testing.assert_array_equal(a, b, err_msg=name, strict=True)
+
+
+def kruskal(distances) -> MergeTree:
+    n = len(distances)
+    pairs = np.stack(np.triu_indices(n, k=1), axis=1)
+    values = distances[pairs[:, 0], pairs[:, 1]]
+    # Shuffled: the order of the edges must not matter.
+    order = np.random.default_rng(0).permutation(len(values))
+    arrays = np.ascontiguousarray(pairs[order], np.int32), np.ascontiguousarray(values[order])
+    return MergeTree(n, *_native.edge_tree(n, *arrays))
+
+
+def heights_of_each_merge(tree: MergeTree) -> list[set[frozenset[int]]]:
+    """Partition after all merges up to each distinct height."""
+    last = np.searchsorted(tree.heights, np.unique(tree.heights), side="right")
+    return [partition(tree.n, tree.children, k) for k in last]
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 17, 64])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("algorithm", [topology.h0_persistence, kruskal], ids=["prim", "kruskal"])
+def test_tree_equals_the_reference_with_ties_zeros_and_infinities(algorithm, n, seed):
+    distances = tied_distances(n, seed)
+    assert_same(algorithm(distances), reference.h0_persistence(distances))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_prim_and_kruskal_give_the_same_tree_on_two_hundred_points(seed):
+    distances = tied_distances(200, seed)
+    assert_same(topology.h0_persistence(distances), kruskal(distances))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_heights_equal_scipys_single_linkage_in_each_connected_component(seed):
+    graph = normal_graph(n=40, n_layers=40, seed=seed)
+    distances = topology.distances(*graph)
+    tree = topology.h0_persistence(distances)
+    n_parts, labels = connected_components(np.isfinite(distances), directed=False)
+    assert n_parts > 1
+    assert len(tree.heights) == 40 - n_parts
+    # Pairs of one layer are infinite within a component too; any longer finite number will do.
+    finite = np.where(
+        np.isfinite(distances), distances, distances[np.isfinite(distances)].max() + 1
+    )
+    heights = [
+        linkage(squareform(finite[np.ix_(labels == part, labels == part)]), "single")[:, 2]
+        for part in range(n_parts)
+        if (labels == part).sum() > 1
+    ]
+    np.testing.assert_array_equal(tree.heights, np.sort(np.concatenate(heights)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_partitions_equal_scipys_flat_clusters(seed):
+    graph = normal_graph(n=40, n_layers=3, seed=seed)
+    distances = topology.distances(*graph)
+    tree = topology.h0_persistence(distances)
+    linked = linkage(squareform(np.minimum(distances, 1e9)), "single")
+    for merges, height in enumerate(tree.heights, start=1):
+        labels = fcluster(linked, height, "distance")
+        expected = {frozenset(np.flatnonzero(labels == c).tolist()) for c in np.unique(labels)}
+        assert partition(40, tree.children, merges) == expected
+
+
+@pytest.mark.parametrize("make", [normal_graph, tied_graph])
+@pytest.mark.parametrize("seed", range(5))
+def test_adjacent_edges_alone_give_the_tree_of_all_spans(make, seed):
+    graph = make(30, 6, seed=seed)
+    short = topology.merge_tree(*graph)
+    full = topology.h0_persistence(topology.distances(*graph))
+    np.testing.assert_array_equal(short.heights, full.heights)
+    assert heights_of_each_merge(short) == heights_of_each_merge(full)
+
+
+@pytest.mark.parametrize("make", [normal_graph, tied_graph])
+def test_heights_and_partitions_do_not_depend_on_the_order_of_the_neurons(make):
+    graph = make(30, 5)
+    order = np.random.default_rng(2).permutation(30)
+    one, two = topology.merge_tree(*graph), topology.merge_tree(*graph.permuted(order))
+    np.testing.assert_array_equal(one.heights, two.heights)
+    renamed = [
+        {frozenset(order[list(p)].tolist()) for p in ps} for ps in heights_of_each_merge(two)
+    ]
+    assert renamed == heights_of_each_merge(one)
+
+
+def test_all_equal_distances_merge_in_the_order_of_the_pairs():
+    tree = topology.h0_persistence(np.ones((4, 4)))
+    assert tree.children.tolist() == [[0, 1], [2, 4], [3, 5]]
+    assert tree.heights.tolist() == [1, 1, 1]
+    assert tree.sizes.tolist() == [2, 3, 4]
+
+
+@pytest.mark.parametrize("n", [0, 1, 5])
+def test_all_infinite_distances_never_merge(n):
+    tree = topology.h0_persistence(np.full((n, n), np.inf))
+    assert (tree.n, len(tree.heights), tree.children.shape) == (n, 0, (0, 2))
+    np.testing.assert_array_equal(topology.diagram(tree), [[0, np.inf]] * n or np.empty((0, 2)))
+
+
+def test_zero_distances_merge_at_zero():
+    tree = topology.h0_persistence([[0, 0, 2], [0, 0, 3], [2, 3, 0]])
+    assert tree.heights.tolist() == [0, 2]
+
+
+def test_diagram_has_a_death_a_merge_and_an_infinite_bar_a_component():
+    distances = np.full((4, 4), np.inf)
+    distances[0, 1] = distances[1, 0] = 2
+    distances[1, 3] = distances[3, 1] = 1
+    bars = topology.diagram(topology.h0_persistence(distances))
+    np.testing.assert_array_equal(bars, [[0, 1], [0, 2], [0, np.inf], [0, np.inf]])
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_many_graphs_give_each_graphs_own_tree_in_order(n_threads):
+    dtypes = [np.float32, np.float64, np.float32]
+    graphs = [normal_graph(n, 4, dtype=dtypes[n % 3], seed=n) for n in range(12)]
+    for graph, tree in zip(graphs, topology.merge_trees(graphs, n_threads), strict=True):
+        assert_same(tree, topology.merge_tree(*graph))
+
+
+def test_an_error_in_one_of_many_graphs_is_raised():
+    good, bad = normal_graph(5, 2), normal_graph(5, 2)
+    bad.w_in[3, 0] = np.nan
+    with pytest.raises(ValueError, match=r"w_in must be finite; got nan at \[3, 0\]"):
+        topology.merge_trees([good, bad, good], n_threads=2)
+
+
+@pytest.mark.parametrize(
+    ("distances", "error", "message"),
+    [
+        (np.zeros((3, 4)), ValueError, r"distances must be square \[n, n\]; got \[3, 4\]"),
+        (np.zeros(3), ValueError, r"distances must be square \[n, n\]; got \[3\]"),
+        (np.float64(1), ValueError, r"distances must be square \[n, n\]; got \[\]"),
+        ([[0, np.nan], [np.nan, 0]], ValueError, r"not nan; got nan at \[0, 1\]"),
+        ([[0, 1], [2, 0]], ValueError, r"symmetric; got 1 at \[0, 1\] and 2 at \[1, 0\]"),
+        ([[0, -1], [-1, 0]], ValueError, r"0 or more and not nan; got -1 at \[0, 1\]"),
+        ([["0", "1"], ["1", "0"]], TypeError, "distances must be real numbers"),
+        (np.zeros((2, 2), dtype=complex), TypeError, "got complex128"),
+    ],
+)
+def test_wrong_distances_are_refused(distances, error, message):
+    with pytest.raises(error, match=message):
+        topology.h0_persistence(distances)
+
+
+def test_nan_is_found_beyond_the_first_block():
+    distances = np.ones((70, 70))
+    distances[69, 40] = np.nan
+    with pytest.raises(ValueError, match=r"nan at \[69, 40\]"):
+        topology.h0_persistence(distances)
+
+
+def test_the_core_takes_no_other_dtype():
+    with pytest.raises(TypeError):
+        _native.dense_tree(np.zeros((2, 2), dtype=np.float32))
