@@ -63,7 +63,7 @@ $(DEMO): $(REQUIREMENTS) $(BASE)
 
 $(NATIVE): $(SOURCES) | $(DEMO)
 	@echo "[3/4] building the C++ core"
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) setup.py -q build_ext --inplace
+	$(PY) setup.py -q build_ext --inplace
 	@touch $@
 
 # Triton has wheels for Linux only; elsewhere its tests are skipped.

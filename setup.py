@@ -1,6 +1,7 @@
 """Builds the C++ extension with CMake; everything else is in pyproject.toml."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ class CMakeBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Build one extension; ``build/`` is kept between runs, so rebuilds are incremental."""
+        environment = self._environment()
+        ninja = shutil.which("ninja", path=environment["PATH"])
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
@@ -24,15 +27,24 @@ class CMakeBuild(build_ext):
             "cmake",
             f"-S{ROOT}",
             f"-B{build}",
+            "--log-level=WARNING",
             "-GNinja",
+            # Given each time, because the one of an isolated build is gone by the next.
+            *([f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []),
             "-DCMAKE_BUILD_TYPE=Release",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DDKN_WERROR={os.environ.get('DKN_WERROR', 'OFF')}",
         ]
-        subprocess.run(configure, check=True)
-        subprocess.run(["cmake", "--build", str(build), "--target", "_native"], check=True)
+        for command in (configure, ["cmake", "--build", str(build), "--target", "_native"]):
+            subprocess.run(command, check=True, env=environment)
+
+    @staticmethod
+    def _environment() -> dict[str, str]:
+        """The environment, with cmake and ninja of a virtual environment that is not active."""
+        path = os.environ.get("PATH", os.defpath)
+        return {**os.environ, "PATH": os.pathsep.join([path, str(Path(sys.executable).parent)])}
 
 
 setup(

@@ -1,0 +1,29 @@
+"""Importing the package is cheap."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LAZY = ["transformers", "triton", "matplotlib", "scipy.cluster", "sklearn", "hdbscan", "numba"]
+
+
+@pytest.mark.parametrize("module", ["dkn_engine", "dkn_engine.topology", "dkn_engine.cli"])
+def test_import_leaves_heavy_packages_alone(module):
+    code = f"import sys, {module}; print(*[m for m in {LAZY} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
+def test_constraints_pin_versions_only():
+    with (ROOT / "constraints.txt").open(encoding="utf-8") as file:
+        lines = [line.strip() for line in file if line.strip() and not line.startswith("#")]
+    for line in lines:
+        name, _, version = line.partition("==")
+        assert name
+        assert version.replace(".", "").isalnum(), line
