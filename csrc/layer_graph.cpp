@@ -1,6 +1,7 @@
 #include "layer_graph.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -8,6 +9,15 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+
+#if defined(__GNUC__)
+#define DKN_ALWAYS_INLINE [[gnu::always_inline]] inline
+#if defined(__x86_64__)
+#define DKN_HAS_AVX2
+#endif
+#else
+#define DKN_ALWAYS_INLINE inline
+#endif
 
 namespace dkn {
 namespace {
@@ -59,6 +69,8 @@ bool are_adjacent(const Band& lower, const Band& upper) {
 constexpr std::int64_t tile_rows = 4;
 constexpr std::int64_t tile_cols = 4;
 
+using Tile = std::array<std::array<double, tile_cols>, tile_rows>;
+
 // Columns [first, first + tile_cols) of the upper band, interleaved [d, tile_cols]. Neighbouring
 // lanes belong to different dots, so the compiler can use vector registers without reordering
 // any sum.
@@ -75,19 +87,66 @@ void pack_panel(const Band& upper, Rows<T> w_in, std::int64_t first, std::vector
 }
 
 template <typename T>
-void multiply_tile(const T* const (&rows)[tile_rows], const double* panel, std::int64_t d,
-                   double (&sums)[tile_rows][tile_cols]) {
-    double acc[tile_rows][tile_cols] = {};
+using RowPointers = std::array<const T*, tile_rows>;
+
+// Dots of n_rows rows with the columns of a panel.
+template <std::int64_t n_rows, typename T>
+DKN_ALWAYS_INLINE void multiply_tile(const RowPointers<T>& rows, const double* panel,
+                                     std::int64_t d, Tile& sums) {
+    double acc[n_rows][tile_cols] = {};
     for (std::int64_t k = 0; k < d; ++k) {
         const double* lane = panel + k * tile_cols;
-        for (std::int64_t r = 0; r < tile_rows; ++r) {
+        for (std::size_t r = 0; r < n_rows; ++r) {
             const double x = static_cast<double>(rows[r][k]);
             for (std::int64_t c = 0; c < tile_cols; ++c) {
                 acc[r][c] += x * lane[c];
             }
         }
     }
-    std::copy(&acc[0][0], &acc[0][0] + tile_rows * tile_cols, &sums[0][0]);
+    for (std::size_t r = 0; r < n_rows; ++r) {
+        std::copy(acc[r], acc[r] + tile_cols, sums[r].begin());
+    }
+}
+
+template <typename T>
+DKN_ALWAYS_INLINE void multiply_any(std::int64_t n_rows, const RowPointers<T>& rows,
+                                    const double* panel, std::int64_t d, Tile& sums) {
+    switch (n_rows) {
+        case 1: return multiply_tile<1>(rows, panel, d, sums);
+        case 2: return multiply_tile<2>(rows, panel, d, sums);
+        case 3: return multiply_tile<3>(rows, panel, d, sums);
+        default: return multiply_tile<4>(rows, panel, d, sums);
+    }
+}
+
+// The same code for the baseline processor and, where there is one, for wider registers. Lanes are
+// separate sums and nothing is contracted, so both give the same bits.
+template <typename T>
+void multiply_rows(std::int64_t n_rows, const RowPointers<T>& rows, const double* panel,
+                   std::int64_t d, Tile& sums) {
+    multiply_any(n_rows, rows, panel, d, sums);
+}
+
+#ifdef DKN_HAS_AVX2
+template <typename T>
+[[gnu::target("avx2")]] void multiply_rows_avx2(std::int64_t n_rows, const RowPointers<T>& rows,
+                                                const double* panel, std::int64_t d,
+                                                Tile& sums) {
+    multiply_any(n_rows, rows, panel, d, sums);
+}
+#endif
+
+template <typename T>
+using Multiply = void (*)(std::int64_t, const RowPointers<T>&, const double*, std::int64_t, Tile&);
+
+template <typename T>
+Multiply<T> best_multiply() {
+#ifdef DKN_HAS_AVX2
+    if (__builtin_cpu_supports("avx2")) {
+        return multiply_rows_avx2<T>;
+    }
+#endif
+    return multiply_rows<T>;
 }
 
 double to_distance(double weight) {
@@ -103,22 +162,23 @@ template <typename T>
 BandMatrix band_distances(const Band& lower, const Band& upper, Rows<T> w_out, Rows<T> w_in) {
     BandMatrix result(lower.size(), upper.size());
     std::vector<double> panel;
+    const Multiply<T> multiply = best_multiply<T>();
     for (std::int64_t col = 0; col < upper.size(); col += tile_cols) {
         pack_panel(upper, w_in, col, panel);
         const std::int64_t n_cols = std::min(tile_cols, upper.size() - col);
         for (std::int64_t row = 0; row < lower.size(); row += tile_rows) {
             const std::int64_t n_rows = std::min(tile_rows, lower.size() - row);
-            const T* rows[tile_rows];
-            for (std::int64_t r = 0; r < tile_rows; ++r) {
-                const std::int64_t inside = row + std::min(r, n_rows - 1);
-                rows[r] = w_out.row(lower.members[static_cast<std::size_t>(inside)]);
-            }
-            double sums[tile_rows][tile_cols];
-            multiply_tile(rows, panel.data(), w_out.d, sums);
+            RowPointers<T> rows{};
             for (std::int64_t r = 0; r < n_rows; ++r) {
-                for (std::int64_t c = 0; c < n_cols; ++c) {
-                    result.row(row + r)[col + c] = to_distance(sums[r][c]);
-                }
+                rows[static_cast<std::size_t>(r)] =
+                    w_out.row(lower.members[static_cast<std::size_t>(row + r)]);
+            }
+            Tile sums;
+            multiply(n_rows, rows, panel.data(), w_out.d, sums);
+            for (std::int64_t r = 0; r < n_rows; ++r) {
+                const auto& dots = sums[static_cast<std::size_t>(r)];
+                std::transform(dots.begin(), dots.begin() + n_cols, result.row(row + r) + col,
+                               to_distance);
             }
         }
     }
@@ -158,7 +218,7 @@ void check_finite(const char* name, Rows<T> matrix) {
     for (std::int64_t i = 0; i < matrix.n; ++i) {
         const T* row = matrix.row(i);
         // x - x is 0 for finite x and nan otherwise; this form vectorises.
-        std::int64_t bad = 0;
+        std::int32_t bad = 0;
         for (std::int64_t k = 0; k < matrix.d; ++k) {
             bad += (row[k] - row[k]) == T{0} ? 0 : 1;
         }

@@ -96,17 +96,18 @@ bool is_shorter(const Link& a, const Link& b) {
 // Updates every link with the row of the point that has just joined; returns the shortest link.
 std::size_t relax(std::vector<Link>& links, const double* row, std::int32_t joined) {
     std::size_t shortest = 0;
+    double least = infinity;
     for (std::size_t k = 0; k < links.size(); ++k) {
         Link& link = links[k];
         const double value = row[link.point];
         // Of two equally long edges to one point, the one from the smaller point comes first in
         // the total order, whichever side of the point they lie on.
-        if (value < link.value ||
-            (value == link.value && value < infinity && joined < link.from)) {
+        if (value <= link.value && (value < link.value || joined < link.from)) {
             link.value = value;
             link.from = joined;
         }
-        if (is_shorter(link, links[shortest])) {
+        if (link.value <= least && (link.value < least || is_shorter(link, links[shortest]))) {
+            least = link.value;
             shortest = k;
         }
     }
@@ -132,6 +133,31 @@ void check_pair(double upper, double lower, std::int64_t i, std::int64_t j) {
                 << " at " << (first ? at(i, j) : at(j, i));
     }
     throw std::invalid_argument(message.str());
+}
+
+struct Range {
+    std::int64_t first;
+    std::int64_t last;
+};
+
+// Whether all pairs i < j of the block are valid; written so that nan fails.
+bool is_valid_block(const double* distances, std::int64_t n, Range rows, Range cols) {
+    bool valid = true;
+    for (std::int64_t i = rows.first; i < rows.last; ++i) {
+        for (std::int64_t j = std::max(cols.first, i + 1); j < cols.last; ++j) {
+            const double upper = distances[i * n + j];
+            valid &= (upper >= 0.0) & (upper == distances[j * n + i]);
+        }
+    }
+    return valid;
+}
+
+void check_block(const double* distances, std::int64_t n, Range rows, Range cols) {
+    for (std::int64_t i = rows.first; i < rows.last; ++i) {
+        for (std::int64_t j = std::max(cols.first, i + 1); j < cols.last; ++j) {
+            check_pair(distances[i * n + j], distances[j * n + i], i, j);
+        }
+    }
 }
 
 }  // namespace
@@ -171,14 +197,15 @@ void check_distances(const double* distances, std::int64_t n) {
         throw std::invalid_argument("distances must have at most 2**30 rows; got " +
                                     std::to_string(n));
     }
-    // In blocks, because one of the two elements of a pair is always a column away.
-    constexpr std::int64_t block = 32;
+    // In blocks, because one of the two elements of a pair is always a column away. A block that
+    // fails is gone through again for the message.
+    constexpr std::int64_t block = 64;
     for (std::int64_t i0 = 0; i0 < n; i0 += block) {
         for (std::int64_t j0 = i0; j0 < n; j0 += block) {
-            for (std::int64_t i = i0; i < std::min(i0 + block, n); ++i) {
-                for (std::int64_t j = std::max(j0, i + 1); j < std::min(j0 + block, n); ++j) {
-                    check_pair(distances[i * n + j], distances[j * n + i], i, j);
-                }
+            const std::int64_t i1 = std::min(i0 + block, n);
+            const std::int64_t j1 = std::min(j0 + block, n);
+            if (!is_valid_block(distances, n, {i0, i1}, {j0, j1})) {
+                check_block(distances, n, {i0, i1}, {j0, j1});
             }
         }
     }
