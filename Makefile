@@ -5,6 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install -q --disable-pip-version-check -c constraints.txt
 NATIVE_TESTS := build/native-tests
+BENCHMARKS ?= topology
 
 # Stamps: made once, and again when what they depend on changes.
 BASE := $(VENV)/base.stamp
@@ -38,7 +39,7 @@ lint: $(TEST) $(NATIVE)
 	$(VENV)/bin/mypy
 
 bench: $(TEST) $(NATIVE)
-	$(PY) -m benchmarks $(BENCH_ARGS)
+	set -e; for name in $(BENCHMARKS); do $(PY) -m benchmarks.$$name; done
 
 # The C++ edit loop: only what changed is compiled.
 build: $(DEMO) $(NATIVE)

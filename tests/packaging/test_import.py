@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from dkn_engine import _native
 
 ROOT = Path(__file__).parents[2]
 LAZY = ["transformers", "triton", "matplotlib", "scipy.cluster", "sklearn", "hdbscan", "numba"]
@@ -27,3 +30,9 @@ def test_constraints_pin_versions_only():
         name, _, version = line.partition("==")
         assert name
         assert version.replace(".", "").isalnum(), line
+
+
+def test_stub_names_every_function_of_the_extension():
+    stub = ast.parse((ROOT / "dkn_engine/_native.pyi").read_text(encoding="utf-8"))
+    declared = {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
+    assert declared == {name for name in dir(_native) if not name.startswith("_")}
