@@ -26,6 +26,9 @@ from dkn_engine.topology import reference, released
 
 REPEATS = 9
 COLUMNS = [
+    *("case", "provider", "n", "threads", "median_ms", "q20_ms", "q80_ms", "load"),
+    *("machine", "python", "numpy", "scipy"),
+]
     "case",
     "provider",
     "n",
