@@ -29,19 +29,6 @@ COLUMNS = [
     *("case", "provider", "n", "threads", "median_ms", "q20_ms", "q80_ms", "load"),
     *("machine", "python", "numpy", "scipy"),
 ]
-    "case",
-    "provider",
-    "n",
-    "threads",
-    "median_ms",
-    "q20_ms",
-    "q80_ms",
-    "load",
-    "machine",
-    "python",
-    "numpy",
-    "scipy",
-]
 Row = dict[str, object]
 
 
