@@ -132,7 +132,7 @@ def choose_path(
     """The sweep if it reproduces the model's own probabilities, else the general path."""
     try:
         engine = RowEngine(model, layout, contexts, clean, config.backend)
-        check_rows(engine)
+        _try_rows(engine)
         engine.row_layers = 0
         return Sweep(engine, paths, config.objective, rows)
     except SweepUnsupported as reason:
@@ -141,6 +141,20 @@ def choose_path(
             stacklevel=2,
         )
         return General(model, contexts, paths, config.objective, rows)
+
+
+def _try_rows(engine: RowEngine) -> None:
+    """:func:`check_rows`; what breaks in a layer of an unforeseen kind also means no sweep.
+
+    An error of the model's own comes back from the general path, which runs it as the user does.
+    """
+    try:
+        check_rows(engine)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        message = f"rows fail in its layers ({type(error).__name__}: {error})"
+        raise SweepUnsupported(message) from error
 
 
 @torch.no_grad()
