@@ -5,25 +5,25 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from dkn_engine.attribution.baselines import masked_baselines
+from dkn_engine.attribution.check import checked_rows
 from dkn_engine.attribution.contexts import AnswerSequence, Contexts, build_contexts
 from dkn_engine.attribution.general import General
 from dkn_engine.attribution.paths import Paths
 from dkn_engine.attribution.prefill import Prefill, prefill
 from dkn_engine.attribution.quadrature import Integrals, integrate_adaptive, integrate_fixed
-from dkn_engine.attribution.rows import RowEngine, RowSet, SweepUnsupported
+from dkn_engine.attribution.rows import SweepUnsupported
 from dkn_engine.attribution.sweep import Sweep
 from dkn_engine.config import AttributionConfig
 from dkn_engine.errors import UnsupportedModelError
-from dkn_engine.guest import guest, hooks
+from dkn_engine.guest import guest
 from dkn_engine.layout import Layout
-from dkn_engine.ops.answer_probability import answer_probability
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -131,9 +131,7 @@ def choose_path(
 ) -> Sweep | General:
     """The sweep if it reproduces the model's own probabilities, else the general path."""
     try:
-        engine = RowEngine(model, layout, contexts, clean, config.backend)
-        _try_rows(engine)
-        engine.row_layers = 0
+        engine = checked_rows(model, layout, contexts, clean, config.backend)
         return Sweep(engine, paths, config.objective, rows)
     except SweepUnsupported as reason:
         warnings.warn(
@@ -141,58 +139,6 @@ def choose_path(
             stacklevel=2,
         )
         return General(model, contexts, paths, config.objective, rows)
-
-
-def _try_rows(engine: RowEngine) -> None:
-    """:func:`check_rows`; what breaks in a layer of an unforeseen kind also means no sweep.
-
-    An error of the model's own comes back from the general path, which runs it as the user does.
-    """
-    try:
-        check_rows(engine)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-        message = f"rows fail in its layers ({type(error).__name__}: {error})"
-        raise SweepUnsupported(message) from error
-
-
-@torch.no_grad()
-def check_rows(engine: RowEngine) -> None:
-    """Refuse the sweep unless its own p(x) equals the model's forward.
-
-    Each layer is run as the sweep runs it, one row becoming two at the MLP's output. Allowed is
-    1e-5 for float32 and float64, and 64 rounding steps of a shorter dtype.
-    """
-    context = torch.arange(len(engine.contexts), device=engine.contexts.ids.device)
-    rows = RowSet(context.unsqueeze(1), aligned=True)
-    hidden = engine.clean_rows(context, 0)
-
-    def double(_module: Any, _args: Any, output: Tensor) -> Tensor:
-        if output.shape != hidden.shape:
-            raise SweepUnsupported(f"its MLP sees {list(output.shape)} for {list(hidden.shape)}")
-        return output.expand(-1, 2, -1)
-
-    with engine.active():
-        for layer, mlp in enumerate(engine.layout.mlps):
-            with hooks([mlp.down.register_forward_hook(double)]):
-                out = engine.run_layer(layer, hidden, rows)
-            if out.shape != (len(context), 2, hidden.shape[-1]):
-                raise SweepUnsupported(f"layer {layer} returns {list(out.shape)} for two rows")
-            hidden = out[:, 1:]
-        p, _ = answer_probability(
-            engine.tail,
-            hidden[:, 0],
-            engine.contexts.target,
-            objective="probability",
-            gradient=False,
-            backend=engine.backend,
-        )
-    own = engine.clean.log_probability.exp()
-    worst = float((p - own).abs().max())
-    allowed = max(1e-5, 64 * float(torch.finfo(hidden.dtype).eps) * (hidden.dtype.itemsize < 4))
-    if not worst <= allowed and bool(torch.isfinite(own).all()):
-        raise SweepUnsupported(f"its rows give p(x) off by {worst:.1e} (allowed {allowed:.1e})")
 
 
 def _integrate(

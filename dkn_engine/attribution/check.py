@@ -1,0 +1,83 @@
+"""The guard in front of every use of rows: they must reproduce the model's own probabilities."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dkn_engine.attribution.contexts import Contexts
+from dkn_engine.attribution.prefill import Prefill
+from dkn_engine.attribution.rows import RowEngine, RowSet, SweepUnsupported
+from dkn_engine.guest import hooks
+from dkn_engine.layout import Layout
+from dkn_engine.ops.answer_probability import answer_probability
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def checked_rows(
+    model: nn.Module, layout: Layout, contexts: Contexts, clean: Prefill, backend: str
+) -> RowEngine:
+    """The rows of a chunk, after a trial run.
+
+    Raises:
+        SweepUnsupported: rows cannot run in this model, or give other probabilities than it.
+    """
+    engine = RowEngine(model, layout, contexts, clean, backend)
+    _try_rows(engine)
+    engine.row_layers = 0
+    return engine
+
+
+def _try_rows(engine: RowEngine) -> None:
+    """:func:`check_rows`; what breaks in a layer of an unforeseen kind also means no sweep.
+
+    An error of the model's own comes back from the general path, which runs it as the user does.
+    """
+    try:
+        check_rows(engine)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        message = f"rows fail in its layers ({type(error).__name__}: {error})"
+        raise SweepUnsupported(message) from error
+
+
+@torch.no_grad()
+def check_rows(engine: RowEngine) -> None:
+    """Refuse the sweep unless its own p(x) equals the model's forward.
+
+    Each layer is run as the sweep runs it, one row becoming two at the MLP's output. Allowed is
+    1e-5 for float32 and float64, and 64 rounding steps of a shorter dtype.
+    """
+    context = torch.arange(len(engine.contexts), device=engine.contexts.ids.device)
+    rows = RowSet(context.unsqueeze(1), aligned=True)
+    hidden = engine.clean_rows(context, 0)
+
+    def double(_module: Any, _args: Any, output: Tensor) -> Tensor:
+        if output.shape != hidden.shape:
+            raise SweepUnsupported(f"its MLP sees {list(output.shape)} for {list(hidden.shape)}")
+        return output.expand(-1, 2, -1)
+
+    with engine.active():
+        for layer, mlp in enumerate(engine.layout.mlps):
+            with hooks([mlp.down.register_forward_hook(double)]):
+                out = engine.run_layer(layer, hidden, rows)
+            if out.shape != (len(context), 2, hidden.shape[-1]):
+                raise SweepUnsupported(f"layer {layer} returns {list(out.shape)} for two rows")
+            hidden = out[:, 1:]
+        p, _ = answer_probability(
+            engine.tail,
+            hidden[:, 0],
+            engine.contexts.target,
+            objective="probability",
+            gradient=False,
+            backend=engine.backend,
+        )
+    own = engine.clean.log_probability.exp()
+    worst = float((p - own).abs().max())
+    allowed = max(1e-5, 64 * float(torch.finfo(hidden.dtype).eps) * (hidden.dtype.itemsize < 4))
+    if not worst <= allowed and bool(torch.isfinite(own).all()):
+        raise SweepUnsupported(f"its rows give p(x) off by {worst:.1e} (allowed {allowed:.1e})")
