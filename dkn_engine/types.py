@@ -66,6 +66,31 @@ class Attribution:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class FactAttribution:
+    """One fact of a stream of attributions; fields as in :class:`Attribution`, without its axis.
+
+    Attributes:
+        fact_id: of the fact.
+        scores: float32 ``[L, F]``, or None where only the top or nothing is kept.
+        neurons: int32 ``[k, 2]`` (layer, index) of the kept scores by descending score, with
+            ``keep="top"``; else empty. ``top_scores``: float32 ``[k]``.
+        convergence_delta: float32 ``[L]``; n_points: int32 ``[L]``; converged: bool ``[L]``.
+        probability, error: of the fact; path: ``"sweep"`` or ``"general"``.
+    """
+
+    fact_id: str
+    scores: NDArray[np.float32] | None
+    neurons: NDArray[np.int32]
+    top_scores: NDArray[np.float32]
+    convergence_delta: NDArray[np.float32]
+    probability: float
+    n_points: NDArray[np.int32]
+    converged: NDArray[np.bool_]
+    error: float
+    path: Path
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Component:
     """A base degenerate component (BDC): a set of located neurons that one merge keeps together.
 

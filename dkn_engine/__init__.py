@@ -1,0 +1,127 @@
+"""Degenerate knowledge neurons of language models: attribution, topology, degeneracy.
+
+Names are imported when they are first used, so that ``import dkn_engine`` is cheap.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dkn_engine import topology
+    from dkn_engine.attribution import attribute, iter_attribute
+    from dkn_engine.config import (
+        AttributionConfig,
+        Config,
+        FactsConfig,
+        FilterConfig,
+        SelectionConfig,
+        TopologyConfig,
+    )
+    from dkn_engine.degeneracy import answer_probability, intervene
+    from dkn_engine.errors import (
+        BackendError,
+        DknError,
+        FactError,
+        RunDirectoryError,
+        UnsupportedModelError,
+        UserError,
+    )
+    from dkn_engine.facts import iter_facts, load_facts
+    from dkn_engine.info import build_info
+    from dkn_engine.models import load_model
+    from dkn_engine.pipeline import find_dkns, iter_dkns
+    from dkn_engine.store import read_results
+    from dkn_engine.types import (
+        Attribution,
+        Component,
+        Drops,
+        Fact,
+        FactAttribution,
+        FactResult,
+    )
+
+_HOME = {
+    "find_dkns": "pipeline",
+    "iter_dkns": "pipeline",
+    "load_model": "models",
+    "load_facts": "facts",
+    "iter_facts": "facts",
+    "attribute": "attribution",
+    "iter_attribute": "attribution",
+    "answer_probability": "degeneracy",
+    "intervene": "degeneracy",
+    "read_results": "store",
+    "build_info": "info",
+    **dict.fromkeys(
+        (
+            "Config",
+            "FactsConfig",
+            "AttributionConfig",
+            "SelectionConfig",
+            "TopologyConfig",
+            "FilterConfig",
+        ),
+        "config",
+    ),
+    **dict.fromkeys(
+        ("Fact", "Attribution", "FactAttribution", "Component", "Drops", "FactResult"), "types"
+    ),
+    **dict.fromkeys(
+        (
+            "DknError",
+            "UserError",
+            "FactError",
+            "UnsupportedModelError",
+            "BackendError",
+            "RunDirectoryError",
+        ),
+        "errors",
+    ),
+}
+
+__all__ = [
+    "find_dkns",
+    "iter_dkns",
+    "load_model",
+    "load_facts",
+    "iter_facts",
+    "attribute",
+    "iter_attribute",
+    "answer_probability",
+    "intervene",
+    "read_results",
+    "build_info",
+    "topology",
+    "Config",
+    "FactsConfig",
+    "AttributionConfig",
+    "SelectionConfig",
+    "TopologyConfig",
+    "FilterConfig",
+    "Fact",
+    "Attribution",
+    "FactAttribution",
+    "Component",
+    "Drops",
+    "FactResult",
+    "DknError",
+    "UserError",
+    "FactError",
+    "UnsupportedModelError",
+    "BackendError",
+    "RunDirectoryError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "topology":
+        return importlib.import_module("dkn_engine.topology")
+    if name in _HOME:
+        return getattr(importlib.import_module(f"dkn_engine.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'dkn_engine' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,103 @@
+"""From scores to knowledge neurons: threshold, top k or percentile; agreement of paraphrases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dkn_engine.config import SelectionConfig
+
+# Scores of other batch sizes agree to this share of a fact's maximum, so closer ones may swap.
+BORDERLINE = 1e-5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Selection:
+    """Knowledge neurons of one fact.
+
+    Attributes:
+        neurons: int32 ``[n, 2]`` (layer, index), by descending score; ties by layer and index.
+        scores: float32 ``[n]``.
+        borderline: int32 ``[b, 2]``, neurons within 1e-5 of the fact's maximum from the
+            threshold, on either side of it, in the same order.
+    """
+
+    neurons: NDArray[np.int32]
+    scores: NDArray[np.float32]
+    borderline: NDArray[np.int32]
+
+
+def select_neurons(scores: ArrayLike, config: SelectionConfig) -> Selection:
+    """Neurons whose score passes the rule of ``config`` (Dai et al. 2022, section 3.2).
+
+    Args:
+        scores: real ``[L, F]``, or ``[n_prompts, L, F]`` for a prompt and its paraphrases: then
+            a neuron must be found by more than ``config.paraphrase_share`` of them, and its score
+            is the mean.
+        config: ``method`` and its value, ``paraphrase_share``, ``max_neurons``.
+
+    Raises:
+        ValueError: another number of axes, or no prompt.
+    """
+    table = np.asarray(scores)
+    if table.ndim == 2:
+        table = table[None]
+    if table.ndim != 3 or not len(table):
+        raise ValueError(f"scores must be [L, F] or [n, L, F] with n >= 1; got {list(table.shape)}")
+    found = np.zeros(table.shape[1:], dtype=np.int64)
+    close = np.zeros(table.shape[1:], dtype=bool)
+    for one in table:
+        passes, near = _passing(one, config)
+        found += passes
+        close |= near
+    mean = table.mean(0, dtype=np.float64).astype(table.dtype)
+    chosen = _by_score(mean, found > config.paraphrase_share * len(table))
+    if len(chosen) > config.max_neurons:
+        last = mean.flat[chosen[config.max_neurons - 1]]
+        close |= np.abs(mean - last) <= BORDERLINE * mean.max()
+        chosen = chosen[: config.max_neurons]
+    return Selection(
+        _pairs(chosen, mean.shape),
+        mean.flat[chosen].astype(np.float32),
+        _pairs(_by_score(mean, close), mean.shape),
+    )
+
+
+def _passing(scores: NDArray[np.floating], config: SelectionConfig) -> tuple[
+    NDArray[np.bool_], NDArray[np.bool_]
+]:
+    """Which neurons pass, and which are too close to the threshold to be sure, ``[L, F]`` each."""
+    highest = float(scores.max(initial=0.0))
+    if not highest > 0:  # No neuron raises the answer's probability.
+        nothing = np.zeros(scores.shape, dtype=bool)
+        return nothing, nothing
+    if config.method == "top_k":
+        chosen = _by_score(scores, np.ones(scores.shape, dtype=bool))[: config.top_k]
+        passes = np.zeros(scores.shape, dtype=bool)
+        passes.flat[chosen] = True
+        threshold = float(scores.flat[chosen[-1]])
+    else:
+        threshold = config.threshold * highest
+        if config.method == "percentile":
+            threshold = float(np.percentile(scores, config.percentile))
+        passes = scores > threshold
+    return passes, np.abs(scores - threshold) <= BORDERLINE * highest
+
+
+def _by_score(scores: NDArray[np.floating], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Flat indices of the mask's neurons, by descending score, then by layer and index."""
+    flat = np.flatnonzero(mask)
+    return flat[np.argsort(-scores.flat[flat], kind="stable")]
+
+
+def _pairs(flat: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[np.int32]:
+    return np.stack(np.unravel_index(flat, shape), axis=1).astype(np.int32)
+
+
+def union(selections: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
+    """Distinct neurons of several lists, int32 ``[n, 2]``, sorted by layer and index."""
+    stacked = np.concatenate([np.empty((0, 2), dtype=np.int32), *selections])
+    return np.unique(stacked, axis=0).astype(np.int32)
