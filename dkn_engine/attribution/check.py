@@ -47,14 +47,17 @@ def _try_rows(engine: RowEngine) -> None:
 
 @torch.no_grad()
 def check_rows(engine: RowEngine) -> None:
-    """Refuse the sweep unless its own p(x) equals the model's forward.
+    """Refuse the sweep unless its rows reproduce the model's own forward.
 
-    Each layer is run as the sweep runs it, one row becoming two at the MLP's output. Allowed is
-    1e-5 for float32 and float64, and 64 rounding steps of a shorter dtype.
+    Each layer is run as the sweep runs it, one row becoming two at the MLP's output. What comes
+    out must be what the model itself fed to the next layer: within 1e-4 of its length, and at the
+    top p(x) within 1e-5 and log p(x) within 1e-3; or 64 rounding steps of a dtype shorter than
+    float32. p alone would not tell where every probability is small.
     """
     context = torch.arange(len(engine.contexts), device=engine.contexts.ids.device)
     rows = RowSet(context.unsqueeze(1), aligned=True)
     hidden = engine.clean_rows(context, 0)
+    short = 64 * float(torch.finfo(hidden.dtype).eps) if hidden.dtype.itemsize < 4 else 0.0
 
     def double(_module: Any, _args: Any, output: Tensor) -> Tensor:
         if output.shape != hidden.shape:
@@ -68,16 +71,26 @@ def check_rows(engine: RowEngine) -> None:
             if out.shape != (len(context), 2, hidden.shape[-1]):
                 raise SweepUnsupported(f"layer {layer} returns {list(out.shape)} for two rows")
             hidden = out[:, 1:]
-        p, _ = answer_probability(
+            if layer + 1 < engine.layout.n_layers:
+                own = engine.clean_rows(context, layer + 1)
+                apart = (hidden - own).norm(dim=-1) / own.norm(dim=-1)
+                _require(f"leave layer {layer}", apart[own.isfinite().all(-1)], max(1e-4, short))
+        log_p, _ = answer_probability(
             engine.tail,
             hidden[:, 0],
             engine.contexts.target,
-            objective="probability",
+            objective="log_probability",
             gradient=False,
             backend=engine.backend,
         )
-    own = engine.clean.log_probability.exp()
-    worst = float((p - own).abs().max())
-    allowed = max(1e-5, 64 * float(torch.finfo(hidden.dtype).eps) * (hidden.dtype.itemsize < 4))
-    if not worst <= allowed and bool(torch.isfinite(own).all()):
-        raise SweepUnsupported(f"its rows give p(x) off by {worst:.1e} (allowed {allowed:.1e})")
+    own = engine.clean.log_probability
+    apart = torch.stack([(log_p.exp() - own.exp()).abs(), (log_p - own).abs()])[:, own.isfinite()]
+    _require("give p(x)", apart[0], max(1e-5, short))
+    _require("give log p(x)", apart[1], max(1e-3, short))
+
+
+def _require(what: str, apart: Tensor, allowed: float) -> None:
+    """Refuse unless all are within ``allowed``; contexts where the model gives NaN are left out."""
+    if not bool((apart <= allowed).all()):
+        worst = float(apart.max())
+        raise SweepUnsupported(f"its rows {what} off by {worst:.1e} (allowed {allowed:.1e})")

@@ -1,0 +1,220 @@
+"""The sweep and the general path against brute force, on every layout."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dkn_engine.attribution.chunk import ChunkScores, attribute_chunk
+from dkn_engine.config import AttributionConfig
+from dkn_engine.layout import find_layout
+from tests.attribution.brute_force import BruteForce
+from tests.tiny import (
+    FAMILIES,
+    MASK_ID,
+    N_LAYERS,
+    WIDTH,
+    act_of,
+    relative_error,
+    sequence,
+    sequences,
+    tiny,
+)
+
+SWEPT = ("gpt2", "llama", "qwen3", "gemma3", "gpt_neox", "phi3")
+# Their attention does not go through transformers' interface (OPT: its MLP has no batch axis).
+GENERAL = ("gptj", "opt", "gpt_neo")
+S = 3
+LEFT = (np.arange(S) / S, np.full(S, 1 / S))
+# Both sides compute the same in float64, in another order ...
+FLOAT64 = 1e-10
+# ... but transformers' eager attention rounds its weights to float32, and these families use it
+# (Gemma2 for its caps) or multiply queries with keys in float32.
+ROUNDED = ("gemma2", "gptj", "gpt_neo")
+EAGER = 10 * float(torch.finfo(torch.float32).eps)
+
+
+def fixed(**options: Any) -> AttributionConfig:
+    return AttributionConfig(**{"quadrature": "riemann_left", "n_steps": S, **options})
+
+
+def tolerance(name: str) -> float:
+    return EAGER if name in ROUNDED else FLOAT64
+
+
+def attributed(
+    name: str, model: Any, config: AttributionConfig, some: Any = None, **options: Any
+) -> ChunkScores:
+    """Attribution by the path that the family takes."""
+    general = pytest.warns(UserWarning, match="full forward passes")
+    with general if name in GENERAL else contextlib.nullcontext():
+        return attribute_chunk(
+            model,
+            find_layout(model),
+            sequences() if some is None else some,
+            config,
+            mask_id=MASK_ID,
+            **options,
+        )
+
+
+@pytest.mark.parametrize("site", ["post", "pre"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_masked_baseline_scores_equal_brute_force(name: str, site: str) -> None:
+    model = tiny(name)
+    found = attributed(name, model, fixed(site=site))
+    assert found.path == ("general" if name in GENERAL else "sweep")
+    oracle = BruteForce(name, model, site)
+    for scores, one in zip(found.scores, sequences(), strict=True):
+        expected = oracle.scores(one, LEFT).mean(0)
+        assert relative_error(scores, expected) < tolerance(name)
+
+
+@pytest.mark.parametrize("site", ["post", "pre"])
+@pytest.mark.parametrize("name", SWEPT)
+def test_float32_scores_are_within_1e_5_of_float64(name: str, site: str) -> None:
+    found = attributed(name, tiny(name, torch.float32), fixed(site=site))
+    assert found.scores.dtype == np.float32
+    oracle = BruteForce(name, tiny(name), site)
+    for scores, one in zip(found.scores, sequences(), strict=True):
+        assert relative_error(scores, oracle.scores(one, LEFT).mean(0)) < 1e-5
+
+
+@pytest.mark.parametrize("baseline", ["zero", "given"])
+@pytest.mark.parametrize("site", ["post", "pre"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "opt"])
+def test_zero_and_given_baselines_equal_brute_force(name: str, site: str, baseline: str) -> None:
+    model = tiny(name)
+    random = torch.Generator().manual_seed(5)
+    tables = torch.randn(3, N_LAYERS, WIDTH, generator=random, dtype=torch.float64)
+    given = tables if baseline == "given" else None
+    found = attributed(name, model, fixed(site=site, baseline=baseline), baselines=given)
+    oracle = BruteForce(name, model, site)
+    for scores, one, table in zip(found.scores, sequences(), tables, strict=True):
+        start = table if baseline == "given" else "zero"
+        assert relative_error(scores, oracle.scores(one, LEFT, start).mean(0)) < FLOAT64
+
+
+def test_a_given_baseline_of_the_clean_activation_scores_zero() -> None:
+    model, one = tiny("llama"), sequence(4, 1)
+    clean = BruteForce("llama", model, "post").activations(one.ids, 3)
+    found = attributed("llama", model, fixed(baseline="given"), [one], baselines=clean[None])
+    # What is left is the rounding between one row and a whole prompt.
+    assert np.abs(found.scores).max() < 1e-15
+    assert np.abs(found.convergence_delta).max() < 1e-15
+
+
+def test_a_pre_site_does_not_move_the_up_factor() -> None:
+    """With an up factor of zero nothing that the gate does is seen."""
+    model = tiny("llama")
+    with torch.no_grad():
+        for layer in range(N_LAYERS):
+            model.get_submodule(f"model.layers.{layer}.mlp.up_proj").weight[::2] = 0
+    found = attributed("llama", model, fixed(site="pre"))
+    assert not found.scores[..., ::2].any()
+    assert found.scores[..., 1::2].all()
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma3"])
+def test_windows_smaller_than_the_prompt_equal_brute_force(name: str) -> None:
+    narrow, wide = tiny(name, sliding_window=3), tiny(name, sliding_window=64)
+    some = [sequence(9, 2, seed=4), sequence(3, 3, seed=5)]
+    found = attributed(name, narrow, fixed(), some)
+    assert found.path == "sweep"
+    oracle = BruteForce(name, narrow, "post")
+    for scores, one in zip(found.scores, some, strict=True):
+        assert relative_error(scores, oracle.scores(one, LEFT).mean(0)) < FLOAT64
+    assert relative_error(attributed(name, wide, fixed(), some).scores, found.scores) > 0.01
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_eager_attention_equals_brute_force(name: str) -> None:
+    model = tiny(name)
+    model.set_attn_implementation("eager")
+    found = attributed(name, model, fixed())
+    assert found.path == "sweep"
+    oracle = BruteForce(name, model, "post")
+    for scores, one in zip(found.scores, sequences(), strict=True):
+        assert relative_error(scores, oracle.scores(one, LEFT).mean(0)) < EAGER
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7])
+@pytest.mark.parametrize("site", ["post", "pre"])
+@pytest.mark.parametrize("name", ["llama", "gptj"])
+def test_small_batches_of_rows_give_the_same(name: str, site: str, rows: int) -> None:
+    model = tiny(name)
+    whole = attributed(name, model, fixed(site=site))
+    cut = attributed(name, model, fixed(site=site, rows_per_batch=rows))
+    assert relative_error(cut.scores, whole.scores) < tolerance(name)
+    assert np.array_equal(cut.n_points, whole.n_points)
+
+
+@pytest.mark.parametrize("quadrature", ["adaptive", "gauss_legendre"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3", "opt"])
+def test_facts_together_and_one_by_one_agree(name: str, quadrature: str) -> None:
+    """To 1e-5 of a fact's largest score, in float32, as the engine promises."""
+    model = tiny(name, torch.float32)
+    config = fixed(quadrature=quadrature, n_steps=None if quadrature == "adaptive" else S)
+    together = attributed(name, model, config)
+    for i, one in enumerate(sequences()):
+        alone = attributed(name, model, config, [one])
+        largest = np.abs(alone.scores[0]).max()
+        assert np.abs(together.scores[i] - alone.scores[0]).max() < 1e-5 * largest
+        assert np.array_equal(together.n_points[i], alone.n_points[0])
+
+
+@pytest.mark.parametrize("rows", ["auto", 1, 5])
+@pytest.mark.parametrize("name", SWEPT)
+def test_rows_climb_only_the_layers_above_their_own(name: str, rows: Any) -> None:
+    """Of S path points a layer: at most S L (L + 1) / 2 row-layers a context, and L for alpha = 1.
+
+    A row-layer is one row through one decoder layer; a path point of layer l costs its emergence
+    from layer l (shared by the points of one context) and one row in each of the L - 1 - l above.
+    """
+    found = attributed(name, tiny(name), fixed(rows_per_batch=rows))
+    contexts = sum(len(s.targets) for s in sequences())
+    most = S * N_LAYERS * (N_LAYERS + 1) // 2 + N_LAYERS
+    shared = S * N_LAYERS * (N_LAYERS - 1) // 2 + N_LAYERS + N_LAYERS
+    assert contexts * shared <= found.row_layers <= contexts * most
+    if rows == "auto":
+        assert found.row_layers == contexts * shared
+
+
+def test_adaptive_refinement_pays_row_layers_for_its_points_only() -> None:
+    found = attributed("llama", tiny("llama"), AttributionConfig(baseline="zero", tolerance=1e-6))
+    assert found.n_points.min() < found.n_points.max()  # some layers were refined alone
+    contexts = sum(len(s.targets) for s in sequences())
+    climbs = N_LAYERS - np.arange(N_LAYERS)
+    assert found.row_layers <= (found.n_points * climbs).sum() + contexts * N_LAYERS
+
+
+def test_a_window_that_rows_cannot_know_sends_the_model_down_the_general_path() -> None:
+    """The mask has a window; the layers do not tell their attention about it."""
+    model = tiny("gemma3", sliding_window=3)
+    with torch.no_grad():
+        model.get_output_embeddings().weight *= 1e-4  # every probability is 1 / V within 1e-5
+    for layer in range(N_LAYERS):
+        model.get_submodule(f"model.layers.{layer}.self_attn").sliding_window = None
+    one = sequence(9, 2)
+    with pytest.warns(UserWarning, match="rows leave layer 0 off .* full forward passes"):
+        found = attributed("gemma3", model, fixed(), [one])
+    assert found.path == "general"
+    expected = BruteForce("gemma3", model, "post").scores(one, LEFT).mean(0)
+    assert relative_error(found.scores[0], expected) < FLOAT64
+
+
+def test_an_attention_that_rows_cannot_reproduce_is_named_once() -> None:
+    model = tiny("llama")
+    attention = model.get_submodule("model.layers.1.self_attn")
+    attention.register_forward_pre_hook(
+        lambda _module, args, kwargs: (args, {**kwargs, "strange": torch.ones(1)}), with_kwargs=True
+    )
+    with pytest.warns(UserWarning) as warned:
+        found = attributed("llama", model, fixed())
+    assert found.path == "general"
+    assert len(warned) == 1
+    assert "layer 1 passes 'strange' to its attention" in str(warned[0].message)

@@ -1,0 +1,177 @@
+"""Tiny decoders with random weights, one a layout, and sequences for them.
+
+Everything that a test needs to know about a model's parts stands here by name, so that no oracle
+depends on ``dkn_engine.layout``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from dkn_engine.attribution.contexts import AnswerSequence
+
+VOCABULARY = 61
+N_LAYERS = 3
+MASK_ID = 60
+WIDTH = 40  # F, of every tiny model
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model class with its configuration, and where its parts are (``{}``: the layer)."""
+
+    model: str
+    config: str
+    options: dict[str, Any]
+    down: str
+    act: str
+
+
+def _rotary(**more: Any) -> dict[str, Any]:
+    """The spelling of most decoders; heads of width 6, two of keys for four of queries."""
+    return {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 24,
+        "intermediate_size": WIDTH,
+        "num_hidden_layers": N_LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 6,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        **more,
+    }
+
+
+def _family(name: str, act: str = "act_fn", **more: Any) -> Family:
+    layer = "model.layers.{}.mlp."
+    options = _rotary(**more)
+    return Family(f"{name}ForCausalLM", f"{name}Config", options, f"{layer}down_proj", layer + act)
+
+
+_GEMMA = {"query_pre_attn_scalar": 6, "sliding_window": 64}
+_GPT = {"vocab_size": VOCABULARY, "n_embd": 24, "n_layer": N_LAYERS, "n_head": 4, "n_inner": WIDTH}
+_GPT |= {"n_positions": 64, "bos_token_id": 1, "eos_token_id": 2}
+
+FAMILIES: dict[str, Family] = {
+    "gpt2": Family(
+        "GPT2LMHeadModel", "GPT2Config", _GPT, "transformer.h.{}.mlp.c_proj", "transformer.h.{}.mlp.act"
+    ),
+    "llama": _family("Llama"),
+    "qwen3": _family("Qwen3"),
+    "gemma3": Family(
+        "Gemma3ForCausalLM",
+        "Gemma3TextConfig",
+        _rotary(layer_types=["sliding_attention", "full_attention", "sliding_attention"], **_GEMMA),
+        "model.layers.{}.mlp.down_proj",
+        "model.layers.{}.mlp.act_fn",
+    ),
+    "gpt_neox": Family(
+        "GPTNeoXForCausalLM",
+        "GPTNeoXConfig",
+        {k: v for k, v in _rotary().items() if k not in {"num_key_value_heads", "head_dim"}},
+        "gpt_neox.layers.{}.mlp.dense_4h_to_h",
+        "gpt_neox.layers.{}.mlp.act",
+    ),
+    "phi3": _family("Phi3", act="activation_fn"),
+    "mistral": _family("Mistral", sliding_window=3),
+    "olmo2": _family("Olmo2"),
+    "smollm3": _family("SmolLM3"),
+    "granite": _family(
+        "Granite", logits_scaling=3.0, residual_multiplier=0.6, attention_multiplier=0.3
+    ),
+    "gemma2": _family(
+        "Gemma2", attn_logit_softcapping=2.0, final_logit_softcapping=3.0, **_GEMMA
+    ),
+    "gptj": Family(
+        "GPTJForCausalLM",
+        "GPTJConfig",
+        {**_GPT, "rotary_dim": 4},
+        "transformer.h.{}.mlp.fc_out",
+        "transformer.h.{}.mlp.act",
+    ),
+    "opt": Family(
+        "OPTForCausalLM",
+        "OPTConfig",
+        {k: v for k, v in _rotary(ffn_dim=WIDTH, word_embed_proj_dim=24).items() if k != "head_dim"},
+        "model.decoder.layers.{}.fc2",
+        "model.decoder.layers.{}.activation_fn",
+    ),
+    "gpt_neo": Family(
+        "GPTNeoForCausalLM",
+        "GPTNeoConfig",
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 24,
+            "intermediate_size": WIDTH,
+            "num_layers": N_LAYERS,
+            "num_heads": 4,
+            "attention_types": [[["global", "local", "global"], 1]],
+            "window_size": 4,
+            "max_position_embeddings": 64,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+        "transformer.h.{}.mlp.c_proj",
+        "transformer.h.{}.mlp.act",
+    ),
+}
+
+
+def tiny(name: str, dtype: torch.dtype = torch.float64, seed: int = 0, **changes: Any) -> Any:
+    """A model of the family in eval mode; ``changes`` go into its configuration."""
+    family = FAMILIES[name]
+    config = getattr(transformers, family.config)(**{**family.options, **changes})
+    model = getattr(transformers, family.model)(config)
+    redraw(model, seed)
+    return model.to(dtype).eval()
+
+
+def redraw(model: nn.Module, seed: int = 0) -> None:
+    """Weights large enough that every layer and every attention weight matters.
+
+    The libraries' own initialisation (0.02) leaves a decoder almost linear and its answers uniform.
+    """
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=random)
+            if parameter.ndim < 2:
+                parameter += 0.1 * noise
+            else:
+                parameter.copy_(noise * 2 / parameter.shape[-1] ** 0.5)
+
+
+def down_of(name: str, model: nn.Module, layer: int) -> nn.Module:
+    return model.get_submodule(FAMILIES[name].down.format(layer))
+
+
+def act_of(name: str, model: nn.Module, layer: int) -> nn.Module:
+    return model.get_submodule(FAMILIES[name].act.format(layer))
+
+
+def sequences() -> list[AnswerSequence]:
+    """Answers of two, one and three tokens behind prompts of five, two and seven."""
+    return [sequence(5, 2, seed=1), sequence(2, 1, seed=2), sequence(7, 3, seed=3)]
+
+
+def sequence(n_prompt: int, n_answer: int, seed: int = 0) -> AnswerSequence:
+    random = torch.Generator().manual_seed(seed)
+    # Tokens 0 to 2 are special in some of the models.
+    drawn = torch.randint(3, MASK_ID, (n_prompt + n_answer,), generator=random).tolist()
+    return AnswerSequence(tuple(drawn[:-1]), n_prompt, tuple(drawn[n_prompt:]))
+
+
+def relative_error(found: Any, expected: Any) -> float:
+    """``|found - expected| / |expected|`` in the L2 norm; shapes must be equal."""
+    found, expected = (torch.as_tensor(x, dtype=torch.float64) for x in (found, expected))
+    assert found.shape == expected.shape
+    difference: Tensor = torch.linalg.vector_norm(found - expected)
+    return float(difference / torch.linalg.vector_norm(expected))
