@@ -32,6 +32,8 @@ _GATE = (
     "fc1",
     "mlp.up_proj",
 )
+# The norm in front of the MLP; Gemma has a post_attention_layernorm that is another one.
+_NORM = ("pre_feedforward_layernorm", "ln_2", "final_layer_norm", "post_attention_layernorm")
 _ACT = ("mlp.act_fn", "mlp.activation_fn", "mlp.act", "mlp.activation", "activation_fn", "act")
 
 
@@ -99,6 +101,32 @@ class Layout:
     @property
     def n_layers(self) -> int:
         return len(self.layers)
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLPs multiply the non-linearity by a linear factor (GLU)."""
+        return self.mlps[0].up is not None
+
+    def norm_gain(self, layer: int) -> torch.Tensor:
+        """Gain ``[d]`` of the norm whose output the layer's MLP reads.
+
+        Raises:
+            UnsupportedModelError: there is none (OLMo2 normalises what an MLP writes), or it has
+                a name that is not known.
+        """
+        module = self.layers[layer]
+        after_only = hasattr(module, "post_feedforward_layernorm") and not hasattr(
+            module, "pre_feedforward_layernorm"
+        )
+        norm = None if after_only else _first(module, _NORM)
+        if norm is None or getattr(norm, "weight", None) is None:
+            raise UnsupportedModelError(
+                f"fold_norm=True: expected a norm in front of the MLP named one of "
+                f"{', '.join(_NORM)}; found none in {type(module).__name__}"
+            )
+        weight: torch.Tensor = norm.weight.detach()
+        # Gemma keeps the gain's distance from 1.
+        return 1 + weight if type(norm).__name__.startswith("Gemma") else weight
 
 
 def find_layout(model: nn.Module) -> Layout:

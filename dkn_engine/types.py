@@ -119,7 +119,8 @@ class Drops:
         partial_drop: mean relative drop over the proper non-empty subsets of the family.
         full_drop: relative drop with the whole family suppressed.
         redundancy: log-drop of all suppressed / sum of the log-drops of each alone; 1 for
-            independent members, above 1 if they cover for one another, below 1 if each is needed.
+            independent members, above 1 if they cover for one another, below 1 if each is needed;
+            the median where several measurements are averaged.
         n: number of measurements averaged (draws, prompts or facts).
         partial_std, full_std: standard deviation over those (NaN for fewer than two).
     """

@@ -71,13 +71,14 @@ def attribute_chunk(
         UnsupportedModelError: ``site="pre"`` where the non-linearity is not a module.
     """
     device = next(model.parameters()).device
-    first = config.answer_tokens == "first"
-    if first:
-        sequences = [AnswerSequence(s.ids, s.n_prompt, s.targets[:1]) for s in sequences]
     contexts = build_contexts(sequences, device)
     rows = _rows_per_batch(config, layout, next(model.parameters()).dtype)
     with guest(model, grad=True):
         clean = prefill(model, layout, contexts)
+        probability = _of_answers(contexts, clean.log_probability)
+        if config.answer_tokens == "first":
+            first = torch.nonzero(contexts.token == 0).squeeze(1)
+            contexts, clean = contexts.take(first), clean.take(first)
         value = clean.post if config.site == "post" else clean.pre
         if value is None:
             raise UnsupportedModelError(
@@ -95,9 +96,15 @@ def attribute_chunk(
         weights = np.ones(len(groups)) if config.answer_tokens == "sum" else 1 / counts[groups]
         integrals = _integrate(evaluator, paths, config, groups, weights)
     row_layers = evaluator.engine.row_layers if isinstance(evaluator, Sweep) else 0
-    return _combine(
-        integrals, groups, weights, clean.log_probability, evaluator.name, row_layers
-    )
+    return _combine(integrals, groups, weights, probability, evaluator.name, row_layers)
+
+
+def _of_answers(contexts: Contexts, log_probability: Tensor) -> NDArray[np.float64]:
+    """The answer's probability ``[B]``: the product over all its tokens, whatever is attributed."""
+    sequence = contexts.sequence.cpu().numpy()
+    logs = np.bincount(sequence, weights=log_probability.double().cpu().numpy())
+    found: NDArray[np.float64] = np.exp(logs)
+    return found
 
 
 def _baseline(
@@ -166,7 +173,7 @@ def _combine(
     integrals: Integrals,
     groups: NDArray[np.int64],
     weights: NDArray[np.float64],
-    log_probability: Tensor,
+    probability: NDArray[np.float64],
     path: str,
     row_layers: int,
 ) -> ChunkScores:
@@ -183,7 +190,7 @@ def _combine(
     return ChunkScores(
         scores,
         (weighted @ integrals.delta).astype(np.float32),
-        np.exp(table @ log_probability.double().cpu().numpy()),
+        probability,
         (table @ integrals.n_points).astype(np.int32),
         (table @ ~integrals.converged) == 0,
         relative.astype(np.float32),

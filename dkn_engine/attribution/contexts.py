@@ -45,6 +45,11 @@ class Contexts:
     def __len__(self) -> int:
         return int(self.sequence.shape[0])
 
+    def take(self, index: torch.Tensor) -> Contexts:
+        """Some of the contexts, in the same sequences."""
+        columns = (x[index] for x in (self.sequence, self.position, self.target, self.token))
+        return Contexts(self.ids, *columns, self.n_prompt)
+
 
 def build_contexts(sequences: Sequence[AnswerSequence], device: torch.device) -> Contexts:
     """Pad ``sequences`` into one batch and list their answer positions in order."""
@@ -57,12 +62,8 @@ def build_contexts(sequences: Sequence[AnswerSequence], device: torch.device) ->
         for b, s in enumerate(sequences)
         for i, target in enumerate(s.targets)
     ]
-    columns = torch.tensor(rows, dtype=torch.int64, device=device).T
-    return Contexts(
-        torch.tensor(padded, dtype=torch.int64, device=device),
-        columns[0].contiguous(),
-        columns[1].contiguous(),
-        columns[2].contiguous(),
-        columns[3].contiguous(),
-        tuple(s.n_prompt for s in sequences),
-    )
+    # Autograd keeps these indices, which it could not if the caller's inference mode made them.
+    with torch.inference_mode(False):
+        ids = torch.tensor(padded, dtype=torch.int64, device=device)
+        columns = [torch.tensor(c, dtype=torch.int64, device=device) for c in zip(*rows, strict=True)]
+    return Contexts(ids, *columns, tuple(s.n_prompt for s in sequences))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,6 +47,18 @@ class Prefill:
     values: list[torch.Tensor | None]
     attention: list[dict[str, Any]]
     calls: list[inspect.BoundArguments]
+
+    def take(self, index: torch.Tensor) -> Prefill:
+        """The same for some of the contexts; keys, values and calls belong to the sequences."""
+        return replace(
+            self,
+            log_probability=self.log_probability[index],
+            rank=self.rank[index],
+            post=self.post[index],
+            pre=None if self.pre is None else self.pre[index],
+            up=None if self.up is None else self.up[index],
+            hidden=[h[index] for h in self.hidden],
+        )
 
 
 @dataclass

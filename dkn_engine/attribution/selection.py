@@ -66,9 +66,9 @@ def select_neurons(scores: ArrayLike, config: SelectionConfig) -> Selection:
     )
 
 
-def _passing(scores: NDArray[np.floating], config: SelectionConfig) -> tuple[
-    NDArray[np.bool_], NDArray[np.bool_]
-]:
+def _passing(
+    scores: NDArray[np.floating], config: SelectionConfig
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which neurons pass, and which are too close to the threshold to be sure, ``[L, F]`` each."""
     highest = float(scores.max(initial=0.0))
     if not highest > 0:  # No neuron raises the answer's probability.

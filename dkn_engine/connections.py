@@ -1,0 +1,35 @@
+"""The rows of the model's weights that connect located neurons, gathered for the graph."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dkn_engine.config import TopologyConfig
+from dkn_engine.layout import Layout
+
+
+def connection_rows(
+    layout: Layout, neurons: NDArray[np.int32], config: TopologyConfig
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """What each located neuron writes and reads, float ``[n, d]`` each, as the graph takes them.
+
+    ``config.direction="reversed"`` swaps the two (released code, gated layouts).
+
+    Raises:
+        UnsupportedModelError: ``input_weights="up"`` without an up projection, ``fold_norm``
+            without a gain that can be found.
+    """
+    w_out = np.empty((len(neurons), layout.d_model), dtype=np.float32)
+    w_in = np.empty_like(w_out)
+    for layer in np.unique(neurons[:, 0]):
+        at = np.flatnonzero(neurons[:, 0] == layer)
+        mlp = layout.mlps[layer]
+        index = neurons[at, 1].tolist()
+        w_out[at] = mlp.w_out(index).float().cpu().numpy()
+        w_in[at] = mlp.w_in(index, config.input_weights).float().cpu().numpy()
+        if config.fold_norm:
+            w_in[at] *= layout.norm_gain(int(layer)).float().cpu().numpy()
+    if config.direction == "reversed" and layout.gated:
+        return w_in, w_out
+    return w_out, w_in

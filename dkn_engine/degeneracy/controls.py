@@ -1,0 +1,135 @@
+"""The same figures where they should be small: random neurons, other facts, other prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dkn_engine.degeneracy.edits import Edit, suppress
+from dkn_engine.degeneracy.lattice import Lattice, drops, members_of, subset_masks
+from dkn_engine.degeneracy.prompts import Prompts
+from dkn_engine.types import Drops
+
+# Families of more members are controlled on a sample of their subsets.
+_EXACT = 5
+_SAMPLES = 1 << _EXACT
+
+Sets = Sequence[NDArray[np.int32]]
+
+
+def lattice_of(
+    prompts: Prompts,
+    sequence: int,
+    sets: Sets,
+    masks: NDArray[np.int64],
+    means: NDArray[np.float64] | None = None,
+) -> Lattice:
+    """Probabilities of one answer over subsets of suppressed sets of neurons."""
+    found = prompts.probabilities(subset_edits(sets, masks, means), [sequence])
+    return Lattice(len(sets), masks, found[:, 0])
+
+
+def subset_edits(
+    sets: Sets, masks: NDArray[np.int64], means: NDArray[np.float64] | None = None
+) -> list[Edit]:
+    """For each mask the edit that suppresses the sets whose bits are set."""
+    empty = np.empty((0, 2), dtype=np.int32)
+    return [
+        suppress(np.concatenate([empty, *(sets[i] for i in members_of(m))]), means)
+        for m in masks.tolist()
+    ]
+
+
+def control_masks(q: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """The subsets on which controls of a family of ``q`` sets are measured."""
+    return subset_masks(q, _EXACT, _SAMPLES, rng)
+
+
+def random_sets(
+    sets: Sets, located: NDArray[np.int32], width: int, rng: np.random.Generator
+) -> list[NDArray[np.int32]]:
+    """Disjoint sets of other neurons: in every layer as many as each of the given sets has.
+
+    Args:
+        sets: the family to be matched.
+        located: neurons never drawn (the fact's knowledge neurons).
+        width: F, neurons a layer.
+        rng: of the draw.
+    """
+    every = np.concatenate([np.empty((0, 2), dtype=np.int32), *sets])
+    drawn = np.empty_like(every)
+    for layer in np.unique(every[:, 0]):
+        at = np.flatnonzero(every[:, 0] == layer)
+        free = np.setdiff1d(np.arange(width), located[located[:, 0] == layer, 1])
+        # A layer that is nearly all located cannot be matched without them.
+        pool = free if len(free) >= len(at) else np.arange(width)
+        drawn[at, 0] = layer
+        drawn[at, 1] = rng.choice(pool, size=len(at), replace=False)
+    ends = np.cumsum([len(s) for s in sets])
+    return np.split(drawn, ends[:-1])
+
+
+def random_control(
+    prompts: Prompts,
+    sequence: int,
+    sets: Sets,
+    located: NDArray[np.int32],
+    n_draws: int,
+    rng: np.random.Generator,
+    means: NDArray[np.float64] | None = None,
+) -> Drops | None:
+    """Mean over draws of :func:`random_sets`; None without draws."""
+    masks = control_masks(len(sets), rng)
+    edits: list[Edit] = []
+    for _ in range(n_draws):
+        drawn = random_sets(sets, located, prompts.layout.width, rng)
+        edits += subset_edits(drawn, masks, means)
+    if not edits:
+        return None
+    table = prompts.probabilities(edits, [sequence])[:, 0].reshape(n_draws, len(masks))
+    return average([drops(Lattice(len(sets), masks, row)) for row in table])
+
+
+def elsewhere(
+    prompts: Prompts,
+    sequences: Sequence[int],
+    sets: Sets,
+    rng: np.random.Generator,
+    means: NDArray[np.float64] | None = None,
+) -> Drops | None:
+    """Mean over other prompts with the family's own neurons suppressed; None without prompts."""
+    if not len(sequences):
+        return None
+    masks = control_masks(len(sets), rng)
+    table = prompts.probabilities(subset_edits(sets, masks, means), sequences)
+    return average([drops(Lattice(len(sets), masks, column)) for column in table.T])
+
+
+def average(measured: Sequence[Drops]) -> Drops:
+    """Mean drops, their deviation, and the median redundancy, over those that are defined."""
+    partial = _finite([d.partial_drop for d in measured])
+    full = _finite([d.full_drop for d in measured])
+    redundancy = _finite([d.redundancy for d in measured])
+    return Drops(
+        partial_drop=_mean(partial),
+        full_drop=_mean(full),
+        redundancy=float(np.median(redundancy)) if len(redundancy) else float("nan"),
+        n=len(full),
+        partial_std=_deviation(partial),
+        full_std=_deviation(full),
+    )
+
+
+def _finite(values: Sequence[float]) -> NDArray[np.float64]:
+    array = np.asarray(values, dtype=np.float64)
+    return array[np.isfinite(array)]
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def _deviation(values: NDArray[np.float64]) -> float:
+    return float(values.std(ddof=1)) if len(values) > 1 else float("nan")

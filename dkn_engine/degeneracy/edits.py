@@ -1,0 +1,119 @@
+"""Interventions on MLP neurons as data: activation <- factor * activation + offset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dkn_engine.layout import Layout
+from dkn_engine.topology.arrays import as_neurons
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Edit:
+    """What changes at the input of the down projections (the ``post`` site).
+
+    A zero there is also what a zero at the input of gelu, silu or relu gives.
+
+    Attributes:
+        neurons: int32 ``[n, 2]`` (layer, index), distinct.
+        factor, offset: float64 ``[n]``.
+    """
+
+    neurons: NDArray[np.int32]
+    factor: NDArray[np.float64]
+    offset: NDArray[np.float64]
+
+
+def nothing() -> Edit:
+    """The edit that leaves a model as it is."""
+    return suppress(np.empty((0, 2), dtype=np.int32))
+
+
+def suppress(neurons: ArrayLike, means: NDArray[np.floating] | None = None) -> Edit:
+    """Activations become 0, or ``means[layer, index]`` of a table ``[L, F]``.
+
+    Raises:
+        TypeError, ValueError: ``neurons`` are not distinct integers ``[n, 2]``.
+    """
+    array = _distinct(neurons)
+    offset = np.zeros(len(array))
+    if means is not None:
+        offset = means[array[:, 0], array[:, 1]].astype(np.float64)
+    return Edit(array, np.zeros(len(array)), offset)
+
+
+def enhance(neurons: ArrayLike, factor: float) -> Edit:
+    """Activations are multiplied by ``factor``.
+
+    Raises:
+        TypeError, ValueError: ``neurons`` are not distinct integers ``[n, 2]``.
+    """
+    array = _distinct(neurons)
+    return Edit(array, np.full(len(array), float(factor)), np.zeros(len(array)))
+
+
+def combine(*edits: Edit) -> Edit:
+    """All edits at once.
+
+    Raises:
+        ValueError: two of them change the same neuron.
+    """
+    return Edit(
+        _distinct(np.concatenate([e.neurons for e in edits])),
+        np.concatenate([e.factor for e in edits]),
+        np.concatenate([e.offset for e in edits]),
+    )
+
+
+def require_inside(edits: Sequence[Edit], layout: Layout) -> None:
+    """Check that the model has every neuron.
+
+    Raises:
+        ValueError: names the first that it has not.
+    """
+    limit = np.array([layout.n_layers, layout.width])
+    for edit in edits:
+        outside = (edit.neurons >= limit).any(axis=1)
+        if outside.any():
+            layer, index = edit.neurons[outside][0].tolist()
+            raise ValueError(
+                f"neurons must be below layer {limit[0]} and index {limit[1]}; got "
+                f"({layer}, {index})"
+            )
+
+
+def _distinct(neurons: ArrayLike) -> NDArray[np.int32]:
+    array = as_neurons(neurons)
+    unique, counts = np.unique(array, axis=0, return_counts=True)
+    if len(unique) != len(array):
+        layer, index = unique[counts > 1][0].tolist()
+        raise ValueError(f"neurons must be distinct; got ({layer}, {index}) twice")
+    return array
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerEdit:
+    """All edits of one layer: entry k changes neuron ``index[k]`` in rows of edit ``row[k]``."""
+
+    row: NDArray[np.int64]
+    index: NDArray[np.int64]
+    factor: NDArray[np.float64]
+    offset: NDArray[np.float64]
+
+
+def by_layer(edits: Sequence[Edit]) -> dict[int, LayerEdit]:
+    """A list of edits, layer by layer; layers that none of them changes are absent."""
+    layer = np.concatenate([e.neurons[:, 0] for e in edits])
+    row = np.repeat(np.arange(len(edits)), [len(e.neurons) for e in edits])
+    index = np.concatenate([e.neurons[:, 1] for e in edits]).astype(np.int64)
+    factor = np.concatenate([e.factor for e in edits])
+    offset = np.concatenate([e.offset for e in edits])
+    return {
+        int(l): LayerEdit(row[at], index[at], factor[at], offset[at])
+        for l in np.unique(layer)
+        for at in [np.flatnonzero(layer == l)]
+    }

@@ -1,0 +1,186 @@
+"""The functional filter of one fact: from candidate components to its DKN, with controls."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dkn_engine.attribution.contexts import AnswerSequence
+from dkn_engine.config import FilterConfig
+from dkn_engine.degeneracy import controls
+from dkn_engine.degeneracy.edits import suppress
+from dkn_engine.degeneracy.lattice import Lattice, degenerate_family, drops, mask_of, subset_masks
+from dkn_engine.degeneracy.prompts import Prompts
+from dkn_engine.degeneracy.reference import Reference, generator, knows
+from dkn_engine.degeneracy.released import released_family
+from dkn_engine.types import Component, Drops, Fact
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MOST_COMPONENTS = 62  # A mask is a signed 64-bit integer.
+
+
+@dataclass(frozen=True, eq=False)
+class Degeneracy:
+    """What suppression shows about one fact; fields as in :class:`dkn_engine.FactResult`."""
+
+    components: tuple[Component, ...]
+    subset_probabilities: NDArray[np.float64]
+    subset_masks: NDArray[np.int64]
+    dkn: tuple[int, ...]
+    partial_drop: float
+    full_drop: float
+    redundancy: float
+    candidates: Drops | None
+    rest_suppressed: NDArray[np.float64]
+    controls: dict[str, Drops] = field(default_factory=dict)
+
+
+def examine(
+    prompts: Prompts,
+    sequence: int,
+    components: Sequence[Component],
+    located: NDArray[np.int32],
+    fact: Fact,
+    config: FilterConfig,
+    seed: int,
+    *,
+    released: AnswerSequence | None = None,
+    paraphrases: Prompts | None = None,
+    reference: Reference | None = None,
+) -> Degeneracy:
+    """Evaluate the subset lattice of a fact's candidates and read everything else off it.
+
+    Args:
+        prompts: holds the fact as ``sequence``.
+        sequence: index of the fact.
+        components: candidates, most persistent first, at most 62.
+        located: int32 ``[n, 2]``, the fact's knowledge neurons.
+        fact: for unrelated facts to be chosen.
+        config: of the filter.
+        seed: of the run.
+        released: the fact's tokens, with ``config.method="released"``.
+        paraphrases: prompts that were not used for finding, for a control.
+        reference: for the controls on unrelated facts and with mean activations.
+    """
+    rng = generator(seed, fact.id)
+    sets = [c.neurons for c in components]
+    masks = subset_masks(len(sets), config.exact_limit, config.n_samples, rng)
+    means = reference.means if reference is not None else None
+    if config.suppress_value == "mean" and means is None:
+        raise ValueError("reference must be given with suppress_value='mean'; got None")
+    use = means if config.suppress_value == "mean" else None
+    lattice = controls.lattice_of(prompts, sequence, sets, masks, use)
+    if config.method == "released":
+        assert released is not None
+        dkn = released_family(
+            prompts.model, prompts.layout, released, components, config.released_max_drop
+        )
+    else:
+        persistence = [c.persistence for c in components]
+        dkn = degenerate_family(lattice, persistence, config.min_alone, config.max_none)
+    family = dkn if len(dkn) >= 2 else tuple(range(len(sets)))
+    own = drops(lattice.restrict(family))
+    found = Degeneracy(
+        components=_described(components, lattice),
+        subset_probabilities=lattice.probabilities,
+        subset_masks=lattice.masks,
+        dkn=dkn,
+        partial_drop=own.partial_drop,
+        full_drop=own.full_drop,
+        redundancy=own.redundancy,
+        candidates=drops(lattice) if sets else None,
+        rest_suppressed=_rest(prompts, sequence, [sets[i] for i in dkn], located, use),
+    )
+    if not sets:
+        return found
+    chosen = [sets[i] for i in family]
+    measured = {
+        "random": controls.random_control(
+            prompts, sequence, chosen, located, config.n_random, rng, use
+        ),
+        "paraphrases": _on_paraphrases(paraphrases, chosen, config, rng, use),
+        "unrelated": _on_unrelated(reference, chosen, fact, config, rng, use),
+        "mean_ablation": _with_means(prompts, sequence, chosen, means, rng),
+    }
+    there = {name: d for name, d in measured.items() if d is not None}
+    return dataclasses.replace(found, controls=there)
+
+
+def _described(components: Sequence[Component], lattice: Lattice) -> tuple[Component, ...]:
+    """The components with what the lattice says about each."""
+    full, clean = mask_of(range(len(components))), lattice.at(0)
+    return tuple(
+        dataclasses.replace(
+            c,
+            probability_alone=lattice.at(full ^ 1 << i),
+            drop_if_suppressed=1 - lattice.at(1 << i) / clean if clean > 0 else float("nan"),
+        )
+        for i, c in enumerate(components)
+    )
+
+
+def _rest(
+    prompts: Prompts,
+    sequence: int,
+    family: controls.Sets,
+    located: NDArray[np.int32],
+    means: NDArray[np.float64] | None,
+) -> NDArray[np.float64]:
+    """Probabilities ``[members + 1]`` of each member alone, then of none, all KNs else off."""
+    if not family:
+        return np.empty(0)
+    kept = [{(int(l), int(i)) for l, i in members} for members in family] + [set()]
+    edits = []
+    for members in kept:
+        off = [n for n in located if (int(n[0]), int(n[1])) not in members]
+        edits.append(suppress(np.array(off, dtype=np.int32).reshape(-1, 2), means))
+    return prompts.probabilities(edits, [sequence])[:, 0]
+
+
+def _on_paraphrases(
+    paraphrases: Prompts | None,
+    family: controls.Sets,
+    config: FilterConfig,
+    rng: np.random.Generator,
+    means: NDArray[np.float64] | None,
+) -> Drops | None:
+    """On the paraphrases that the model answers too."""
+    if paraphrases is None:
+        return None
+    known = np.flatnonzero(knows(paraphrases, config))
+    return controls.elsewhere(paraphrases, known.tolist(), family, rng, means)
+
+
+def _on_unrelated(
+    reference: Reference | None,
+    family: controls.Sets,
+    fact: Fact,
+    config: FilterConfig,
+    rng: np.random.Generator,
+    means: NDArray[np.float64] | None,
+) -> Drops | None:
+    if reference is None:
+        return None
+    others = reference.unrelated(fact, config.n_unrelated, rng)
+    return controls.elsewhere(reference.prompts, others, family, rng, means)
+
+
+def _with_means(
+    prompts: Prompts,
+    sequence: int,
+    family: controls.Sets,
+    means: NDArray[np.float64] | None,
+    rng: np.random.Generator,
+) -> Drops | None:
+    """Activations become their means over the reference prompts instead of zero."""
+    if means is None:
+        return None
+    masks = controls.control_masks(len(family), rng)
+    return drops(controls.lattice_of(prompts, sequence, family, masks, means))

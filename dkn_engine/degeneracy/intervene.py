@@ -1,0 +1,191 @@
+"""Public interventions: answer probabilities under edits, and edits for the user's own forwards."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dkn_engine.attribution.sequences import encode_sequence
+from dkn_engine.config import FactsConfig
+from dkn_engine.degeneracy import edits
+from dkn_engine.degeneracy.edits import Edit
+from dkn_engine.degeneracy.prompts import Prompts
+from dkn_engine.errors import UserError
+from dkn_engine.guest import hooks
+from dkn_engine.layout import Layout, find_layout
+from dkn_engine.types import Fact
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+Neurons = ArrayLike | Mapping[str, ArrayLike] | None
+Positions = Literal["answer", "answer_all", "all"]
+_CHUNK = 8
+
+
+def answer_probability(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[Fact],
+    *,
+    suppress: Neurons = None,
+    enhance: Neurons = None,
+    factor: float = 2.0,
+    means: ArrayLike | None = None,
+    positions: Positions = "answer",
+    facts_config: FactsConfig | None = None,
+    backend: str = "auto",
+) -> NDArray[np.float64]:
+    """Probability of every fact's answer with some MLP neurons suppressed or enhanced.
+
+    Args:
+        model: a causal decoder of transformers; it is left as it was found.
+        tokenizer: the model's.
+        facts: whose answers; the probability is the product over the answer's tokens.
+        suppress: neurons int ``[n, 2]`` (layer, index) whose activation becomes 0 (or its mean);
+            the same for all facts, or by fact id (a fact that is absent keeps all).
+        enhance: neurons, in the same form, whose activation is multiplied by ``factor``.
+        factor: of ``enhance``.
+        means: real ``[L, F]``; suppressed activations become these instead of 0.
+        positions: ``answer``: for each answer token only the position that predicts it, earlier
+            ones stay clean; ``answer_all``: all positions that predict answer tokens at once;
+            ``all``: every position.
+        facts_config: how facts become tokens; None for the defaults.
+        backend: see :class:`dkn_engine.AttributionConfig`.
+
+    Returns:
+        float64 ``[n_facts]``.
+
+    Raises:
+        FactError: a fact cannot be encoded; names it.
+        UnsupportedModelError: the model is not a causal decoder that the engine knows.
+        TypeError, ValueError: neurons that are not integers ``[n, 2]``, not distinct, not the
+            model's, or both suppressed and enhanced.
+    """
+    if positions not in get_args(Positions):
+        allowed = ", ".join(get_args(Positions))
+        raise UserError(f"positions must be one of {allowed}; got {positions!r}")
+    layout = find_layout(model)
+    table = _means(means, layout)
+    config = FactsConfig() if facts_config is None else facts_config
+    found = np.empty(len(facts))
+    for start in range(0, len(facts), _CHUNK):
+        chunk = facts[start : start + _CHUNK]
+        sequences = [
+            encode_sequence(model, tokenizer, f.prompt, f.answer, config=config, fact_id=f.id)
+            for f in chunk
+        ]
+        prompts = Prompts(model, layout, sequences, positions=positions, backend=backend)
+        for i, edit in enumerate(_edits(chunk, suppress, enhance, factor, table)):
+            found[start + i] = prompts.probabilities([edit], [i])[0, 0]
+    return found
+
+
+def _edits(
+    facts: Sequence[Fact],
+    suppress: Neurons,
+    enhance: Neurons,
+    factor: float,
+    means: NDArray[np.float64] | None,
+) -> Iterator[Edit]:
+    for fact in facts:
+        off, more = _of_fact(suppress, fact.id), _of_fact(enhance, fact.id)
+        yield edits.combine(edits.suppress(off, means), edits.enhance(more, factor))
+
+
+def _of_fact(neurons: Neurons, fact_id: str) -> ArrayLike:
+    nothing: list[list[int]] = []
+    if isinstance(neurons, Mapping):
+        return neurons.get(fact_id, nothing)
+    return nothing if neurons is None else neurons
+
+
+def _means(means: ArrayLike | None, layout: Layout) -> NDArray[np.float64] | None:
+    if means is None:
+        return None
+    table = np.asarray(means, dtype=np.float64)
+    expected = (layout.n_layers, layout.width)
+    if table.shape != expected:
+        raise ValueError(f"means must be {list(expected)}; got {list(table.shape)}")
+    return table
+
+
+@contextlib.contextmanager
+def intervene(
+    model: nn.Module,
+    neurons: ArrayLike,
+    *,
+    factor: float = 0.0,
+    means: ArrayLike | None = None,
+    on: Literal["activations", "weights"] = "activations",
+) -> Iterator[None]:
+    """Change MLP neurons in every forward pass of the block, at every position.
+
+    Args:
+        model: a causal decoder of transformers; as it was, bit for bit, when the block ends.
+        neurons: int ``[n, 2]`` (layer, index), distinct.
+        factor: activations are multiplied by it; 0 suppresses.
+        means: real ``[L, F]``; activations become these instead (``factor`` is not read).
+        on: ``activations`` by hooks, or ``weights``: the neurons' rows of the down projection are
+            multiplied by ``factor`` in place.
+
+    Raises:
+        UnsupportedModelError: the model is not a causal decoder that the engine knows.
+        TypeError, ValueError: neurons or means of the wrong form; ``means`` with ``weights``.
+    """
+    if on not in {"activations", "weights"}:
+        raise UserError(f"on must be 'activations' or 'weights'; got {on!r}")
+    layout = find_layout(model)
+    table = _means(means, layout)
+    edit = edits.enhance(neurons, factor) if table is None else edits.suppress(neurons, table)
+    edits.require_inside([edit], layout)
+    if on == "weights":
+        if table is not None:
+            raise ValueError("means must be None with on='weights'; got a table")
+        with _scaled_weights(layout, edit):
+            yield
+        return
+    handles = [
+        layout.mlps[layer].down.register_forward_pre_hook(_everywhere(layer_edit))
+        for layer, layer_edit in edits.by_layer([edit]).items()
+    ]
+    with hooks(handles):
+        yield
+
+
+def _everywhere(edit: edits.LayerEdit) -> Any:
+    """A hook that applies an edit at every position."""
+
+    def hook(_module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        import torch
+
+        x = args[0].clone()
+        index = torch.from_numpy(edit.index).to(x.device)
+        factor, offset = (torch.from_numpy(a).to(x) for a in (edit.factor, edit.offset))
+        x[..., index] = x[..., index] * factor + offset
+        return (x, *args[1:])
+
+    return hook
+
+
+@contextlib.contextmanager
+def _scaled_weights(layout: Layout, edit: Edit) -> Iterator[None]:
+    import torch
+
+    saved: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    try:
+        for layer, one in edits.by_layer([edit]).items():
+            rows = layout.mlps[layer].w_out(slice(None))  # [F, d], a detached view of the weight
+            index = torch.from_numpy(one.index).to(rows.device)
+            saved.append((rows, index, rows[index].clone()))
+            rows[index] = rows[index] * torch.from_numpy(one.factor).to(rows).unsqueeze(1)
+        yield
+    finally:
+        for rows, index, old in saved:
+            rows[index] = old

@@ -1,0 +1,148 @@
+"""The subset lattice of a family of components, and everything that is read off it.
+
+Index m of the lattice is a bit mask: bit i set means that component i is suppressed, so index 0
+is the clean model. Nothing here runs the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dkn_engine.types import Drops
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lattice:
+    """Answer probabilities over subsets of ``q`` suppressed components.
+
+    Attributes:
+        q: number of components.
+        masks: int64 ``[m]``, ascending; ``arange(2**q)`` unless sampled.
+        probabilities: float64 ``[m]``, of each mask.
+    """
+
+    q: int
+    masks: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+
+    def at(self, mask: int) -> float:
+        """Probability with the mask's components suppressed; NaN if it was not sampled."""
+        i = int(np.searchsorted(self.masks, mask))
+        found = i < len(self.masks) and self.masks[i] == mask
+        return float(self.probabilities[i]) if found else float("nan")
+
+    def restrict(self, members: Sequence[int]) -> Lattice:
+        """The lattice of some of the components, with all others active."""
+        inside = np.flatnonzero((self.masks & ~np.int64(mask_of(members))) == 0)
+        masks = np.zeros(len(inside), dtype=np.int64)
+        for bit, member in enumerate(members):
+            masks |= ((self.masks[inside] >> member) & 1) << bit
+        order = np.argsort(masks)
+        return Lattice(len(members), masks[order], self.probabilities[inside][order])
+
+
+def mask_of(members: Sequence[int]) -> int:
+    """The mask with the bits of the given components."""
+    return sum(1 << int(i) for i in members)
+
+
+def members_of(mask: int) -> tuple[int, ...]:
+    """The components whose bits are set, ascending."""
+    return tuple(i for i in range(int(mask).bit_length()) if mask >> i & 1)
+
+
+def subset_masks(
+    q: int, exact_limit: int, n_samples: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Masks to evaluate, int64, ascending: all ``2**q`` up to the limit, above it a sample.
+
+    A sample always holds nothing, everything, each component alone and all but each component;
+    the rest is drawn uniformly without replacement until there are ``n_samples`` (or more, if
+    those are more).
+    """
+    if q <= exact_limit or 1 << q <= n_samples:
+        return np.arange(1 << q, dtype=np.int64)
+    full = (1 << q) - 1
+    fixed = {0, full, *(1 << i for i in range(q)), *(full ^ 1 << i for i in range(q))}
+    found = set(fixed)
+    while len(found) < n_samples:
+        found.update(rng.integers(0, full, size=n_samples - len(found), endpoint=True).tolist())
+    return np.array(sorted(found), dtype=np.int64)
+
+
+def drops(lattice: Lattice) -> Drops:
+    """Partial drop, full drop and redundancy of the whole family; NaN where undefined.
+
+    The partial drop is the mean over the proper non-empty subsets; over a sample it is the
+    mean of the strata (one suppressed, all but one, the rest) by the sizes they have in full.
+    """
+    q, clean = lattice.q, lattice.at(0)
+    if q == 0 or not clean > 0:
+        return Drops(float("nan"), float("nan"))
+    full = (1 << q) - 1
+    relative = 1 - lattice.probabilities / clean
+    return Drops(
+        partial_drop=_partial(lattice.masks, relative, q),
+        full_drop=1 - lattice.at(full) / clean,
+        redundancy=_redundancy([lattice.at(1 << i) for i in range(q)], lattice.at(full), clean),
+    )
+
+
+def _partial(masks: NDArray[np.int64], relative: NDArray[np.float64], q: int) -> float:
+    size = np.array([int(m).bit_count() for m in masks])
+    # Strata that a sample holds whole, then all other sizes, which it holds in part.
+    ends = {1, q - 1} - {0, q}
+    middle = (size > 0) & (size < q) & ~np.isin(size, list(ends))
+    total, weight = 0.0, 0
+    for k in ends:
+        total += float(relative[size == k].sum())
+        weight += int((size == k).sum())
+    n_middle = (1 << q) - 2 - weight
+    if n_middle > 0 and middle.any():
+        total += n_middle * float(relative[middle].mean())
+        weight += n_middle
+    return total / weight if weight else float("nan")
+
+
+def _redundancy(alone: Sequence[float], none: float, clean: float) -> float:
+    """Log-drop of all suppressed / sum of the log-drops of each suppressed alone."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        together = np.log(clean) - np.log(none)
+        single = float(np.sum(np.log(clean) - np.log(alone)))
+    # Where suppressing single components does not lower the probability the ratio says nothing.
+    if not np.isfinite(together) or not np.isfinite(single) or single <= 0:
+        return float("nan")
+    return float(together / single)
+
+
+def degenerate_family(
+    lattice: Lattice, persistence: Sequence[float], min_alone: float, max_none: float
+) -> tuple[int, ...]:
+    """The largest degenerate family, ascending indices; empty if there is none.
+
+    A family S of at least two components is degenerate if each member, with the other members
+    suppressed, keeps ``min_alone`` (tau_2) of the clean probability, and all suppressed leave at
+    most ``max_none`` (tau_3) of the weakest of those. Ties go to the greatest total persistence,
+    then to the more persistent components. Families of which a mask was not sampled are not judged.
+    """
+    clean = lattice.at(0)
+    if not clean > 0:
+        return ()
+    best: tuple[tuple[float, ...], tuple[int, ...]] | None = None
+    for mask in lattice.masks.tolist():
+        members = members_of(mask)
+        if len(members) < 2:
+            continue
+        alone = np.array([lattice.at(mask ^ 1 << i) for i in members])
+        # NaN (not sampled) compares as False.
+        if not (alone >= min_alone * clean).all() or not lattice.at(mask) <= max_none * alone.min():
+            continue
+        total = float(np.sum([persistence[i] for i in members]))
+        key = (float(len(members)), total, *(-float(i) for i in members))
+        if best is None or key > best[0]:
+            best = key, members
+    return () if best is None else best[1]

@@ -1,0 +1,123 @@
+"""Prompts that were read once and are asked again under many edits."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dkn_engine.attribution.check import checked_rows
+from dkn_engine.attribution.contexts import AnswerSequence, build_contexts
+from dkn_engine.attribution.prefill import prefill
+from dkn_engine.attribution.rows import RowEngine, SweepUnsupported
+from dkn_engine.degeneracy.edits import Edit, require_inside
+from dkn_engine.degeneracy.forwards import forward_log_probabilities
+from dkn_engine.degeneracy.rows import row_log_probabilities
+from dkn_engine.guest import guest
+from dkn_engine.layout import Layout
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+# Most rows, and most token positions of full forwards, in one batch.
+_ROWS = 1024
+
+
+class Prompts:
+    """The clean pass over a chunk of sequences, and their probabilities under edits.
+
+    The probability of an answer is the product of its teacher-forced token probabilities.
+
+    Args:
+        model, layout: the decoder; it is left as it was found.
+        sequences: of prompts and answers; at least one.
+        positions: where edits act; see :class:`dkn_engine.FilterConfig`.
+        backend: of the operations.
+
+    Attributes:
+        probability: float64 ``[B]``, of each answer, nothing changed.
+        rank: int64 ``[B]``, of the first answer token, 1 = most probable.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: Layout,
+        sequences: Sequence[AnswerSequence],
+        *,
+        positions: str = "answer",
+        backend: str = "auto",
+    ) -> None:
+        self.model, self.layout, self.positions = model, layout, positions
+        self.contexts = build_contexts(sequences, next(model.parameters()).device)
+        with guest(model, grad=False):
+            self._clean = prefill(model, layout, self.contexts)
+            self._rows = self._engine(backend)
+        self._sequence = self.contexts.sequence.cpu().numpy()
+        log_p = self._clean.log_probability.double().cpu().numpy()
+        self.probability: NDArray[np.float64] = np.exp(self._sum(log_p[None])[0])
+        first = (self.contexts.token == 0).cpu().numpy()
+        self.rank: NDArray[np.int64] = self._clean.rank.cpu().numpy()[first]
+
+    def __len__(self) -> int:
+        return len(self.probability)
+
+    def _engine(self, backend: str) -> RowEngine | None:
+        single = bool((torch.bincount(self.contexts.sequence) == 1).all())
+        if self.positions == "all" or (self.positions == "answer_all" and not single):
+            return None
+        try:
+            return checked_rows(self.model, self.layout, self.contexts, self._clean, backend)
+        except SweepUnsupported as reason:
+            warnings.warn(
+                f"{type(self.model).__name__}: {reason}; using full forward passes (slower, same "
+                "results)",
+                stacklevel=4,
+            )
+            return None
+
+    def first_activations(self) -> NDArray[np.float64]:
+        """Clean activations ``[B, L, F]`` where each first answer token is predicted."""
+        first = self.contexts.token == 0
+        found: NDArray[np.float64] = self._clean.post[first].double().cpu().numpy()
+        return found
+
+    def probabilities(
+        self, edits: Sequence[Edit], sequences: Sequence[int] | None = None
+    ) -> NDArray[np.float64]:
+        """Answer probabilities float64 ``[P, n]`` under P edits.
+
+        Args:
+            edits: applied one at a time to every sequence.
+            sequences: which n of them, ascending; None for all.
+
+        Raises:
+            ValueError: the model lacks a neuron of an edit.
+        """
+        require_inside(edits, self.layout)
+        wanted = np.arange(len(self)) if sequences is None else np.asarray(sequences, np.int64)
+        mine = np.flatnonzero(np.isin(self._sequence, wanted))
+        chosen = torch.from_numpy(mine).to(self.contexts.ids.device)
+        step = max(1, _ROWS // max(1, len(mine)))
+        table = np.zeros((len(edits), len(self._sequence)))
+        with guest(self.model, grad=False):
+            for start in range(0, len(edits), step):
+                found = self._evaluate(edits[start : start + step], chosen)
+                table[start : start + step, mine] = found.double().cpu().numpy()
+        return np.exp(self._sum(table))[:, wanted]
+
+    def _evaluate(self, edits: Sequence[Edit], chosen: Tensor) -> Tensor:
+        if self._rows is not None:
+            return row_log_probabilities(self._rows, edits, chosen)
+        return forward_log_probabilities(
+            self.model, self.layout, self.contexts, edits, chosen, self.positions, _ROWS
+        )
+
+    def _sum(self, log_p: NDArray[np.float64]) -> NDArray[np.float64]:
+        """From tokens ``[P, C]`` to sequences ``[P, B]``; contexts are in their order."""
+        starts = np.flatnonzero(np.diff(self._sequence, prepend=-1))
+        return np.add.reduceat(log_p, starts, axis=1)

@@ -1,0 +1,116 @@
+"""Facts of a run against which single facts are controlled: unrelated answers, mean activations."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dkn_engine.attribution.contexts import AnswerSequence
+from dkn_engine.attribution.sequences import encode_sequence
+from dkn_engine.config import Config, FilterConfig
+from dkn_engine.degeneracy.prompts import Prompts
+from dkn_engine.errors import FactError
+from dkn_engine.facts import load_facts
+from dkn_engine.layout import Layout
+from dkn_engine.types import Fact
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+POOL = 32
+FEWEST = 8  # With fewer usable facts in a run the packaged ones fill up.
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """A fixed sample of a run's facts, read once.
+
+    Attributes:
+        facts: in the order of ``prompts``.
+        prompts: their clean pass.
+        known: bool ``[n]``, whether the model knows each.
+        means: float64 ``[L, F]``, mean activation where their first answer tokens are predicted.
+    """
+
+    facts: tuple[Fact, ...]
+    prompts: Prompts
+    known: NDArray[np.bool_]
+    means: NDArray[np.float64]
+
+    def unrelated(self, fact: Fact, n: int, rng: np.random.Generator) -> list[int]:
+        """Up to ``n`` known facts with another answer and subject, ascending indices.
+
+        Facts of other relations come first; those of the same one only if there are not enough.
+        """
+        others = [
+            i
+            for i, other in enumerate(self.facts)
+            if self.known[i] and other.id != fact.id and _apart(fact, other)
+        ]
+        shuffled = [others[i] for i in rng.permutation(len(others))]
+        shuffled.sort(key=lambda i: fact.relation == self.facts[i].relation)
+        return sorted(shuffled[:n])
+
+
+def build_reference(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    layout: Layout,
+    facts: Sequence[Fact],
+    config: Config,
+) -> Reference | None:
+    """The reference facts of a run, from its facts and seed alone; None if none can be used."""
+    order = generator(config.seed, "reference").permutation(len(facts))
+    chosen: dict[str, tuple[Fact, AnswerSequence]] = {}
+
+    def fill(some: Sequence[Fact], limit: int) -> None:
+        for fact in some:
+            if len(chosen) >= limit:
+                return
+            try:
+                sequence = encode_sequence(
+                    model, tokenizer, fact.prompt, fact.answer, config=config.facts
+                )
+            except FactError:
+                continue
+            chosen.setdefault(fact.id, (fact, sequence))
+
+    fill([facts[i] for i in order], POOL)
+    fill(load_facts("demo"), FEWEST)
+    if not chosen:
+        return None
+    prompts = Prompts(
+        model,
+        layout,
+        [sequence for _, sequence in chosen.values()],
+        positions=config.filter.positions,
+        backend=config.attribution.backend,
+    )
+    return Reference(
+        tuple(fact for fact, _ in chosen.values()),
+        prompts,
+        knows(prompts, config.filter),
+        prompts.first_activations().mean(0),
+    )
+
+
+def knows(prompts: Prompts, config: FilterConfig) -> NDArray[np.bool_]:
+    """Which prompts the model answers: rank 1 (if required) and a probability that is enough."""
+    likely = prompts.probability >= config.min_probability
+    return likely & (prompts.rank == 1) if config.require_rank_1 else likely
+
+
+def generator(seed: int, *names: str) -> np.random.Generator:
+    """Random numbers that depend on the seed and the names alone, not on what ran before."""
+    return np.random.default_rng([seed, *(zlib.crc32(n.encode("utf-8", "replace")) for n in names)])
+
+
+def _apart(fact: Fact, other: Fact) -> bool:
+    same_subject = fact.subject is not None and fact.subject == other.subject
+    return fact.answer != other.answer and not same_subject

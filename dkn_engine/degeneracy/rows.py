@@ -1,0 +1,95 @@
+"""Many edits at the answer positions in one climb: a row for each distinct edit so far.
+
+An edit at the position that predicts an answer token changes only that position in the layers
+above, so it is one row (see ``attribution.rows``). Rows whose edits agree up to a layer are one
+row up to there; a layer in which they part duplicates them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dkn_engine.attribution.rows import RowEngine, RowSet
+from dkn_engine.degeneracy.edits import Edit, LayerEdit, by_layer
+from dkn_engine.guest import hooks
+from dkn_engine.ops.answer_probability import answer_probability
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@torch.no_grad()
+def row_log_probabilities(engine: RowEngine, edits: Sequence[Edit], contexts: Tensor) -> Tensor:
+    """Log-probability ``[P, n]`` of each context's gold token under each of P edits.
+
+    Args:
+        engine: rows of a chunk.
+        edits: each acts at the position of the context alone.
+        contexts: int64 ``[n]``, of the chunk.
+    """
+    layers = by_layer(edits)
+    group = np.zeros(len(edits), dtype=np.int64)
+    first = min(layers, default=engine.layout.n_layers - 1)
+    rows = RowSet(contexts.unsqueeze(1), aligned=True)
+    with engine.active():
+        hidden = engine.clean_rows(contexts, first)
+        for layer in range(first, engine.layout.n_layers):
+            handles = []
+            if layer in layers:
+                group, parent = _split(group, layers[layer], len(edits))
+                hidden = hidden[:, torch.from_numpy(parent).to(hidden.device)]
+                edit = _of_groups(layers[layer], group)
+                down = engine.layout.mlps[layer].down
+                handles.append(down.register_forward_pre_hook(_change(edit)))
+            with hooks(handles):
+                hidden = engine.run_layer(layer, hidden, rows)
+        n_rows = hidden.shape[1]
+        log_p, _ = answer_probability(
+            engine.tail,
+            hidden.reshape(-1, hidden.shape[-1]),
+            engine.contexts.target[contexts].repeat_interleave(n_rows),
+            objective="log_probability",
+            gradient=False,
+            backend=engine.backend,
+        )
+    return log_p.view(-1, n_rows).T[torch.from_numpy(group).to(log_p.device)]
+
+
+def _split(
+    group: NDArray[np.int64], edit: LayerEdit, n_edits: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """New groups of edits that also agree in this layer, and the old group of each."""
+    order = np.lexsort((edit.index, edit.row))
+    entries = np.stack([edit.index, edit.factor, edit.offset], axis=1)[order]
+    ends = np.searchsorted(edit.row[order], np.arange(n_edits + 1))
+    found: dict[tuple[int, bytes], int] = {}
+    new = np.empty_like(group)
+    for p in range(n_edits):
+        key = (int(group[p]), entries[ends[p] : ends[p + 1]].tobytes())
+        new[p] = found.setdefault(key, len(found))
+    return new, np.array([old for old, _ in found], dtype=np.int64)
+
+
+def _of_groups(edit: LayerEdit, group: NDArray[np.int64]) -> LayerEdit:
+    """The edit with groups for rows, each neuron of a group once."""
+    row = group[edit.row]
+    _, once = np.unique(np.stack([row, edit.index]), axis=1, return_index=True)
+    return LayerEdit(row[once], edit.index[once], edit.factor[once], edit.offset[once])
+
+
+def _change(edit: LayerEdit) -> Any:
+    """A hook that applies an edit to activations ``[n, rows, F]``."""
+
+    def hook(_module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x = args[0].clone()
+        row, index = (torch.from_numpy(a).to(x.device) for a in (edit.row, edit.index))
+        factor, offset = (torch.from_numpy(a).to(x) for a in (edit.factor, edit.offset))
+        x[:, row, index] = x[:, row, index] * factor + offset
+        return (x, *args[1:])
+
+    return hook
