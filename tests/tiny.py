@@ -62,7 +62,11 @@ _GPT |= {"n_positions": 64, "bos_token_id": 1, "eos_token_id": 2}
 
 FAMILIES: dict[str, Family] = {
     "gpt2": Family(
-        "GPT2LMHeadModel", "GPT2Config", _GPT, "transformer.h.{}.mlp.c_proj", "transformer.h.{}.mlp.act"
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        _GPT,
+        "transformer.h.{}.mlp.c_proj",
+        "transformer.h.{}.mlp.act",
     ),
     "llama": _family("Llama"),
     "qwen3": _family("Qwen3"),
@@ -87,9 +91,7 @@ FAMILIES: dict[str, Family] = {
     "granite": _family(
         "Granite", logits_scaling=3.0, residual_multiplier=0.6, attention_multiplier=0.3
     ),
-    "gemma2": _family(
-        "Gemma2", attn_logit_softcapping=2.0, final_logit_softcapping=3.0, **_GEMMA
-    ),
+    "gemma2": _family("Gemma2", attn_logit_softcapping=2.0, final_logit_softcapping=3.0, **_GEMMA),
     "gptj": Family(
         "GPTJForCausalLM",
         "GPTJConfig",
@@ -100,7 +102,11 @@ FAMILIES: dict[str, Family] = {
     "opt": Family(
         "OPTForCausalLM",
         "OPTConfig",
-        {k: v for k, v in _rotary(ffn_dim=WIDTH, word_embed_proj_dim=24).items() if k != "head_dim"},
+        {
+            k: v
+            for k, v in _rotary(ffn_dim=WIDTH, word_embed_proj_dim=24).items()
+            if k != "head_dim"
+        },
         "model.decoder.layers.{}.fc2",
         "model.decoder.layers.{}.activation_fn",
     ),

@@ -87,9 +87,7 @@ def attribute_chunk(
             )
         baseline = _baseline(model, layout, contexts, config, value, mask_id, baselines, rows)
         up = clean.up if config.site == "pre" else None
-        paths = Paths(
-            layout, config.site, value, baseline, up, config.multiply_by, config.backend
-        )
+        paths = Paths(layout, config.site, value, baseline, up, config.multiply_by, config.backend)
         evaluator = choose_path(model, layout, contexts, clean, paths, config, rows)
         groups = contexts.sequence.cpu().numpy()
         counts = np.bincount(groups)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,8 +47,13 @@ class Contexts:
 
     def take(self, index: torch.Tensor) -> Contexts:
         """Some of the contexts, in the same sequences."""
-        columns = (x[index] for x in (self.sequence, self.position, self.target, self.token))
-        return Contexts(self.ids, *columns, self.n_prompt)
+        return replace(
+            self,
+            sequence=self.sequence[index],
+            position=self.position[index],
+            target=self.target[index],
+            token=self.token[index],
+        )
 
 
 def build_contexts(sequences: Sequence[AnswerSequence], device: torch.device) -> Contexts:
@@ -65,5 +70,9 @@ def build_contexts(sequences: Sequence[AnswerSequence], device: torch.device) ->
     # Autograd keeps these indices, which it could not if the caller's inference mode made them.
     with torch.inference_mode(False):
         ids = torch.tensor(padded, dtype=torch.int64, device=device)
-        columns = [torch.tensor(c, dtype=torch.int64, device=device) for c in zip(*rows, strict=True)]
-    return Contexts(ids, *columns, tuple(s.n_prompt for s in sequences))
+        sequence, position, target, token = (
+            torch.tensor(column, dtype=torch.int64, device=device)
+            for column in zip(*rows, strict=True)
+        )
+    n_prompt = tuple(s.n_prompt for s in sequences)
+    return Contexts(ids, sequence, position, target, token, n_prompt)

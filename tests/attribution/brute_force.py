@@ -86,7 +86,10 @@ class BruteForce:
         rows = []
         for i, target in enumerate(sequence.targets):
             position = sequence.n_prompt - 1 + i
-            ends = self.activations(sequence.ids, position), self.start(sequence, position, baseline)
+            ends = (
+                self.activations(sequence.ids, position),
+                self.start(sequence, position, baseline),
+            )
             row = [
                 self.objective(sequence.ids, position, target, layer, ends[0][layer], kind)
                 - self.objective(sequence.ids, position, target, layer, ends[1][layer], kind)

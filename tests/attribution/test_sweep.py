@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from dkn_engine.attribution.chunk import ChunkScores, attribute_chunk
 from dkn_engine.config import AttributionConfig
-from dkn_engine.layout import find_layout
 from tests.attribution.brute_force import BruteForce
+from tests.attribution.runs import GENERAL, LEFT, S, attributed, fixed
 from tests.tiny import (
     FAMILIES,
-    MASK_ID,
     N_LAYERS,
     WIDTH,
-    act_of,
     relative_error,
     sequence,
     sequences,
@@ -26,10 +22,6 @@ from tests.tiny import (
 )
 
 SWEPT = ("gpt2", "llama", "qwen3", "gemma3", "gpt_neox", "phi3")
-# Their attention does not go through transformers' interface (OPT: its MLP has no batch axis).
-GENERAL = ("gptj", "opt", "gpt_neo")
-S = 3
-LEFT = (np.arange(S) / S, np.full(S, 1 / S))
 # Both sides compute the same in float64, in another order ...
 FLOAT64 = 1e-10
 # ... but transformers' eager attention rounds its weights to float32, and these families use it
@@ -38,28 +30,8 @@ ROUNDED = ("gemma2", "gptj", "gpt_neo")
 EAGER = 10 * float(torch.finfo(torch.float32).eps)
 
 
-def fixed(**options: Any) -> AttributionConfig:
-    return AttributionConfig(**{"quadrature": "riemann_left", "n_steps": S, **options})
-
-
 def tolerance(name: str) -> float:
     return EAGER if name in ROUNDED else FLOAT64
-
-
-def attributed(
-    name: str, model: Any, config: AttributionConfig, some: Any = None, **options: Any
-) -> ChunkScores:
-    """Attribution by the path that the family takes."""
-    general = pytest.warns(UserWarning, match="full forward passes")
-    with general if name in GENERAL else contextlib.nullcontext():
-        return attribute_chunk(
-            model,
-            find_layout(model),
-            sequences() if some is None else some,
-            config,
-            mask_id=MASK_ID,
-            **options,
-        )
 
 
 @pytest.mark.parametrize("site", ["post", "pre"])
@@ -213,8 +185,7 @@ def test_an_attention_that_rows_cannot_reproduce_is_named_once() -> None:
     attention.register_forward_pre_hook(
         lambda _module, args, kwargs: (args, {**kwargs, "strange": torch.ones(1)}), with_kwargs=True
     )
-    with pytest.warns(UserWarning) as warned:
+    with pytest.warns(UserWarning, match="layer 1 passes 'strange' to its attention") as warned:
         found = attributed("llama", model, fixed())
     assert found.path == "general"
     assert len(warned) == 1
-    assert "layer 1 passes 'strange' to its attention" in str(warned[0].message)
