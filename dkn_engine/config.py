@@ -291,8 +291,9 @@ class Config(_Section):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Config:
-        """Inverse of :meth:`to_dict`; missing keys keep their defaults, unknown ones are refused."""
-        return _build(cls, data, "config")
+        """Inverse of :meth:`to_dict`; missing keys keep defaults, unknown ones are refused."""
+        config: Config = _build(cls, data, "config")
+        return config
 
     @classmethod
     def load(cls, path: str | Path) -> Config:
@@ -328,7 +329,7 @@ def _build(cls: type[Any], data: Mapping[str, Any], where: str) -> Any:
         if dataclasses.is_dataclass(hints[name]):
             if not isinstance(value, Mapping):
                 raise UserError(f"{where}.{name} must be a table; got {value!r}")
-            values[name] = _build(hints[name], value, f"{where}.{name}")  # type: ignore[arg-type]
+            values[name] = _build(hints[name], value, f"{where}.{name}")
         else:
             values[name] = value
     try:

@@ -222,10 +222,16 @@ def _first(layer: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
 
 
 def _matrix(module: nn.Module) -> torch.Tensor:
-    weight = module.weight
-    if getattr(weight, "ndim", 0) != 2 or not weight.is_floating_point():
+    from torch import nn
+
+    weight = getattr(module, "weight", None)
+    # By class, since an adapter (LoRA) shows the weight of the layer it wraps and adds to it.
+    plain = isinstance(module, nn.Linear) or not _is_linear(module)
+    if not plain or getattr(weight, "ndim", 0) != 2 or not weight.is_floating_point():
         kind = f"{type(module).__name__} with weight of dtype {getattr(weight, 'dtype', None)}"
-        raise UnsupportedModelError(f"expected a dense floating-point projection; found {kind}")
+        raise UnsupportedModelError(
+            f"expected a dense floating-point projection (Linear or Conv1D); found {kind}"
+        )
     return weight.detach()
 
 

@@ -59,10 +59,12 @@ def attribute(
     return Attribution(
         fact_ids=tuple(f.fact_id for f in found),
         scores=scores,
-        convergence_delta=_stack([f.convergence_delta for f in found], layers, np.float32),
+        convergence_delta=np.array([f.convergence_delta for f in found], np.float32).reshape(
+            layers
+        ),
         probability=np.array([f.probability for f in found], dtype=np.float64),
-        n_points=_stack([f.n_points for f in found], layers, np.int32),
-        converged=_stack([f.converged for f in found], layers, np.bool_),
+        n_points=np.array([f.n_points for f in found], np.int32).reshape(layers),
+        converged=np.array([f.converged for f in found], np.bool_).reshape(layers),
         error=np.array([f.error for f in found], dtype=np.float32),
         path=tuple(f.path for f in found),
     )
@@ -192,11 +194,5 @@ def _one(
         n_points=chunk.n_points[i],
         converged=chunk.converged[i],
         error=float(chunk.error[i]),
-        path=cast(Path, chunk.path),
+        path=cast("Path", chunk.path),
     )
-
-
-def _stack(
-    rows: Sequence[NDArray[np.generic]], shape: tuple[int, ...], dtype: type[np.generic]
-) -> NDArray[np.generic]:
-    return np.array(rows, dtype=dtype).reshape(shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -69,8 +69,8 @@ def encode_sequences(
 
 def context_length(model: nn.Module) -> int | None:
     """Most positions the model takes, where its configuration says so."""
-    config = model.config
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    config: Any = model.config
+    text: Any = config.get_text_config() if hasattr(config, "get_text_config") else config
     length = getattr(text, "max_position_embeddings", None)
     return length if isinstance(length, int) else None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +18,6 @@ from dkn_engine.degeneracy.prompts import Prompts
 from dkn_engine.degeneracy.reference import Reference, generator, knows
 from dkn_engine.degeneracy.released import released_family
 from dkn_engine.types import Component, Drops, Fact
-
-if TYPE_CHECKING:
-    from torch import nn
 
 MOST_COMPONENTS = 62  # A mask is a signed 64-bit integer.
 

@@ -56,7 +56,8 @@ def load_facts(
         count = f"the first of {len(left_out)} problems" if len(left_out) > 1 else "the problem"
         raise FactError(f"{source}: no fact can be used; {count}: {left_out[0]}")
     if left_out and problems is None:
-        logger.warning("%s: entries left out: %d; the first: %s", source, len(left_out), left_out[0])
+        message = "%s: entries left out: %d; the first: %s"
+        logger.warning(message, source, len(left_out), left_out[0])
     return facts
 
 

@@ -1,4 +1,4 @@
-"""Which implementation of an operation runs: an explicit request runs or raises, never falls back."""
+"""Which implementation of an operation runs: an explicit request runs or raises."""
 
 from __future__ import annotations
 
