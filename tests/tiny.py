@@ -32,7 +32,7 @@ class Family:
     act: str
 
 
-def _rotary(**more: Any) -> dict[str, Any]:
+def rotary(**more: Any) -> dict[str, Any]:
     """The spelling of most decoders; heads of width 6, two of keys for four of queries."""
     return {
         "vocab_size": VOCABULARY,
@@ -52,7 +52,7 @@ def _rotary(**more: Any) -> dict[str, Any]:
 
 def _family(name: str, act: str = "act_fn", **more: Any) -> Family:
     layer = "model.layers.{}.mlp."
-    options = _rotary(**more)
+    options = rotary(**more)
     return Family(f"{name}ForCausalLM", f"{name}Config", options, f"{layer}down_proj", layer + act)
 
 
@@ -73,14 +73,14 @@ FAMILIES: dict[str, Family] = {
     "gemma3": Family(
         "Gemma3ForCausalLM",
         "Gemma3TextConfig",
-        _rotary(layer_types=["sliding_attention", "full_attention", "sliding_attention"], **_GEMMA),
+        rotary(layer_types=["sliding_attention", "full_attention", "sliding_attention"], **_GEMMA),
         "model.layers.{}.mlp.down_proj",
         "model.layers.{}.mlp.act_fn",
     ),
     "gpt_neox": Family(
         "GPTNeoXForCausalLM",
         "GPTNeoXConfig",
-        {k: v for k, v in _rotary().items() if k not in {"num_key_value_heads", "head_dim"}},
+        {k: v for k, v in rotary().items() if k not in {"num_key_value_heads", "head_dim"}},
         "gpt_neox.layers.{}.mlp.dense_4h_to_h",
         "gpt_neox.layers.{}.mlp.act",
     ),
@@ -88,6 +88,25 @@ FAMILIES: dict[str, Family] = {
     "mistral": _family("Mistral", sliding_window=3),
     "olmo2": _family("Olmo2"),
     "smollm3": _family("SmolLM3"),
+    "nemotron": _family("Nemotron"),  # no gate: up_proj feeds the non-linearity
+    "starcoder2": Family(
+        "Starcoder2ForCausalLM",
+        "Starcoder2Config",
+        {k: v for k, v in rotary(sliding_window=3).items() if k != "head_dim"},
+        "model.layers.{}.mlp.c_proj",
+        "model.layers.{}.mlp.act",
+    ),
+    "phi": Family(
+        "PhiForCausalLM",
+        "PhiConfig",
+        {
+            **{k: v for k, v in rotary().items() if k != "head_dim"},
+            "num_attention_heads": 3,
+            "num_key_value_heads": 3,  # half of 8 is rotated
+        },
+        "model.layers.{}.mlp.fc2",
+        "model.layers.{}.mlp.activation_fn",
+    ),
     "granite": _family(
         "Granite", logits_scaling=3.0, residual_multiplier=0.6, attention_multiplier=0.3
     ),
@@ -99,14 +118,25 @@ FAMILIES: dict[str, Family] = {
         "transformer.h.{}.mlp.fc_out",
         "transformer.h.{}.mlp.act",
     ),
+    "falcon": Family(
+        "FalconForCausalLM",
+        "FalconConfig",
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 24,
+            "ffn_hidden_size": WIDTH,
+            "num_hidden_layers": N_LAYERS,
+            "num_attention_heads": 4,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+        "transformer.h.{}.mlp.dense_4h_to_h",
+        "transformer.h.{}.mlp.act",
+    ),
     "opt": Family(
         "OPTForCausalLM",
         "OPTConfig",
-        {
-            k: v
-            for k, v in _rotary(ffn_dim=WIDTH, word_embed_proj_dim=24).items()
-            if k != "head_dim"
-        },
+        {k: v for k, v in rotary(ffn_dim=WIDTH, word_embed_proj_dim=24).items() if k != "head_dim"},
         "model.decoder.layers.{}.fc2",
         "model.decoder.layers.{}.activation_fn",
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import threading
 from collections.abc import Callable
@@ -130,7 +131,7 @@ def prefill(model: nn.Module, layout: Layout, contexts: Contexts) -> Prefill:
         calls.append(bound)
 
     handles = [m.register_forward_pre_hook(enter, with_kwargs=True) for m in layout.layers]
-    with attention_implementation(model, RECORD) as original, hooks(handles + grabbed.handles()):
+    with _recording(model) as original, hooks(handles + grabbed.handles()):
         recorder = _Recorder(layer_of, original, [None] * n, [None] * n, [{}] * n)
         _local.recorder = recorder
         try:
@@ -150,6 +151,17 @@ def prefill(model: nn.Module, layout: Layout, contexts: Contexts) -> Prefill:
         recorder.attention,
         calls,
     )
+
+
+def _recording(model: nn.Module) -> contextlib.AbstractContextManager[str]:
+    """Rename the attention where the model takes it from the interface; elsewhere nothing is kept.
+
+    A model that does not may branch on the name itself and compute something else under ours
+    (Falcon adds the mask of ``sdpa``, which is boolean, to its scores).
+    """
+    if getattr(model, "_supports_attention_backend", False):
+        return attention_implementation(model, RECORD)
+    return contextlib.nullcontext("")
 
 
 def token_log_probabilities(

@@ -16,7 +16,7 @@ from dkn_engine.layout import find_layout
 from tests.tiny import MASK_ID, sequences
 
 # Their attention does not go through transformers' interface (OPT: its MLP has no batch axis).
-GENERAL = ("gptj", "opt", "gpt_neo")
+GENERAL = ("gptj", "falcon", "opt", "gpt_neo")
 S = 3
 LEFT = (np.arange(S) / S, np.full(S, 1 / S))
 

@@ -1,0 +1,160 @@
+"""Layouts: what is found in the decoders that are known, and refusals in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+
+from dkn_engine.errors import UnsupportedModelError
+from dkn_engine.layout import find_layout
+from tests.attribution.runs import attributed, fixed
+from tests.tiny import FAMILIES, N_LAYERS, WIDTH, act_of, down_of, rotary, tiny
+
+SMALL = {"vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3}
+SMALL |= {"num_attention_heads": 4}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_parts_of_known_decoders_are_found(name: str) -> None:
+    model = tiny(name)
+    layout = find_layout(model)
+    assert (layout.n_layers, layout.width, layout.d_model) == (N_LAYERS, WIDTH, 24)
+    for layer, mlp in enumerate(layout.mlps):
+        assert mlp.down is down_of(name, model, layer)
+        assert mlp.act is act_of(name, model, layer)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_neurons_rows_are_its_output_and_its_input(name: str) -> None:
+    """w_out is the change of the MLP's output by the neuron, w_in the gradient of its input."""
+    layout, neuron = find_layout(tiny(name)), 7
+    mlp = layout.mlps[1]
+    one = torch.zeros(2, WIDTH, dtype=torch.float64)
+    one[1, neuron] = 1
+    off, on = mlp.down(one).detach()
+    assert torch.allclose(on - off, mlp.w_out([neuron])[0], atol=1e-15, rtol=0)
+    x = torch.zeros(1, 24, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(mlp.gate(x)[0, neuron], x)
+    assert torch.equal(gradient[0], mlp.w_in([neuron])[0])
+    if mlp.up is not None:
+        (gradient,) = torch.autograd.grad(mlp.up_of(mlp.up(x))[0, neuron], x)
+        assert torch.equal(gradient[0], mlp.w_in([neuron], "up")[0])
+
+
+def test_a_plain_mlp_has_no_up_rows() -> None:
+    mlp = find_layout(tiny("gpt2")).mlps[0]
+    assert mlp.up is None
+    with pytest.raises(UnsupportedModelError, match="no up projection"):
+        mlp.w_in([0], "up")
+
+
+def t5() -> Any:
+    config = transformers.T5Config(
+        vocab_size=61, d_model=24, d_kv=6, d_ff=40, num_layers=2, num_heads=4
+    )
+    return transformers.T5ForConditionalGeneration(config)
+
+
+def mixtral(n_experts: int) -> Any:
+    config = transformers.MixtralConfig(**rotary(num_local_experts=n_experts))
+    return transformers.MixtralForCausalLM(config)
+
+
+def mamba() -> Any:
+    config = transformers.MambaConfig(
+        vocab_size=61, hidden_size=24, num_hidden_layers=3, state_size=4
+    )
+    return transformers.MambaForCausalLM(config)
+
+
+class Adapter(nn.Module):
+    """As in LoRA: shows the weight of the layer it wraps, and adds to its output."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + x[..., :24]
+
+
+def adapted() -> Any:
+    model = tiny("llama")
+    mlp = model.get_submodule("model.layers.1.mlp")
+    mlp.down_proj = Adapter(mlp.down_proj)
+    return model
+
+
+def quantised() -> Any:
+    model = tiny("llama")
+    packed = nn.Parameter(torch.zeros(480, 1, dtype=torch.uint8), requires_grad=False)
+    model.get_submodule("model.layers.1.mlp.down_proj").weight = packed
+    return model
+
+
+def uneven() -> Any:
+    model = tiny("llama")
+    model.get_submodule("model.layers.2.mlp").down_proj = nn.Linear(8, 24)
+    return model
+
+
+def renamed() -> Any:
+    model = tiny("llama")
+    for layer in model.get_submodule("model.layers"):
+        layer.feed_forward = layer.mlp
+        del layer.mlp
+    return model
+
+
+BERT = transformers.BertConfig(**SMALL)
+REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "encoder-decoder": (t5, ("decoder-only", "encoder-decoder T5ForConditionalGeneration")),
+    "encoder": (
+        lambda: transformers.BertForMaskedLM(BERT),
+        ("causal language model", "encoders", "found BertForMaskedLM"),
+    ),
+    "encoder-with-a-causal-name": (
+        lambda: transformers.BertLMHeadModel(transformers.BertConfig(**SMALL, is_decoder=True)),
+        ("BertLMHeadModel.layer[0]: expected an MLP", "found attention", "intermediate.dense"),
+    ),
+    "no-head": (
+        lambda: transformers.LlamaModel(transformers.LlamaConfig(**rotary())),
+        ("causal language model", "found LlamaModel"),
+    ),
+    "experts": (lambda: mixtral(4), ("one dense MLP", "mixture of experts at 'mlp.experts'")),
+    "as-many-experts-as-layers": (lambda: mixtral(N_LAYERS), ("one dense MLP", "MixtralExperts")),
+    "no-mlp": (mamba, ("MambaForCausalLM.layers[0]: expected an MLP", "mixer.in_proj")),
+    "renamed": (renamed, ("expected an MLP", "mlp.down_proj", "feed_forward.down_proj")),
+    "adapter": (adapted, ("dense floating-point projection", "found Adapter")),
+    "quantised": (quantised, ("dense floating-point projection", "torch.uint8")),
+    "uneven": (uneven, ("one MLP size", "(24, 8) in layer 2 and (24, 40) in layer 0")),
+    "no-transformers": (lambda: nn.Linear(2, 2), ("transformers causal", "found Linear")),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals_name_what_was_expected_and_found(case: str) -> None:
+    build, words = REFUSED[case]
+    with pytest.raises(UnsupportedModelError) as raised:
+        find_layout(build())
+    for word in words:
+        assert word in str(raised.value)
+
+
+def test_the_pre_site_needs_the_non_linearity_as_a_module() -> None:
+    model = tiny("llama")
+    for layer in range(N_LAYERS):
+        mlp = model.get_submodule(f"model.layers.{layer}.mlp")
+        del mlp.act_fn
+        mlp.act_fn = nn.functional.silu
+    with pytest.raises(UnsupportedModelError, match=r"non-linearity to be a module .* found none"):
+        attributed("llama", model, fixed(site="pre"))
+    assert attributed("llama", model, fixed()).path == "sweep"
