@@ -118,7 +118,7 @@ class Layout:
         after_only = hasattr(module, "post_feedforward_layernorm") and not hasattr(
             module, "pre_feedforward_layernorm"
         )
-        norm = None if after_only else _first(module, _NORM)
+        norm: Any = None if after_only else _first(module, _NORM)
         if norm is None or getattr(norm, "weight", None) is None:
             raise UnsupportedModelError(
                 f"fold_norm=True: expected a norm in front of the MLP named one of "
@@ -168,7 +168,7 @@ def _refuse_other_kinds(model: nn.Module, name: str) -> None:
 def _find_stack(model: nn.Module, name: str) -> tuple[nn.Module, str, list[nn.Module]]:
     from torch import nn
 
-    config = model.config
+    config: Any = model.config
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     n_layers: Any = getattr(text, "num_hidden_layers", None)
     found = []
@@ -224,7 +224,7 @@ def _first(layer: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
 def _matrix(module: nn.Module) -> torch.Tensor:
     from torch import nn
 
-    weight = getattr(module, "weight", None)
+    weight: Any = getattr(module, "weight", None)
     # By class, since an adapter (LoRA) shows the weight of the layer it wraps and adds to it.
     plain = isinstance(module, nn.Linear) or not _is_linear(module)
     if not plain or getattr(weight, "ndim", 0) != 2 or not weight.is_floating_point():
@@ -232,7 +232,8 @@ def _matrix(module: nn.Module) -> torch.Tensor:
         raise UnsupportedModelError(
             f"expected a dense floating-point projection (Linear or Conv1D); found {kind}"
         )
-    return weight.detach()
+    dense: torch.Tensor = weight.detach()
+    return dense
 
 
 def _is_linear(module: nn.Module) -> bool:

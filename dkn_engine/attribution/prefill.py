@@ -86,7 +86,7 @@ def _original_attention(module: nn.Module, name: str) -> Callable[..., Any]:
 
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     found: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
     return found
 
@@ -181,10 +181,10 @@ def position_logits(
     """Logits ``[C, V]`` at (sequence, position); other positions are not projected if possible."""
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         kept, column = torch.unique(position, return_inverse=True)
-        logits = model(input_ids=ids, use_cache=False, logits_to_keep=kept).logits
-        if logits.shape[1] == kept.shape[0]:
-            return logits[sequence, column]
-    logits = model(input_ids=ids, use_cache=False).logits
+        few: torch.Tensor = model(input_ids=ids, use_cache=False, logits_to_keep=kept).logits
+        if few.shape[1] == kept.shape[0]:
+            return few[sequence, column]
+    logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
     return logits[sequence, position]
 
 

@@ -1,4 +1,4 @@
-"""Quadrature of the path integral: fixed rules, and adaptive nested Lobatto rules with bisection."""
+"""Quadrature of the path integral: fixed rules, and nested Lobatto rules with bisection."""
 
 from __future__ import annotations
 
@@ -33,8 +33,7 @@ def interpolatory_weights(nodes: Array) -> Array:
     matrix = np.polynomial.legendre.legvander(2 * nodes - 1, k - 1).T
     moments = np.zeros(k)
     moments[0] = 1.0
-    weights: Array = np.linalg.solve(matrix, moments)
-    return weights
+    return np.linalg.solve(matrix, moments).astype(np.float64)
 
 
 _WEIGHTS = {n: interpolatory_weights(_NODES[list(index)]) for n, index in _LEVELS.items()}
@@ -47,8 +46,8 @@ def fixed_rule(name: str, n_steps: int) -> tuple[Array, Array]:
         ValueError: an unknown rule, or fewer points than it needs.
     """
     if name == "gauss_legendre":
-        x, w = np.polynomial.legendre.leggauss(n_steps)
-        return (x + 1) / 2, w / 2
+        x, gauss = np.polynomial.legendre.leggauss(n_steps)
+        return (x + 1) / 2, gauss / 2
     if name == "trapezoid":
         if n_steps < 2:
             raise ValueError(f"n_steps must be at least 2 for 'trapezoid'; got {n_steps}")
@@ -150,8 +149,12 @@ class _Store:
         fresh = [k for k in dict.fromkeys(keys) if k[2] < 1.0 and k not in self.index]
         if not fresh:
             return
-        columns = [torch.tensor(column, device=self.device) for column in zip(*fresh, strict=True)]
-        points = Points(columns[0], columns[1], columns[2].double())
+        context, layer, alpha = zip(*fresh, strict=True)
+        points = Points(
+            torch.tensor(context, device=self.device),
+            torch.tensor(layer, device=self.device),
+            torch.tensor(alpha, dtype=torch.float64, device=self.device),
+        )
         gradients, values = self.evaluator.evaluate(points)
         batch = len(self.gradients)
         self.gradients.append(gradients)
@@ -326,6 +329,8 @@ def _worst(
     for group in np.unique(groups):
         mine = [p for p in panels if groups[p.context] == group]
         norm = _group_norm(mine, weights, n_layers)
+        if not np.isfinite(norm):
+            continue  # more points will not mend NaN
         layer_error = np.zeros(n_layers)
         for p in mine:
             layer_error[p.layer] += weights[p.context] * p.error
@@ -365,8 +370,8 @@ def _collect(
         assert p.score is not None
         total[p.key] += p.score
         error[p.key] += p.error
-    scores = total.astype(store.dtype)
-    converged = ~stuck
+    scores: NDArray[np.floating] = total.astype(store.dtype)
+    converged = ~stuck & np.isfinite(error)
     # A layer that ran out of points still counts as converged if its fact came within tolerance.
     for group in np.unique(groups):
         mine = groups == group

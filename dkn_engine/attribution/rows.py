@@ -113,7 +113,7 @@ class RowEngine:
         arguments = {k: self._argument(layer, k, v, rows) for k, v in bound.arguments.items()}
         first = next(iter(arguments))
         arguments[first] = hidden
-        call = inspect.BoundArguments(bound.signature, arguments)  # type: ignore[arg-type]
+        call = inspect.BoundArguments(bound.signature, arguments)
         self.row_layers += hidden.shape[0] * hidden.shape[1]
         out = self.layout.layers[layer](*call.args, **call.kwargs)
         if not isinstance(out, torch.Tensor):
