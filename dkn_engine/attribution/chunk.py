@@ -119,7 +119,7 @@ def _baseline(
         return torch.zeros_like(value)
     if config.baseline == "given":
         assert given is not None
-        return given.to(value.device, value.dtype)[contexts.sequence]
+        return given.to(value.device)[contexts.sequence]
     assert mask_id is not None
     # Inference needs a fraction of a row's training memory, so four times the rows fit.
     return masked_baselines(model, layout, contexts, config.site, mask_id, 4 * rows)

@@ -1,4 +1,4 @@
-"""The general path: hooks and full forwards. Slower than the sweep, for any decoder, same results."""
+"""The general path: hooks and full forwards. Slower than the sweep, same results, any decoder."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class General:
         contexts = self.contexts
         n = len(contexts)
         n_layers, d = self.paths.layout.n_layers, self.paths.layout.d_model
-        gradients = self.paths.value.new_empty(n, n_layers, d)
+        gradients = torch.empty(n, n_layers, d, dtype=self.paths.dtype, device=contexts.ids.device)
         objective = torch.empty(
             n, dtype=torch.promote_types(gradients.dtype, torch.float32), device=gradients.device
         )
@@ -98,8 +98,8 @@ class General:
         entry = torch.arange(len(index), device=index.device)
         position = contexts.position[index]
         length = contexts.ids.shape[1]
-        probe = self.paths.value.new_zeros(layout.n_layers, len(index), layout.d_model)
-        probe.requires_grad_(True)
+        shape = (layout.n_layers, len(index), layout.d_model)
+        probe = torch.zeros(shape, dtype=self.paths.dtype, device=index.device, requires_grad=True)
 
         def add(layer: int) -> Any:
             def hook(_module: Any, _args: Any, output: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch.func import functional_call
 
 from dkn_engine.layout import Layout
 from dkn_engine.ops.ig_accumulate import ig_accumulate
@@ -58,29 +59,32 @@ class Paths:
         backend: str,
     ) -> None:
         self.layout, self.site, self.backend = layout, site, backend
-        self.value, self.baseline, self.up = value, baseline.to(value.dtype), up
-        self.factor = value if multiply_by == "activation" else value - self.baseline
+        # Not in a half precision: x' may be close to x, and their difference is what is asked for.
+        self.dtype, wide = value.dtype, torch.promote_types(value.dtype, torch.float32)
+        self.value, self.baseline, self.up = value.to(wide), baseline.to(wide), up
+        self.factor = self.value if multiply_by == "activation" else self.value - self.baseline
         self._ends: dict[int, tuple[Tensor, Tensor]] = {}
         self._w_out: dict[int, Tensor] = {}
 
     def outputs(self, layer: int, context: Tensor, alpha: Tensor) -> Tensor:
         """The MLP's output ``[n, d]`` at path points of one layer."""
         down = self.layout.mlps[layer].down
-        alpha = alpha.to(self.value.dtype)
         if self.site == "post":
             # The projection is linear, so the path is straight after it too: project two ends.
             if layer not in self._ends:
+                wide = {k: p.to(self.value.dtype) for k, p in down.named_parameters()}
                 ends = torch.stack([self.baseline[:, layer], self.value[:, layer]])
-                projected = down(ends)
-                self._ends[layer] = (projected[0], projected[1])
-            start, end = self._ends[layer]
-            return start[context] + alpha.unsqueeze(-1) * (end - start)[context]
+                start, end = functional_call(down, wide, (ends,))
+                self._ends[layer] = (start, end - start)
+            start, change = self._ends[layer]
+            along = alpha.to(start.dtype).unsqueeze(-1)
+            return (start[context] + along * change[context]).to(self.dtype)
         up = None if self.up is None else self.up[context, layer]
         act = self.layout.mlps[layer].act
         assert act is not None
         ends_of = (self.baseline[context, layer], self.value[context, layer])
         inner = path_activation(alpha, *ends_of, up, act, backend=self.backend)
-        out: Tensor = down(inner)
+        out: Tensor = down(inner.to(self.dtype))
         return out
 
     def scores(

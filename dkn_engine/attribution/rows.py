@@ -45,7 +45,7 @@ _ATTENTION_ARGUMENTS = {
 }
 
 
-class SweepUnsupported(Exception):  # noqa: N818 - a signal between the two paths, not an error
+class SweepUnsupported(Exception):
     """This model cannot be swept; the message says why, the general path does it instead."""
 
 
@@ -183,7 +183,7 @@ class RowEngine:
         return self._visible[window]
 
     def tail(self, hidden: Tensor) -> Tensor:
-        """Logits ``[n, V]`` for outputs of the last layer ``[n, d]``, by the model's own forward."""
+        """Logits ``[n, V]`` for last layer's outputs ``[n, d]``, by the model's own forward."""
         with _only_layer(self.layout, _Inject(hidden.unsqueeze(1))):
             ids = self.contexts.ids.new_zeros(hidden.shape[0], 1)
             logits: Tensor = self.model(input_ids=ids, use_cache=False).logits

@@ -169,7 +169,7 @@ def _aligned(points: Points) -> bool:
 
 
 def _by_context(points: Points, new: Tensor) -> tuple[Tensor, Tensor]:
-    """The points ``new`` as a table ``[n, S]`` with a row a context (-1: none), and the contexts."""
+    """The points ``new`` as a table ``[n, S]``, a row a context (-1: none), and the contexts."""
     context, row = torch.unique(points.context[new], return_inverse=True)
     order = torch.argsort(row, stable=True)
     counts = torch.bincount(row)

@@ -189,3 +189,25 @@ def test_an_attention_that_rows_cannot_reproduce_is_named_once() -> None:
         found = attributed("llama", model, fixed())
     assert found.path == "general"
     assert len(warned) == 1
+
+
+@pytest.mark.parametrize("site", ["post", "pre"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_half_precision_is_not_worse_than_brute_force_in_it(
+    name: str, dtype: torch.dtype, site: str
+) -> None:
+    """Both against float64 with the same rounded weights; twice, since roundings are chance."""
+    model = tiny(name, dtype)
+    exact = tiny(name).to(dtype).to(torch.float64)
+    found = attributed(name, model, fixed(site=site))
+    assert found.path == "sweep"
+    assert found.scores.dtype == np.float32
+    errors, plain = [], []
+    for scores, one in zip(found.scores, sequences(), strict=True):
+        expected = BruteForce(name, exact, site).scores(one, LEFT).mean(0)
+        errors.append(relative_error(scores, expected))
+        plain.append(
+            relative_error(BruteForce(name, model, site).scores(one, LEFT).mean(0), expected)
+        )
+    assert np.mean(errors) < 2 * np.mean(plain)

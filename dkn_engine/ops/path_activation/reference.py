@@ -13,6 +13,8 @@ def path_activation(
     up: torch.Tensor | None,
     act: nn.Module,
 ) -> torch.Tensor:
-    z = baseline + alphas.to(value.dtype).unsqueeze(-1) * (value - baseline)
+    wide = torch.promote_types(value.dtype, torch.float32)
+    start = baseline.to(wide)
+    z = start + alphas.to(wide).unsqueeze(-1) * (value.to(wide) - start)
     out: torch.Tensor = act(z)
-    return out if up is None else out * up
+    return (out if up is None else out * up.to(wide)).to(value.dtype)
