@@ -1,0 +1,93 @@
+"""Benchmark rows: timing, where they were measured, and CSV files."""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement; times in seconds, ``q20`` and ``q80`` their quantiles."""
+
+    case: str
+    provider: str
+    metric: str
+    median: float
+    q20: float
+    q80: float
+    repeats: int
+    threads: int
+    load: float
+    machine: str
+    versions: str
+    commit: str
+
+
+def row(case: str, provider: str, metric: str, values: Sequence[float]) -> Row:
+    """A row over repeated measurements of one thing."""
+    low, median, high = (float(f"{v:.6g}") for v in np.quantile(values, [0.2, 0.5, 0.8]))
+    return Row(
+        case,
+        provider,
+        metric,
+        median,
+        low,
+        high,
+        len(values),
+        torch.get_num_threads(),
+        round(os.getloadavg()[0], 2),
+        f"{platform.machine()}, {os.cpu_count()} cores",
+        f"python {platform.python_version()}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}",
+        commit(),
+    )
+
+
+def timed(work: Callable[[], object], repeats: int, *, warm: bool = True) -> list[float]:
+    """Seconds of each of ``repeats`` calls, after one to warm up unless that is too dear."""
+    if warm:
+        work()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def write(name: str, rows: Sequence[Row]) -> Path:
+    """Write a file of the results folder."""
+    path = RESULTS / name
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(r) for r in rows)
+    return path
+
+
+def commit() -> str:
+    """The commit that was measured, with a plus if files differ from it."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
+            cwd=RESULTS,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
