@@ -17,10 +17,11 @@ def prefix_attention(
 ) -> torch.Tensor:
     c, h, r, d = query.shape
     h_kv, t = key.shape[1], prefix_key.shape[2]
-    grouped = query.reshape(c, h_kv, h // h_kv, r, d)
+    group = h // h_kv
+    grouped = query.reshape(c, h_kv, group, r, d)
     # Queries of one group are rows of one matrix: [C, H_kv, G*R, D] x [C, H_kv, D, T].
-    prefix = grouped.reshape(c, h_kv, -1, d) @ prefix_key.transpose(-1, -2)
-    prefix = prefix.view(c, h_kv, -1, r, t)
+    prefix = grouped.reshape(c, h_kv, group * r, d) @ prefix_key.transpose(-1, -2)
+    prefix = prefix.view(c, h_kv, group, r, t)
     own = (grouped * key.unsqueeze(2)).sum(-1, keepdim=True)  # [C, H_kv, G, R, 1]
     logits = torch.cat([prefix, own], dim=-1) * scaling
     if softcap is not None:
@@ -29,6 +30,6 @@ def prefix_attention(
     logits = logits.masked_fill(hidden, float("-inf"))
     wide = torch.promote_types(logits.dtype, torch.float32)
     weights = torch.softmax(logits, dim=-1, dtype=wide).to(query.dtype)
-    mixed = weights[..., :t].reshape(c, h_kv, -1, t) @ prefix_value  # [C, H_kv, G*R, Dv]
-    out = mixed.view(c, h_kv, -1, r, value.shape[-1]) + weights[..., t:] * value.unsqueeze(2)
+    mixed = weights[..., :t].reshape(c, h_kv, group * r, t) @ prefix_value  # [C, H_kv, G*R, Dv]
+    out = mixed.view(c, h_kv, group, r, value.shape[-1]) + weights[..., t:] * value.unsqueeze(2)
     return out.reshape(c, h, r, value.shape[-1])
