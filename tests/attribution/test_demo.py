@@ -1,0 +1,107 @@
+"""The public verb on the demo model: completeness, measured errors, batching."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import dkn_engine as dkn
+from dkn_engine.attribution.check import checked_rows
+from dkn_engine.attribution.contexts import AnswerSequence, build_contexts
+from dkn_engine.attribution.paths import Paths, Points
+from dkn_engine.attribution.prefill import prefill
+from dkn_engine.attribution.sweep import Sweep
+from dkn_engine.config import FactsConfig
+from dkn_engine.guest import guest
+from dkn_engine.layout import find_layout
+from dkn_engine.tokens import encode_fact
+
+FACTS = [
+    dkn.Fact("germany", "The capital of Germany is", "Berlin"),
+    dkn.Fact("denmark", "Copenhagen is the capital of", "Denmark"),
+]
+TOLERANCE = 1e-3
+
+
+@pytest.fixture(scope="module")
+def demo() -> Any:
+    return dkn.load_model("demo", device="cpu")
+
+
+@pytest.fixture(scope="module", params=["masked", "zero"])
+def attribution(request: pytest.FixtureRequest, demo: Any) -> Any:
+    config = dkn.AttributionConfig(baseline=request.param, tolerance=TOLERANCE)
+    return request.param, dkn.attribute(*demo, FACTS, config)
+
+
+def test_the_demo_model_is_swept_and_converges(attribution: Any) -> None:
+    _, found = attribution
+    assert found.path == ("sweep", "sweep")
+    assert found.fact_ids == ("germany", "denmark")
+    assert found.scores.shape == (2, 30, 1536)
+    assert found.converged.all()
+    assert (found.error <= TOLERANCE).all()
+    # The trial of the design: Berlin 0.80, Denmark 0.82.
+    assert np.allclose(found.probability, [0.80, 0.82], atol=0.01)
+
+
+def test_scores_are_complete_in_every_layer(attribution: Any) -> None:
+    """The delta is one of the two errors that are refined, so it is within tolerance, too."""
+    _, found = attribution
+    for scores, delta in zip(found.scores, found.convergence_delta, strict=True):
+        # Besides: the rounding of p, of about 1, in float32, in each of 30 layers.
+        rounding = 64 * np.finfo(np.float32).eps * np.sqrt(30)
+        assert np.linalg.norm(delta) <= TOLERANCE * np.linalg.norm(scores) + rounding
+
+
+def test_few_points_are_paid(attribution: Any) -> None:
+    """Means of the design: 6 points a layer (masked baseline), 20 (zero)."""
+    baseline, found = attribution
+    tokens = 1  # of each answer
+    assert found.n_points.mean() <= {"masked": 7, "zero": 20}[baseline] * tokens
+
+
+def test_measured_error_of_the_first_layer_with_the_zero_baseline(demo: Any) -> None:
+    """Against 640 points: this layer turns within a hundredth of the path, inside it."""
+    model, tokenizer = demo
+    config = dkn.AttributionConfig(baseline="zero", tolerance=TOLERANCE)
+    found = dkn.attribute(model, tokenizer, FACTS[:1], config).scores[0]
+    expected = dense_scores(model, tokenizer, FACTS[0], layer=0)
+    error = np.linalg.norm(found[0] - expected)
+    assert error <= TOLERANCE * np.linalg.norm(found)
+    # The released rule with 20 points leaves at least 2 % here.
+    left = dkn.AttributionConfig(baseline="zero", quadrature="riemann_left", n_steps=20)
+    released = dkn.attribute(model, tokenizer, FACTS[:1], left).scores[0]
+    assert np.linalg.norm(released[0] - expected) > 0.02 * np.linalg.norm(found)
+
+
+def dense_scores(model: Any, tokenizer: Any, fact: dkn.Fact, layer: int) -> Any:
+    """One layer's scores by 80 panels of 8 Gauss-Legendre points."""
+    encoded = encode_fact(tokenizer, fact.prompt, fact.answer, config=FactsConfig())
+    ids = encoded.prompt_ids + encoded.answer_ids[:-1]
+    one = AnswerSequence(ids, len(encoded.prompt_ids), encoded.answer_ids)
+    layout, contexts = find_layout(model), build_contexts([one], torch.device("cpu"))
+    x, w = np.polynomial.legendre.leggauss(8)
+    alpha = torch.from_numpy(((np.arange(80)[:, None] + (x + 1) / 2) / 80).ravel())
+    weights = torch.from_numpy(np.tile(w / 160, 80)).float()
+    with guest(model, grad=True):
+        clean = prefill(model, layout, contexts)
+        rows = checked_rows(model, layout, contexts, clean, "auto")
+        zero = torch.zeros_like(clean.post)
+        paths = Paths(layout, "post", clean.post, zero, None, "delta", "auto")
+        none = torch.zeros(len(alpha), dtype=torch.int64)
+        points = Points(none, none + layer, alpha)
+        gradients, _ = Sweep(rows, paths, "probability", 256).evaluate(points)
+        return paths.scores(layer, gradients, alpha, weights[None], none, none[:1])[0, 0].numpy()
+
+
+def test_one_by_one_gives_the_same(demo: Any, attribution: Any) -> None:
+    baseline, found = attribution
+    config = dkn.AttributionConfig(baseline=baseline, tolerance=TOLERANCE)
+    alone = dkn.attribute(*demo, FACTS[1:], config)
+    largest = np.abs(found.scores[1]).max()
+    assert np.abs(alone.scores[0] - found.scores[1]).max() < 1e-5 * largest
+    assert np.array_equal(alone.n_points[0], found.n_points[1])
