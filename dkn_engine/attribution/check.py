@@ -9,6 +9,7 @@ import torch
 from dkn_engine.attribution.contexts import Contexts
 from dkn_engine.attribution.prefill import Prefill
 from dkn_engine.attribution.rows import RowEngine, RowSet, SweepUnsupported
+from dkn_engine.errors import BackendError
 from dkn_engine.guest import hooks
 from dkn_engine.layout import Layout
 from dkn_engine.ops.answer_probability import answer_probability
@@ -38,7 +39,7 @@ def _try_rows(engine: RowEngine) -> None:
     """
     try:
         check_rows(engine)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, BackendError):
         raise
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         message = f"rows fail in its layers ({type(error).__name__}: {error})"
@@ -70,11 +71,12 @@ def check_rows(engine: RowEngine) -> None:
                 out = engine.run_layer(layer, hidden, rows)
             if out.shape != (len(context), 2, hidden.shape[-1]):
                 raise SweepUnsupported(f"layer {layer} returns {list(out.shape)} for two rows")
-            hidden = out[:, 1:]
-            if layer + 1 < engine.layout.n_layers:
-                own = engine.clean_rows(context, layer + 1)
-                apart = (hidden - own).norm(dim=-1) / own.norm(dim=-1)
-                _require(f"leave layer {layer}", apart[own.isfinite().all(-1)], max(1e-4, short))
+            hidden, last = out[:, 1:], layer + 1 == engine.layout.n_layers
+            # Both rows, since a hook of the user's may treat one place in the batch differently.
+            own = hidden if last else engine.clean_rows(context, layer + 1)
+            apart = (out - own).norm(dim=-1) / own.norm(dim=-1)
+            finite = own.isfinite().all(-1).squeeze(1)
+            _require(f"leave layer {layer}", apart[finite], max(1e-4, short))
         log_p, _ = answer_probability(
             engine.tail,
             hidden[:, 0],

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dkn_engine.config import AttributionConfig
+from dkn_engine.errors import BackendError
 from tests.attribution.brute_force import BruteForce
 from tests.attribution.runs import GENERAL, LEFT, S, attributed, fixed
 from tests.tiny import (
@@ -189,6 +190,40 @@ def test_an_attention_that_rows_cannot_reproduce_is_named_once() -> None:
         found = attributed("llama", model, fixed())
     assert found.path == "general"
     assert len(warned) == 1
+
+
+@pytest.mark.parametrize("layer", range(N_LAYERS))
+def test_a_hook_that_treats_one_position_differently_means_the_general_path(layer: int) -> None:
+    """Such as an intervention of the user's; among rows the position would be another."""
+
+    def halve_last(_module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
+        return torch.cat([output[:, :-1], output[:, -1:] / 2], dim=1)
+
+    model, one = tiny("llama"), sequence(6, 1)
+    model.get_submodule(f"model.layers.{layer}").register_forward_hook(halve_last)
+    with pytest.warns(UserWarning, match=f"rows leave layer {layer} off"):
+        found = attributed("llama", model, fixed(), [one])
+    expected = BruteForce("llama", model, "post").scores(one, LEFT).mean(0)
+    assert relative_error(found.scores[0], expected) < FLOAT64
+
+
+def test_rows_that_fail_in_a_layer_mean_the_general_path() -> None:
+    def whole_sequences_only(_module: Any, args: tuple[torch.Tensor, ...]) -> None:
+        if args[0].shape[1] < 5:
+            raise RuntimeError("expected a sequence")
+
+    model, one = tiny("llama"), sequence(6, 1)
+    expected = attributed("llama", model, fixed(), [one])
+    model.get_submodule("model.layers.1").register_forward_pre_hook(whole_sequences_only)
+    with pytest.warns(UserWarning, match=r"rows fail in its layers \(RuntimeError: expected a seq"):
+        found = attributed("llama", model, fixed(), [one])
+    assert found.path == "general"
+    assert relative_error(found.scores, expected.scores) < FLOAT64
+
+
+def test_a_backend_that_is_not_there_is_an_error_and_no_reason_to_fall_back() -> None:
+    with pytest.raises(BackendError, match="backend 'native' is not available"):
+        attributed("llama", tiny("llama"), fixed(backend="native"))
 
 
 @pytest.mark.parametrize("site", ["post", "pre"])
