@@ -201,7 +201,7 @@ def test_manifest_holds_what_the_run_was_made_from(undisturbed: Path) -> None:
     [
         pytest.param(
             {"config": Config(facts_per_chunk=2, selection=SelectionConfig(threshold=0.2))},
-            r"selection\.threshold was 0\.05, is now 0\.2",
+            r"selection\.threshold was 0\.1, is now 0\.2",
             id="config",
         ),
         pytest.param(
