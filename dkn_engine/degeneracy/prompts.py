@@ -104,6 +104,8 @@ class Prompts:
         chosen = torch.from_numpy(mine).to(self.contexts.ids.device)
         step = max(1, _ROWS // max(1, len(mine)))
         table = np.zeros((len(edits), len(self._sequence)))
+        if not len(mine):
+            return np.empty((len(edits), 0))
         with guest(self.model, grad=False):
             for start in range(0, len(edits), step):
                 found = self._evaluate(edits[start : start + step], chosen)
