@@ -68,7 +68,7 @@ def random_sets(
         drawn[at, 0] = layer
         drawn[at, 1] = rng.choice(pool, size=len(at), replace=False)
     ends = np.cumsum([len(s) for s in sets])
-    return np.split(drawn, ends[:-1])
+    return np.split(drawn, ends)[: len(sets)]
 
 
 def random_control(

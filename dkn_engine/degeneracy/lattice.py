@@ -6,6 +6,7 @@ is the clean model. Nothing here runs the model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -94,18 +95,15 @@ def drops(lattice: Lattice) -> Drops:
 
 def _partial(masks: NDArray[np.int64], relative: NDArray[np.float64], q: int) -> float:
     size = np.array([int(m).bit_count() for m in masks])
-    # Strata that a sample holds whole, then all other sizes, which it holds in part.
+    # The strata that a sample of the whole lattice holds whole (1 and q - 1, where those are
+    # proper sizes), then all sizes between. Each counts as often as it has subsets.
     ends = {1, q - 1} - {0, q}
-    middle = (size > 0) & (size < q) & ~np.isin(size, list(ends))
-    total, weight = 0.0, 0
-    for k in ends:
-        total += float(relative[size == k].sum())
-        weight += int((size == k).sum())
-    n_middle = (1 << q) - 2 - weight
-    if n_middle > 0 and middle.any():
-        total += n_middle * float(relative[middle].mean())
-        weight += n_middle
-    return total / weight if weight else float("nan")
+    strata = [(math.comb(q, k), size == k) for k in sorted(ends)]
+    between = (size > 1) & (size < q - 1)
+    strata.append(((1 << q) - 2 - sum(n for n, _ in strata), between))
+    there = [(n, float(relative[at].mean())) for n, at in strata if n and at.any()]
+    weight = sum(n for n, _ in there)
+    return sum(n * mean for n, mean in there) / weight if weight else float("nan")
 
 
 def _redundancy(alone: Sequence[float], none: float, clean: float) -> float:
@@ -141,7 +139,8 @@ def degenerate_family(
         # NaN (not sampled) compares as False.
         if not (alone >= min_alone * clean).all() or not lattice.at(mask) <= max_none * alone.min():
             continue
-        total = float(np.sum([persistence[i] for i in members]))
+        # fsum, since equal totals must not differ by the order of their terms.
+        total = math.fsum(persistence[i] for i in members)
         key = (float(len(members)), total, *(-float(i) for i in members))
         if best is None or key > best[0]:
             best = key, members
