@@ -18,9 +18,11 @@ REQUIREMENTS := constraints.txt pyproject.toml
 .PHONY: demo test test-native lint bench build clean
 .DELETE_ON_ERROR:
 
+# One thread: the model is so small that two are hardly faster, and three times slower where
+# another process keeps one of them waiting.
 demo: $(DEMO) $(NATIVE)
 	@echo "[4/4] finding degenerate knowledge neurons of the demo facts"
-	$(VENV)/bin/dkn-engine find --model demo --facts demo --out runs/demo
+	$(VENV)/bin/dkn-engine find --model demo --facts demo --out runs/demo --threads 1
 
 test: $(TEST) $(NATIVE) test-native
 	$(PY) -m pytest $(PYTEST_ARGS)

@@ -41,8 +41,8 @@ def _controls(group: FamilySummary, name: str) -> list[str]:
     if "paraphrases" in full and full["paraphrases"].n:
         found.append(
             f"The prompt's own drops are what {name} were chosen by; on paraphrases that were "
-            f"not used for that, the full drop is {full['paraphrases'].mean:.2f} instead of "
-            f"{own.mean:.2f}."
+            f"not used for that, the full drop is {_mean(full['paraphrases'])} instead of "
+            f"{_mean(own)}."
         )
     if "mean_ablation" in full and full["mean_ablation"].n:
         found.append(_mean_ablation(full["mean_ablation"], own))
@@ -51,8 +51,8 @@ def _controls(group: FamilySummary, name: str) -> list[str]:
 
 def _random(control: Estimate, own: Estimate, name: str) -> str:
     start = (
-        f"Random neurons, as many in the same layers, give a full drop of {control.mean:.2f} "
-        f"against {own.mean:.2f} for {name}: "
+        f"Random neurons, as many in the same layers, give a full drop of {_mean(control)} "
+        f"against {_mean(own)} for {name}: "
     )
     if _below(control, own):
         return start + "it matters which neurons are suppressed, not only how many."
@@ -60,14 +60,14 @@ def _random(control: Estimate, own: Estimate, name: str) -> str:
 
 
 def _unrelated(control: Estimate, own: Estimate) -> str:
-    start = f"On unrelated facts the same neurons give {control.mean:.2f}: "
+    start = f"On unrelated facts the same neurons give {_mean(control)}: "
     if _below(control, own):
         return start + "less than on their own fact."
     return start + "they are not specific to their own fact."
 
 
 def _mean_ablation(control: Estimate, own: Estimate) -> str:
-    start = f"With mean activations instead of zeros the full drop is {control.mean:.2f}"
+    start = f"With mean activations instead of zeros the full drop is {_mean(control)}"
     if _below(control, own):
         return start + ": part of the effect is the zero itself."
     return start + "."
@@ -76,3 +76,8 @@ def _mean_ablation(control: Estimate, own: Estimate) -> str:
 def _below(control: Estimate, own: Estimate) -> bool:
     """Whether a control's interval lies wholly below the family's (False if either is unknown)."""
     return control.ci_high < own.ci_low
+
+
+def _mean(estimate: Estimate) -> str:
+    """Two digits after the point; adding 0.0 turns a rounded "-0.00" into "0.00"."""
+    return f"{round(estimate.mean, 2) + 0.0:.2f}"
