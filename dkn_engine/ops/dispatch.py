@@ -2,23 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from dkn_engine.errors import BackendError
 
-F = TypeVar("F", bound=Callable[..., object])
+if TYPE_CHECKING:
+    import torch
+
+IMPLEMENTATIONS = ("reference", "triton")
 
 
-def choose(operation: str, backend: str, implementations: Mapping[str, F]) -> F:
-    """The implementation of ``operation`` for ``backend`` (``auto``: the first listed).
+def choose(operation: str, backend: str, on: torch.Tensor, refusal: str | None = None) -> str:
+    """The implementation of ``operation`` that runs for ``backend``.
+
+    ``auto`` takes the Triton kernels for tensors on a GPU where they serve the request, and the
+    reference for everything else. An explicit name is obeyed or refused.
+
+    Args:
+        operation: its name, for the message.
+        backend: see ``AttributionConfig.backend``.
+        on: one of the operation's tensors; its device and dtype are what kernels depend on.
+        refusal: why the operation's kernel does not serve this request, or None.
 
     Raises:
-        BackendError: ``backend`` has no implementation of this operation; names those there are.
+        BackendError: ``backend`` cannot run this; the message says why and what there is.
     """
     if backend == "auto":
-        return next(iter(implementations.values()))
-    if backend not in implementations:
-        known = ", ".join(implementations)
+        if on.is_cuda and refusal is None and triton_refusal(on) is None:
+            return "triton"
+        return "reference"
+    if backend not in IMPLEMENTATIONS:
+        known = ", ".join(IMPLEMENTATIONS)
         raise BackendError(f"{operation}: backend {backend!r} is not available; found: {known}")
-    return implementations[backend]
+    if backend == "triton":
+        reason = triton_refusal(on) or refusal
+        if reason is not None:
+            raise BackendError(f"{operation}: backend 'triton' cannot run here: {reason}")
+    return backend
+
+
+def triton_refusal(on: torch.Tensor) -> str | None:
+    """Why no Triton kernel can work on this tensor, or None if one can."""
+    import torch
+
+    if find_spec("triton") is None:
+        return "triton is not installed (it is the extra dkn-engine[triton])"
+    if on.dtype not in {torch.float32, torch.float16, torch.bfloat16}:
+        return f"expected float32, float16 or bfloat16 tensors; found {on.dtype}"
+    if on.is_cuda:
+        return None
+    from dkn_engine.ops.blocks import INTERPRETED
+
+    if INTERPRETED.value and on.device.type == "cpu":
+        return None
+    return (
+        f"expected tensors on a GPU; found {on.device} "
+        "(TRITON_INTERPRET=1, set before the start, runs the kernels on the CPU, for tests)"
+    )

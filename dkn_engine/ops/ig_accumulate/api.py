@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dkn_engine.ops.activation import kernel_kind, kernel_refusal
 from dkn_engine.ops.dispatch import choose
 from dkn_engine.ops.ig_accumulate import reference
 
@@ -42,11 +43,33 @@ def ig_accumulate(
     Returns:
         ``[K, M, F]`` in float32, or float64 for float64 inputs. An empty segment gives zeros.
 
+    Raises:
+        BackendError: ``backend`` cannot run here, or does not know the path's non-linearity.
+
     Source:
         Sundararajan et al., Axiomatic Attribution for Deep Networks, equation 1 (arXiv 1703.01365).
     """
     if weights.ndim != 2 or weights.shape[1] != gradients.shape[0]:
         expected = f"[K, {gradients.shape[0]}]"
         raise ValueError(f"weights must have shape {expected}; got {tuple(weights.shape)}")
-    run = choose("ig_accumulate", backend, {"reference": reference.ig_accumulate})
-    return run(gradients, weights, segments, w_out, factor, path)
+    if w_out.shape != (factor.shape[-1], gradients.shape[1]):
+        expected = f"[{factor.shape[-1]}, {gradients.shape[1]}]"
+        raise ValueError(f"w_out must have shape {expected}; got {tuple(w_out.shape)}")
+    refusal = _mixed(gradients, w_out) or (None if path is None else kernel_refusal(path[4]))
+    if choose("ig_accumulate", backend, gradients, refusal) == "triton":
+        from dkn_engine.ops.ig_accumulate import triton
+
+        if path is None:
+            return triton.ig_accumulate(gradients, weights, segments, w_out, factor, None)
+        kind = kernel_kind(path[4])
+        assert kind is not None
+        inner = (*path[:4], kind)
+        return triton.ig_accumulate(gradients, weights, segments, w_out, factor, inner)
+    return reference.ig_accumulate(gradients, weights, segments, w_out, factor, path)
+
+
+def _mixed(gradients: torch.Tensor, w_out: torch.Tensor) -> str | None:
+    """The kernel multiplies two tensors of one dtype, exactly; it does not round one to match."""
+    if gradients.dtype == w_out.dtype:
+        return None
+    return f"expected gradients and w_out of one dtype; found {gradients.dtype} and {w_out.dtype}"

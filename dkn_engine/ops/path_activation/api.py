@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dkn_engine.ops.activation import kernel_kind, kernel_refusal
 from dkn_engine.ops.dispatch import choose
 from dkn_engine.ops.path_activation import reference
 
@@ -31,10 +32,21 @@ def path_activation(
         backend: see ``AttributionConfig.backend``.
 
     Returns:
-        ``[N, F]`` in the dtype of ``value``.
+        ``[N, F]`` in the dtype of ``value``; computed in at least float32. No backward is
+        promised: points of a path are where gradients are taken, not what they flow through.
+
+    Raises:
+        BackendError: ``backend`` cannot run here, or does not know ``act``.
     """
     if baseline.shape != value.shape or alphas.shape != value.shape[:1]:
         shapes = f"{tuple(alphas.shape)}, {tuple(baseline.shape)}, {tuple(value.shape)}"
         raise ValueError(f"alphas, baseline, value must be [N], [N, F], [N, F]; got {shapes}")
-    run = choose("path_activation", backend, {"reference": reference.path_activation})
-    return run(alphas, baseline, value, up, act)
+    if up is not None and up.shape != value.shape:
+        raise ValueError(f"up must be {tuple(value.shape)}; got {tuple(up.shape)}")
+    kind = kernel_kind(act)
+    if choose("path_activation", backend, value, kernel_refusal(act)) == "triton":
+        from dkn_engine.ops.path_activation import triton
+
+        assert kind is not None
+        return triton.path_activation(alphas, baseline, value, up, kind)
+    return reference.path_activation(alphas, baseline, value, up, act)

@@ -36,8 +36,21 @@ def prefix_attention(
 
     Returns:
         ``[C, H, R, Dv]`` in the dtype of ``query``; differentiable in query, key and value.
+
+    Raises:
+        BackendError: ``backend`` cannot run here.
     """
     if query.shape[1] % key.shape[1]:
         raise ValueError(f"query heads must be a multiple of {key.shape[1]}; got {query.shape[1]}")
-    run = choose("prefix_attention", backend, {"reference": reference.prefix_attention})
-    return run(query, key, value, prefix_key, prefix_value, visible, scaling, softcap)
+    given = (query, key, value, prefix_key, prefix_value, visible)
+    if choose("prefix_attention", backend, query, _refusal(prefix_key, prefix_value)) == "triton":
+        from dkn_engine.ops.prefix_attention import triton
+
+        return triton.prefix_attention(*given, scaling, softcap)
+    return reference.prefix_attention(*given, scaling, softcap)
+
+
+def _refusal(prefix_key: torch.Tensor, prefix_value: torch.Tensor) -> str | None:
+    if prefix_key.requires_grad or prefix_value.requires_grad:
+        return "its backward gives the prefix no gradient, and the prefix requires one"
+    return None

@@ -1,0 +1,43 @@
+"""Which non-linearities the kernels know, by the module that a model uses for them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# By exact class: a subclass may compute something else. FastGELU writes sqrt(2 / pi) with ten
+# digits, which is the same in float32.
+_KINDS = {
+    "NewGELUActivation": "gelu_tanh",
+    "PytorchGELUTanh": "gelu_tanh",
+    "GELUTanh": "gelu_tanh",
+    "FastGELUActivation": "gelu_tanh",
+    "GELUActivation": "gelu_erf",
+    "SiLUActivation": "silu",
+}
+
+
+def kernel_kind(act: nn.Module) -> str | None:
+    """``gelu_tanh``, ``gelu_erf``, ``silu`` or ``relu``; None for any other module."""
+    from torch import nn
+
+    if type(act) is nn.GELU:
+        return "gelu_tanh" if act.approximate == "tanh" else "gelu_erf"
+    if type(act) is nn.SiLU:
+        return "silu"
+    if type(act) is nn.ReLU:
+        return "relu"
+    # transformers is not imported for this: a module of its comes from where it is imported.
+    if type(act).__module__ == "transformers.activations":
+        return _KINDS.get(type(act).__name__)
+    return None
+
+
+def kernel_refusal(act: nn.Module) -> str | None:
+    """Why the kernels cannot compute ``act``, or None."""
+    if kernel_kind(act) is not None:
+        return None
+    known = "gelu (tanh or erf), silu and relu of torch.nn and transformers"
+    return f"expected a non-linearity among {known}; found {type(act).__name__}"

@@ -1,0 +1,250 @@
+"""``answer_probability``: projection, log-sum-exp and gradient in one pass over the vocabulary.
+
+With x a row's normed hidden state, z_v = scale (x . W_v + b_v), s_v = cap(z_v) and
+g_v = d s_v / d z_v = 1 - (s_v / cap)^2, or 1 without a cap:
+
+    log p = s_t - log sum_v exp(s_v),      p = exp(log p)
+    d log p / dx = scale (g_t W_t - sum_v p_v g_v W_v),      dp / dx = p d log p / dx
+
+The sum over v is an attention of x over the rows of W, too wide for one program's registers. So
+the vocabulary is taken in blocks: ``project_kernel`` writes exp(s - tile's maximum) g for one block
+of a few thousand tokens, ``collect_kernel`` multiplies it with the block's rows of W and adds. The
+maximum is kept online (Milakov and Gimelshein, Online normalizer calculation for softmax, arXiv
+1805.02867, algorithm 3), so logits are computed once, and never more than one block of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from dkn_engine.ops import blocks
+from dkn_engine.ops.answer_probability.tail import Head
+from dkn_engine.ops.blocks import dot, power_of_2, tanh
+
+# Tokens whose exponentials are held at once, for the gradient.
+BLOCK = 8192
+
+
+@triton.jit
+def project_kernel(
+    x,  # [N, d]
+    weight,  # [V, d]
+    bias,  # [V] or None
+    targets,  # int64 [N]
+    exps,  # [N, BLOCK], contiguous, or None
+    tops,  # float32 [N, tiles], contiguous: maximum of each tile's logits
+    sums,  # float32 [N, tiles], contiguous: sum of exp(s - maximum)
+    gold,  # float32 [2, N]: the target's logit s_t, and g_t
+    n,
+    v,
+    d,
+    first,  # of the vocabulary block
+    width,  # of exps
+    s_x_n,
+    s_x_d,
+    s_w_v,
+    s_w_d,
+    scale,
+    softcap,
+    CAPPED: tl.constexpr,
+    BN: tl.constexpr,
+    BV: tl.constexpr,
+    BD: tl.constexpr,
+):
+    tile, tiles = tl.program_id(1), tl.num_programs(1)
+    o_n = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)  # [BN]
+    o_c = tile.to(tl.int64) * BV + tl.arange(0, BV)  # [BV] in the block
+    o_v = first + o_c  # [BV] in the vocabulary
+    m_n, m_v = o_n < n, (o_v < v) & (o_c < width)
+    s = tl.zeros([BN, BV], dtype=tl.float32)
+    for column in range(0, d, BD):
+        o_d = column + tl.arange(0, BD).to(tl.int64)
+        m_d = o_d < d
+        p_x = x + o_n[:, None] * s_x_n + o_d[None, :] * s_x_d
+        b_x = tl.load(p_x, mask=m_n[:, None] & m_d[None, :], other=0.0)  # [BN, BD]
+        p_w = weight + o_v[None, :] * s_w_v + o_d[:, None] * s_w_d
+        b_w = tl.load(p_w, mask=m_v[None, :] & m_d[:, None], other=0.0)  # [BD, BV]
+        s = dot(b_x, b_w, s, "ieee")
+    if bias is not None:
+        s += tl.load(bias + o_v, mask=m_v, other=0.0).to(tl.float32)[None, :]
+    s *= scale
+    if CAPPED:
+        t = tanh(s / softcap)
+        s = softcap * t
+        g = 1 - t * t
+    else:
+        g = tl.full([BN, BV], 1.0, dtype=tl.float32)
+    target = tl.load(targets + o_n, mask=m_n, other=-1)
+    hit = (o_v[None, :] == target[:, None]) & m_v[None, :]
+    has = (tl.max(hit.to(tl.int32), axis=1) > 0) & m_n
+    tl.store(gold + o_n, tl.sum(tl.where(hit, s, 0.0), axis=1), mask=has)
+    tl.store(gold + n + o_n, tl.sum(tl.where(hit, g, 0.0), axis=1), mask=has)
+    s = tl.where(m_v[None, :], s, float("-inf"))
+    top = tl.max(s, axis=1)
+    e = tl.exp(s - top[:, None])
+    tl.store(tops + o_n * tiles + tile, top, mask=m_n)
+    tl.store(sums + o_n * tiles + tile, tl.sum(e, axis=1), mask=m_n)
+    if exps is not None:
+        p_e = exps + o_n[:, None] * width + o_c[None, :]
+        tl.store(p_e, (e * g).to(exps.dtype.element_ty), mask=m_n[:, None] & m_v[None, :])
+
+
+@triton.jit
+def collect_kernel(
+    exps,  # [N, BLOCK], contiguous
+    weight,  # [V, d]
+    tops,  # float32 [N, tiles], contiguous
+    top,  # float32 [N], the maximum so far, this block included
+    decay,  # float32 [N], exp(maximum before - top)
+    total,  # float32 [N, d], contiguous, added to in place
+    n,
+    v,
+    d,
+    first,
+    width,
+    s_w_v,
+    s_w_d,
+    BN: tl.constexpr,
+    BV: tl.constexpr,  # tile of the tops
+    BC: tl.constexpr,  # a divisor of BV
+    BD: tl.constexpr,
+):
+    tiles = tl.cdiv(width, BV)
+    o_n = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)  # [BN]
+    o_d = tl.program_id(1).to(tl.int64) * BD + tl.arange(0, BD)  # [BD]
+    m_n, m_d = o_n < n, o_d < d
+    m_out = m_n[:, None] & m_d[None, :]
+    p_total = total + o_n[:, None] * d + o_d[None, :]
+    b_decay = tl.load(decay + o_n, mask=m_n, other=0.0)
+    b_top = tl.load(top + o_n, mask=m_n, other=0.0)
+    acc = tl.load(p_total, mask=m_out, other=0.0) * b_decay[:, None]
+    for start in range(0, width, BC):
+        o_c = start + tl.arange(0, BC).to(tl.int64)  # [BC]
+        m_c = (o_c < width) & (first + o_c < v)
+        # How far the tile's own maximum lies below the row's; all of [start, start + BC) is in it.
+        below = tl.load(tops + o_n * tiles + start // BV, mask=m_n, other=0.0) - b_top
+        p_e = exps + o_n[:, None] * width + o_c[None, :]
+        b_e = tl.load(p_e, mask=m_n[:, None] & m_c[None, :], other=0.0)  # [BN, BC]
+        b_e = b_e.to(tl.float32) * tl.exp(below)[:, None]
+        p_w = weight + (first + o_c)[:, None] * s_w_v + o_d[None, :] * s_w_d
+        b_w = tl.load(p_w, mask=m_c[:, None] & m_d[None, :], other=0.0)  # [BC, BD]
+        acc = dot(b_e.to(b_w.dtype), b_w, acc, "ieee")
+    tl.store(p_total, acc, mask=m_out)
+
+
+def block_sizes(n: int, short: bool) -> tuple[dict[str, int], dict[str, int]]:
+    """Tiles of ``project_kernel`` and of ``collect_kernel``."""
+    rows = power_of_2(n, 16, 128 if short else 64)
+    warps = 8 if rows == 128 else 4
+    shared = {"BN": rows, "BV": 128 if short else 64, "num_warps": warps, "num_stages": 3}
+    deep = 64 if short else 32
+    return shared | {"BD": deep}, shared | {"BC": deep, "BD": 128 if short else 64}
+
+
+class TokenLogProbability(torch.autograd.Function):
+    """log p ``[N]`` of each row's target; differentiable in the normed hidden states ``[N, d]``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, head: Head, targets: torch.Tensor) -> torch.Tensor:
+        log_p, gradient = _one_pass(x, head, targets, bool(ctx.needs_input_grad[0]))
+        ctx.dtype = x.dtype
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        return log_p
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * grad_outputs[0].unsqueeze(-1)).to(ctx.dtype), None, None
+
+
+def _one_pass(
+    x: torch.Tensor, head: Head, targets: torch.Tensor, gradient: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    (n, d), v = x.shape, head.weight.shape[0]
+    sizes, _ = block_sizes(n, x.element_size() == 2)
+    # A target outside the vocabulary is met by no program; NaN shows it.
+    gold = torch.full((2, n), float("nan"), dtype=torch.float32, device=x.device)
+    top = gold.new_full((n,), float("-inf"))
+    sums, total = gold.new_zeros(n), gold.new_zeros(n, d) if gradient else None
+    for first in range(0, v, BLOCK) if n else ():
+        width = min(BLOCK, v - first)
+        exps = None if total is None else x.new_empty(n, width)
+        tops = gold.new_empty(n, triton.cdiv(width, sizes["BV"]))
+        parts = torch.empty_like(tops)
+        _project(x, head, targets, first, exps, tops, parts, gold, width)
+        above = torch.maximum(top, tops.amax(1))
+        decay = torch.exp(top - above)
+        sums = sums * decay + (parts * torch.exp(tops - above.unsqueeze(1))).sum(1)
+        top = above
+        if exps is not None and total is not None:
+            _collect(exps, head, first, tops, top, decay, total)
+    log_p = (gold[0] - top) - torch.log(sums)  # in this order no digit of a large maximum is lost
+    if total is None:
+        return log_p, None
+    own = head.weight[targets].float() * gold[1].unsqueeze(-1)
+    return log_p, head.scale * (own - total / sums.unsqueeze(-1))
+
+
+def _project(
+    x: torch.Tensor,
+    head: Head,
+    targets: torch.Tensor,
+    first: int,
+    exps: torch.Tensor | None,
+    tops: torch.Tensor,
+    sums: torch.Tensor,
+    gold: torch.Tensor,
+    width: int,
+) -> None:
+    (n, d), v = x.shape, head.weight.shape[0]
+    sizes, _ = block_sizes(n, x.element_size() == 2)
+    blocks.launch(
+        project_kernel,
+        (triton.cdiv(n, sizes["BN"]), tops.shape[1]),
+        *(x, head.weight, head.bias, targets, exps, tops, sums, gold, n, v, d, first, width),
+        *(*x.stride(), *head.weight.stride(), float(head.scale), float(head.softcap or 0.0)),
+        CAPPED=head.softcap is not None,
+        **sizes,
+    )
+
+
+def _collect(
+    exps: torch.Tensor,
+    head: Head,
+    first: int,
+    tops: torch.Tensor,
+    top: torch.Tensor,
+    decay: torch.Tensor,
+    total: torch.Tensor,
+) -> None:
+    (n, width), (v, d) = exps.shape, head.weight.shape
+    _, sizes = block_sizes(n, exps.element_size() == 2)
+    blocks.launch(
+        collect_kernel,
+        (triton.cdiv(n, sizes["BN"]), triton.cdiv(d, sizes["BD"])),
+        *(exps, head.weight, tops, top, decay, total, n, v, d, first, width),
+        *head.weight.stride(),
+        **sizes,
+    )
+
+
+def answer_probability(
+    head: Head, hidden: torch.Tensor, targets: torch.Tensor, objective: str, gradient: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    with torch.set_grad_enabled(gradient):
+        h = hidden.detach().requires_grad_(gradient)
+        log_p = token_log_probability(head.norm(h), head, targets)
+        value = log_p if objective == "log_probability" else log_p.exp()
+        found = torch.autograd.grad(value.sum(), h)[0] if gradient else None
+    return value.detach(), found
+
+
+def token_log_probability(x: torch.Tensor, head: Head, targets: torch.Tensor) -> torch.Tensor:
+    """``[N]`` in float32, of normed hidden states ``[N, d]``."""
+    found: torch.Tensor = TokenLogProbability.apply(x, head, targets.contiguous())
+    return found
