@@ -43,6 +43,8 @@ def select_neurons(scores: ArrayLike, config: SelectionConfig) -> Selection:
         ValueError: another number of axes, or no prompt.
     """
     table = np.asarray(scores)
+    if table.dtype.kind != "f":
+        table = table.astype(np.float64)
     if table.ndim == 2:
         table = table[None]
     if table.ndim != 3 or not len(table):

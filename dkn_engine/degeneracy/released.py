@@ -30,13 +30,15 @@ def released_family(
 ) -> tuple[int, ...]:
     """Clusters whose suppression alone lowers the answer's probability by less than a share.
 
-    Empty if there are fewer than two clusters. The answer's probability is that of
-    :func:`greedy_probabilities`.
+    Empty if there are fewer than two clusters, or no probability to be lowered. The answer's
+    probability is that of :func:`greedy_probabilities`.
     """
     if len(components) < 2:
         return ()
     edits = [nothing(), *(suppress(c.neurons) for c in components)]
     clean, *alone = greedy_probabilities(model, layout, sequence, edits)
+    if not clean > 0:
+        return ()
     return tuple(i for i, p in enumerate(alone) if 1 - p / clean < max_drop)
 
 
