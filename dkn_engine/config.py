@@ -100,8 +100,9 @@ class AttributionConfig(_Section):
         if self.quadrature == "adaptive":
             self._require("n_steps", self.n_steps is None, "None with quadrature='adaptive'")
         else:
-            ok = isinstance(self.n_steps, int) and self.n_steps >= 1
-            self._require("n_steps", ok, f"a positive integer with {self.quadrature!r}")
+            fewest = 2 if self.quadrature == "trapezoid" else 1
+            ok = isinstance(self.n_steps, int) and self.n_steps >= fewest
+            self._require("n_steps", ok, f"an integer of at least {fewest}")
         rows = self.rows_per_batch
         ok = rows == "auto" or (isinstance(rows, int) and rows >= 1)
         self._require("rows_per_batch", ok, "'auto' or a positive integer")
