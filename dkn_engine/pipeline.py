@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,22 +191,26 @@ class _Run:
         return [results[fact.id] for fact in facts]
 
     def _task(self, fact: Fact) -> _Task:
-        answers = (fact.answer, *(fact.aliases if self.config.facts.aliases else ()))
-        encoded = [
-            encode_sequence(
-                self.model,
-                self.tokenizer,
-                fact.prompt,
-                answer,
-                config=self.config.facts,
-                fact_id=fact.id,
-            )
-            for answer in answers
-        ]
+        encoded = {fact.answer: self._encode(fact, fact.answer)}
+        for alias in fact.aliases if self.config.facts.aliases else ():
+            # One of several spellings may be of no use; the answer itself must be.
+            with contextlib.suppress(FactError):
+                encoded[alias] = self._encode(fact, alias)
+        answers = list(encoded)
         best = 0
-        if len(encoded) > 1:
-            best = int(np.argmax(self._prompts(encoded).probability))
-        return _Task(fact, answers[best], encoded[best])
+        if len(answers) > 1:
+            best = int(np.argmax(self._prompts(list(encoded.values())).probability))
+        return _Task(fact, answers[best], encoded[answers[best]])
+
+    def _encode(self, fact: Fact, answer: str) -> AnswerSequence:
+        return encode_sequence(
+            self.model,
+            self.tokenizer,
+            fact.prompt,
+            answer,
+            config=self.config.facts,
+            fact_id=fact.id,
+        )
 
     def _prompts(self, sequences: Sequence[AnswerSequence]) -> Prompts:
         return Prompts(
@@ -224,7 +229,7 @@ class _Run:
         for i, task in enumerate(tasks):
             p, rank = float(prompts.probability[i]), int(prompts.rank[i])
             if not np.isfinite(p):
-                reason = f"the model gives the answer the probability {p}"
+                reason = f"fact {task.fact.id!r}: the model gives the answer the probability {p}"
                 yield _without(task.fact, "error", reason, answer=task.answer)
             elif not known[i]:
                 reason = f"rank {rank}, p {p:.2g}"
@@ -259,7 +264,8 @@ class _Run:
         config, fact = self.config, task.fact
         table = scores.scores[span]
         if not np.isfinite(table).all():
-            return _without(fact, "error", "attribution gives scores that are not finite")
+            reason = f"fact {fact.id!r}: attribution gives scores that are not finite"
+            return _without(fact, "error", reason, answer=task.answer)
         selection = select_neurons(table, config.selection)
         components, reason = self._candidates(selection)
         held_out = self._paraphrases(task, slice(config.selection.n_paraphrases, None))
