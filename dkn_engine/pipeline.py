@@ -165,6 +165,7 @@ class _Run:
         self._mask_id = mask_token_id(tokenizer) if masked else None
         self._reference: Reference | None = None
         self._has_reference = False
+        self._said = False  # that full forwards stand in for rows
 
     @property
     def reference(self) -> Reference | None:
@@ -213,13 +214,16 @@ class _Run:
         )
 
     def _prompts(self, sequences: Sequence[AnswerSequence]) -> Prompts:
-        return Prompts(
+        found = Prompts(
             self.model,
             self.layout,
             sequences,
             positions=self.config.filter.positions,
             backend=self.config.attribution.backend,
+            warn=not self._said,
         )
+        self._said |= found.stands_in
+        return found
 
     def _known(self, tasks: Sequence[_Task]) -> Iterator[FactResult]:
         """Sort out what the model does not know; attribute and examine the rest."""

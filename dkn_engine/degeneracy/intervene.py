@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dkn_engine.attribution.sequences import encode_sequence
-from dkn_engine.config import FactsConfig
+from dkn_engine.config import Backend, FactsConfig
 from dkn_engine.degeneracy import edits
 from dkn_engine.degeneracy.edits import Edit
 from dkn_engine.degeneracy.prompts import Prompts
@@ -57,7 +57,8 @@ def answer_probability(
             ones stay clean; ``answer_all``: all positions that predict answer tokens at once;
             ``all``: every position.
         facts_config: how facts become tokens; None for the defaults.
-        backend: see :class:`dkn_engine.AttributionConfig`.
+        backend: see :class:`dkn_engine.AttributionConfig`; not read where the model's own full
+            forward passes do the work.
 
     Returns:
         float64 ``[n_facts]``.
@@ -71,17 +72,22 @@ def answer_probability(
     if positions not in get_args(Positions):
         allowed = ", ".join(get_args(Positions))
         raise UserError(f"positions must be one of {allowed}; got {positions!r}")
+    if backend not in get_args(Backend):
+        raise UserError(f"backend must be one of {', '.join(get_args(Backend))}; got {backend!r}")
     layout = find_layout(model)
     table = _means(means, layout)
     config = FactsConfig() if facts_config is None else facts_config
-    found = np.empty(len(facts))
+    found, said = np.empty(len(facts)), False
     for start in range(0, len(facts), _CHUNK):
         chunk = facts[start : start + _CHUNK]
         sequences = [
             encode_sequence(model, tokenizer, f.prompt, f.answer, config=config, fact_id=f.id)
             for f in chunk
         ]
-        prompts = Prompts(model, layout, sequences, positions=positions, backend=backend)
+        prompts = Prompts(
+            model, layout, sequences, positions=positions, backend=backend, warn=not said
+        )
+        said |= prompts.stands_in
         for i, edit in enumerate(_edits(chunk, suppress, enhance, factor, table)):
             found[start + i] = prompts.probabilities([edit], [i])[0, 0]
     return found

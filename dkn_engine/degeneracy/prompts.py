@@ -37,10 +37,12 @@ class Prompts:
         sequences: of prompts and answers; at least one.
         positions: where edits act; see :class:`dkn_engine.FilterConfig`.
         backend: of the operations.
+        warn: say so where rows cannot run and full forwards stand in; False if the caller has.
 
     Attributes:
         probability: float64 ``[B]``, of each answer, nothing changed.
         rank: int64 ``[B]``, of the first answer token, 1 = most probable.
+        stands_in: full forwards stand in for rows, which cannot run in this model.
     """
 
     def __init__(
@@ -51,12 +53,14 @@ class Prompts:
         *,
         positions: str = "answer",
         backend: str = "auto",
+        warn: bool = True,
     ) -> None:
         self.model, self.layout, self.positions = model, layout, positions
+        self.stands_in = False
         self.contexts = build_contexts(sequences, next(model.parameters()).device)
         with guest(model, grad=False):
             self._clean = prefill(model, layout, self.contexts)
-            self._rows = self._engine(backend)
+            self._rows = self._engine(backend, warn)
         self._sequence = self.contexts.sequence.cpu().numpy()
         log_p = self._clean.log_probability.double().cpu().numpy()
         self.probability: NDArray[np.float64] = np.exp(self._sum(log_p[None])[0])
@@ -66,18 +70,20 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.probability)
 
-    def _engine(self, backend: str) -> RowEngine | None:
+    def _engine(self, backend: str, warn: bool) -> RowEngine | None:
         single = bool((torch.bincount(self.contexts.sequence) == 1).all())
         if self.positions == "all" or (self.positions == "answer_all" and not single):
             return None
         try:
             return checked_rows(self.model, self.layout, self.contexts, self._clean, backend)
         except SweepUnsupported as reason:
-            warnings.warn(
-                f"{type(self.model).__name__}: {reason}; using full forward passes (slower, same "
-                "results)",
-                stacklevel=4,
-            )
+            self.stands_in = True
+            if warn:
+                warnings.warn(
+                    f"{type(self.model).__name__}: {reason}; using full forward passes (slower, "
+                    "same results)",
+                    stacklevel=4,
+                )
             return None
 
     def first_activations(self) -> NDArray[np.float64]:

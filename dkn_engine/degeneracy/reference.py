@@ -91,6 +91,7 @@ def build_reference(
         [sequence for _, sequence in chosen.values()],
         positions=config.filter.positions,
         backend=config.attribution.backend,
+        warn=False,  # The run's own prompts come first, and say it.
     )
     return Reference(
         tuple(fact for fact, _ in chosen.values()),

@@ -80,6 +80,13 @@ def test_neurons_by_fact_id_and_more_facts_than_a_chunk() -> None:
         assert found[i] == pytest.approx(expected, rel=1e-10)
 
 
+def test_full_forwards_are_announced_once() -> None:
+    many = [dkn.Fact(f"{f.id}-{i}", f.prompt, f.answer) for i in range(4) for f in facts()]
+    with pytest.warns(UserWarning, match="full forward passes") as caught:
+        dkn.answer_probability(tiny("opt"), words_tokenizer(), many)
+    assert len(caught) == 1
+
+
 def test_no_facts_give_no_probabilities() -> None:
     assert dkn.answer_probability(tiny("llama"), words_tokenizer(), []).shape == (0,)
 
@@ -88,6 +95,8 @@ def test_no_facts_give_no_probabilities() -> None:
     ("options", "error", "message"),
     [
         ({"positions": "last"}, dkn.UserError, "positions must be one of answer"),
+        ({"backend": "cuda", "positions": "all"}, dkn.UserError, "backend must be one of auto"),
+        ({"backend": "native"}, dkn.BackendError, "'native' is not available"),
         ({"suppress": [[0, 1], [0, 1]]}, ValueError, "distinct"),
         ({"suppress": [[0.0, 1.0]]}, TypeError, "integers"),
         ({"suppress": {"f0": [[N_LAYERS, 0]]}}, ValueError, f"below layer {N_LAYERS}"),
@@ -95,7 +104,17 @@ def test_no_facts_give_no_probabilities() -> None:
         ({"suppress": [[0, 1]], "enhance": [[0, 1]]}, ValueError, "distinct"),
         ({"means": np.zeros((1, 2))}, ValueError, r"means must be \[3, 40\]; got \[1, 2\]"),
     ],
-    ids=["positions", "duplicate", "float", "layer", "index", "both", "means"],
+    ids=[
+        "positions",
+        "backend",
+        "no-such-kernel",
+        "duplicate",
+        "float",
+        "layer",
+        "index",
+        "both",
+        "means",
+    ],
 )
 def test_wrong_arguments_are_named(options: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
