@@ -15,7 +15,7 @@ NATIVE := $(VENV)/native.stamp
 SOURCES := $(wildcard csrc/*.cpp csrc/*.hpp) CMakeLists.txt setup.py
 REQUIREMENTS := constraints.txt pyproject.toml
 
-.PHONY: demo test test-native lint bench build clean
+.PHONY: demo test test-native lint bench kernels build clean
 .DELETE_ON_ERROR:
 
 # One thread: the model is so small that two are hardly faster, and three times slower where
@@ -42,6 +42,10 @@ lint: $(TEST) $(NATIVE)
 
 bench: $(TEST) $(NATIVE)
 	set -e; for name in $(BENCHMARKS); do $(PY) -m benchmarks.$$name; done
+
+# Every kernel compiled for GPUs that need not be there; the table is in benchmarks/results.
+kernels: $(TEST) $(NATIVE)
+	$(PY) -m benchmarks.kernels
 
 # The C++ edit loop: only what changed is compiled.
 build: $(DEMO) $(NATIVE)

@@ -86,9 +86,13 @@ def slope(z, KIND: tl.constexpr):
     return y
 
 
+# Multiply-adds may be fused: Triton's default is about to change, and warns unless it is said.
+OPTIONS = {"enable_fp_fusion": True}
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
     """Start ``kernel``; the one place where it happens, so that launches can be recorded."""
-    kernel[grid](*args, **options)
+    kernel[grid](*args, **OPTIONS, **options)
 
 
 def power_of_2(n: int, low: int, high: int) -> int:

@@ -35,7 +35,7 @@ def project_kernel(
     weight,  # [V, d]
     bias,  # [V] or None
     targets,  # int64 [N]
-    exps,  # [N, BLOCK], contiguous, or None
+    exps,  # [N, s_e], contiguous, or None
     tops,  # float32 [N, tiles], contiguous: maximum of each tile's logits
     sums,  # float32 [N, tiles], contiguous: sum of exp(s - maximum)
     gold,  # float32 [2, N]: the target's logit s_t, and g_t
@@ -43,7 +43,7 @@ def project_kernel(
     v,
     d,
     first,  # of the vocabulary block
-    width,  # of exps
+    s_e,  # a multiple of BV
     s_x_n,
     s_x_d,
     s_w_v,
@@ -59,10 +59,10 @@ def project_kernel(
     o_n = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)  # [BN]
     o_c = tile.to(tl.int64) * BV + tl.arange(0, BV)  # [BV] in the block
     o_v = first + o_c  # [BV] in the vocabulary
-    m_n, m_v = o_n < n, (o_v < v) & (o_c < width)
+    m_n, m_v = o_n < n, o_v < v
     s = tl.zeros([BN, BV], dtype=tl.float32)
-    for column in range(0, d, BD):
-        o_d = column + tl.arange(0, BD).to(tl.int64)
+    for start in range(0, d, BD):
+        o_d = start + tl.arange(0, BD).to(tl.int64)
         m_d = o_d < d
         p_x = x + o_n[:, None] * s_x_n + o_d[None, :] * s_x_d
         b_x = tl.load(p_x, mask=m_n[:, None] & m_d[None, :], other=0.0)  # [BN, BD]
@@ -78,9 +78,10 @@ def project_kernel(
         g = 1 - t * t
     else:
         g = tl.full([BN, BV], 1.0, dtype=tl.float32)
-    target = tl.load(targets + o_n, mask=m_n, other=-1)
-    hit = (o_v[None, :] == target[:, None]) & m_v[None, :]
-    has = (tl.max(hit.to(tl.int32), axis=1) > 0) & m_n
+    # The target as a column of this tile; another tile has it unless it is one of the columns.
+    column = tl.load(targets + o_n, mask=m_n, other=-1) - first - tile.to(tl.int64) * BV
+    has = (column >= 0) & (column < tl.minimum(BV, v - first - tile * BV)) & m_n
+    hit = tl.arange(0, BV)[None, :] == column[:, None]
     tl.store(gold + o_n, tl.sum(tl.where(hit, s, 0.0), axis=1), mask=has)
     tl.store(gold + n + o_n, tl.sum(tl.where(hit, g, 0.0), axis=1), mask=has)
     s = tl.where(m_v[None, :], s, float("-inf"))
@@ -89,13 +90,14 @@ def project_kernel(
     tl.store(tops + o_n * tiles + tile, top, mask=m_n)
     tl.store(sums + o_n * tiles + tile, tl.sum(e, axis=1), mask=m_n)
     if exps is not None:
-        p_e = exps + o_n[:, None] * width + o_c[None, :]
-        tl.store(p_e, (e * g).to(exps.dtype.element_ty), mask=m_n[:, None] & m_v[None, :])
+        # Behind the vocabulary's end, too, where e is 0.
+        p_e = exps + o_n[:, None] * s_e + o_c[None, :]
+        tl.store(p_e, (e * g).to(exps.dtype.element_ty), mask=m_n[:, None])
 
 
 @triton.jit
 def collect_kernel(
-    exps,  # [N, BLOCK], contiguous
+    exps,  # [N, s_e], contiguous
     weight,  # [V, d]
     tops,  # float32 [N, tiles], contiguous
     top,  # float32 [N], the maximum so far, this block included
@@ -105,7 +107,7 @@ def collect_kernel(
     v,
     d,
     first,
-    width,
+    s_e,
     s_w_v,
     s_w_d,
     BN: tl.constexpr,
@@ -113,7 +115,7 @@ def collect_kernel(
     BC: tl.constexpr,  # a divisor of BV
     BD: tl.constexpr,
 ):
-    tiles = tl.cdiv(width, BV)
+    tiles = tl.cdiv(tl.minimum(s_e, v - first), BV)
     o_n = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)  # [BN]
     o_d = tl.program_id(1).to(tl.int64) * BD + tl.arange(0, BD)  # [BD]
     m_n, m_d = o_n < n, o_d < d
@@ -122,13 +124,13 @@ def collect_kernel(
     b_decay = tl.load(decay + o_n, mask=m_n, other=0.0)
     b_top = tl.load(top + o_n, mask=m_n, other=0.0)
     acc = tl.load(p_total, mask=m_out, other=0.0) * b_decay[:, None]
-    for start in range(0, width, BC):
+    for start in range(0, tiles * BV, BC):
         o_c = start + tl.arange(0, BC).to(tl.int64)  # [BC]
-        m_c = (o_c < width) & (first + o_c < v)
+        m_c = first + o_c < v
         # How far the tile's own maximum lies below the row's; all of [start, start + BC) is in it.
         below = tl.load(tops + o_n * tiles + start // BV, mask=m_n, other=0.0) - b_top
-        p_e = exps + o_n[:, None] * width + o_c[None, :]
-        b_e = tl.load(p_e, mask=m_n[:, None] & m_c[None, :], other=0.0)  # [BN, BC]
+        p_e = exps + o_n[:, None] * s_e + o_c[None, :]
+        b_e = tl.load(p_e, mask=m_n[:, None], other=0.0)  # [BN, BC]
         b_e = b_e.to(tl.float32) * tl.exp(below)[:, None]
         p_w = weight + (first + o_c)[:, None] * s_w_v + o_d[None, :] * s_w_d
         b_w = tl.load(p_w, mask=m_c[:, None] & m_d[None, :], other=0.0)  # [BC, BD]
@@ -136,13 +138,19 @@ def collect_kernel(
     tl.store(p_total, acc, mask=m_out)
 
 
-def block_sizes(n: int, short: bool) -> tuple[dict[str, int], dict[str, int]]:
-    """Tiles of ``project_kernel`` and of ``collect_kernel``."""
-    rows = power_of_2(n, 16, 128 if short else 64)
-    warps = 8 if rows == 128 else 4
-    shared = {"BN": rows, "BV": 128 if short else 64, "num_warps": warps, "num_stages": 3}
+def block_sizes(n: int, d: int, short: bool) -> tuple[dict[str, int], dict[str, int]]:
+    """Tiles of ``project_kernel`` and of ``collect_kernel``, as large as registers allow.
+
+    Rows that are not a whole number of vectors are read number by number, with an address each.
+    """
+    odd = 1 if d % 16 else 0
+    rows = power_of_2(n, 16, (128 if short else 64) >> odd)
     deep = 64 if short else 32
-    return shared | {"BD": deep}, shared | {"BC": deep, "BD": 128 if short else 64}
+    both = {"BN": rows, "BV": 64, "num_stages": 3}
+    project = both | {"BD": deep, "num_warps": 8 if rows == 128 else 4}
+    wide = (128 if short else 64) >> odd
+    collect = both | {"BC": deep, "BD": wide, "num_warps": 8 if rows >= 64 else 4}
+    return project, collect
 
 
 class TokenLogProbability(torch.autograd.Function):
@@ -166,17 +174,17 @@ def _one_pass(
     x: torch.Tensor, head: Head, targets: torch.Tensor, gradient: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     (n, d), v = x.shape, head.weight.shape[0]
-    sizes, _ = block_sizes(n, x.element_size() == 2)
+    sizes, _ = block_sizes(n, d, x.element_size() == 2)
     # A target outside the vocabulary is met by no program; NaN shows it.
     gold = torch.full((2, n), float("nan"), dtype=torch.float32, device=x.device)
     top = gold.new_full((n,), float("-inf"))
     sums, total = gold.new_zeros(n), gold.new_zeros(n, d) if gradient else None
+    wide = min(BLOCK, triton.cdiv(v, sizes["BV"]) * sizes["BV"])
+    exps = None if total is None else x.new_empty(n, wide)
     for first in range(0, v, BLOCK) if n else ():
-        width = min(BLOCK, v - first)
-        exps = None if total is None else x.new_empty(n, width)
-        tops = gold.new_empty(n, triton.cdiv(width, sizes["BV"]))
+        tops = gold.new_empty(n, triton.cdiv(min(wide, v - first), sizes["BV"]))
         parts = torch.empty_like(tops)
-        _project(x, head, targets, first, exps, tops, parts, gold, width)
+        _project(x, head, targets, first, exps, tops, parts, gold)
         above = torch.maximum(top, tops.amax(1))
         decay = torch.exp(top - above)
         sums = sums * decay + (parts * torch.exp(tops - above.unsqueeze(1))).sum(1)
@@ -199,14 +207,14 @@ def _project(
     tops: torch.Tensor,
     sums: torch.Tensor,
     gold: torch.Tensor,
-    width: int,
 ) -> None:
     (n, d), v = x.shape, head.weight.shape[0]
-    sizes, _ = block_sizes(n, x.element_size() == 2)
+    sizes, _ = block_sizes(n, d, x.element_size() == 2)
     blocks.launch(
         project_kernel,
         (triton.cdiv(n, sizes["BN"]), tops.shape[1]),
-        *(x, head.weight, head.bias, targets, exps, tops, sums, gold, n, v, d, first, width),
+        *(x, head.weight, head.bias, targets, exps, tops, sums, gold, n, v, d, first),
+        0 if exps is None else exps.stride(0),
         *(*x.stride(), *head.weight.stride(), float(head.scale), float(head.softcap or 0.0)),
         CAPPED=head.softcap is not None,
         **sizes,
@@ -222,12 +230,13 @@ def _collect(
     decay: torch.Tensor,
     total: torch.Tensor,
 ) -> None:
-    (n, width), (v, d) = exps.shape, head.weight.shape
-    _, sizes = block_sizes(n, exps.element_size() == 2)
+    n, (v, d) = exps.shape[0], head.weight.shape
+    _, sizes = block_sizes(n, d, exps.element_size() == 2)
     blocks.launch(
         collect_kernel,
         (triton.cdiv(n, sizes["BN"]), triton.cdiv(d, sizes["BD"])),
-        *(exps, head.weight, tops, top, decay, total, n, v, d, first, width),
+        *(exps, head.weight, tops, top, decay, total, n, v, d, first),
+        exps.stride(0),
         *head.weight.stride(),
         **sizes,
     )

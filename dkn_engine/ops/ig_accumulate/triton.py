@@ -167,16 +167,19 @@ def project_kernel(
     tl.store(out + o_r[:, None] * f + o_f[None, :], total, mask=m_out)
 
 
-def pre_sizes(k: int, n: int, m: int, short: bool) -> dict[str, int]:
-    """Tiles of ``pre_kernel``: as many segments a program as keep the sums in registers."""
-    per_program = power_of_2(m, 1, max(1, 64 // power_of_2(k, 1, 64)))
+def pre_sizes(k: int, n: int, m: int, short: bool, odd: bool) -> dict[str, int]:
+    """Tiles of ``pre_kernel``: as many segments a program as keep the sums in registers.
+
+    ``odd`` rows, not a whole number of vectors, are read number by number, with an address each.
+    """
+    per_program = power_of_2(m, 1, max(1, (32 if odd else 64) // power_of_2(k, 1, 32)))
     return {
         "BM": per_program,
         "BR": power_of_2(k * per_program, 16, 1 << 30),
-        "BS": power_of_2(n, 16, 64),
-        "BF": 64,
+        "BS": power_of_2(n, 16, 64 if short else 32),
+        "BF": 32 if odd and not short else 64,
         "BD": 64 if short else 32,
-        "num_warps": 4,
+        "num_warps": 8 if short else 4,
         "num_stages": 3,
     }
 
@@ -222,7 +225,7 @@ def ig_accumulate(
         )
         return out
     alphas, baseline, delta, up, kind = path
-    sizes = pre_sizes(k, n, m, short)
+    sizes = pre_sizes(k, n, m, short, bool(gradients.shape[1] % 16 or f % 16))
     blocks.launch(
         pre_kernel,
         (triton.cdiv(m, sizes["BM"]), triton.cdiv(f, sizes["BF"])),

@@ -222,16 +222,23 @@ def backward_kernel(
     tl.store(p_dv, b_dv.to(d_value.dtype.element_ty), mask=m_rv)
 
 
-def block_sizes(rows: int, n_prefix: int, d: int, dv: int) -> dict[str, int]:
-    """Whole heads, so wide heads get fewer rows and positions at once."""
+def block_sizes(
+    rows: int, n_prefix: int, d: int, dv: int, short: bool, backward: bool
+) -> dict[str, int]:
+    """Whole heads, so wide heads and wide numbers get fewer rows and positions at once.
+
+    So do heads that are not a whole number of vectors: each number has an address of its own.
+    """
     wide, wide_v = power_of_2(d, 16, 1 << 30), power_of_2(dv, 16, 1 << 30)
-    most = 64 if max(wide, wide_v) <= 64 else 32 if max(wide, wide_v) <= 128 else 16
+    odd = d % 16 != 0 or dv % 16 != 0
+    budget = 1024 if odd else 4096 if short else 2048
+    most = max(16, min(64, budget // max(wide, wide_v)))
     return {
         "BR": power_of_2(rows, 16, most),
-        "BT": power_of_2(n_prefix, 16, most),
+        "BT": power_of_2(n_prefix, 16, most // 2 if backward and most > 16 else most),
         "BD": wide,
         "BV": wide_v,
-        "num_warps": 4,
+        "num_warps": 8 if odd or max(wide, wide_v) > 64 else 4,
         "num_stages": 2,
     }
 
@@ -267,7 +274,8 @@ class PrefixAttention(torch.autograd.Function):
         out = torch.empty(shape, dtype=query.dtype, device=query.device)
         stats = torch.empty(2, *shape[:3], dtype=torch.float32, device=query.device)
         if out.numel():
-            sizes = block_sizes(shape[2], inputs[3].shape[2], query.shape[3], shape[3])
+            widths, short = (query.shape[3], shape[3]), query.element_size() == 2
+            sizes = block_sizes(shape[2], inputs[3].shape[2], *widths, short, backward=False)
             blocks.launch(
                 forward_kernel,
                 (shape[0] * shape[1], triton.cdiv(shape[2], sizes["BR"])),
@@ -288,7 +296,8 @@ class PrefixAttention(torch.autograd.Function):
         found = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs[:3]]
         if out.numel():
             (c, _, r, d), dv = query.shape, value.shape[3]
-            sizes = block_sizes(r, inputs[3].shape[2], d, dv)
+            short = query.element_size() == 2
+            sizes = block_sizes(r, inputs[3].shape[2], d, dv, short, backward=True)
             blocks.launch(
                 backward_kernel,
                 (c * key.shape[1], triton.cdiv(r, sizes["BR"])),
