@@ -19,6 +19,7 @@ from torch import nn
 
 from dkn_engine.attribution.contexts import Contexts
 from dkn_engine.attribution.prefill import Prefill, register
+from dkn_engine.attribution.tail import model_tail
 from dkn_engine.guest import attention_implementation
 from dkn_engine.layout import Layout
 from dkn_engine.ops.prefix_attention import prefix_attention
@@ -71,6 +72,7 @@ class RowEngine:
     ) -> None:
         self.model, self.layout, self.contexts, self.clean = model, layout, contexts, clean
         self.backend = backend
+        self.tail = model_tail(model, layout, clean.hidden[-1])
         self.row_layers = 0
         self._layer_of = {
             id(m): i for i, layer in enumerate(layout.layers) for m in layer.modules()
@@ -181,36 +183,6 @@ class RowEngine:
                 seen &= at > position - window
             self._visible[window] = seen
         return self._visible[window]
-
-    def tail(self, hidden: Tensor) -> Tensor:
-        """Logits ``[n, V]`` for last layer's outputs ``[n, d]``, by the model's own forward."""
-        with _only_layer(self.layout, _Inject(hidden.unsqueeze(1))):
-            ids = self.contexts.ids.new_zeros(hidden.shape[0], 1)
-            logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
-        return logits[:, 0]
-
-
-class _Inject(nn.Module):
-    """A decoder layer that ignores its input and returns given hidden states."""
-
-    def __init__(self, hidden: Tensor) -> None:
-        super().__init__()
-        self.hidden = hidden
-        self.attention_type = "full_attention"
-
-    def forward(self, *_args: Any, **_kwargs: Any) -> Tensor:
-        return self.hidden
-
-
-@contextlib.contextmanager
-def _only_layer(layout: Layout, layer: nn.Module) -> Iterator[None]:
-    """Replace the decoder's stack by one layer for the length of the block."""
-    stack = layout.base._modules[layout.stack]
-    layout.base._modules[layout.stack] = nn.ModuleList([layer])
-    try:
-        yield
-    finally:
-        layout.base._modules[layout.stack] = stack
 
 
 def _attend(

@@ -1,0 +1,143 @@
+"""The model's tail, everything after its last block: as it is, and taken apart for a kernel."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from dkn_engine.layout import Layout
+from dkn_engine.ops.answer_probability import Head, Tail
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def model_tail(model: nn.Module, layout: Layout, sample: Tensor) -> Tail:
+    """The tail, as logits ``[n, V]`` of the last layer's outputs ``[n, d]``.
+
+    Args:
+        model, layout: the decoder.
+        sample: ``[n, d]`` hidden states of this model, on which a tail taken apart has to give the
+            model's own logits.
+    """
+
+    def logits(hidden: Tensor) -> Tensor:
+        return _forward(model, layout, hidden)
+
+    return Tail(logits, lambda: take_apart(model, layout, sample))
+
+
+@torch.no_grad()
+def take_apart(model: nn.Module, layout: Layout, sample: Tensor) -> Head | str:
+    """Norm, projection, scale and cap of the tail, or why they are not all there is to it.
+
+    What transformers' configurations call the scale and the cap is tried; whether that was right,
+    and whether the model does nothing else to its logits, is seen from the logits.
+    """
+    found = _projection(model)
+    if isinstance(found, str):
+        return found
+    owner, name, projection = found
+
+    def norm(hidden: Tensor) -> Tensor:
+        capture = _Capture(projection.weight)
+        with _replaced(owner._modules, name, capture):
+            _forward(model, layout, hidden)
+        normed: Any = capture.seen
+        return normed.reshape(hidden.shape)  # type: ignore[no-any-return]  # capture is untyped
+
+    head = Head(norm, projection.weight, projection.bias, *_scale_and_cap(model))
+    rows = sample[sample.isfinite().all(-1)][:4]
+    if not rows.shape[0]:
+        return "no context has finite hidden states to compare its logits on"
+    try:
+        own, rebuilt = _forward(model, layout, rows).double(), head.logits(rows).double()
+        apart = float((own - rebuilt).norm() / own.norm())
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        return f"its forward fails without the projection ({type(error).__name__}: {error})"
+    # Both round once or twice in the model's dtype, independently for each logit.
+    allowed = max(1e-5, float(torch.finfo(sample.dtype).eps))
+    if not apart <= allowed:
+        return (
+            "norm, projection, scale and cap do not give the model's own logits: "
+            f"off by {apart:.1e} of their length (allowed {allowed:.1e})"
+        )
+    return head
+
+
+def _projection(model: nn.Module) -> tuple[nn.Module, str, nn.Linear] | str:
+    """The projection to the vocabulary and where it hangs in the model, or why it has none."""
+    projection: Any = model.get_output_embeddings()  # type: ignore[operator]  # of transformers
+    # By class: an adapter that wraps a Linear, or a quantised one, computes something else.
+    if type(projection) is not nn.Linear:
+        return f"expected a projection of class Linear; found {type(projection).__name__}"
+    places = [
+        (module, name)
+        for module in model.modules()
+        for name, child in module._modules.items()
+        if child is projection
+    ]
+    if len(places) != 1:
+        return f"expected one place in the model for its projection; found {len(places)}"
+    return (*places[0], projection)
+
+
+def _scale_and_cap(model: nn.Module) -> tuple[float, float | None]:
+    """Factor on the logits (Cohere's ``logit_scale``, Granite's divisor) and Gemma's cap."""
+    config: Any = model.config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    scale = getattr(text, "logit_scale", None) or 1.0
+    divisor = getattr(text, "logits_scaling", None) or 1.0
+    cap = getattr(text, "final_logit_softcapping", None)
+    return float(scale) / float(divisor), None if cap is None else float(cap)
+
+
+def _forward(model: nn.Module, layout: Layout, hidden: Tensor) -> Tensor:
+    """What the model makes of its last layer's outputs ``[n, d]``: logits ``[n, V]``."""
+    only = nn.ModuleList([_Inject(hidden.unsqueeze(1))])
+    with _replaced(layout.base._modules, layout.stack, only):
+        ids = torch.zeros(hidden.shape[0], 1, dtype=torch.int64, device=hidden.device)
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits[:, 0]
+
+
+class _Inject(nn.Module):
+    """A decoder layer that ignores its input and returns given hidden states."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.attention_type = "full_attention"
+
+    def forward(self, *_args: Any, **_kwargs: Any) -> Tensor:
+        return self.hidden
+
+
+class _Capture(nn.Module):
+    """Stands in for the projection: keeps its input, and returns one logit for all."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = weight  # some forwards look at its dtype
+        self.seen: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = x
+        return x[..., :1]
+
+
+@contextlib.contextmanager
+def _replaced(modules: dict[str, nn.Module | None], name: str, by: nn.Module) -> Iterator[None]:
+    """Exchange a child module for the length of the block."""
+    before = modules[name]
+    modules[name] = by
+    try:
+        yield
+    finally:
+        modules[name] = before
