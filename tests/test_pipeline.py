@@ -16,11 +16,13 @@ import pytest
 import torch
 
 import dkn_engine as dkn
+from dkn_engine import pipeline
 from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import AttributionConfig, Config, FilterConfig, SelectionConfig
 from dkn_engine.connections import connection_rows
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.lattice import Lattice, degenerate_family, drops, members_of
+from dkn_engine.degeneracy.reference import build_reference
 from dkn_engine.layout import find_layout
 from dkn_engine.topology.find import find_candidates
 from tests.degeneracy.brute_force import answer_probability
@@ -147,20 +149,26 @@ def test_neurons_are_those_of_the_public_attribution(model: Any, results: Any) -
         np.testing.assert_allclose(result.scores, expected, atol=1e-5 * table.max())
 
 
+def lattice_by_force(
+    model: Any, fact: dkn.Fact, r: dkn.FactResult, positions: str = "answer", means: Any = None
+) -> list[float]:
+    """The answer's probability with every subset of a result's components suppressed."""
+    one = encode_sequence(model, words_tokenizer(), fact.prompt, fact.answer, config=CONFIG.facts)
+    p = []
+    for mask in range(1 << len(r.components)):
+        off = [r.components[i].neurons for i in members_of(mask)]
+        edit = suppress(np.concatenate([np.empty((0, 2), np.int32), *off]), means)
+        p.append(answer_probability("llama", model, one, edit, positions))
+    return p
+
+
 def test_components_and_lattice_by_brute_force(model: Any, results: Any) -> None:
     layout = find_layout(model)
     for fact, r in zip(facts(model), results, strict=True):
-        one = encode_sequence(
-            model, words_tokenizer(), fact.prompt, fact.answer, config=CONFIG.facts
-        )
         rows = connection_rows(layout, r.neurons, CONFIG.topology)
         expected = find_candidates(r.neurons, *rows, CONFIG.topology)
         assert [c.neurons.tolist() for c in r.components] == [c.neurons.tolist() for c in expected]
-        p = []
-        for mask in range(1 << len(r.components)):
-            off = [r.components[i].neurons for i in members_of(mask)]
-            edit = suppress(np.concatenate([np.empty((0, 2), np.int32), *off]))
-            p.append(answer_probability("llama", model, one, edit))
+        p = lattice_by_force(model, fact, r)
         np.testing.assert_allclose(r.subset_probabilities, p, rtol=1e-5)
         assert r.probability == pytest.approx(p[0], rel=1e-5)
         lattice = Lattice(len(r.components), r.subset_masks, r.subset_probabilities)
@@ -171,6 +179,47 @@ def test_components_and_lattice_by_brute_force(model: Any, results: Any) -> None
             (r.partial_drop, r.full_drop, r.redundancy),
             (own.partial_drop, own.full_drop, own.redundancy),
         )
+
+
+@pytest.mark.parametrize("positions", ["answer_all", "all"])
+def test_suppression_acts_where_the_filter_says(model: Any, positions: Any) -> None:
+    config = dataclasses.replace(
+        CONFIG, filter=dataclasses.replace(CONFIG.filter, positions=positions)
+    )
+    some = facts(model)[1:4]  # The one of two answer tokens among them.
+    for fact, r in zip(some, run(model, some, config), strict=True):
+        expected = lattice_by_force(model, fact, r, positions)
+        np.testing.assert_allclose(r.subset_probabilities, expected, rtol=1e-5)
+        assert len(r.components) >= 2
+
+
+def test_suppressing_to_means_takes_those_of_the_runs_facts(model: Any) -> None:
+    config = dataclasses.replace(
+        CONFIG,
+        filter=dataclasses.replace(CONFIG.filter, suppress_value="mean", n_random=0, n_unrelated=0),
+    )
+    some = [answered(model, seed) for seed in range(8)]  # Enough to need no packaged ones.
+    reference = build_reference(model, words_tokenizer(), find_layout(model), some, config)
+    assert reference is not None
+    assert {f.id for f in reference.facts} == {f.id for f in some}
+    for fact, r in zip(some, run(model, some, config), strict=True):
+        expected = lattice_by_force(model, fact, r, means=reference.means)
+        np.testing.assert_allclose(r.subset_probabilities, expected, rtol=1e-5)
+        # What is not asked for is not there.
+        assert set(r.controls) == ({"mean_ablation"} if r.components else set())
+
+
+def test_more_components_than_a_mask_has_bits_are_cut_and_said(
+    model: Any, results: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n = len(results[0].components)
+    assert n > 1
+    monkeypatch.setattr(pipeline, "MOST_COMPONENTS", n - 1)
+    found = run(model, facts(model)[:1])[0]
+    assert (found.status, found.reason) == ("ok", f"the first {n - 1} of {n} components")
+    assert [c.neurons.tolist() for c in found.components] == [
+        c.neurons.tolist() for c in results[0].components[:-1]
+    ]
 
 
 # --- statuses ---

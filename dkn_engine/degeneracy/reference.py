@@ -109,7 +109,10 @@ def knows(prompts: Prompts, config: FilterConfig) -> NDArray[np.bool_]:
 
 def generator(seed: int, *names: str) -> np.random.Generator:
     """Random numbers that depend on the seed and the names alone, not on what ran before."""
-    return np.random.default_rng([seed, *(zlib.crc32(n.encode("utf-8", "replace")) for n in names)])
+    # numpy takes no negative seeds.
+    return np.random.default_rng(
+        [seed % (1 << 64), *(zlib.crc32(n.encode("utf-8", "replace")) for n in names)]
+    )
 
 
 def _apart(fact: Fact, other: Fact) -> bool:

@@ -95,6 +95,7 @@ def test_random_numbers_depend_on_seed_and_names_alone() -> None:
     }
     assert len(set(draws.values())) == len(draws)
     assert generator(0, "a").random() == draws[0, "a"]
+    generator(-1, "a")
     generator(0, "\ud800")  # An id that is no valid Unicode.
 
 

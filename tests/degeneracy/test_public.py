@@ -192,6 +192,14 @@ def test_gradients_flow_through_an_intervention() -> None:
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("on", ["activations", "weights"])
+def test_no_neurons_change_nothing(on: Any) -> None:
+    model = tiny("llama")
+    clean = logits(model)
+    with dkn.intervene(model, [], on=on):
+        assert torch.equal(logits(model), clean)
+
+
 def test_interventions_nest() -> None:
     model = tiny("gpt2")
     before = state(model)
