@@ -207,8 +207,8 @@ def test_a_fact_is_a_weighted_sum_of_contexts() -> None:
     planted = Planted([[SMOOTH], [peak]])
     alike = planted.integrate(groups=np.array([0, 0]), weights=np.array([0.5, 0.5]))
     hidden = planted.integrate(groups=np.array([0, 0]), weights=np.array([1, 1e-5]))
-    assert alike.n_points[1, 0] > 6
-    assert hidden.n_points[1, 0] == 6
+    assert alike.n_points[1, 0] > 3
+    assert hidden.n_points[1, 0] == 3
     apart = planted.integrate(groups=np.array([0, 1]), weights=np.array([1, 1e-5]))
     assert apart.n_points[1, 0] == alike.n_points[1, 0]
 
@@ -233,7 +233,7 @@ def test_zero_scores_converge_at_once() -> None:
     found = Planted([[zero, zero]]).integrate()
     assert found.converged.all()
     assert not found.scores.any()
-    assert (found.n_points == 6).all()
+    assert (found.n_points == 3).all()
 
 
 @pytest.mark.parametrize("n", [4, 7, 13])
