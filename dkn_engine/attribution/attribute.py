@@ -142,10 +142,7 @@ def _stream(
         baselines = None
         if given is not None:
             if given.ndim == 3 and done + len(chunk) > len(given):
-                raise UserError(
-                    f"baselines must have a row for every fact; got {len(given)} rows and "
-                    f"{done + len(chunk)} or more facts"
-                )
+                raise _other_number(given, f"{done + len(chunk)} or more")
             mine = given[done : done + len(chunk)] if given.ndim == 3 else given
             baselines = torch.from_numpy(np.array(mine)).expand(len(chunk), -1, -1)
         scores = attribute_chunk(
@@ -154,6 +151,15 @@ def _stream(
         for i, fact in enumerate(chunk):
             yield _one(fact, scores, i, keep, top)
         done += len(chunk)
+    # Too many are only known to be when the facts have come to their end.
+    if given is not None and given.ndim == 3 and done < len(given):
+        raise _other_number(given, str(done))
+
+
+def _other_number(given: NDArray[np.floating], n_facts: str) -> UserError:
+    return UserError(
+        f"baselines must have a row for every fact; got {len(given)} rows and {n_facts} facts"
+    )
 
 
 def _given(
