@@ -282,7 +282,7 @@ class _Run:
             config.filter,
             config.seed,
             released=task.sequence,
-            paraphrases=self._prompts(held_out) if held_out else None,
+            paraphrases=self._prompts(held_out) if held_out and components else None,
             reference=self.reference,
         )
         return FactResult(

@@ -364,28 +364,37 @@ def test_an_alias_that_cannot_be_encoded_is_left_out(model: Any) -> None:
 
 
 def test_paraphrases_help_to_find_neurons_and_the_rest_is_held_out(model: Any) -> None:
-    fact = facts(model)[0]
-    other, third = answered(model, 8), answered(model, 9)
-    with_both = dataclasses.replace(fact, paraphrases=(other.prompt, third.prompt, "w5"))
-    selection = SelectionConfig(n_paraphrases=2, paraphrase_share=0.3)
-    config = dataclasses.replace(CONFIG, selection=selection)
+    """Of two facts in one chunk, one has two paraphrases to be used, the other one."""
+    first, second = facts(model)[:2]
+    others = [answered(model, seed).prompt for seed in (8, 9, 10)]
+    some = [
+        dataclasses.replace(first, paraphrases=(*others[:2], "w5")),
+        dataclasses.replace(second, paraphrases=(others[2],)),
+    ]
     config = dataclasses.replace(
-        config, filter=dataclasses.replace(config.filter, min_probability=0.0, require_rank_1=False)
+        CONFIG,
+        # So coarse a rule that no two convergence deltas are alike.
+        attribution=AttributionConfig(quadrature="riemann_left", n_steps=2),
+        selection=SelectionConfig(n_paraphrases=2, paraphrase_share=0.3),
+        filter=dataclasses.replace(CONFIG.filter, min_probability=0.0, require_rank_1=False),
     )
-    (found,) = run(model, [with_both], config)
-    asked = [fact, *(dkn.Fact(p, p, fact.answer) for p in with_both.paraphrases[:2])]
-    scores = dkn.attribute(model, words_tokenizer(), asked)
-    times = (scores.scores > 0.1 * scores.scores.max((1, 2), keepdims=True)).sum(0)
-    expected = {(l, i) for l, i in np.argwhere(times > 0.9).tolist()}
-    borderline = {(l, i) for l, i in found.borderline.tolist()}
-    assert expected ^ {(l, i) for l, i in found.neurons.tolist()} <= borderline
-    assert len(expected) > 1
-    assert found.n_points.tolist() == scores.n_points.sum(0).tolist()
-    np.testing.assert_allclose(found.convergence_delta, scores.convergence_delta[0], atol=1e-6)
-    # Only the third is left for the control.
-    assert found.controls["paraphrases"].n == 1
-    (alone,) = run(model, [dataclasses.replace(with_both, paraphrases=())], config)
-    assert "paraphrases" not in alone.controls
+    results = run(model, some, config)
+    for fact, found in zip(some, results, strict=True):
+        prompts = (fact.prompt, *fact.paraphrases[:2])
+        asked = [dkn.Fact(p, p, fact.answer) for p in prompts]
+        scores = dkn.attribute(model, words_tokenizer(), asked, config.attribution)
+        times = (scores.scores > 0.1 * scores.scores.max((1, 2), keepdims=True)).sum(0)
+        expected = {(l, i) for l, i in np.argwhere(times > 0.3 * len(prompts)).tolist()}
+        borderline = {(l, i) for l, i in found.borderline.tolist()}
+        assert expected ^ {(l, i) for l, i in found.neurons.tolist()} <= borderline
+        assert len(expected) > 1
+        assert found.n_points.tolist() == scores.n_points.sum(0).tolist()
+        # The delta is that of the prompt itself.
+        np.testing.assert_allclose(found.convergence_delta, scores.convergence_delta[0], atol=1e-6)
+        assert np.abs(scores.convergence_delta).max() > 1e-3
+    # Only the third paraphrase of the first is left for the control.
+    assert results[0].controls["paraphrases"].n == 1
+    assert "paraphrases" not in results[1].controls
 
 
 # --- batching ---
