@@ -236,6 +236,22 @@ def test_wrong_interventions_are_refused(
 # --- the model is a guest ---
 
 
+@pytest.mark.parametrize("on", ["activations", "weights"])
+@pytest.mark.parametrize("positions", ["answer", "all"])
+def test_an_intervention_of_the_callers_holds_while_asking(positions: Any, on: Any) -> None:
+    """As do hooks of any kind: by rows and by full forwards."""
+    model = tiny("llama")
+    clean = dkn.answer_probability(model, words_tokenizer(), facts(), suppress=NEURONS)
+    with dkn.intervene(model, OTHERS, factor=3.0, on=on):
+        found = dkn.answer_probability(
+            model, words_tokenizer(), facts(), suppress=NEURONS, positions=positions
+        )
+        edit = suppress(NEURONS)
+        expected = [answer_probability("llama", model, s, edit, positions) for s in sequences()]
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+    assert not np.isclose(found, clean, rtol=1e-3).any()
+
+
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("positions", ["answer", "all"])
 def test_asking_leaves_the_model_alone(positions: Any, mode: Any) -> None:
