@@ -4,7 +4,10 @@ With x a row's normed hidden state, z_v = scale (x . W_v + b_v), s_v = cap(z_v) 
 g_v = d s_v / d z_v = 1 - (s_v / cap)^2, or 1 without a cap:
 
     log p = s_t - log sum_v exp(s_v),      p = exp(log p)
-    d log p / dx = scale (g_t W_t - sum_v p_v g_v W_v),      dp / dx = p d log p / dx
+    d log p / dx = scale ((1 - p) g_t W_t - sum_{v != t} p_v g_v W_v),      dp / dx = p d log p / dx
+
+The target stands apart since p is close to 1 for a fact the model knows, where the difference of
+1 and a p rounded to 16 bits would be all rounding.
 
 The sum over v is an attention of x over the rows of W, too wide for one program's registers. So
 the vocabulary is taken in blocks: ``project_kernel`` writes exp(s - tile's maximum) g for one block
@@ -92,7 +95,8 @@ def project_kernel(
     if exps is not None:
         # Behind the vocabulary's end, too, where e is 0.
         p_e = exps + o_n[:, None] * s_e + o_c[None, :]
-        tl.store(p_e, (e * g).to(exps.dtype.element_ty), mask=m_n[:, None])
+        b_e = tl.where(hit, 0.0, e * g)
+        tl.store(p_e, b_e.to(exps.dtype.element_ty), mask=m_n[:, None])
 
 
 @triton.jit
@@ -194,7 +198,7 @@ def _one_pass(
     log_p = (gold[0] - top) - torch.log(sums)  # in this order no digit of a large maximum is lost
     if total is None:
         return log_p, None
-    own = head.weight[targets].float() * gold[1].unsqueeze(-1)
+    own = head.weight[targets].float() * (-torch.expm1(log_p) * gold[1]).unsqueeze(-1)
     return log_p, head.scale * (own - total / sums.unsqueeze(-1))
 
 

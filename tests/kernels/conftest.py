@@ -1,0 +1,53 @@
+"""Where the kernels' tests run, and what their outputs hold before a kernel writes them.
+
+Triton reads TRITON_INTERPRET when a kernel is decorated, and a process that interprets cannot
+compile. So nothing sets it here: ``test_interpreted.py`` runs this folder once more in a process
+that has it from its start. In the suite's own process the same tests run compiled, on a GPU, and
+``test_compile.py`` compiles without one.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not INTERPRETED and "kernel_device" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.gpu)
+
+
+@pytest.fixture
+def kernel_device() -> str:
+    """The device on which kernels run here."""
+    pytest.importorskip("triton", reason="triton has no wheel for this system")
+    if INTERPRETED:
+        return "cpu"
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device; test_interpreted.py runs it interpreted")
+    return "cuda"
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that torch gives out unwritten is full of NaN, so that a gap in an output shows."""
+
+    def poisoned(make: Any) -> Any:
+        def with_nan(*args: Any, **kw: Any) -> torch.Tensor:
+            x: torch.Tensor = make(*args, **kw)
+            return x.fill_(float("nan")) if x.is_floating_point() else x
+
+        return with_nan
+
+    for owner, name in (
+        (torch, "empty"),
+        (torch, "empty_like"),
+        (torch.Tensor, "new_empty"),
+    ):
+        monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
