@@ -77,7 +77,7 @@ def adaptive(case: peers.Case) -> Iterator[Row]:
     """Time, points and measured error by tolerance, for both baselines."""
     for baseline in ("masked", "zero"):
         kind: Any = baseline
-        dense = AttributionConfig(baseline=kind, tolerance=1e-6, max_points=4096)
+        dense = AttributionConfig(baseline=kind, tolerance=2e-5, max_points=4096)
         truth = engine(case, dense).scores[0].astype(np.float64)
         for tolerance in (1e-2, 1e-3, 1e-4):
             config = AttributionConfig(baseline=kind, tolerance=tolerance)

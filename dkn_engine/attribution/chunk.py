@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dkn_engine.attribution.baselines import masked_baselines
+from dkn_engine.attribution.baselines import masked_baselines, shared_masked_baselines
 from dkn_engine.attribution.check import checked_rows
 from dkn_engine.attribution.contexts import AnswerSequence, Contexts, build_contexts
 from dkn_engine.attribution.general import General
 from dkn_engine.attribution.paths import Paths
 from dkn_engine.attribution.prefill import Prefill, prefill
 from dkn_engine.attribution.quadrature import Integrals, integrate_adaptive, integrate_fixed
-from dkn_engine.attribution.rows import SweepUnsupported
+from dkn_engine.attribution.rows import RowEngine, SweepUnsupported
 from dkn_engine.attribution.sweep import Sweep
 from dkn_engine.config import AttributionConfig
 from dkn_engine.errors import UnsupportedModelError
@@ -85,10 +85,18 @@ def attribute_chunk(
                 "site='pre' needs the non-linearity to be a module of the MLP (act_fn, act, …); "
                 "found none"
             )
-        baseline = _baseline(model, layout, contexts, config, value, mask_id, baselines, rows)
+        engine = _rows(model, layout, contexts, clean, config.backend)
+        given = None if baselines is None else baselines[contexts.sequence.cpu()]
+        baseline = _baseline(
+            model, layout, contexts, config, value, mask_id, given, 4 * rows, engine
+        )
         up = clean.up if config.site == "pre" else None
         paths = Paths(layout, config.site, value, baseline, up, config.multiply_by, config.backend)
-        evaluator = choose_path(model, layout, contexts, clean, paths, config, rows)
+        evaluator: Sweep | General
+        if engine is None:
+            evaluator = General(model, contexts, paths, config.objective, rows)
+        else:
+            evaluator = Sweep(engine, paths, config.objective, rows)
         groups = contexts.sequence.cpu().numpy()
         counts = np.bincount(groups)
         weights = np.ones(len(groups)) if config.answer_tokens == "sum" else 1 / counts[groups]
@@ -105,6 +113,20 @@ def _of_answers(contexts: Contexts, log_probability: Tensor) -> NDArray[np.float
     return found
 
 
+def _rows(
+    model: nn.Module, layout: Layout, contexts: Contexts, clean: Prefill, backend: str
+) -> RowEngine | None:
+    """Rows, if they reproduce the model's own probabilities; else None, and a warning."""
+    try:
+        return checked_rows(model, layout, contexts, clean, backend)
+    except SweepUnsupported as reason:
+        warnings.warn(
+            f"{type(model).__name__}: {reason}; using full forward passes (slower, same results)",
+            stacklevel=2,
+        )
+        return None
+
+
 def _baseline(
     model: nn.Module,
     layout: Layout,
@@ -113,37 +135,19 @@ def _baseline(
     value: Tensor,
     mask_id: int | None,
     given: Tensor | None,
-    rows: int,
+    max_tokens: int,
+    engine: RowEngine | None,
 ) -> Tensor:
+    """x' at every context, ``[C, L, F]``."""
     if config.baseline == "zero":
         return torch.zeros_like(value)
     if config.baseline == "given":
         assert given is not None
-        return given.to(value.device)[contexts.sequence]
+        return given.to(value.device)
     assert mask_id is not None
-    # Inference needs a fraction of a row's training memory, so four times the rows fit.
-    return masked_baselines(model, layout, contexts, config.site, mask_id, 4 * rows)
-
-
-def choose_path(
-    model: nn.Module,
-    layout: Layout,
-    contexts: Contexts,
-    clean: Prefill,
-    paths: Paths,
-    config: AttributionConfig,
-    rows: int,
-) -> Sweep | General:
-    """The sweep if it reproduces the model's own probabilities, else the general path."""
-    try:
-        engine = checked_rows(model, layout, contexts, clean, config.backend)
-        return Sweep(engine, paths, config.objective, rows)
-    except SweepUnsupported as reason:
-        warnings.warn(
-            f"{type(model).__name__}: {reason}; using full forward passes (slower, same results)",
-            stacklevel=2,
-        )
-        return General(model, contexts, paths, config.objective, rows)
+    if engine is not None:
+        return shared_masked_baselines(engine, config.site, mask_id, max_tokens)
+    return masked_baselines(model, layout, contexts, config.site, mask_id, max_tokens)
 
 
 def _integrate(

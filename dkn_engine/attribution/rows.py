@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from dkn_engine.attribution.blocks import Block, block_attention
 from dkn_engine.attribution.contexts import Contexts
 from dkn_engine.attribution.prefill import Prefill, register
 from dkn_engine.attribution.tail import model_tail
@@ -77,7 +78,7 @@ class RowEngine:
         self._layer_of = {
             id(m): i for i, layer in enumerate(layout.layers) for m in layer.modules()
         }
-        self._rows: RowSet | None = None
+        self._rows: RowSet | Block | None = None
         self._visible: dict[int | None, Tensor] = {}
         self._check()
         register(ROWS, _attend, None)
@@ -108,7 +109,7 @@ class RowEngine:
         """The clean inputs ``[n, 1, d]`` of ``layer`` at the given contexts ``[n]``."""
         return self.clean.hidden[layer][context].unsqueeze(1)
 
-    def run_layer(self, layer: int, hidden: Tensor, rows: RowSet) -> Tensor:
+    def run_layer(self, layer: int, hidden: Tensor, rows: RowSet | Block) -> Tensor:
         """Push ``hidden`` ``[B, R, d]`` through one decoder layer."""
         self._rows = rows
         bound = self.clean.calls[layer]
@@ -116,13 +117,14 @@ class RowEngine:
         first = next(iter(arguments))
         arguments[first] = hidden
         call = inspect.BoundArguments(bound.signature, arguments)
-        self.row_layers += hidden.shape[0] * hidden.shape[1]
+        if isinstance(rows, RowSet):
+            self.row_layers += hidden.shape[0] * hidden.shape[1]
         out = self.layout.layers[layer](*call.args, **call.kwargs)
         if not isinstance(out, torch.Tensor):
             raise SweepUnsupported(f"layer {layer} returns {type(out).__name__}, not a tensor")
         return out
 
-    def _argument(self, layer: int, name: str, value: Any, rows: RowSet) -> Any:
+    def _argument(self, layer: int, name: str, value: Any, rows: RowSet | Block) -> Any:
         if name == "kwargs":
             return {k: self._argument(layer, k, v, rows) for k, v in value.items()}
         if name in _CACHE_ARGUMENTS or name.endswith("attention_mask"):
@@ -133,15 +135,19 @@ class RowEngine:
             raise SweepUnsupported(f"layer {layer} takes a tensor {name!r}")
         return value
 
-    def _at_positions(self, value: Any, rows: RowSet) -> Any:
+    def _at_positions(self, value: Any, rows: RowSet | Block) -> Any:
         if isinstance(value, (tuple, list)):
             return type(value)(self._at_positions(v, rows) for v in value)
         if not isinstance(value, torch.Tensor) or value.ndim < 2:
             return None if isinstance(value, torch.Tensor) else value
-        sequence = self.contexts.sequence[rows.context]
+        if isinstance(rows, Block):
+            sequence, position = rows.sequence, rows.position
+        else:
+            sequence = self.contexts.sequence[rows.context]
+            position = self.contexts.position[rows.context]
         if value.shape[0] == 1:
             sequence = torch.zeros_like(sequence)
-        return value[sequence, self.contexts.position[rows.context]]
+        return value[sequence, position]
 
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kw: Any
@@ -150,16 +156,19 @@ class RowEngine:
         rows = self._rows
         layer = self._layer_of[id(module)]
         assert rows is not None
-        scaling = kw.get("scaling")
-        options = {
-            "scaling": query.shape[-1] ** -0.5 if scaling is None else scaling,
-            "softcap": kw.get("softcap"),
-            "backend": self.backend,
-        }
-        visible = self._visibility(kw.get("sliding_window"))
+        scaling, window = kw.get("scaling"), kw.get("sliding_window")
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        softcap = kw.get("softcap")
         keys, values = self.clean.keys[layer], self.clean.values[layer]
         assert keys is not None
         assert values is not None
+        if isinstance(rows, Block):
+            entry = rows.sequence[:, 0]
+            mask = rows.mask(keys.shape[2], window)
+            block = (query, key, value, keys[entry], values[entry], mask)
+            return block_attention(*block, scaling, softcap).transpose(1, 2)
+        options = {"scaling": scaling, "softcap": softcap, "backend": self.backend}
+        visible = self._visibility(window)
         if rows.aligned:
             context = rows.context[:, 0]
             sequence = self.contexts.sequence[context]

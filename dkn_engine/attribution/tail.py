@@ -107,16 +107,28 @@ def _forward(model: nn.Module, layout: Layout, hidden: Tensor) -> Tensor:
     return logits[:, 0]
 
 
-class _Inject(nn.Module):
-    """A decoder layer that ignores its input and returns given hidden states."""
+@torch.no_grad()
+def layer_inputs(layout: Layout, ids: Tensor) -> Tensor:
+    """What the model feeds to its first layer for tokens ``[B, T]``: ``[B, T, d]``."""
+    capture = _Inject(None)
+    with _replaced(layout.base._modules, layout.stack, nn.ModuleList([capture])):
+        layout.base(input_ids=ids, use_cache=False)
+    assert capture.seen is not None
+    return capture.seen
 
-    def __init__(self, hidden: Tensor) -> None:
+
+class _Inject(nn.Module):
+    """A decoder layer that keeps its input and returns given hidden states, or that input."""
+
+    def __init__(self, hidden: Tensor | None) -> None:
         super().__init__()
         self.hidden = hidden
+        self.seen: Tensor | None = None
         self.attention_type = "full_attention"
 
-    def forward(self, *_args: Any, **_kwargs: Any) -> Tensor:
-        return self.hidden
+    def forward(self, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+        self.seen = hidden_states
+        return hidden_states if self.hidden is None else self.hidden
 
 
 class _Capture(nn.Module):

@@ -1,0 +1,108 @@
+"""Masked baselines with shared prefixes are those of whole masked copies, however they are cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from dkn_engine.attribution import baselines
+from dkn_engine.attribution.baselines import masked_baselines, shared_masked_baselines
+from dkn_engine.attribution.blocks import pad_block
+from dkn_engine.attribution.check import checked_rows
+from dkn_engine.attribution.contexts import build_contexts
+from dkn_engine.attribution.prefill import prefill
+from dkn_engine.attribution.rows import RowEngine
+from dkn_engine.guest import guest
+from dkn_engine.layout import find_layout
+from tests.tiny import MASK_ID, relative_error, sequence, tiny
+
+FAMILIES = ("gpt2", "llama", "gemma2", "phi3")
+MIXED = [sequence(9, 1), sequence(4, 3, seed=1), sequence(1, 2, seed=2)]
+
+
+@pytest.fixture(params=FAMILIES)
+def engine(request: pytest.FixtureRequest) -> Iterator[RowEngine]:
+    yield from rows_of(tiny(request.param))
+
+
+def rows_of(model: Any) -> Iterator[RowEngine]:
+    layout = find_layout(model)
+    contexts = build_contexts(MIXED, torch.device("cpu"))
+    with guest(model, grad=True):
+        clean = prefill(model, layout, contexts)
+        yield checked_rows(model, layout, contexts, clean, "auto")
+
+
+def both(engine: RowEngine, site: str, max_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    plain = masked_baselines(engine.model, engine.layout, engine.contexts, site, MASK_ID, 10_000)
+    return shared_masked_baselines(engine, site, MASK_ID, max_tokens), plain
+
+
+@pytest.mark.parametrize("site", ["post", "pre"])
+@pytest.mark.parametrize(("block_rows", "max_tokens"), [(256, 4096), (10, 20), (1, 1)])
+def test_shared_prefixes_change_nothing(
+    engine: RowEngine, monkeypatch: pytest.MonkeyPatch, site: str, block_rows: int, max_tokens: int
+) -> None:
+    monkeypatch.setattr(baselines, "_BLOCK_ROWS", block_rows)
+    shared, plain = both(engine, site, max_tokens)
+    assert shared.shape == plain.shape
+    # Gemma 2's own attention rounds its weights to float32; ours keeps float64.
+    rounds = "Gemma2" in type(engine.model).__name__
+    assert relative_error(shared, plain) < (1.2e-6 if rounds else 1e-10)
+
+
+def test_window_smaller_than_the_prompt() -> None:
+    model = tiny("mistral", sliding_window=4)
+    for engine in rows_of(model):
+        shared, plain = both(engine, "post", 4096)
+        assert relative_error(shared, plain) < 1e-10
+
+
+def test_only_the_changed_positions_are_rows(engine: RowEngine) -> None:
+    """78 rows instead of 144 for a prompt of 12 tokens; the sweep's own counter is left alone."""
+    before = engine.row_layers
+    seen: list[int] = []
+    layer = engine.layout.layers[0]
+    handle = layer.register_forward_pre_hook(
+        lambda _m, args: seen.append(args[0].shape[:2].numel())
+    )
+    shared_masked_baselines(engine, "post", MASK_ID, 1)  # one entry a pass, so no padding
+    handle.remove()
+    n = [(len(s.ids), s.n_prompt) for s in MIXED]
+    assert sum(seen) == sum(length - j for length, n_prompt in n for j in range(n_prompt))
+    assert engine.row_layers == before
+
+
+def test_mask_of_a_block() -> None:
+    """Two copies of a sequence of four, masked at 1 and at 3, and an entry with one row."""
+    block = pad_block([[(0, 1, 3), (0, 3, 3)], [(1, 0, 0)]], torch.device("cpu"))
+    found = block.mask(length=4, window=None)
+    assert found.shape == (2, 4, 8)
+    expected = [
+        "1000 1000",  # position 1 of the first copy: what is before 1, and itself
+        "1000 1100",
+        "1000 1110",
+        "1110 0001",  # position 3 of the second copy
+    ]
+    assert [as_text(row) for row in found[0]] == expected
+    assert [as_text(row) for row in found[1]] == [
+        "0000 1000",
+        "0000 0100",
+        "0000 0010",
+        "0000 0001",
+    ]
+    windowed = block.mask(length=4, window=2)
+    assert [as_text(row) for row in windowed[0]] == [
+        "1000 1000",
+        "0000 1100",
+        "0000 0110",
+        "0010 0001",
+    ]
+
+
+def as_text(row: torch.Tensor) -> str:
+    bits = "".join("1" if b else "0" for b in row.tolist())
+    return f"{bits[:4]} {bits[4:]}"
