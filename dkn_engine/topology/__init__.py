@@ -4,6 +4,7 @@ Distances between knowledge neurons, the H0 merge tree of their Vietoris-Rips fi
 persistent, disjoint components of that tree. NumPy and the C++ core only; no torch.
 """
 
+from dkn_engine.topology.clusterers import CLUSTERERS, ClustererOptions, Located, cluster
 from dkn_engine.topology.condensed import ComponentForest, components
 from dkn_engine.topology.find import find_candidates
 from dkn_engine.topology.graph import (
@@ -28,4 +29,8 @@ __all__ = [
     "ComponentForest",
     "candidates",
     "find_candidates",
+    "cluster",
+    "CLUSTERERS",
+    "ClustererOptions",
+    "Located",
 ]

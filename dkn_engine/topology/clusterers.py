@@ -1,0 +1,303 @@
+"""Other ways to group located neurons, one interface for all: the paper's comparison.
+
+A clusterer takes :class:`Located` neurons and returns disjoint components, the most important
+first, at most ``config.max_candidates``. What they do not group is noise and left out. scipy,
+scikit-learn and hdbscan do the clustering and are imported when used.
+
+Most pairs of located neurons have no finite distance (the same layer, or no path), and none of
+those libraries was made for that. How each clusterer takes infinity, and why:
+
+=========== ====================================================================================
+ntc         Infinity never merges: that is the definition.
+dbscan      An infinite distance is no neighbourhood, like any other beyond the radius. Exact.
+hdbscan     Connected components are clustered one by one, since no finite number says how far
+            apart they are. Within one, unreachable pairs (of one layer) stay infinite: its spanning
+            tree needs finite hops only, and with ``min_samples=1`` so do the core distances.
+hierarchical, An average needs a number. Unreachable pairs get twice the largest distance that is
+kmeans        kept, above every distance, so that no pair that is connected is further apart than
+              one that is not; ``far_quantile`` says which distances are kept, since 1/|w| has a
+              heavy tail and the largest would drown all others.
+pairs, random No distances.
+=========== ====================================================================================
+
+Only ``ntc`` has births and deaths; those of the others are NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dkn_engine.config import TopologyConfig
+from dkn_engine.errors import UserError
+from dkn_engine.topology.arrays import as_neurons
+from dkn_engine.topology.find import find_candidates
+from dkn_engine.topology.graph import adjacent_distances, distances
+from dkn_engine.types import Component
+
+Neurons = NDArray[np.int32]
+Labels = NDArray[np.int64]
+Probability = Callable[[Sequence[Neurons]], NDArray[np.float64]]
+NOISE = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClustererOptions:
+    """The free parameters of the other clusterers.
+
+    The paper gives none. The defaults were chosen on the facts and by the rule that chose those
+    of ``ntc`` (``benchmarks/clusterers_tuning.py``, ``benchmarks/results/clusterers_tuning.csv``).
+
+    Attributes:
+        dbscan_quantile: the radius, as a quantile of the adjacent distances.
+        dbscan_min_samples: neurons within the radius, itself included, that make a core neuron.
+        hdbscan_min_cluster_size: smallest cluster.
+        hdbscan_min_samples: 1 makes distances what they are; more smooths them.
+        hdbscan_select: ``leaf`` clusters or those of the largest excess of mass (``eom``).
+        hierarchical_quantile: where the average-linkage tree is cut, as a quantile of the adjacent
+            distances.
+        kmeans_clusters: k.
+        kmeans_dimensions: principal components of the rows of distances that are kept.
+        far_quantile: of the finite distances; those above it count as unreachable
+            (``hierarchical`` and ``kmeans``).
+        pair_neurons: ``pairs`` looks at all pairs of so many neurons of the highest scores.
+    """
+
+    dbscan_quantile: float = 0.02
+    dbscan_min_samples: int = 2
+    hdbscan_min_cluster_size: int = 2
+    hdbscan_min_samples: int = 1
+    hdbscan_select: str = "leaf"
+    hierarchical_quantile: float = 0.1
+    kmeans_clusters: int = 16
+    kmeans_dimensions: int = 8
+    far_quantile: float = 0.9
+    pair_neurons: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("dbscan_quantile", "hierarchical_quantile", "far_quantile"):
+            self._require(name, 0 < getattr(self, name) <= 1, "in (0, 1]")
+        for name, least in (
+            ("dbscan_min_samples", 1),
+            ("hdbscan_min_cluster_size", 2),
+            ("hdbscan_min_samples", 1),
+            ("kmeans_clusters", 1),
+            ("kmeans_dimensions", 1),
+            ("pair_neurons", 2),
+        ):
+            self._require(name, getattr(self, name) >= least, f"at least {least}")
+        self._require("hdbscan_select", self.hdbscan_select in {"leaf", "eom"}, "'leaf' or 'eom'")
+
+    def _require(self, name: str, ok: bool, expected: str) -> None:
+        if not ok:
+            raise UserError(f"{name} must be {expected}; got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class Located:
+    """A fact's located neurons, as every clusterer takes them.
+
+    Attributes:
+        neurons: int ``[n, 2]`` (layer, index), distinct, by descending score.
+        w_out, w_in: float32 or float64 ``[n, d]``, as in :func:`dkn_engine.topology.distances`.
+        config: ``max_span``, ``min_component_size`` and ``max_candidates`` are read by all,
+            everything else by ``ntc`` (and so ``random``) only.
+        options: of the others.
+        seed: of ``kmeans`` and ``random``.
+        probability: the answer's probability with each of some sets of neurons suppressed;
+            read by ``pairs`` only, which cannot do without.
+        min_alone, max_none: tau_2 and tau_3 of the functional filter, read by ``pairs`` only.
+    """
+
+    neurons: ArrayLike
+    w_out: ArrayLike
+    w_in: ArrayLike
+    config: TopologyConfig = field(default_factory=TopologyConfig)
+    options: ClustererOptions = field(default_factory=ClustererOptions)
+    seed: int = 0
+    probability: Probability | None = None
+    min_alone: float = 0.7
+    max_none: float = 0.7
+
+    @cached_property
+    def points(self) -> Neurons:
+        """The neurons, int32 ``[n, 2]``."""
+        return as_neurons(self.neurons)
+
+    @cached_property
+    def matrix(self) -> NDArray[np.float64]:
+        """Distances ``[n, n]``; ``inf`` for unreachable pairs."""
+        return distances(self.points, self.w_out, self.w_in, self.config.max_span)
+
+    def radius(self, quantile: float) -> float | None:
+        """A quantile of the finite adjacent distances, as for ``ntc``; None if there are none."""
+        lengths = adjacent_distances(self.points, self.w_out, self.w_in)
+        finite = lengths[np.isfinite(lengths)]
+        return float(np.quantile(finite, quantile)) if len(finite) else None
+
+    def finite_matrix(self) -> NDArray[np.float64] | None:
+        """Distances with twice the largest one kept for what counts as unreachable."""
+        lengths = self.matrix[np.triu_indices(len(self.points), k=1)]
+        lengths = lengths[np.isfinite(lengths)]
+        if not len(lengths):
+            return None
+        limit = float(np.quantile(lengths, self.options.far_quantile))
+        return np.where(self.matrix <= limit, self.matrix, 2 * limit)
+
+
+def cluster(name: str, located: Located) -> tuple[Component, ...]:
+    """Disjoint components by a clusterer's name, at most ``located.config.max_candidates``.
+
+    Components of ``ntc`` come by descending persistence, of ``pairs`` by strength, of all others
+    by the highest score among their neurons, the only order that needs no notion of theirs.
+
+    Raises:
+        UserError: no clusterer of that name.
+        TypeError, ValueError: neurons or weights as in :func:`dkn_engine.topology.distances`;
+            ``pairs`` without a probability.
+    """
+    if name not in CLUSTERERS:
+        raise UserError(f"clusterer must be one of {', '.join(CLUSTERERS)}; got {name!r}")
+    return CLUSTERERS[name](located)[: located.config.max_candidates]
+
+
+def of_labels(located: Located, labels: NDArray[np.integer]) -> tuple[Component, ...]:
+    """Components from a label a neuron (-1: noise), by their first neuron.
+
+    Labels with fewer than ``config.min_component_size`` neurons are noise too.
+    """
+    members: dict[int, list[int]] = {}
+    for i, label in enumerate(labels.tolist()):
+        if label != NOISE:
+            members.setdefault(label, []).append(i)
+    least = located.config.min_component_size
+    return tuple(component(located.points[m]) for m in members.values() if len(m) >= least)
+
+
+def component(neurons: Neurons) -> Component:
+    """A component without a filtration."""
+    nan = float("nan")
+    order = np.lexsort((neurons[:, 1], neurons[:, 0]))
+    return Component(neurons[order], birth=nan, death=nan, persistence=nan)
+
+
+def _ntc(located: Located) -> tuple[Component, ...]:
+    return find_candidates(located.points, located.w_out, located.w_in, located.config)
+
+
+def _dbscan(located: Located) -> tuple[Component, ...]:
+    """Density clusters at one radius (Ester et al. 1996)."""
+    from sklearn.cluster import DBSCAN
+
+    radius = located.radius(located.options.dbscan_quantile)
+    if radius is None:
+        return ()
+    # Whatever is beyond the radius is equally beyond it, so a finite stand-in changes nothing.
+    near = np.where(located.matrix <= radius, located.matrix, 2 * radius)
+    found = DBSCAN(
+        eps=radius, min_samples=located.options.dbscan_min_samples, metric="precomputed"
+    ).fit_predict(near)
+    return of_labels(located, found)
+
+
+def _hdbscan(located: Located) -> tuple[Component, ...]:
+    """Hierarchical density clusters (Campello et al. 2013), a connected component at a time.
+
+    A connected component may be a cluster as a whole if there are others beside it.
+    """
+    from scipy.sparse.csgraph import connected_components
+
+    matrix, labels = located.matrix, np.full(len(located.points), NOISE, dtype=np.int64)
+    _, connected = connected_components(np.isfinite(matrix), directed=False)
+    parts = [p for c in np.unique(connected) if len(p := np.flatnonzero(connected == c)) >= 2]
+    for part in parts:
+        found = _hdbscan_labels(matrix[np.ix_(part, part)], located.options, whole=len(parts) > 1)
+        labels[part] = np.where(found == NOISE, NOISE, found + labels.max() + 1)
+    return of_labels(located, labels)
+
+
+def _hdbscan_labels(
+    matrix: NDArray[np.float64], options: ClustererOptions, *, whole: bool
+) -> Labels:
+    from hdbscan import HDBSCAN
+
+    if options.hdbscan_min_samples > 1:
+        # A core distance may need more neighbours than a neuron has at a finite distance.
+        finite = matrix[np.isfinite(matrix)]
+        matrix = np.where(np.isfinite(matrix), matrix, 2 * finite.max())
+    if len(matrix) < options.hdbscan_min_cluster_size:
+        return np.full(len(matrix), NOISE, dtype=np.int64)
+    found: Labels = HDBSCAN(
+        min_cluster_size=options.hdbscan_min_cluster_size,
+        min_samples=options.hdbscan_min_samples,
+        metric="precomputed",
+        algorithm="generic",
+        cluster_selection_method=options.hdbscan_select,
+        allow_single_cluster=whole,
+    ).fit_predict(matrix)
+    return found
+
+
+def _hierarchical(located: Located) -> tuple[Component, ...]:
+    """Average linkage, cut at a height."""
+    from scipy.cluster.hierarchy import fcluster, linkage
+    from scipy.spatial.distance import squareform
+
+    matrix = located.finite_matrix()
+    height = located.radius(located.options.hierarchical_quantile)
+    if matrix is None or height is None:
+        return ()
+    tree = linkage(squareform(matrix, checks=False), "average")
+    return of_labels(located, fcluster(tree, height, criterion="distance"))
+
+
+def _kmeans(located: Located) -> tuple[Component, ...]:
+    """k-means on the principal components of the rows of distances."""
+    from sklearn.cluster import KMeans
+    from sklearn.decomposition import PCA
+
+    matrix = located.finite_matrix()
+    if matrix is None:
+        return ()
+    n = min(located.options.kmeans_dimensions, len(matrix))
+    rows = PCA(n_components=n, svd_solver="full").fit_transform(matrix)
+    k = min(located.options.kmeans_clusters, len(np.unique(rows, axis=0)))
+    labels = KMeans(n_clusters=k, n_init=10, random_state=located.seed % (1 << 32)).fit_predict(
+        rows
+    )
+    return of_labels(located, labels)
+
+
+def _pairs(located: Located) -> tuple[Component, ...]:
+    """Degenerate pairs of neurons (AMIG); see :mod:`dkn_engine.topology.pairs`."""
+    from dkn_engine.topology.pairs import paired_neurons
+
+    if located.probability is None:
+        raise ValueError("probability must be given for the clusterer 'pairs'; got None")
+    searched = located.points[: located.options.pair_neurons]
+    found = paired_neurons(searched, located.probability, located.min_alone, located.max_none)
+    return tuple(component(searched[[i]]) for i in found)
+
+
+def _random(located: Located) -> tuple[Component, ...]:
+    """Located neurons drawn into sets as large as those of ``ntc``, the control of them all."""
+    sizes = [len(c.neurons) for c in _ntc(located)]
+    # numpy takes no negative seeds.
+    drawn = np.random.default_rng(located.seed % (1 << 64)).permutation(len(located.points))
+    parts = np.split(drawn, np.cumsum(sizes))[: len(sizes)]
+    return tuple(component(located.points[part]) for part in parts)
+
+
+CLUSTERERS: Mapping[str, Callable[[Located], tuple[Component, ...]]] = {
+    "ntc": _ntc,
+    "dbscan": _dbscan,
+    "hdbscan": _hdbscan,
+    "hierarchical": _hierarchical,
+    "kmeans": _kmeans,
+    "pairs": _pairs,
+    "random": _random,
+}
