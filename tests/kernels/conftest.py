@@ -19,7 +19,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if not INTERPRETED and "kernel_device" in getattr(item, "fixturenames", ()):
+        if "kernel_device" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.gpu)
 
 

@@ -18,8 +18,10 @@ FOLDER = Path(__file__).parent
 @pytest.mark.skipif(INTERPRETED, reason="this is that process")
 def test_every_kernel_interpreted() -> None:
     pytest.importorskip("triton", reason="triton has no wheel for this system")
+    # Those that run compiled on a GPU, and no others; none of them may be skipped.
+    options = ["-q", "-m", "gpu", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", str(FOLDER)],
+        [sys.executable, "-m", "pytest", *options, str(FOLDER)],
         cwd=FOLDER.parents[1],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
@@ -27,10 +29,6 @@ def test_every_kernel_interpreted() -> None:
         timeout=400,
     )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    passed = re.search(r"(\d+) passed", done.stdout)
-    assert passed is not None
-    assert int(passed[1]) > 100
-    # What is skipped there needs a process that does not interpret: this one runs it.
-    allowed = {"test_interpreted.py", "test_compile.py", "test_refusals.py"}
-    skipped = set(re.findall(r"SKIPPED \[\d+\] tests/kernels/(\w+\.py)", done.stdout))
-    assert skipped <= allowed, done.stdout[-2000:]
+    found = re.search(r"^(\d+) passed, \d+ deselected in", done.stdout, re.MULTILINE)
+    assert found is not None, done.stdout[-2000:]
+    assert int(found[1]) > 100
