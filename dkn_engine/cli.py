@@ -1,4 +1,4 @@
-"""The program ``dkn-engine``: find DKNs, report on a run, say what is installed."""
+"""The program ``dkn-engine``: find DKNs, analyse them, report on a run, say what is there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dkn_engine import commands
+from dkn_engine import analysis_commands, commands
 from dkn_engine.console import detach_broken_pipes
 from dkn_engine.errors import DknError, UserError
 from dkn_engine.settings import PRESETS
@@ -25,6 +25,7 @@ _EXAMPLES = """\
 examples:
   dkn-engine find --model demo --facts demo --limit 8 --out runs/first
   dkn-engine report runs/first
+  dkn-engine analyze clusterers --model demo --facts demo
   dkn-engine info
 """
 _FIND_EXAMPLES = """\
@@ -103,6 +104,7 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {_version()}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_find(subparsers)
+    _add_analyze(subparsers)
     _add_report(subparsers)
     _add_info(subparsers)
     return parser
@@ -117,13 +119,55 @@ def _add_find(subparsers: Any) -> None:
         epilog=_FIND_EXAMPLES,
     )
     find.set_defaults(command=commands.find)
-    add = find.add_argument
+    _add_input(find)
+    find.add_argument(
+        "--out", required=True, metavar="DIR", type=Path, help="run directory, new or to continue"
+    )
+    _add_output(find)
+
+
+def _add_analyze(subparsers: Any) -> None:
+    analyze = subparsers.add_parser(
+        "analyze",
+        formatter_class=_Help,
+        help="run one of the paper's analyses",
+        description="Run one of the paper's analyses.",
+    )
+    analyses = analyze.add_subparsers(title="analyses", metavar="ANALYSIS", required=True)
+    _add_clusterers(analyses)
+
+
+def _add_clusterers(analyses: Any) -> None:
+    clusterers = analyses.add_parser(
+        "clusterers",
+        formatter_class=_Help,
+        help="compare NTC with other clusterers and with random sets",
+        description="Group the same neurons by NTC, DBSCAN, HDBSCAN, average linkage, k-means,\n"
+        "AMIG pairs and at random, and put all through the same functional filter.",
+    )
+    clusterers.set_defaults(command=analysis_commands.clusterers)
+    _add_input(clusterers)
+    add = clusterers.add_argument
+    add("--out", metavar="DIR", type=Path, help="for the tables, and a run that can be continued")
+    add(
+        "--method",
+        action="append",
+        dest="methods",
+        metavar="NAME",
+        help="compare with this clusterer only; may be repeated (default: all)",
+    )
+    add("--draws", default=5, type=_positive, metavar="N", help="of random sets (default: 5)")
+    _add_output(clusterers)
+
+
+def _add_input(parser: argparse.ArgumentParser) -> None:
+    """What a run reads: a model, facts and settings."""
+    add = parser.add_argument
     add("--model", required=True, help="'demo', a hub id or a local path")
     add("--facts", required=True, help="'demo' or a file of facts")
-    add("--out", required=True, metavar="DIR", type=Path, help="run directory, new or to continue")
     add("--format", default="auto", choices=FORMATS, help="of the facts (default: auto)")
     add("--limit", type=_positive, metavar="N", help="use the first N facts only")
-    source = find.add_mutually_exclusive_group()
+    source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--preset", default="default", choices=tuple(PRESETS), help="of settings (default: default)"
     )
@@ -140,7 +184,6 @@ def _add_find(subparsers: Any) -> None:
     add("--dtype", default="auto", choices=DTYPES, help="of the weights (default: auto)")
     add("--threads", type=_positive, metavar="N", help="CPU threads of torch")
     add("--strict", action="store_true", help="stop at a fact that cannot be used")
-    _add_output(find)
 
 
 def _add_report(subparsers: Any) -> None:

@@ -35,11 +35,11 @@ def find(args: argparse.Namespace) -> int:
     # Also checked later, but a large model takes minutes to load.
     require_same_config(args.out, config)
     console.step(1, 4, f"reading facts from {args.facts} ...")
-    facts, problems = _read_facts(args, config.facts.blank)
-    _tell_problems(console, problems)
+    facts, problems = read_facts(args, config.facts.blank)
+    tell_problems(console, problems)
     console.step(2, 4, f"loading model {args.model} ...")
-    with _Threads(args.threads):
-        model, tokenizer = _load_model(args)
+    with Threads(args.threads):
+        model, tokenizer = load_model(args)
         results, seconds = _find_all(args.out, model, tokenizer, facts, config, console)
     console.step(4, 4, "summing up ...")
     _finish(args.out, results, problems, seconds, as_json=args.json, limit=_ROWS)
@@ -136,7 +136,7 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return rows
 
 
-def _read_facts(args: argparse.Namespace, blank: str) -> tuple[list[Fact], list[dict[str, Any]]]:
+def read_facts(args: argparse.Namespace, blank: str) -> tuple[list[Fact], list[dict[str, Any]]]:
     """The facts, and what the loader says about those it had to leave out."""
     from dkn_engine.facts import iter_facts
 
@@ -170,14 +170,20 @@ def _problem_line(problem: Mapping[str, Any]) -> str:
     return f"{':'.join(parts)}: {problem['reason']}"
 
 
-def _tell_problems(console: Console, problems: Sequence[Mapping[str, Any]]) -> None:
+def tell_problems(
+    console: Console,
+    problems: Sequence[Mapping[str, Any]],
+    rest: str = "summary.md will list them all",
+) -> None:
+    """The first facts that were left out, how many more there are, and where those are said."""
     for problem in problems[:3]:
         console.say(f"  left out: {_problem_line(problem)}")
     if len(problems) > 3:
-        console.say(f"  ... and {len(problems) - 3} more; summary.md will list them all")
+        console.say(f"  ... and {len(problems) - 3} more; {rest}")
 
 
-def _load_model(args: argparse.Namespace) -> tuple[Any, Any]:
+def load_model(args: argparse.Namespace) -> tuple[Any, Any]:
+    """Model and tokenizer as the options say."""
     import dkn_engine
 
     try:
@@ -188,7 +194,7 @@ def _load_model(args: argparse.Namespace) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-class _Threads:
+class Threads:
     """Torch's CPU threads inside a ``with`` statement; as they were after it."""
 
     def __init__(self, threads: int | None) -> None:

@@ -48,7 +48,7 @@ def paired_neurons(
     found = []
     for (i, j), p in zip(pairs, both, strict=True):
         weaker = min(single[i], single[j])
-        if 0 < weaker and p <= max_none * weaker:
+        if weaker > 0 and p <= max_none * weaker:
             found.append((p / weaker, i, j))
     # A dictionary keeps the first place of each.
     return list(dict.fromkeys(n for _, *pair in sorted(found) for n in pair))

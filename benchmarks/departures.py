@@ -1,0 +1,129 @@
+"""What each departure of the published code changes: one at a time, then all, on the demo facts.
+
+Every row is a whole run that differs from the default settings in what its second column says
+(the last rows differ in everything that ``Config.released()`` names). Controls are left out: they
+change none of these figures. Writes benchmarks/results/departures.csv after every run; the page
+docs/released.md reads it. Run it alone: ``python -m benchmarks.departures [N facts]``.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dkn_engine as dkn
+from dkn_engine.report import summarize
+from dkn_engine.report.statistics import Estimate
+from dkn_engine.settings import config_from_options
+
+OUTPUT = Path(__file__).resolve().parent / "results" / "departures.csv"
+NO_CONTROLS = ("filter.n_random=0", "filter.n_unrelated=0")
+
+# Stage, departure, and the settings that make it.
+DEPARTURES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("default", ()),
+    ("site: pre", ("attribution.site=pre",)),
+    ("factor: x, not x - x'", ("attribution.multiply_by=activation",)),
+    ("rule: 20 left points", ("attribution.quadrature=riemann_left", "attribution.n_steps=20")),
+    ("target: no leading space", ("facts.answer_space=false",)),
+    ("target: special tokens count", ("facts.answer_special_tokens=true",)),
+    ("target: greedy continuation", ("facts.teacher_forced=false",)),
+    ("target: scores summed", ("attribution.answer_tokens=sum",)),
+    ("neurons: threshold 0.2", ("selection.threshold=0.2",)),
+    ("direction: reversed", ("topology.direction=reversed",)),
+    ("spans: enumerated, up to 3", ("topology.spans=released", "topology.max_span=3")),
+    (
+        "clusters: the published procedure",
+        ("topology.clustering=released", "topology.max_span=3", "topology.end_value=0.2"),
+    ),
+    ("filter: published", ("filter.method=released",)),
+)
+# Without the leading space the demo model knows next to nothing, so that all the rest is shown too.
+TOGETHER: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("all but the missing space", ("facts.answer_space=true",)),
+    ("all: Config.released()", ()),
+)
+
+
+def config_of(changes: Sequence[str]) -> dkn.Config:
+    """The default settings with some of them changed, without controls."""
+    return config_from_options("default", changes=[*changes, *NO_CONTROLS])
+
+
+def configs() -> list[tuple[str, str, dkn.Config]]:
+    """Name, settings in words, configuration of every run."""
+    single = [(name, " ".join(changes), config_of(changes)) for name, changes in DEPARTURES]
+    together = [
+        (
+            name,
+            " ".join(("--preset released", *changes)),
+            config_from_options("released", changes=[*changes, *NO_CONTROLS]),
+        )
+        for name, changes in TOGETHER
+    ]
+    return [*single, *together]
+
+
+def row(name: str, changes: str, results: Sequence[dkn.FactResult], seconds: float) -> dict:
+    """One run's line of the table."""
+    s = summarize(results)
+    known = [r for r in results if r.status == "ok"]
+    return {
+        "departure": name,
+        "settings": changes,
+        "facts": s.n_facts,
+        "known": s.n_known,
+        "neurons": _figure(s.neurons, 1),
+        "components": _figure(s.components, 2),
+        "two_or_more": s.n_with_candidates,
+        "with_dkn": s.n_degenerate,
+        "members": f"{_mean([len(r.dkn) for r in known if r.is_degenerate]):.2f}",
+        "candidates_partial": _figure(s.candidates.drops.partial_drop, 3),
+        "candidates_full": _figure(s.candidates.drops.full_drop, 3),
+        "dkn_partial": _figure(s.dkn.drops.partial_drop, 3),
+        "dkn_full": _figure(s.dkn.drops.full_drop, 3),
+        "dkn_redundancy_median": f"{s.dkn.drops.redundancy.median:.3f}",
+        "points_per_layer": f"{s.points_per_layer:.2f}",
+        "seconds": f"{seconds:.1f}",
+    }
+
+
+def _figure(estimate: Estimate, places: int) -> str:
+    return f"{estimate.mean:.{places}f}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
+
+
+def write(rows: Sequence[dict[str, Any]]) -> None:
+    """The table so far."""
+    with OUTPUT.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def main() -> None:
+    """One run a departure."""
+    torch.set_num_threads(1)
+    limit = int(sys.argv[1]) if len(sys.argv) > 1 else None
+    model, tokenizer = dkn.load_model("demo", device="cpu")
+    facts = dkn.load_facts("demo", limit=limit)
+    rows = []
+    for name, changes, config in configs():
+        start = time.perf_counter()
+        results = dkn.find_dkns(model, tokenizer, facts, config)
+        rows.append(row(name, changes, results, time.perf_counter() - start))
+        print(*rows[-1].values(), sep=" | ", flush=True)
+        write(rows)
+
+
+if __name__ == "__main__":
+    main()

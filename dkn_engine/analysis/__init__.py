@@ -1,0 +1,23 @@
+"""Analyses: what follows from degenerate knowledge neurons, and how well they are found."""
+
+from dkn_engine.analysis.clusterers import (
+    ClustererComparison,
+    Difference,
+    Measurement,
+    MethodSummary,
+    compare_clusterers,
+    compare_measurements,
+    require_comparable,
+    without_controls,
+)
+
+__all__ = [
+    "ClustererComparison",
+    "Difference",
+    "Measurement",
+    "MethodSummary",
+    "compare_clusterers",
+    "compare_measurements",
+    "require_comparable",
+    "without_controls",
+]

@@ -1,0 +1,407 @@
+"""NTC beside other clusterers: the same neurons, the same filter, the same facts."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dkn_engine.attribution.sequences import encode_sequence
+from dkn_engine.config import Config
+from dkn_engine.connections import connection_rows
+from dkn_engine.degeneracy.controls import lattice_of
+from dkn_engine.degeneracy.edits import suppress
+from dkn_engine.degeneracy.lattice import degenerate_family, drops, subset_masks
+from dkn_engine.degeneracy.prompts import Prompts
+from dkn_engine.degeneracy.reference import build_reference, generator
+from dkn_engine.errors import UserError
+from dkn_engine.layout import Layout, find_layout
+from dkn_engine.pipeline import iter_dkns
+from dkn_engine.report.statistics import Estimate, bootstrap_mean, wilson_share
+from dkn_engine.topology.clusterers import CLUSTERERS, ClustererOptions, Located, cluster
+from dkn_engine.types import Component, Fact, FactResult
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+Progress = Callable[[int, int], None]
+BASIS = "ntc"
+LABELS = {
+    "ntc": "NTC",
+    "dbscan": "DBSCAN",
+    "hdbscan": "HDBSCAN",
+    "hierarchical": "hierarchical",
+    "kmeans": "k-means",
+    "pairs": "AMIG pairs",
+    "random": "random sets",
+}
+FIGURES = {
+    "degenerate": "share degenerate",
+    "partial_drop": "partial drop",
+    "full_drop": "full drop",
+    "gap": "full minus partial drop",
+}
+# With fewer facts not even a difference of one sign in all of them is unlikely enough: the
+# chance of that is 2 * 0.5 ** 5 = 6 %.
+FEWEST = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What one clusterer gives for one fact; means over the draws of ``random``.
+
+    Attributes:
+        fact_id, method: of what.
+        n_components, n_neurons: candidates, and neurons in them.
+        degenerate: 1 if a degenerate family was found, 0 if not.
+        partial_drop, full_drop, redundancy: of all candidates; NaN for fewer than two.
+        dkn_size: components of the degenerate family; NaN without one.
+        dkn_partial_drop, dkn_full_drop: of the degenerate family; NaN without one.
+    """
+
+    fact_id: str
+    method: str
+    n_components: float
+    n_neurons: float
+    degenerate: float
+    partial_drop: float
+    full_drop: float
+    redundancy: float
+    dkn_size: float
+    dkn_partial_drop: float
+    dkn_full_drop: float
+
+    @property
+    def gap(self) -> float:
+        """Full drop minus partial drop of all candidates."""
+        return self.full_drop - self.partial_drop
+
+
+@dataclass(frozen=True, slots=True)
+class MethodSummary:
+    """One clusterer over all known facts, with 95 % intervals (bootstrap over facts).
+
+    Attributes:
+        method: name in :data:`dkn_engine.topology.clusterers.CLUSTERERS`.
+        control: whether it is the control (``random``).
+        n_facts: facts that the model knows.
+        n_with_two: facts with at least two candidate components, without which there is no
+            family (of ``random``: on average over draws at least two).
+        degenerate: share of all known facts with a degenerate family.
+        components, neurons: candidates a fact, and neurons in them.
+        partial_drop, full_drop, gap, redundancy: of all candidates, over facts with two or more.
+        dkn_partial_drop, dkn_full_drop: over the facts with a degenerate family.
+    """
+
+    method: str
+    control: bool
+    n_facts: int
+    n_with_two: int
+    degenerate: Estimate
+    components: Estimate
+    neurons: Estimate
+    partial_drop: Estimate
+    full_drop: Estimate
+    gap: Estimate
+    redundancy: Estimate
+    dkn_partial_drop: Estimate
+    dkn_full_drop: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A clusterer's figure minus NTC's, paired over the facts that have both.
+
+    Attributes:
+        method, figure: of what; figures are the keys of :data:`FIGURES`.
+        estimate: mean difference with its 95 % interval.
+        enough: whether there are at least six pairs, without which nothing is said.
+        larger_than_interval: whether the interval leaves out 0.
+    """
+
+    method: str
+    figure: str
+    estimate: Estimate
+    enough: bool
+    larger_than_interval: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ClustererComparison:
+    """The comparison's tables.
+
+    Attributes:
+        n_facts: facts given; ``n_known`` of them the model knows.
+        methods: one summary a clusterer, NTC first.
+        differences: every other clusterer minus NTC, figure by figure.
+        measurements: one a known fact and clusterer.
+    """
+
+    n_facts: int
+    n_known: int
+    methods: tuple[MethodSummary, ...]
+    differences: tuple[Difference, ...]
+    measurements: tuple[Measurement, ...]
+
+
+def compare_clusterers(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[Fact],
+    config: Config | None = None,
+    *,
+    methods: Sequence[str] | None = None,
+    options: ClustererOptions | None = None,
+    n_draws: int = 5,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+) -> ClustererComparison:
+    """Every clusterer's components over the facts the model knows, by one functional filter.
+
+    A fact's neurons are attributed once and shared. Each clusterer's candidates go through the
+    subset lattice and the search for a degenerate family with the same thresholds.
+
+    Args:
+        model, tokenizer, facts: as in :func:`dkn_engine.iter_dkns`.
+        config: all choices; the defaults if None. The filter must be ``degenerate``.
+        methods: names in :data:`dkn_engine.topology.clusterers.CLUSTERERS`, all if None; ``ntc``
+            is always there.
+        options: of the other clusterers.
+        n_draws: of ``random``, averaged.
+        out: run directory for the attribution, created or continued; None keeps nothing.
+        progress: called with (facts done, facts) after every fact.
+
+    Raises:
+        UserError: an unknown method, another filter, no draw, or no fact that the model knows;
+            and what :func:`dkn_engine.iter_dkns` raises.
+
+    Source:
+        Chen et al., Cracking Factual Knowledge (arXiv 2402.13731), the comparison of
+        acquisition methods.
+    """
+    config, facts = Config() if config is None else config, list(facts)
+    names = require_comparable(config, methods)
+    if n_draws < 1:
+        raise UserError(f"n_draws must be at least 1; got {n_draws}")
+    bench = _Bench(model, tokenizer, facts, config, options or ClustererOptions(), n_draws)
+    found: list[Measurement] = []
+    results = iter_dkns(model, tokenizer, facts, without_controls(config), out)
+    known = 0
+    for i, (fact, result) in enumerate(zip(facts, results, strict=True)):
+        if result.status == "ok":
+            known += 1
+            found += bench.measure(fact, result, names)
+        if progress is not None:
+            progress(i + 1, len(facts))
+    if not known:
+        raise UserError(f"the model knows none of the {len(facts)} facts: nothing to compare")
+    return compare_measurements(found, n_facts=len(facts), seed=config.seed)
+
+
+def require_comparable(config: Config, methods: Sequence[str] | None = None) -> list[str]:
+    """The clusterers to be compared, NTC first.
+
+    Raises:
+        UserError: an unknown method, or another filter than ``degenerate``.
+    """
+    if config.filter.method != "degenerate":
+        raise UserError(
+            "filter.method must be 'degenerate' to compare clusterers; "
+            f"got {config.filter.method!r}"
+        )
+    for name in methods or ():
+        if name not in CLUSTERERS:
+            raise UserError(f"methods must be among {', '.join(CLUSTERERS)}; got {name!r}")
+    return [n for n in CLUSTERERS if n == BASIS or methods is None or n in methods]
+
+
+def without_controls(config: Config) -> Config:
+    """The configuration without controls of single facts, which a comparison has no use for."""
+    light = dataclasses.replace(config.filter, n_random=0, n_unrelated=0)
+    return dataclasses.replace(config, filter=light)
+
+
+class _Bench:
+    """Measures clusterers on one fact after another."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        facts: Sequence[Fact],
+        config: Config,
+        options: ClustererOptions,
+        n_draws: int,
+    ) -> None:
+        self.model, self.tokenizer, self.config = model, tokenizer, config
+        self.layout: Layout = find_layout(model)
+        self.options, self.n_draws = options, n_draws
+        self._means: NDArray[np.float64] | None = None
+        if config.filter.suppress_value == "mean":
+            reference = build_reference(model, tokenizer, self.layout, facts, config)
+            if reference is None:
+                raise UserError("suppress_value='mean' needs a fact that can be encoded; got none")
+            self._means = reference.means
+
+    def measure(self, fact: Fact, result: FactResult, names: Sequence[str]) -> list[Measurement]:
+        """One measurement a clusterer."""
+        prompts = self._prompts(fact, result)
+        w_out, w_in = connection_rows(self.layout, result.neurons, self.config.topology)
+        taus = self.config.filter
+
+        def probability(sets: Sequence[NDArray[np.int32]]) -> NDArray[np.float64]:
+            return prompts.probabilities([suppress(s, self._means) for s in sets])[:, 0]
+
+        located = Located(
+            result.neurons,
+            w_out,
+            w_in,
+            self.config.topology,
+            self.options,
+            probability=probability,
+            min_alone=taus.min_alone,
+            max_none=taus.max_none,
+        )
+        found = []
+        for name in names:
+            draws = self.n_draws if name == "random" else 1
+            seeds = generator(self.config.seed, fact.id, name).integers(1 << 32, size=draws)
+            measured = []
+            for seed in seeds.tolist():
+                components = cluster(name, dataclasses.replace(located, seed=seed))
+                measured.append(self._one(fact.id, name, prompts, components))
+            found.append(_average(measured))
+        return found
+
+    def _prompts(self, fact: Fact, result: FactResult) -> Prompts:
+        sequence = encode_sequence(
+            self.model,
+            self.tokenizer,
+            fact.prompt,
+            result.answer,
+            config=self.config.facts,
+            fact_id=fact.id,
+        )
+        return Prompts(
+            self.model,
+            self.layout,
+            [sequence],
+            positions=self.config.filter.positions,
+            backend=self.config.attribution.backend,
+            warn=False,  # The run itself has said it.
+        )
+
+    def _one(
+        self, fact_id: str, name: str, prompts: Prompts, components: Sequence[Component]
+    ) -> Measurement:
+        config, q = self.config.filter, len(components)
+        rng = generator(self.config.seed, fact_id)
+        masks = subset_masks(q, config.exact_limit, config.n_samples, rng)
+        lattice = lattice_of(prompts, 0, [c.neurons for c in components], masks, self._means)
+        # Only NTC's components have a persistence; ties of the others go to the first ones.
+        persistence = [0.0 if math.isnan(c.persistence) else c.persistence for c in components]
+        family = degenerate_family(lattice, persistence, config.min_alone, config.max_none)
+        own = drops(lattice)
+        dkn = drops(lattice.restrict(family))
+        nan = math.nan
+        return Measurement(
+            fact_id=fact_id,
+            method=name,
+            n_components=q,
+            n_neurons=sum(len(c.neurons) for c in components),
+            degenerate=float(len(family) >= 2),
+            partial_drop=own.partial_drop if q >= 2 else nan,
+            full_drop=own.full_drop if q >= 2 else nan,
+            redundancy=own.redundancy if q >= 2 else nan,
+            dkn_size=len(family) if family else nan,
+            dkn_partial_drop=dkn.partial_drop,
+            dkn_full_drop=dkn.full_drop,
+        )
+
+
+def _average(measured: Sequence[Measurement]) -> Measurement:
+    """Means over draws of the same fact, of what is defined in each."""
+    if len(measured) == 1:
+        return measured[0]
+    means: dict[str, Any] = {}
+    for f in dataclasses.fields(Measurement):
+        if f.name not in {"fact_id", "method"}:
+            values = [v for m in measured if not math.isnan(v := getattr(m, f.name))]
+            means[f.name] = math.fsum(values) / len(values) if values else math.nan
+    return dataclasses.replace(measured[0], **means)
+
+
+def compare_measurements(
+    measurements: Iterable[Measurement], *, n_facts: int, seed: int = 0
+) -> ClustererComparison:
+    """Summaries and paired differences of measurements; NTC's must be among them.
+
+    Args:
+        measurements: of any clusterers and facts, at most one of each.
+        n_facts: facts that were asked, known or not.
+        seed: of the bootstrap.
+    """
+    measurements = tuple(measurements)
+    by_method: dict[str, dict[str, Measurement]] = {}
+    for m in measurements:
+        by_method.setdefault(m.method, {})[m.fact_id] = m
+    basis = by_method[BASIS]
+    return ClustererComparison(
+        n_facts=n_facts,
+        n_known=len(basis),
+        methods=tuple(_summary(name, list(f.values()), seed) for name, f in by_method.items()),
+        differences=tuple(
+            _difference(name, figure, by_fact, basis, seed)
+            for name, by_fact in by_method.items()
+            if name != BASIS
+            for figure in FIGURES
+        ),
+        measurements=measurements,
+    )
+
+
+def _summary(name: str, measured: Sequence[Measurement], seed: int) -> MethodSummary:
+    def mean(field: str) -> Estimate:
+        return bootstrap_mean([getattr(m, field) for m in measured], seed=seed)
+
+    hits = sum(m.degenerate for m in measured)
+    # Of several draws a share of a fact can be degenerate; then it is no count.
+    whole = all(m.degenerate in {0.0, 1.0} for m in measured)
+    return MethodSummary(
+        method=name,
+        control=name == "random",
+        n_facts=len(measured),
+        n_with_two=sum(m.n_components >= 2 for m in measured),
+        degenerate=wilson_share(int(hits), len(measured)) if whole else mean("degenerate"),
+        components=mean("n_components"),
+        neurons=mean("n_neurons"),
+        partial_drop=mean("partial_drop"),
+        full_drop=mean("full_drop"),
+        gap=mean("gap"),
+        redundancy=mean("redundancy"),
+        dkn_partial_drop=mean("dkn_partial_drop"),
+        dkn_full_drop=mean("dkn_full_drop"),
+    )
+
+
+def _difference(
+    name: str,
+    figure: str,
+    by_fact: dict[str, Measurement],
+    basis: dict[str, Measurement],
+    seed: int,
+) -> Difference:
+    estimate = bootstrap_mean(
+        [getattr(m, figure) - getattr(basis[fact], figure) for fact, m in by_fact.items()],
+        seed=seed,
+    )
+    enough = estimate.n >= FEWEST
+    outside = estimate.ci_low > 0 or estimate.ci_high < 0
+    return Difference(name, figure, estimate, enough, enough and outside)

@@ -1,0 +1,147 @@
+"""The comparison of clusterers as text, plain data and table rows."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from dkn_engine.analysis.clusterers import (
+    FEWEST,
+    FIGURES,
+    LABELS,
+    ClustererComparison,
+    Difference,
+    MethodSummary,
+)
+from dkn_engine.report.records import plain
+from dkn_engine.report.statistics import Estimate
+from dkn_engine.report.table import COLUMNS, interval
+
+ROW_COLUMNS = (
+    "method",
+    "figure",
+    "n",
+    "mean",
+    "ci_low",
+    "ci_high",
+    "median",
+    "control",
+    "larger_than_interval",
+)
+_FIELDS = (
+    "degenerate",
+    "components",
+    "neurons",
+    "partial_drop",
+    "full_drop",
+    "gap",
+    "redundancy",
+    "dkn_partial_drop",
+    "dkn_full_drop",
+)
+
+
+def render(comparison: ClustererComparison) -> str:
+    """Tables of at most 80 columns and what they say in words, ending in a newline."""
+    blocks = [
+        f"{comparison.n_facts} facts, of which the model knows {comparison.n_known}; "
+        "means [95% interval over facts].",
+        "\n".join(_found(comparison.methods)),
+        "\n".join(_drops(comparison.methods)),
+        "\n".join(textwrap.fill(s, COLUMNS - 1) for s in sentences(comparison)),
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _found(methods: Sequence[MethodSummary]) -> Iterator[str]:
+    yield f"{'Clusterer':<14}{'>=2 comp.':>9}  {'degenerate':<19} {'components':<16} neurons"
+    yield "─" * COLUMNS
+    for m in methods:
+        yield (
+            f"{LABELS[m.method]:<14}{m.n_with_two:>9}  {interval(m.degenerate):<19} "
+            f"{interval(m.components, 1):<16} {interval(m.neurons, 0)}"
+        )
+
+
+def _drops(methods: Sequence[MethodSummary]) -> Iterator[str]:
+    yield "Mean drop when some (partial) → when all (full) components are suppressed:"
+    yield (f"{'':<14}{'n':>3} {'all candidates':<18}   {'':<19}{'n':>3} DKNs alone").rstrip()
+    yield "─" * COLUMNS
+    for m in methods:
+        own = f"{interval(m.partial_drop):<18} → {interval(m.full_drop):<19}"
+        yield (
+            f"{LABELS[m.method]:<14}{m.full_drop.n:>3} {own}{m.dkn_full_drop.n:>3} "
+            f"{_short(m.dkn_partial_drop)} → {_short(m.dkn_full_drop)}"
+        )
+
+
+def _short(estimate: Estimate) -> str:
+    return f"{estimate.mean:.2f}" if estimate.n else "–"
+
+
+def sentences(comparison: ClustererComparison) -> list[str]:
+    """What differs from NTC by more than its interval, clusterer by clusterer."""
+    found = []
+    for method in dict.fromkeys(d.method for d in comparison.differences):
+        mine = [d for d in comparison.differences if d.method == method]
+        parts = [
+            _listed("larger than its interval", [d for d in mine if d.larger_than_interval]),
+            _listed(
+                "not larger than its interval",
+                [d for d in mine if d.enough and not d.larger_than_interval],
+            ),
+            _listed(f"fewer than {FEWEST} facts to compare", [d for d in mine if not d.enough]),
+        ]
+        text = "; ".join(p for p in parts if p)
+        found.append(f"{LABELS[method]} minus NTC: {text}.")
+    if found:
+        n = len(comparison.differences)
+        found.append(
+            f"Differences are paired over facts. Of {n} of them about {0.05 * n:.1f} would be "
+            "larger than their 95% interval by chance."
+        )
+    return found
+
+
+def _listed(head: str, differences: Sequence[Difference]) -> str:
+    if not differences:
+        return ""
+    texts = [
+        FIGURES[d.figure] + (f" {_signed(d.estimate)}" if d.estimate.n else "") for d in differences
+    ]
+    return f"{head}: {', '.join(texts)}"
+
+
+def _signed(estimate: Estimate) -> str:
+    text = interval(estimate)
+    return text if text.startswith("-") else f"+{text}"
+
+
+def document(comparison: ClustererComparison) -> dict[str, Any]:
+    """Plain data for JSON; what is not finite is None."""
+    data: dict[str, Any] = plain(comparison)
+    data["sentences"] = sentences(comparison)
+    return data
+
+
+def rows(comparison: ClustererComparison) -> Iterator[tuple[object, ...]]:
+    """One row a clusterer and figure (columns: :data:`ROW_COLUMNS`), then the differences."""
+    for m in comparison.methods:
+        two = m.n_with_two / m.n_facts
+        yield (m.method, "two_or_more", m.n_facts, f"{two:.4f}", "", "", "", m.control, "")
+        for name in _FIELDS:
+            yield (m.method, name, *_values(getattr(m, name)), m.control, "")
+    for d in comparison.differences:
+        figure = f"{d.figure}_minus_ntc"
+        yield (
+            d.method,
+            figure,
+            *_values(d.estimate),
+            d.method == "random",
+            d.larger_than_interval if d.enough else "",
+        )
+
+
+def _values(e: Estimate) -> tuple[object, ...]:
+    return (e.n, *(f"{v:.4f}" for v in (e.mean, e.ci_low, e.ci_high, e.median)))
