@@ -1,0 +1,314 @@
+"""The published procedure restated from the design's section 5, from scores to clusters.
+
+Nothing of the package below the line "the package": scores and a model's own weight matrices go
+in, neurons are ordered, connected and clustered by plain loops. The package must give the same
+distances (100 and more counted as unreachable) and the same clusters.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import dkn_engine as dkn
+from dkn_engine import topology
+from dkn_engine.attribution.selection import select_neurons
+from dkn_engine.config import Config
+from dkn_engine.connections import connection_rows
+from dkn_engine.layout import find_layout
+from dkn_engine.topology import released
+from tests.planted import BOTH, EITHER, planted_model
+from tests.words import words_tokenizer
+
+Neuron = tuple[int, int]
+N_LAYERS, WIDTH, D = 7, 30, 12
+UNREACHABLE = 1000.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    neurons: frozenset[Neuron]
+    birth: float
+    death: float
+
+
+def located(scores: np.ndarray) -> list[Neuron]:
+    """Neurons above a fifth of the largest score, by descending score."""
+    found = [
+        (float(scores[l, i]), l, i)
+        for l in range(scores.shape[0])
+        for i in range(scores.shape[1])
+        if scores[l, i] > 0.2 * scores.max()
+    ]
+    return [(l, i) for _, l, i in sorted(found, reverse=True)]
+
+
+def hop(name: str, model: Any, a: Neuron, b: Neuron) -> float:
+    """|1 / weight| of two neurons as if b's layer followed a's."""
+    if name == "gpt2":
+        # Conv1D stores [in, out]: what a writes, and what b reads.
+        left = model.transformer.h[a[0]].mlp.c_proj.weight[a[1]]
+        right = model.transformer.h[b[0]].mlp.c_fc.weight[:, b[1]]
+    else:
+        # The wrong way round: what a reads, and what b writes.
+        left = model.model.layers[a[0]].mlp.gate_proj.weight[a[1]]
+        right = model.model.layers[b[0]].mlp.down_proj.weight[:, b[1]]
+    weight = sum(x * y for x, y in zip(left.tolist(), right.tolist(), strict=True))
+    return abs(1 / weight) if weight else UNREACHABLE
+
+
+def distance(name: str, model: Any, neurons: list[Neuron], a: Neuron, b: Neuron) -> float:
+    """From a to a neuron b of a later layer."""
+    span = b[0] - a[0]
+    between = [[n for n in neurons if n[0] == l] for l in range(a[0] + 1, b[0])]
+    if span == 1:
+        return hop(name, model, a, b)
+    if span == 2:  # two neurons of the one layer between, the one with the higher score first
+        ways = list(itertools.combinations(between[0], 2))
+    elif span == 3:  # one in each
+        ways = list(itertools.product(*between))
+    else:
+        return UNREACHABLE
+    lengths = [
+        hop(name, model, a, p) + hop(name, model, p, q) + hop(name, model, q, b) for p, q in ways
+    ]
+    return min([UNREACHABLE, *lengths])
+
+
+def distances(name: str, model: Any, neurons: list[Neuron]) -> list[list[float]]:
+    matrix = [[UNREACHABLE] * len(neurons) for _ in neurons]
+    for i, j in itertools.product(range(len(neurons)), repeat=2):
+        if i == j:
+            matrix[i][i] = 0.0
+        elif neurons[j][0] > neurons[i][0]:
+            matrix[i][j] = matrix[j][i] = distance(name, model, neurons, neurons[i], neurons[j])
+    return matrix
+
+
+def linear_quantile(values: list[float], q: float) -> float:
+    values = sorted(values)
+    place = q * (len(values) - 1)
+    low = int(place)
+    high = min(low + 1, len(values) - 1)
+    return values[low] + (place - low) * (values[high] - values[low])
+
+
+def clusters(neurons: list[Neuron], matrix: list[list[float]]) -> list[Cluster]:
+    n = len(neurons)
+    pairs = list(itertools.combinations(range(n), 2))
+    finite = [matrix[i][j] for i, j in pairs if matrix[i][j] < 100]
+    if not finite:
+        return []
+    threshold = linear_quantile(finite, 0.2)
+    edges = [(matrix[i][j], i, j) for i, j in pairs if matrix[i][j] < threshold]
+    edges.sort(key=lambda edge: edge[0])  # stable: ties stay in the order of (i, j)
+    if not edges:
+        return []
+    birth, root, rank = [0.0] * n, list(range(n)), [0] * n
+    for value, i, j in edges[: int(0.5 * len(edges))]:
+        for vertex in (i, j):
+            if root.count(root[vertex]) == 1:
+                birth[vertex] = value
+        first, second = root[i], root[j]
+        if first == second:
+            continue
+        # The deeper tree's root stays; on ties the second one does and grows by one.
+        stays, goes = (first, second) if rank[first] > rank[second] else (second, first)
+        if rank[first] == rank[second]:
+            rank[stays] += 1
+        root = [stays if r == goes else r for r in root]
+    last, least = edges[-1][0], statistics.median(birth)
+    found = []
+    for r in set(root):
+        members = frozenset(neurons[v] for v in range(n) if root[v] == r)
+        if len(members) > 1 and last - birth[r] > least:
+            found.append(Cluster(members, birth[r], last))
+    return found
+
+
+# --- the package ---
+
+
+def package(
+    model: Any, neurons: np.ndarray, **changes: Any
+) -> tuple[np.ndarray, tuple[dkn.Component, ...]]:
+    """Distances and clusters of located neurons by ``Config.released()``."""
+    config = Config.from_dict(
+        {"topology": {**Config.released().to_dict()["topology"], **changes}}
+    ).topology
+    rows = connection_rows(find_layout(model), neurons, config)
+    matrix = released.cluster_distances(neurons, *rows, config)
+    return matrix, topology.find_candidates(neurons, *rows, config)
+
+
+def as_clusters(components: Any) -> set[Cluster]:
+    return {
+        Cluster(frozenset(map(tuple, c.neurons.tolist())), c.birth, c.death) for c in components
+    }
+
+
+def assert_same(found: set[Cluster], expected: list[Cluster]) -> None:
+    """The same sets, each with the same birth and death up to the rounding of a sum of 12."""
+    by_set = {c.neurons: c for c in expected}
+    assert {c.neurons for c in found} == set(by_set)
+    for c in found:
+        assert (c.birth, c.death) == pytest.approx(
+            (by_set[c.neurons].birth, by_set[c.neurons].death), rel=1e-12
+        )
+
+
+def make(name: str, values: str, seed: int) -> Any:
+    """A model of seven layers whose MLP weights connect neurons over distances of about 1."""
+    if name == "gpt2":
+        config = transformers.GPT2Config(
+            vocab_size=20, n_embd=D, n_layer=N_LAYERS, n_head=2, n_inner=WIDTH, n_positions=16,
+            bos_token_id=1, eos_token_id=2,
+        )  # fmt: skip
+        model: Any = transformers.GPT2LMHeadModel(config)
+    else:
+        config = transformers.LlamaConfig(
+            vocab_size=20, hidden_size=D, intermediate_size=WIDTH, num_hidden_layers=N_LAYERS,
+            num_attention_heads=2, max_position_embeddings=16,
+        )  # fmt: skip
+        model = transformers.LlamaForCausalLM(config)
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter_name, p in model.named_parameters():
+            if ".mlp." in parameter_name and p.ndim == 2:
+                if values == "normal":
+                    p.copy_(0.6 * torch.randn(p.shape, generator=random))
+                else:  # few values: ties, and weights of 0
+                    p.copy_(torch.randint(-1, 2, p.shape, generator=random))
+    return model.eval()
+
+
+def scores_of(seed: int) -> np.ndarray:
+    """Scores of which about one in eight is above a fifth of the largest; one layer has few."""
+    random = np.random.default_rng(seed)
+    scores = random.random((N_LAYERS, WIDTH)).astype(np.float32) * 0.2
+    high = random.random((N_LAYERS, WIDTH)) < 0.13
+    high[3, 2:] = False
+    high[3, :2] = True, seed % 2  # one or two neurons: spans of 2 across it are there or not
+    scores[high] = 0.25 + 0.75 * random.random(high.sum())
+    scores[0, 0] = 1.0
+    return scores
+
+
+CASES = [(name, values, seed) for name in ("gpt2", "llama") for values in ("normal", "whole")
+         for seed in range(4)]  # fmt: skip
+
+
+@pytest.fixture(params=CASES, ids=lambda case: "-".join(map(str, case)))
+def case(request: pytest.FixtureRequest) -> tuple[str, Any, np.ndarray]:
+    name, values, seed = request.param
+    return name, make(name, values, seed), scores_of(seed)
+
+
+def test_neurons_come_in_the_order_of_their_scores(case: Any) -> None:
+    _, _, scores = case
+    found = select_neurons(scores[None], Config.released().selection).neurons
+    assert [tuple(n) for n in found.tolist()] == located(scores)
+    assert len(found) > 15
+
+
+def test_distances_are_those_of_the_published_procedure(case: Any) -> None:
+    name, model, scores = case
+    neurons = located(scores)
+    expected = np.array(distances(name, model, neurons))
+    found, _ = package(model, np.array(neurons, dtype=np.int32))
+    reached = expected < 100
+    np.testing.assert_array_equal(found < 100, reached)
+    np.testing.assert_allclose(found[reached], expected[reached], rtol=1e-12)
+    spans = np.array([[abs(a[0] - b[0]) for a in neurons] for b in neurons])
+    for span in (1, 2, 3):
+        assert reached[spans == span].any()
+    assert not reached[spans > 3].any()
+    if sum(l == 3 for l, _ in neurons) == 1:  # no two neurons between layers 2 and 4
+        assert (~reached[spans == 2]).any()
+
+
+def test_clusters_are_those_of_the_published_procedure(case: Any) -> None:
+    name, model, scores = case
+    neurons = located(scores)
+    expected = clusters(neurons, distances(name, model, neurons))
+    _, found = package(model, select_neurons(scores[None], Config.released().selection).neurons)
+    assert_same(as_clusters(found), expected)
+
+
+def test_the_cases_have_clusters_to_compare() -> None:
+    """And not always one, nor only pairs."""
+    sizes = []
+    for name, values, seed in CASES:
+        model, neurons = make(name, values, seed), located(scores_of(seed))
+        sizes.append([len(c.neurons) for c in clusters(neurons, distances(name, model, neurons))])
+    assert sum(len(s) >= 2 for s in sizes) >= 3
+    assert max(map(max, filter(None, sizes))) > 2
+
+
+def test_the_order_of_the_neurons_is_part_of_it() -> None:
+    model, neurons = make("gpt2", "normal", 1), located(scores_of(1))
+    forth, back = (np.array(n, dtype=np.int32) for n in (neurons, neurons[::-1]))
+    one, _ = package(model, forth)
+    other, _ = package(model, back)
+    assert not np.allclose(one, other[::-1, ::-1])
+    np.testing.assert_allclose(other, np.array(distances("gpt2", model, neurons[::-1])), rtol=1e-12)
+
+
+def test_only_gated_models_are_the_wrong_way_round() -> None:
+    for name, turns in (("gpt2", False), ("llama", True)):
+        model, neurons = make(name, "normal", 0), np.array(located(scores_of(0)), dtype=np.int32)
+        one, _ = package(model, neurons)
+        other, _ = package(model, neurons, direction="forward")
+        assert np.array_equal(one, other) is not turns
+
+
+@pytest.mark.parametrize("planted", [EITHER, BOTH], ids=["either", "both"])
+def test_a_whole_run_gives_the_published_clusters(planted: Any) -> None:
+    model = planted_model()
+    (result,) = dkn.find_dkns(model, words_tokenizer(), [planted.fact], Config.released())
+    assert result.status == "ok"
+    neurons = [tuple(n) for n in result.neurons.tolist()]
+    assert list(result.scores) == sorted(result.scores, reverse=True)
+    expected = clusters(neurons, distances("llama", model, neurons))
+    assert expected
+    assert_same(as_clusters(result.components), expected)
+
+
+def test_every_departure_is_a_named_option() -> None:
+    """What ``Config.released()`` changes, and nothing else."""
+    before, after = Config().to_dict(), Config.released().to_dict()
+    changed = {
+        f"{section}.{key}": value
+        for section, values in after.items()
+        if isinstance(values, dict)
+        for key, value in values.items()
+        if value != before[section][key]
+    }
+    assert changed == {
+        "facts.blank": "literal",
+        "facts.answer_space": False,
+        "facts.answer_special_tokens": True,
+        "facts.teacher_forced": False,
+        "attribution.site": "pre",
+        "attribution.quadrature": "riemann_left",
+        "attribution.n_steps": 20,
+        "attribution.multiply_by": "activation",
+        "attribution.answer_tokens": "sum",
+        "selection.threshold": 0.2,
+        "topology.direction": "reversed",
+        "topology.clustering": "released",
+        "topology.spans": "released",
+        "topology.max_span": 3,
+        "topology.end_value": 0.2,
+        "filter.method": "released",
+    }
+    assert (before["topology"]["end"], after["topology"]["end"]) == ("quantile", "quantile")
+    assert after["filter"]["released_max_drop"] == 0.05
+    assert (released.UNREACHABLE, released.FINITE_BELOW) == (UNREACHABLE, 100)
