@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install -q --disable-pip-version-check -c constraints.txt
 NATIVE_TESTS := build/native-tests
-BENCHMARKS ?= topology
+CASES ?=
 
 # Stamps: made once, and again when what they depend on changes.
 BASE := $(VENV)/base.stamp
@@ -41,7 +41,8 @@ lint: $(TEST) $(NATIVE)
 	$(VENV)/bin/mypy
 
 bench: $(TEST) $(NATIVE)
-	set -e; for name in $(BENCHMARKS); do $(PY) -m benchmarks.$$name; done
+	$(PY) -m benchmarks.run $(CASES)
+	$(PY) -m benchmarks.topology --output benchmarks/results/topology.csv
 
 # Every kernel compiled for GPUs that need not be there; the table is in benchmarks/results.
 kernels: $(TEST) $(NATIVE)

@@ -68,6 +68,13 @@ def timed(work: Callable[[], object], repeats: int, *, warm: bool = True) -> lis
     return times
 
 
+def require_equal(name: str, found: np.ndarray, expected: np.ndarray) -> None:
+    """End the run, before any time is reported, unless results agree to 1e-5 of the largest."""
+    worst = float(np.abs(found - expected).max() / np.abs(expected).max())
+    if not worst <= 1e-5:
+        raise SystemExit(f"{name} differs from the engine by {worst:.1e} of the largest value")
+
+
 def write(name: str, rows: Sequence[Row]) -> Path:
     """Write a file of the results folder."""
     path = RESULTS / name
@@ -76,6 +83,15 @@ def write(name: str, rows: Sequence[Row]) -> Path:
         writer.writeheader()
         writer.writerows(asdict(r) for r in rows)
     return path
+
+
+def read(name: str) -> list[dict[str, str]]:
+    """Rows of a file of the results folder; none if it is not there."""
+    path = RESULTS / name
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def commit() -> str:

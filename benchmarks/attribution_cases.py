@@ -1,0 +1,224 @@
+"""Attribution beside its peers, on facts of the demo model: time, rate, error, points, memory.
+
+One thread, masked baseline unless said otherwise. Every provider's result is compared with the
+engine's before its time counts; a difference ends the run.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import dkn_engine as dkn
+from benchmarks import peers
+from benchmarks.rows import Row, require_equal, row, timed
+from dkn_engine.attribution.chunk import ChunkScores, attribute_chunk
+from dkn_engine.attribution.sequences import encode_sequence
+from dkn_engine.config import AttributionConfig, FactsConfig
+from dkn_engine.degeneracy.controls import subset_edits
+from dkn_engine.degeneracy.edits import by_layer
+from dkn_engine.degeneracy.forwards import change_at
+from dkn_engine.degeneracy.prompts import Prompts
+from dkn_engine.guest import hooks
+from dkn_engine.layout import find_layout
+from dkn_engine.tokens import mask_token_id
+
+# T = 12 tokens; a prefix of the text gives the shorter prompts.
+PROMPT, ANSWER = "In the far north of Europe, Copenhagen is the capital of", "Denmark"
+PROMPTS = {
+    6: "Copenhagen is the capital of",
+    12: PROMPT,
+    24: f"Many people who travel there by train or boat know it. {PROMPT}",
+}
+N_STEPS = 20
+LEFT = AttributionConfig(quadrature="riemann_left", n_steps=N_STEPS)
+ADAPTIVE = AttributionConfig()
+FACTS_AT_ONCE = 8
+
+
+def build_case(prompt: str = PROMPT) -> peers.Case:
+    """One fact and the demo model."""
+    model, tokenizer = dkn.load_model("demo", device="cpu")
+    sequence = encode_sequence(model, tokenizer, prompt, ANSWER, config=FactsConfig())
+    return peers.Case(model, find_layout(model), sequence, mask_token_id(tokenizer))
+
+
+def engine(case: peers.Case, config: AttributionConfig, copies: int = 1) -> ChunkScores:
+    """The engine's own scores; ``copies`` of the fact in one chunk, as in a run."""
+    sequences = [case.sequence] * copies
+    return attribute_chunk(case.model, case.layout, sequences, config, mask_id=case.mask_id)
+
+
+def gflop(work: Callable[[], object]) -> float:
+    """10^9 floating-point operations in products of matrices, counted by torch."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops()) / 1e9
+
+
+def equal_points() -> Iterator[Row]:
+    """The same 20 left points by every provider, and the adaptive rule beside them."""
+    case = build_case()
+    name = f"left_{N_STEPS}_T{len(case.sequence.ids)}"
+    expected = engine(case, LEFT).scores[0]
+    providers: dict[str, Callable[[peers.Case, int], np.ndarray]] = {
+        "released": peers.released,
+        "released_lean": peers.lean,
+        "captum": peers.captum,
+    }
+    for provider, run in providers.items():
+        kept: list[np.ndarray] = []
+        times = timed(lambda run=run, kept=kept: kept.append(run(case, N_STEPS)), 1, warm=False)
+        require_equal(provider, kept[0], expected)
+        yield row(name, provider, "seconds_per_fact", times)
+    for config, label in ((LEFT, name), (ADAPTIVE, "adaptive_T12")):
+        yield from engine_rows(case, config, label)
+
+
+def engine_rows(case: peers.Case, config: AttributionConfig, name: str) -> Iterator[Row]:
+    """The engine's time a fact and its rate beside the machine's, one fact and several at once."""
+    for copies, provider in ((1, "dkn_engine"), (FACTS_AT_ONCE, f"dkn_engine_{FACTS_AT_ONCE}")):
+        peak = gemm_rate()
+        work = lambda copies=copies: engine(case, config, copies)  # noqa: E731
+        count = gflop(work)
+        times = timed(work, 3)
+        yield row(name, provider, "seconds_per_fact", [t / copies for t in times])
+        yield row(name, provider, "gflop_per_second", [count / t for t in times])
+        yield row(name, provider, "share_of_gemm_peak", [count / t / peak for t in times])
+
+
+def gemm_rate() -> float:
+    """The machine's own GFLOP/s on products of the sweep's size, right now."""
+    a, b = torch.randn(512, 576), torch.randn(576, 1536)
+    times = timed(lambda: [a @ b for _ in range(40)], 7)
+    return 40 * 2 * 512 * 576 * 1536 / 1e9 / float(np.median(times))
+
+
+def peak() -> Iterator[Row]:
+    """The rate of products of matrices, as the sweep's share is taken of it."""
+    rates = [gemm_rate() for _ in range(3)]
+    yield row("gemm_512x576x1536", "torch", "gflop_per_second", rates)
+
+
+def accuracy() -> Iterator[Row]:
+    """Error at equal cost and cost at equal error, over demo facts, both baselines."""
+    model, tokenizer = dkn.load_model("demo", device="cpu")
+    facts = dkn.load_facts("demo")[::4]
+    configs: dict[str, dict[str, Any]] = {
+        **{f"tolerance {t:g}": {"tolerance": t} for t in (1e-2, 1e-3, 1e-4)},
+        **{f"left {n}": {"quadrature": "riemann_left", "n_steps": n} for n in (10, 20)},
+        "gauss_legendre 8": {"quadrature": "gauss_legendre", "n_steps": 8},
+    }
+    for baseline in ("masked", "zero"):
+        dense = AttributionConfig(baseline=baseline, tolerance=2e-5, max_points=2048)  # type: ignore[arg-type]
+        truth = dkn.attribute(model, tokenizer, facts, dense).scores.astype(np.float64)
+        for name, options in configs.items():
+            config = AttributionConfig(baseline=baseline, **options)
+            kept: list[Any] = []
+            work = lambda config=config, kept=kept: kept.append(  # noqa: E731
+                dkn.attribute(model, tokenizer, facts, config)
+            )
+            seconds = timed(work, 1, warm=False)[0] / len(facts)
+            found = kept[0]
+            for part, layers in (("all layers", slice(None)), ("layer 0", slice(0, 1))):
+                apart = found.scores[:, layers] - truth[:, layers]
+                errors = np.linalg.norm(apart, axis=(1, 2)) / np.linalg.norm(truth, axis=(1, 2))
+                case = f"{baseline}, {part}"
+                yield row(case, name, "relative_error", [float(e) for e in errors])
+            yield row(baseline, name, "points_per_layer", found.n_points.mean(1).tolist())
+            yield row(baseline, name, "seconds_per_fact", [seconds])
+
+
+def subsets() -> Iterator[Row]:
+    """All subsets of 8 components of 6 neurons: one sweep against 256 patched forwards."""
+    case = build_case()
+    rng = np.random.default_rng(0)
+    n_layers, width = case.layout.n_layers, case.layout.width
+    flat = rng.choice(n_layers * width, size=(8, 6), replace=False)
+    sets = [np.stack(np.divmod(f, width), axis=1).astype(np.int32) for f in flat]
+    edits = subset_edits(sets, np.arange(256))
+
+    def ours() -> np.ndarray:
+        return Prompts(case.model, case.layout, [case.sequence]).probabilities(edits)[:, 0]
+
+    kept: list[np.ndarray] = []
+    times = timed(lambda: kept.append(one_by_one(case, edits)), 1, warm=False)
+    require_equal("256 forwards", kept[0], ours())
+    yield row("subsets_2^8_T12", "256 forwards", "seconds_per_fact", times)
+    yield row("subsets_2^8_T12", "dkn_engine", "seconds_per_fact", timed(ours, 5))
+
+
+@torch.no_grad()
+def one_by_one(case: peers.Case, edits: list[Any]) -> np.ndarray:
+    """The answer's probability under each edit, a full forward each, last logits only."""
+    found = []
+    here = torch.zeros(1, len(case.sequence.ids), dtype=torch.bool)
+    here[0, -1] = True
+    for edit in edits:
+        handles = [
+            case.layout.mlps[l].down.register_forward_pre_hook(change_at(one, here))
+            for l, one in by_layer([edit]).items()
+        ]
+        with hooks(handles):
+            logits = case.model(input_ids=case.ids, use_cache=False, logits_to_keep=1).logits
+        found.append(float(logits[0, -1].double().softmax(-1)[case.target]))
+    return np.array(found)
+
+
+def scaling() -> Iterator[Row]:
+    """Time against prompt length and against the number of facts."""
+    for length, prompt in PROMPTS.items():
+        case = build_case(prompt)
+        found = len(case.sequence.ids)
+        if found != length:
+            raise SystemExit(f"the prompt for T = {length} has {found} tokens")
+        times = timed(lambda case=case: engine(case, ADAPTIVE, FACTS_AT_ONCE), 3)
+        per_fact = [t / FACTS_AT_ONCE for t in times]
+        yield row(f"prompt length {length}", "dkn_engine", "seconds_per_fact", per_fact)
+    case = build_case()
+    for copies in (1, 2, 4, 8, 16):
+        times = timed(lambda copies=copies: engine(case, ADAPTIVE, copies), 3)
+        per_fact = [t / copies for t in times]
+        yield row(f"facts at once {copies}", "dkn_engine", "seconds_per_fact", per_fact)
+
+
+# Peak memory of a process is a maximum that never falls, so every figure has its own.
+_MEMORY = """
+import json, resource, sys
+import torch
+torch.set_num_threads(1)
+import dkn_engine as dkn
+n, rows = json.loads(sys.argv[1])
+model, tokenizer = dkn.load_model("demo", device="cpu")
+facts = (dkn.load_facts("demo") * 8)[:n]
+loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+config = dkn.AttributionConfig(rows_per_batch=rows)
+for _ in dkn.iter_attribute(model, tokenizer, facts, config, keep="none"):
+    pass
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps([loaded / 1024, peak / 1024]))
+"""
+
+
+def memory() -> Iterator[Row]:
+    """Peak resident memory above the loaded model, in MiB: by facts, and by rows a batch."""
+    cases: list[tuple[int, int | str]] = [
+        (8, "auto"),
+        (32, "auto"),
+        (96, "auto"),
+        (8, 64),
+        (8, 256),
+    ]
+    for n, rows in cases:
+        command = [sys.executable, "-c", _MEMORY, json.dumps([n, rows])]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        loaded, top = json.loads(done.stdout)
+        name = f"{n} facts, rows_per_batch {rows}"
+        yield row(name, "dkn_engine", "peak_mib_above_model", [top - loaded])
