@@ -67,7 +67,7 @@ class ClustererOptions:
         pair_neurons: ``pairs`` looks at all pairs of so many neurons of the highest scores.
     """
 
-    dbscan_quantile: float = 0.02
+    dbscan_quantile: float = 0.1
     dbscan_min_samples: int = 2
     hdbscan_min_cluster_size: int = 2
     hdbscan_min_samples: int = 1
@@ -75,7 +75,7 @@ class ClustererOptions:
     hierarchical_quantile: float = 0.1
     kmeans_clusters: int = 16
     kmeans_dimensions: int = 8
-    far_quantile: float = 0.9
+    far_quantile: float = 0.5
     pair_neurons: int = 32
 
     def __post_init__(self) -> None:
