@@ -112,7 +112,8 @@ def main() -> None:
     args = parser.parse_args()
     unknown = sorted(set(args.cases) - set(CASES))
     if unknown:
-        parser.error(f"CASE must be one of {', '.join(CASES)}; got {unknown[0]!r}")
+        print(f"CASE must be one of {', '.join(CASES)}; got {unknown[0]!r}", file=sys.stderr)
+        raise SystemExit(2)
     if args.list:
         print(*CASES, sep="\n")
         return

@@ -106,6 +106,7 @@ def _parser() -> _Parser:
     _add_find(subparsers)
     _add_analyze(subparsers)
     _add_report(subparsers)
+    _add_bench(subparsers)
     _add_info(subparsers)
     return parser
 
@@ -198,6 +199,20 @@ def _add_report(subparsers: Any) -> None:
     report.add_argument("directory", metavar="DIR", type=Path, help="a run directory")
     report.add_argument("--all", action="store_true", help="print every fact, not only the first")
     _add_output(report)
+
+
+def _add_bench(subparsers: Any) -> None:
+    bench = subparsers.add_parser(
+        "bench",
+        formatter_class=_Help,
+        help="measure the engine beside its peers (from a source checkout)",
+        description="Measure the engine beside its peers on the demo model, and print the table\n"
+        "of targets. Takes some minutes; run it alone on the machine.",
+    )
+    bench.set_defaults(command=commands.bench)
+    bench.add_argument("cases", nargs="*", metavar="CASE", help="what to measure (default: all)")
+    bench.add_argument("--list", action="store_true", help="name the cases")
+    bench.add_argument("--table", action="store_true", help="print the last table, measure nothing")
 
 
 def _add_info(subparsers: Any) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
@@ -122,6 +124,23 @@ def info(args: argparse.Namespace) -> int:
     column = max((len(key) for key, _ in rows), default=0)
     put("".join(f"{key:<{column}}  {value}\n" for key, value in rows))
     return 0
+
+
+def bench(args: argparse.Namespace) -> int:
+    """``dkn-engine bench``: the benchmarks of a source checkout, in a process of their own.
+
+    Raises:
+        UserError: the package is installed without its sources.
+    """
+    root = Path(__file__).resolve().parents[1]
+    if not (root / "benchmarks" / "run.py").is_file():
+        raise UserError(
+            "the benchmarks travel with the sources, not with the installed package; "
+            "run 'make bench' in a checkout"
+        )
+    options = [f"--{name}" for name in ("list", "table") if getattr(args, name)]
+    command = [sys.executable, "-m", "benchmarks.run", *options, *args.cases]
+    return subprocess.run(command, cwd=root, check=False).returncode
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

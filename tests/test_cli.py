@@ -569,3 +569,20 @@ def test_narrow_encoding_is_no_error(engine: Engine, tmp_path: Path) -> None:
         out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
     assert "The capital of land 0 is ? Rome" in out
+
+
+def test_bench_names_its_cases_and_refuses_others(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "--list"]) == 0
+    assert "equal_points" in capfd.readouterr().out.split()
+    assert cli.main(["bench", "nonsense"]) == 2
+    assert capfd.readouterr().err.splitlines() == [
+        "CASE must be one of peak, equal_points, accuracy, subsets, scaling, memory; got 'nonsense'"
+    ]
+
+
+def test_bench_without_sources_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli.commands, "__file__", str(tmp_path / "dkn_engine" / "commands.py"))
+    assert cli.main(["bench"]) == 2
+    assert "travel with the sources" in one_error_line(capsys)
