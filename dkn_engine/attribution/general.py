@@ -9,6 +9,7 @@ import torch
 from dkn_engine.attribution.contexts import Contexts
 from dkn_engine.attribution.paths import Paths, Points
 from dkn_engine.attribution.prefill import position_logits
+from dkn_engine.batches import in_batches
 from dkn_engine.guest import hooks
 from dkn_engine.ops.answer_probability.reference import token_objective
 
@@ -47,14 +48,14 @@ class General:
         values: list[Tensor] = []
         order = torch.argsort(points.layer, stable=True)
         sizes = torch.bincount(points.layer, minlength=1).tolist()
-        start = 0
-        for size in sizes:
-            for at in range(start, start + size, self.batch):
-                index = order[at : min(at + self.batch, start + size)]
-                gradient, value = self._forward(points.take(index))
+        for of_layer in torch.split(order, sizes):
+
+            def forward(start: int, stop: int, of_layer: Tensor = of_layer) -> None:
+                gradient, value = self._forward(points.take(of_layer[start:stop]))
                 gradients.append(gradient)
                 values.append(value)
-            start += size
+
+            self.batch = in_batches(len(of_layer), self.batch, forward)
         back = torch.argsort(order)
         return torch.cat(gradients)[back], torch.cat(values)[back]
 

@@ -9,6 +9,7 @@ import torch
 
 from dkn_engine.attribution.paths import Paths, Points
 from dkn_engine.attribution.rows import RowEngine, RowSet
+from dkn_engine.batches import in_batches
 from dkn_engine.guest import hooks
 from dkn_engine.ops.answer_probability import answer_probability
 
@@ -42,10 +43,14 @@ class Sweep:
         values = torch.empty(len(points), dtype=wide, device=clean.device)
         # Context-major batches: a batch then holds whole contexts with all their layers.
         order = torch.argsort(points.context, stable=True)
-        for start in range(0, len(points), self.rows_per_batch):
-            index = order[start : start + self.rows_per_batch]
+
+        def climb(start: int, stop: int) -> None:
+            index = order[start:stop]
             with self.engine.active():
                 gradients[index], values[index] = self._climb(points.take(index))
+
+        # What did not fit once is not tried again for the next points.
+        self.rows_per_batch = in_batches(len(points), self.rows_per_batch, climb)
         return gradients, values
 
     def _climb(self, points: Points) -> tuple[Tensor, Tensor]:

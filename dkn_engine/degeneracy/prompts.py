@@ -14,6 +14,7 @@ from dkn_engine.attribution.check import checked_rows
 from dkn_engine.attribution.contexts import AnswerSequence, build_contexts
 from dkn_engine.attribution.prefill import prefill
 from dkn_engine.attribution.rows import RowEngine, SweepUnsupported
+from dkn_engine.batches import in_batches
 from dkn_engine.degeneracy.edits import Edit, require_inside
 from dkn_engine.degeneracy.forwards import forward_log_probabilities
 from dkn_engine.degeneracy.rows import row_log_probabilities
@@ -112,10 +113,13 @@ class Prompts:
         table = np.zeros((len(edits), len(self._sequence)))
         if not len(mine):
             return np.empty((len(edits), 0))
+
+        def evaluate(start: int, stop: int) -> None:
+            found = self._evaluate(edits[start:stop], chosen)
+            table[start:stop, mine] = found.double().cpu().numpy()
+
         with guest(self.model, grad=False):
-            for start in range(0, len(edits), step):
-                found = self._evaluate(edits[start : start + step], chosen)
-                table[start : start + step, mine] = found.double().cpu().numpy()
+            in_batches(len(edits), step, evaluate)
         return np.exp(self._sum(table))[:, wanted]
 
     def _evaluate(self, edits: Sequence[Edit], chosen: Tensor) -> Tensor:

@@ -1,0 +1,43 @@
+"""Work in batches that shrink when a device runs out of memory."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+
+def in_batches(n: int, size: int, work: Callable[[int, int], None]) -> int:
+    """Call ``work(start, stop)`` over ``0 ... n`` and return the batch size that fitted.
+
+    When ``work`` runs out of the device's memory, the batch is halved and tried again, with one
+    warning. A single item that does not fit is an error.
+
+    Args:
+        n: number of items.
+        size: items a batch at first, at least 1.
+        work: must write its results where they belong only when it has them all.
+
+    Raises:
+        torch.OutOfMemoryError: one item alone does not fit.
+    """
+    import torch
+
+    start = 0
+    while start < n:
+        stop = min(start + size, n)
+        try:
+            work(start, stop)
+        except torch.OutOfMemoryError:
+            if stop - start == 1:
+                raise
+            size = (stop - start) // 2
+            warnings.warn(
+                "out of memory: going on with half the rows a batch; a smaller rows_per_batch "
+                "avoids the failed tries",
+                stacklevel=2,
+            )
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        else:
+            start = stop
+    return size

@@ -1,0 +1,84 @@
+"""A device that runs out of memory gets smaller batches, and the same results come out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dkn_engine.attribution.chunk import attribute_chunk
+from dkn_engine.attribution.general import General
+from dkn_engine.attribution.sweep import Sweep
+from dkn_engine.batches import in_batches
+from dkn_engine.config import AttributionConfig
+from dkn_engine.layout import find_layout
+from tests.tiny import MASK_ID, relative_error, sequences, tiny
+
+WARNING = "out of memory: going on with half the rows"
+
+
+def test_batches_cover_everything_once() -> None:
+    seen: list[tuple[int, int]] = []
+    assert in_batches(7, 3, lambda start, stop: seen.append((start, stop))) == 3
+    assert seen == [(0, 3), (3, 6), (6, 7)]
+    assert in_batches(0, 3, lambda start, stop: seen.append((start, stop))) == 3
+    assert len(seen) == 3
+
+
+def test_batch_is_halved_until_it_fits_and_stays_small() -> None:
+    done: list[int] = []
+    tried: list[int] = []
+
+    def work(start: int, stop: int) -> None:
+        tried.append(stop - start)
+        if stop - start > 2:
+            raise torch.OutOfMemoryError
+        done.extend(range(start, stop))
+
+    with pytest.warns(UserWarning, match=WARNING):
+        assert in_batches(9, 8, work) == 2
+    assert done == list(range(9))
+    assert tried == [8, 4, 2, 2, 2, 2, 1]
+
+
+def test_one_item_that_does_not_fit_is_an_error() -> None:
+    def work(start: int, stop: int) -> None:
+        raise torch.OutOfMemoryError
+
+    with pytest.warns(UserWarning, match=WARNING), pytest.raises(torch.OutOfMemoryError):
+        in_batches(4, 2, work)
+
+
+def limited(real: Any, most: int) -> Any:
+    """A batch function that has memory for so many points."""
+
+    def run(self: Any, points: Any) -> Any:
+        if len(points) > most:
+            raise torch.OutOfMemoryError
+        return real(self, points)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "method"),
+    [
+        ("llama", Sweep, "_climb"),
+        ("gptj", General, "_forward"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*full forward passes")
+def test_attribution_out_of_memory_gives_the_same_scores(
+    monkeypatch: pytest.MonkeyPatch, name: str, kind: Any, method: str
+) -> None:
+    model = tiny(name)
+    layout, some = find_layout(model), sequences()
+    config = AttributionConfig(rows_per_batch=1000)
+    expected = attribute_chunk(model, layout, some, config, mask_id=MASK_ID)
+    monkeypatch.setattr(kind, method, limited(getattr(kind, method), 3))
+    with pytest.warns(UserWarning, match=WARNING):
+        found = attribute_chunk(model, layout, some, config, mask_id=MASK_ID)
+    assert np.array_equal(found.n_points, expected.n_points)
+    assert relative_error(found.scores, expected.scores) < 1e-9
