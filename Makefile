@@ -40,9 +40,13 @@ lint: $(TEST) $(NATIVE)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# Run it alone on the machine. Writes benchmarks/results, prints the table of targets.
 bench: $(TEST) $(NATIVE)
-	$(PY) -m benchmarks.run $(CASES)
+	$(PIP) --group bench
+	$(PY) -m pytest benchmarks/micro -q -p no:cacheprovider --benchmark-columns=median,iqr,rounds
 	$(PY) -m benchmarks.topology --output benchmarks/results/topology.csv
+	$(PY) -m benchmarks.run $(CASES)
+	$(PY) -m benchmarks.plots
 
 # Every kernel compiled for GPUs that need not be there; the table is in benchmarks/results.
 kernels: $(TEST) $(NATIVE)

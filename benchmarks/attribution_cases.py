@@ -6,6 +6,8 @@ engine's before its time counts; a difference ends the run.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import subprocess
 import sys
@@ -173,7 +175,7 @@ def one_by_one(case: peers.Case, edits: list[Any]) -> np.ndarray:
 
 
 def scaling() -> Iterator[Row]:
-    """Time against prompt length and against the number of facts."""
+    """Time against prompt length, the number of facts in a chunk, and layers."""
     for length, prompt in PROMPTS.items():
         case = build_case(prompt)
         found = len(case.sequence.ids)
@@ -187,6 +189,21 @@ def scaling() -> Iterator[Row]:
         times = timed(lambda copies=copies: engine(case, ADAPTIVE, copies), 3)
         per_fact = [t / copies for t in times]
         yield row(f"facts at once {copies}", "dkn_engine", "seconds_per_fact", per_fact)
+    for n_layers in (8, 15, 30):
+        short = cut(case, n_layers)
+        times = timed(lambda short=short: engine(short, ADAPTIVE, FACTS_AT_ONCE), 3)
+        per_fact = [t / FACTS_AT_ONCE for t in times]
+        yield row(f"layers {n_layers}", "dkn_engine", "seconds_per_fact", per_fact)
+
+
+def cut(case: peers.Case, n_layers: int) -> peers.Case:
+    """The same fact asked of the demo model's first layers; what it answers is of no matter."""
+    model: Any = case.model
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers = n_layers
+    cut_model = type(model)(config).eval()
+    cut_model.load_state_dict(model.state_dict(), strict=False)
+    return dataclasses.replace(case, model=cut_model, layout=find_layout(cut_model))
 
 
 # Peak memory of a process is a maximum that never falls, so every figure has its own.
