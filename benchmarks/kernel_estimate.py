@@ -1,0 +1,140 @@
+"""What attribution of TempLAMA should cost on one H100: a calculation, nothing is measured.
+
+    python -m benchmarks.kernel_estimate
+
+Operations and bytes follow from shapes; each part takes the longer of arithmetic and memory, at an
+assumed share of the card's peak. ``docs/kernels.md`` explains the terms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# H100 SXM by its data sheet, dense: 16-bit tensor cores, tf32 tensor cores, float32, memory.
+PEAK_16, PEAK_TF32, PEAK_32, PEAK_BYTES = 989e12, 494e12, 67e12, 3.35e12
+# Assumed.
+ARITHMETIC, BANDWIDTH = 0.4, 0.7
+SECONDS_PER_LAUNCH, LAUNCHES_PER_LAYER = 10e-6, 80  # eager torch; forward and backward, twice
+POINTS, ROUNDS, FACTS_PER_CHUNK = 4.3, 2, 8  # points a layer as on the demo model
+
+# shared/data/templama_train.jsonl: 10,693 entries, of which 2,832 have their blank in front or inside.
+FACTS = 7861
+PROMPT, ANSWER = 8.9, 4.4  # mean tokens by the demo model's tokenizer, and a BOS
+
+
+@dataclass(frozen=True)
+class Shape:
+    layers: int
+    d: int
+    f: int
+    v: int
+    gated: bool
+    size: int  # bytes a number
+
+    @property
+    def layer(self) -> float:
+        """Weights of a layer's projections."""
+        return 4 * self.d**2 + (3 if self.gated else 2) * self.d * self.f
+
+
+MODELS = {
+    "LLaMA-2-7B, bfloat16": Shape(32, 4096, 11008, 32000, True, 2),
+    "GPT-2, float32": Shape(12, 768, 3072, 50257, False, 4),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Of one fact: floating-point operations, bytes of memory, and the arithmetic's peak."""
+
+    name: str
+    flop: float
+    bytes: float
+    peak: float
+
+    @property
+    def seconds(self) -> float:
+        return max(self.flop / (ARITHMETIC * self.peak), self.bytes / (BANDWIDTH * PEAK_BYTES))
+
+
+def row_layers(m: Shape) -> float:
+    """Rows times layers that one fact's points pass through, for all its answer tokens."""
+    return ANSWER * (POINTS * m.layers * (m.layers + 1) / 2 + ROUNDS * m.layers)
+
+
+def parts(m: Shape) -> list[Part]:
+    """Everything a fact costs, the model's own layers first; ``pre`` and ``post`` both listed."""
+    plain = PEAK_16 if m.size == 2 else PEAK_32
+    exact = PEAK_TF32 / 3 if m.size == 2 else PEAK_32
+    row_layer, points, top = row_layers(m), ANSWER * POINTS, ANSWER * POINTS * m.layers
+    per_chunk = m.layers * ROUNDS / FACTS_PER_CHUNK  # launches over a layer, a fact
+    w_out = per_chunk * m.d * m.f * m.size
+    clean = PROMPT + ANSWER + PROMPT * (PROMPT + 1) / 2 + PROMPT * (ANSWER - 1)
+    weights = per_chunk * m.layer * m.size
+    blocks = -(-m.v // 8192)
+    return [
+        Part("model: clean and masked prompts", 2 * clean * m.layers * m.layer, weights, plain),
+        Part("model: layers over rows", 4 * row_layer * m.layer, 2 * weights, plain),
+        Part("prefix_attention", 14 * row_layer * PROMPT * m.d, row_layer * m.d * _moved(m), plain),
+        Part(
+            "answer_probability",
+            4 * top * m.d * m.v,
+            2 * top * m.v * m.size
+            + blocks * 8 * top * m.d
+            + 2 * m.v * m.d * m.size * ROUNDS / FACTS_PER_CHUNK,
+            plain,
+        ),
+        Part(
+            "ig_accumulate, post",
+            4 * m.layers * ANSWER * m.d * m.f,
+            w_out + m.layers * (points * m.d * m.size + ANSWER * 2 * (4 * m.d + 4 * m.f)),
+            exact,
+        ),
+        Part(
+            "ig_accumulate, pre",
+            2 * m.layers * points * m.d * m.f,
+            w_out + m.layers * (points * m.d * m.size + ANSWER * m.f * 24),
+            plain,
+        ),
+        Part(
+            "path_activation, pre",
+            10 * m.layers * points * m.f,
+            m.layers * points * m.f * (12 + (m.size if m.gated else 0)),
+            PEAK_32,
+        ),
+    ]
+
+
+def _moved(m: Shape) -> int:
+    """Bytes of a row's attention, for each of d: q, k, v, out forward; those and their gradients
+    but one backward; in 16 bits also the result in float32, written and read."""
+    return 11 * m.size + (8 if m.size == 2 else 0)
+
+
+def report(name: str) -> list[str]:
+    """Lines of the table of one model."""
+    m = MODELS[name]
+    lines = [f"{name}", f"  {'a fact':34} {'GFLOP':>9} {'MB':>9} {'ms':>8}"]
+    for part in parts(m):
+        milli = part.seconds * 1e3
+        lines.append(
+            f"  {part.name:34} {part.flop / 1e9:9.2f} {part.bytes / 1e6:9.1f} {milli:8.3f}"
+        )
+    host = ROUNDS * m.layers * LAUNCHES_PER_LAYER * SECONDS_PER_LAUNCH / FACTS_PER_CHUNK
+    lines.append(f"  {'launches, beside the GPU':34} {'':9} {'':9} {host * 1e3:8.3f}")
+    for site, other in (("post", "pre"), ("pre", "post")):
+        gpu = sum(p.seconds for p in parts(m) if not p.name.endswith(f", {other}"))
+        whole = max(gpu, host)
+        total = f"{whole * 1e3:.1f} ms a fact, {FACTS * whole / 60:.1f} min for {FACTS:,} facts"
+        lines.append(f"  {site}: {total} ({'GPU' if gpu > host else 'launches'} bound)")
+    return lines
+
+
+def main() -> int:
+    for name in MODELS:
+        print("\n".join(report(name)))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
