@@ -6,12 +6,15 @@ run in Triton's interpreter, on a CPU; an autotune decorator would need a GPU.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction
+
+from dkn_engine.errors import BackendError
 
 
 @triton.jit
@@ -91,8 +94,26 @@ OPTIONS = {"enable_fp_fusion": True}
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-    """Start ``kernel``; the one place where it happens, so that launches can be recorded."""
-    kernel[grid](*args, **OPTIONS, **options)
+    """Start ``kernel``; the one place where it happens, so that launches can be recorded.
+
+    Raises:
+        BackendError: it does not compile or start. Callers that try whether a model's layers run
+            would otherwise take a broken kernel for a layer that does not.
+    """
+    try:
+        with _device_of(args):
+            kernel[grid](*args, **OPTIONS, **options)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        name = f"{kernel.fn.__module__}.{kernel.fn.__name__}"
+        raise BackendError(f"{name} failed: {type(error).__name__}: {error}") from error
+
+
+def _device_of(args: tuple[Any, ...]) -> contextlib.AbstractContextManager[Any]:
+    """Triton starts kernels on the current device, which need not be the tensors'."""
+    device = next(a.device for a in args if isinstance(a, torch.Tensor))
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def power_of_2(n: int, low: int, high: int) -> int:

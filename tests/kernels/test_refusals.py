@@ -150,6 +150,21 @@ def test_gradients_of_another_dtype_than_the_weights_are_refused(kernel_device: 
         ig_accumulate(x.bfloat16(), torch.ones(1, 2), zeros, x.T @ x, x, backend="triton")
 
 
+def test_a_kernel_that_fails_is_raised_and_not_taken_for_a_layer_that_does(
+    kernel_device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dkn_engine.ops.prefix_attention import triton as kernels
+
+    def broken(*_args: Any, **_options: Any) -> dict[str, int]:
+        return {"BR": 16, "BT": 16, "BD": 3, "BV": 16, "num_warps": 4}  # no power of two
+
+    monkeypatch.setattr(kernels, "block_sizes", broken)
+    model = tiny("llama", torch.float32).to(kernel_device)
+    config = AttributionConfig(quadrature="riemann_left", n_steps=1, backend="triton")
+    with pytest.raises(BackendError, match="forward_kernel failed"):
+        attribute_chunk(model, find_layout(model), SOME, config, mask_id=MASK_ID)
+
+
 def test_build_info_says_what_runs() -> None:
     backends = build_info()["backends"]
     assert set(backends) == {"reference", "native", "numba", "triton"}
