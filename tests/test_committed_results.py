@@ -1,0 +1,100 @@
+"""Defaults, README and docs say what the committed result tables say."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from dkn_engine.topology import ClustererOptions
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def rows_of(name: str) -> list[dict[str, str]]:
+    with (RESULTS / name).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def table(path: Path, header: str) -> list[list[str]]:
+    """Cells of the first Markdown table whose header begins so, without markup."""
+    lines = iter(path.read_text(encoding="utf-8").splitlines())
+    for line in lines:
+        if line.startswith(header):
+            break
+    else:
+        pytest.fail(f"{path.name} has no table that begins {header!r}")
+    next(lines)
+    cells = []
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        cells.append([re.sub(r"[*`]", "", c).strip() for c in line.strip("|").split("|")])
+    return cells
+
+
+@pytest.mark.parametrize("clusterer", ["dbscan", "hdbscan", "hierarchical", "kmeans"])
+def test_defaults_of_clusterers_are_what_the_rule_picks(clusterer: str) -> None:
+    tried = [r for r in rows_of("clusterers_tuning.csv") if r["clusterer"] == clusterer]
+    enough = [r for r in tried if float(r["with_candidates"]) >= 0.9]
+    best = max(enough or tried, key=lambda r: float(r["degenerate"]))
+    chosen = dict(pair.split("=") for pair in best["settings"].split())
+    defaults = dataclasses.asdict(ClustererOptions())
+    assert {name: str(defaults[name]) for name in chosen} == chosen
+
+
+def number(text: str, places: int) -> str:
+    """As in the documents: rounded, a dash for what is not defined."""
+    return "–" if text in {"", "nan"} else f"{float(text):.{places}f}"
+
+
+def drops(partial: str, full: str) -> str:
+    texts = number(partial, 2), number(full, 2)
+    return "–" if texts == ("–", "–") else " → ".join(texts)
+
+
+def test_the_page_on_the_published_code_shows_the_measured_departures() -> None:
+    found = table(ROOT / "docs" / "released.md", "| departure")
+    expected = [
+        [
+            r["departure"],
+            r["known"],
+            number(r["neurons"], 0),
+            number(r["components"], 1),
+            r["two_or_more"],
+            r["with_dkn"],
+            drops(r["candidates_partial"], r["candidates_full"]),
+            drops(r["dkn_partial"], r["dkn_full"]),
+        ]
+        for r in rows_of("departures.csv")
+    ]
+    assert found == expected
+
+
+def test_the_readme_shows_the_measured_clusterers() -> None:
+    figures = {(r["method"], r["figure"]): r for r in rows_of("clusterers.csv")}
+
+    def interval(method: str, figure: str) -> str:
+        r = figures[method, figure]
+        mean, low, high = (number(r[k], 2) for k in ("mean", "ci_low", "ci_high"))
+        return "–" if mean == "–" else f"{mean} [{low}, {high}]"
+
+    methods = list(dict.fromkeys(method for method, _ in figures))
+    expected = []
+    for m in methods:
+        two = figures[m, "two_or_more"]
+        expected.append(
+            [
+                str(round(float(two["mean"]) * int(two["n"]))),
+                interval(m, "degenerate"),
+                interval(m, "partial_drop"),
+                interval(m, "full_drop"),
+                drops(figures[m, "dkn_partial_drop"]["mean"], figures[m, "dkn_full_drop"]["mean"]),
+            ]
+        )
+    found = table(ROOT / "README.md", "| clusterer")
+    assert [row[1:] for row in found] == expected
