@@ -209,8 +209,14 @@ def require_comparable(config: Config, methods: Sequence[str] | None = None) -> 
     """The clusterers to be compared, NTC first.
 
     Raises:
-        UserError: an unknown method, or another filter than ``degenerate``.
+        UserError: an unknown method, another filter than ``degenerate``, or another clustering
+            than ``ntc``.
     """
+    if config.topology.clustering != "ntc":
+        raise UserError(
+            "topology.clustering must be 'ntc' to compare clusterers; "
+            f"got {config.topology.clustering!r}"
+        )
     if config.filter.method != "degenerate":
         raise UserError(
             "filter.method must be 'degenerate' to compare clusterers; "
@@ -347,11 +353,16 @@ def compare_measurements(
         measurements: of any clusterers and facts, at most one of each.
         n_facts: facts that were asked, known or not.
         seed: of the bootstrap.
+
+    Raises:
+        ValueError: no measurement of NTC.
     """
     measurements = tuple(measurements)
     by_method: dict[str, dict[str, Measurement]] = {}
     for m in measurements:
         by_method.setdefault(m.method, {})[m.fact_id] = m
+    if BASIS not in by_method:
+        raise ValueError(f"measurements must hold those of {BASIS!r}; got {list(by_method)}")
     basis = by_method[BASIS]
     return ClustererComparison(
         n_facts=n_facts,

@@ -101,6 +101,11 @@ def sentences(comparison: ClustererComparison) -> list[str]:
             f"Differences are paired over facts. Of {n} of them about {0.05 * n:.1f} would be "
             "larger than their 95% interval by chance."
         )
+    if any(m.method == "pairs" for m in comparison.methods):
+        found.append(
+            "AMIG pairs are chosen by the filter's own thresholds among all pairs of neurons, so a "
+            "fact with a pair passes it by construction."
+        )
     return found
 
 

@@ -1,6 +1,6 @@
 """Pairs of degenerate knowledge neurons, as before there were sets of them.
 
-Chen et al., Journey to the Center of the Knowledge Neurons (AMIG, arXiv 2308.13198), section 4:
+Chen et al., Journey to the Center of the Knowledge Neurons (AMIG, arXiv 2308.13198):
 a fact's degenerate knowledge neurons are pairs of its knowledge neurons of which one is enough,
 so that suppressing either alone hardly lowers the answer's probability and suppressing both does.
 

@@ -178,7 +178,14 @@ def test_means_instead_of_zeros(model: Any, comparison: ClustererComparison) -> 
     [
         ({"methods": ["spectral"]}, "methods must be among ntc, .*; got 'spectral'"),
         ({"n_draws": 0}, "n_draws must be at least 1; got 0"),
-        ({"config": Config.released()}, "filter.method must be 'degenerate'.*got 'released'"),
+        (
+            {"config": Config(filter=FilterConfig(method="released"))},
+            "filter.method must be 'degenerate'.*got 'released'",
+        ),
+        (
+            {"config": Config(topology=TopologyConfig(clustering="released"))},
+            "topology.clustering must be 'ntc'.*got 'released'",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused(model: Any, options: Any, expected: str) -> None:
@@ -237,6 +244,11 @@ def test_differences_are_paired_and_told_from_their_interval() -> None:
     assert found["kmeans", "full_drop"].enough
 
 
+def test_without_ntc_there_is_nothing_to_compare_with() -> None:
+    with pytest.raises(ValueError, match=r"must hold those of 'ntc'; got \['dbscan'\]"):
+        compare_measurements([figures(0, "dbscan", 0.1, 0.2)], n_facts=1)
+
+
 @pytest.mark.parametrize(("n", "enough"), [(5, False), (6, True)])
 def test_few_facts_say_nothing(n: int, enough: bool) -> None:
     found = {(d.method, d.figure): d for d in by_hand(n).differences}
@@ -260,7 +272,7 @@ def test_summaries_count_facts_and_average_over_those_with_components() -> None:
 
 
 def test_words_say_which_differences_are_larger_than_their_interval() -> None:
-    dbscan, kmeans, pairs, chance = clusterers_text.sentences(by_hand(10))
+    dbscan, kmeans, pairs, chance, circular = clusterers_text.sentences(by_hand(10))
     assert dbscan.startswith(
         "DBSCAN minus NTC: larger than its interval: share degenerate -1.00 [-1.00, -1.00], "
         "partial drop -0.10"
@@ -272,6 +284,7 @@ def test_words_say_which_differences_are_larger_than_their_interval() -> None:
         "fewer than 6 facts to compare: partial drop, full drop, full minus partial drop."
     )
     assert "Of 12 of them about 0.6" in chance
+    assert "by construction" in circular
 
 
 @pytest.mark.parametrize("n", [1, 10])
@@ -360,7 +373,7 @@ def test_the_program_writes_json_for_machines(program: Program, capsys: Any) -> 
     ("options", "expected"),
     [
         (["--method", "spectral"], "methods must be among ntc"),
-        (["--preset", "released"], "filter.method must be 'degenerate'"),
+        (["--preset", "released"], "topology.clustering must be 'ntc'"),
         (["--draws", "0"], "must be a positive integer; got '0'"),
         (["--limit", "x"], "must be a positive integer; got 'x'"),
         (["--set", "filter.tau=1"], "unknown key 'tau'"),
