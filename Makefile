@@ -27,12 +27,16 @@ demo: $(DEMO) $(NATIVE)
 test: $(TEST) $(NATIVE) test-native
 	$(PY) -m pytest $(PYTEST_ARGS)
 
+# Built twice: the thread sanitizer does not go together with the address sanitizer.
 test-native: $(BASE)
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S . -B $(NATIVE_TESTS) -G Ninja \
-		--log-level=WARNING -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDKN_BUILD_PYTHON=OFF \
-		-DDKN_BUILD_TESTS=ON -DDKN_SANITIZE=ON -DDKN_WERROR=ON
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake --build $(NATIVE_TESTS)
-	$(NATIVE_TESTS)/dkn_native_tests
+	set -e; for sanitizers in address,undefined thread; do \
+		build=$(NATIVE_TESTS)/$$sanitizers; \
+		PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S . -B $$build -G Ninja \
+			--log-level=WARNING -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDKN_BUILD_PYTHON=OFF \
+			-DDKN_BUILD_TESTS=ON -DDKN_SANITIZE=$$sanitizers -DDKN_WERROR=ON; \
+		PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake --build $$build; \
+		$$build/dkn_native_tests; \
+	done
 
 lint: $(TEST) $(NATIVE)
 	$(PIP) --group dev

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "edge.hpp"
+#include "rows.hpp"
 
 namespace dkn {
 
@@ -14,16 +15,6 @@ struct Neurons {
 
     std::int32_t layer(std::int64_t i) const { return data[2 * i]; }
     std::int32_t index(std::int64_t i) const { return data[2 * i + 1]; }
-};
-
-// View of a row-major matrix [n, d]; row i belongs to neuron i.
-template <typename T>
-struct Rows {
-    const T* data;
-    std::int64_t n;
-    std::int64_t d;
-
-    const T* row(std::int64_t i) const { return data + i * d; }
 };
 
 // Distances to whatever number of layers; see layer_distances.
@@ -42,9 +33,12 @@ std::vector<Edge> adjacent_edges(Neurons neurons, Rows<T> w_out, Rows<T> w_in);
 
 // Writes the distance matrix [n, n]: 0 on the diagonal, infinity within a layer; between layers the
 // shortest path through located neurons, one in each layer between, at most max_span layers apart.
-// Lengths are summed from the lowest layer upwards.
+// Lengths are summed from the lowest layer upwards. Unless null, previous [n, n] receives at
+// [a, b], for every finite distance to a b in a higher layer, the neuron just before b on the way
+// up from a (of several as short the first), and -1 elsewhere. The way to it is the way of its own
+// entry [a, previous].
 template <typename T>
 void layer_distances(Neurons neurons, Rows<T> w_out, Rows<T> w_in, std::int64_t max_span,
-                     double* distances);
+                     double* distances, std::int32_t* previous);
 
 }  // namespace dkn

@@ -1,6 +1,7 @@
 #include "merge_tree.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <numeric>
 #include <sstream>
@@ -8,44 +9,18 @@
 #include <string>
 #include <utility>
 
+#include "disjoint_sets.hpp"
+#include "targets.hpp"
+
+#ifdef DKN_HAS_X86_TARGETS
+#include <immintrin.h>
+#endif
+
 namespace dkn {
 namespace {
 
 constexpr double infinity = std::numeric_limits<double>::infinity();
-
-class DisjointSets {
-public:
-    explicit DisjointSets(std::int64_t n)
-        : parents_(static_cast<std::size_t>(n)), sizes_(static_cast<std::size_t>(n), 1) {
-        std::iota(parents_.begin(), parents_.end(), 0);
-    }
-
-    std::int32_t find(std::int32_t x) {
-        while (parent(x) != x) {
-            parent(x) = parent(parent(x));
-            x = parent(x);
-        }
-        return x;
-    }
-
-    // Unites two roots and returns the root of both.
-    std::int32_t unite(std::int32_t a, std::int32_t b) {
-        if (size(a) < size(b)) {
-            std::swap(a, b);
-        }
-        parent(b) = a;
-        sizes_[static_cast<std::size_t>(a)] += size(b);
-        return a;
-    }
-
-    std::int32_t size(std::int32_t root) const { return sizes_[static_cast<std::size_t>(root)]; }
-
-private:
-    std::int32_t& parent(std::int32_t x) { return parents_[static_cast<std::size_t>(x)]; }
-
-    std::vector<std::int32_t> parents_;
-    std::vector<std::int32_t> sizes_;
-};
+constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 
 // Merges along edges in their total order, skipping those within a component.
 MergeTree merge_sorted(std::int64_t n, const std::vector<Edge>& edges) {
@@ -75,43 +50,89 @@ MergeTree merge_sorted(std::int64_t n, const std::vector<Edge>& edges) {
     return tree;
 }
 
-Edge make_edge(double value, std::int32_t a, std::int32_t b) {
-    return {value, std::min(a, b), std::max(a, b)};
-}
+// For each point outside Prim's tree the shortest edge found so far to a point of the tree: its
+// length and that point. A point of the tree has length nan, with which every comparison is false.
+struct Links {
+    std::vector<double> lengths;
+    // As wide as the lengths, so that both fit the same vector lanes.
+    std::vector<std::int64_t> from;
 
-// The shortest edge found so far from the tree to a point outside it.
-struct Link {
-    double value;
-    std::int32_t point;
-    std::int32_t from;
+    explicit Links(std::int64_t n)
+        : lengths(static_cast<std::size_t>(n), infinity), from(static_cast<std::size_t>(n), 0) {}
 };
 
-bool is_shorter(const Link& a, const Link& b) {
-    if (a.value != b.value || a.value == infinity) {
-        return a.value < b.value;
+// Updates links [first, n) with the row of the point that has just joined; returns the least of
+// their lengths. Of two equally long edges to one point, the one from the smaller point comes first
+// in the total order, whichever side of the point they lie on.
+double relax_from(std::int64_t first, Links& links, const double* row, std::int64_t joined) {
+    double least = infinity;
+    for (std::size_t k = static_cast<std::size_t>(first); k < links.lengths.size(); ++k) {
+        double& length = links.lengths[k];
+        if (row[k] < length || (row[k] == length && joined < links.from[k])) {
+            length = row[k];
+            links.from[k] = joined;
+        }
+        least = length < least ? length : least;
     }
-    return make_edge(a.value, a.point, a.from) < make_edge(b.value, b.point, b.from);
+    return least;
 }
 
-// Updates every link with the row of the point that has just joined; returns the shortest link.
-std::size_t relax(std::vector<Link>& links, const double* row, std::int32_t joined) {
-    std::size_t shortest = 0;
-    double least = infinity;
-    for (std::size_t k = 0; k < links.size(); ++k) {
-        Link& link = links[k];
-        const double value = row[link.point];
-        // Of two equally long edges to one point, the one from the smaller point comes first in
-        // the total order, whichever side of the point they lie on.
-        if (value <= link.value && (value < link.value || joined < link.from)) {
-            link.value = value;
-            link.from = joined;
-        }
-        if (link.value <= least && (link.value < least || is_shorter(link, links[shortest]))) {
-            least = link.value;
-            shortest = k;
+using Relax = double (*)(Links&, const double*, std::int64_t);
+
+double relax(Links& links, const double* row, std::int64_t joined) {
+    return relax_from(0, links, row, joined);
+}
+
+#ifdef DKN_HAS_X86_TARGETS
+// By hand: compilers turn the selections above into jumps.
+[[gnu::target("avx2")]] double relax_avx2(Links& links, const double* row, std::int64_t joined) {
+    double* lengths = links.lengths.data();
+    std::int64_t* from = links.from.data();
+    const auto n = static_cast<std::int64_t>(links.lengths.size());
+    const __m256i from_here = _mm256_set1_epi64x(joined);
+    __m256d least = _mm256_set1_pd(infinity);
+    std::int64_t k = 0;
+    for (; k + 4 <= n; k += 4) {
+        const __m256d value = _mm256_loadu_pd(row + k);
+        const __m256d length = _mm256_loadu_pd(lengths + k);
+        auto* const origin = reinterpret_cast<__m256i*>(from + k);
+        const __m256i old_origin = _mm256_loadu_si256(origin);
+        const __m256d shorter = _mm256_cmp_pd(value, length, _CMP_LT_OQ);
+        const __m256d equal = _mm256_cmp_pd(value, length, _CMP_EQ_OQ);
+        const __m256d earlier = _mm256_castsi256_pd(_mm256_cmpgt_epi64(old_origin, from_here));
+        const __m256d closer = _mm256_or_pd(shorter, _mm256_and_pd(equal, earlier));
+        const __m256d updated = _mm256_blendv_pd(length, value, closer);
+        _mm256_storeu_pd(lengths + k, updated);
+        _mm256_storeu_si256(
+            origin, _mm256_blendv_epi8(old_origin, from_here, _mm256_castpd_si256(closer)));
+        least = _mm256_min_pd(updated, least);  // The second operand where the first is nan.
+    }
+    double lanes[4];
+    _mm256_storeu_pd(lanes, least);
+    return std::min(*std::min_element(lanes, lanes + 4), relax_from(k, links, row, joined));
+}
+#endif
+
+Relax best_relax() {
+#ifdef DKN_HAS_X86_TARGETS
+    if (__builtin_cpu_supports("avx2")) {
+        return relax_avx2;
+    }
+#endif
+    return relax;
+}
+
+// The first in the total order of the links of this length, which is finite and is there.
+Edge first_link(const Links& links, double length) {
+    Edge first{infinity, 0, 0};
+    for (std::size_t k = 0; k < links.lengths.size(); ++k) {
+        if (links.lengths[k] == length) {
+            const Edge edge = make_edge(length, static_cast<std::int32_t>(k),
+                                        static_cast<std::int32_t>(links.from[k]));
+            first = std::min(first, edge);
         }
     }
-    return shortest;
+    return first;
 }
 
 std::string at(std::int64_t i, std::int64_t j) {
@@ -171,22 +192,28 @@ MergeTree merge_edges(std::int64_t n, std::vector<Edge> edges) {
 }
 
 MergeTree merge_dense(const double* distances, std::int64_t n) {
-    std::vector<Link> links;
-    for (std::int64_t j = n - 1; j > 0; --j) {
-        links.push_back({infinity, static_cast<std::int32_t>(j), 0});
-    }
+    Links links(n);
+    const Relax relax_links = best_relax();
     std::vector<Edge> edges;
-    std::int32_t joined = 0;
-    while (!links.empty()) {
-        const std::size_t shortest = relax(links, distances + joined * n, joined);
-        const Link link = links[shortest];
-        // An infinite shortest link: the component is complete and the point starts the next one.
-        if (link.value < infinity) {
-            edges.push_back(make_edge(link.value, link.point, link.from));
+    std::int64_t joined = 0;
+    std::int64_t first_outside = 0;
+    const auto is_outside = [&](std::int64_t k) {
+        return !std::isnan(links.lengths[static_cast<std::size_t>(k)]);
+    };
+    for (std::int64_t round = 0; round + 1 < n; ++round) {
+        links.lengths[static_cast<std::size_t>(joined)] = nan;
+        const double least = relax_links(links, distances + joined * n, joined);
+        if (least < infinity) {
+            const Edge edge = first_link(links, least);
+            edges.push_back(edge);
+            joined = is_outside(edge.i) ? edge.i : edge.j;
+        } else {
+            // The component is complete and any point outside starts the next one.
+            while (!is_outside(first_outside)) {
+                ++first_outside;
+            }
+            joined = first_outside;
         }
-        joined = link.point;
-        links[shortest] = links.back();
-        links.pop_back();
     }
     std::sort(edges.begin(), edges.end());
     return merge_sorted(n, edges);

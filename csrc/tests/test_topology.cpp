@@ -18,6 +18,7 @@
 #include "components.hpp"
 #include "layer_graph.hpp"
 #include "merge_tree.hpp"
+#include "model_forest.hpp"
 #include "parallel.hpp"
 
 namespace {
@@ -230,13 +231,88 @@ std::multiset<Life> lives_of(const dkn::Components& found) {
     return lives;
 }
 
+// Every way recorded is as long as its distance says, and goes up one layer at a step.
+void test_paths(const Graph& graph, int max_span, Tally& tally) {
+    const int n = static_cast<int>(graph.n);
+    const auto at = [&](int a, int b) { return static_cast<std::size_t>(a * n + b); };
+    std::vector<double> distances(at(n, 0), std::nan(""));
+    std::vector<std::int32_t> previous(at(n, 0), -7);
+    dkn::layer_distances(graph.points(), graph.out(), graph.in(), max_span, distances.data(),
+                         previous.data());
+    tally.check(distances == brute_distances(graph, max_span), "distances with paths");
+    for (int a = 0; a < n; ++a) {
+        for (int b = 0; b < n; ++b) {
+            const bool is_up = graph.layer(b) > graph.layer(a) && distances[at(a, b)] < infinity;
+            const int p = previous[at(a, b)];
+            tally.check((p >= 0) == is_up, "a way where there is one");
+            if (p < 0) {
+                continue;
+            }
+            const double before = p == a ? 0.0 : distances[at(a, p)];
+            tally.check(graph.layer(p) == graph.layer(b) - 1 &&
+                            before + hop(graph, p, b) == distances[at(a, b)],
+                        "a way as long as the distance");
+        }
+    }
+}
+
+// All neurons of a stack of layers, as ModelForest takes it, against Kruskal on all edges.
+void test_model(std::mt19937& random, Tally& tally) {
+    const auto list_length = static_cast<std::int64_t>(1 + random() % 3);
+    const auto n_threads = static_cast<std::int64_t>(1 + random() % 3);
+    const auto n_layers = static_cast<int>(random() % 5);
+    const int n_values = random() % 2 == 0 ? 7 : 1001;  // Many ties, or few.
+    const auto number = [&] {
+        return static_cast<float>(static_cast<int>(random() % static_cast<unsigned>(n_values)) -
+                                  n_values / 2);
+    };
+    Graph graph{0, 1 + static_cast<std::int64_t>(random() % 3), {}, {}, {}};
+    dkn::ModelForest forest(list_length, 2);
+    std::vector<std::int64_t> first{0};
+    for (int layer = 0; layer < n_layers; ++layer) {
+        const auto width = static_cast<std::int64_t>(random() % 20);
+        forest.add_layer(width);
+        for (std::int64_t i = 0; i < width; ++i) {
+            graph.neurons.push_back(layer);
+            graph.neurons.push_back(static_cast<std::int32_t>(i));
+        }
+        first.push_back(first.back() + width);
+    }
+    graph.n = first.back();
+    for (std::int64_t k = 0; k < graph.n * graph.d; ++k) {
+        graph.w_out.push_back(number());
+        graph.w_in.push_back(number());
+    }
+    const auto rows = [&](const std::vector<float>& all, int layer) {
+        const auto begin = first[static_cast<std::size_t>(layer)];
+        const auto end = first[static_cast<std::size_t>(layer) + 1];
+        return dkn::Rows<float>{all.data() + begin * graph.d, end - begin, graph.d};
+    };
+    int passes = 0;
+    do {
+        for (int lower = 0; lower + 1 < n_layers; ++lower) {
+            if (forest.needs(lower)) {
+                forest.scan(lower, rows(graph.w_out, lower), rows(graph.w_in, lower + 1),
+                            n_threads);
+            }
+        }
+        ++passes;
+    } while (!forest.contract() && passes < 20);
+    const dkn::MergeTree expected = dkn::merge_edges(
+        graph.n, dkn::adjacent_edges(graph.points(), graph.out(), graph.in()));
+    tally.check(same(dkn::merge_edges(graph.n, forest.edges()), expected), "model forest");
+    tally.check(forest.edges().size() == expected.heights.size(), "no edge too many");
+}
+
 void test_graph(const Graph& graph, Tally& tally) {
     const int n = static_cast<int>(graph.n);
     dkn::check_layer_graph(graph.points(), graph.out(), graph.in());
     std::vector<double> distances(static_cast<std::size_t>(n * n), std::nan(""));
-    for (int max_span : {1, 2, 3, 0}) {
-        dkn::layer_distances(graph.points(), graph.out(), graph.in(), max_span, distances.data());
+    for (int max_span : {1, 2, 3, 4, 0}) {
+        dkn::layer_distances(graph.points(), graph.out(), graph.in(), max_span, distances.data(),
+                             nullptr);
         tally.check(distances == brute_distances(graph, max_span), "distances");
+        test_paths(graph, max_span, tally);
     }
     dkn::check_distances(distances.data(), n);
     const dkn::MergeTree tree = dkn::merge_edges(
@@ -316,6 +392,7 @@ int main() {
     std::mt19937 random(20241);
     for (int trial = 0; trial < 400; ++trial) {
         test_graph(random_graph(random), tally);
+        test_model(random, tally);
     }
     test_refusals(tally);
     test_threads(tally);

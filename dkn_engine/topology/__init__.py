@@ -4,6 +4,7 @@ Distances between knowledge neurons, the H0 merge tree of their Vietoris-Rips fi
 persistent, disjoint components of that tree. NumPy and the C++ core only; no torch.
 """
 
+from dkn_engine.topology.batch import GraphTopology, analyze_graphs, merge_trees
 from dkn_engine.topology.clusterers import CLUSTERERS, ClustererOptions, Located, cluster
 from dkn_engine.topology.condensed import ComponentForest, components
 from dkn_engine.topology.find import find_candidates
@@ -12,8 +13,9 @@ from dkn_engine.topology.graph import (
     distances,
     h0_persistence,
     merge_tree,
-    merge_trees,
 )
+from dkn_engine.topology.model import LayerPair, ModelTree, layer_weights, model_merge_tree
+from dkn_engine.topology.paths import ShortestPaths, shortest_paths
 from dkn_engine.topology.selection import candidates
 from dkn_engine.topology.tree import MergeTree, diagram
 
@@ -23,6 +25,14 @@ __all__ = [
     "h0_persistence",
     "merge_tree",
     "merge_trees",
+    "analyze_graphs",
+    "GraphTopology",
+    "shortest_paths",
+    "ShortestPaths",
+    "model_merge_tree",
+    "layer_weights",
+    "ModelTree",
+    "LayerPair",
     "MergeTree",
     "diagram",
     "components",

@@ -56,3 +56,19 @@ def as_distances(distances: ArrayLike) -> NDArray[np.float64]:
     if array.dtype.kind not in "fiu":
         raise TypeError(f"distances must be real numbers [n, n]; got {array.dtype}")
     return np.ascontiguousarray(array, dtype=np.float64).reshape(array.shape)
+
+
+def as_span(max_span: int | None) -> int:
+    """Most layers that a distance crosses, as the core takes it: 0 for no limit.
+
+    Raises:
+        TypeError: neither an integer nor None.
+        ValueError: less than 1.
+    """
+    if max_span is None:
+        return 0
+    if isinstance(max_span, bool) or not isinstance(max_span, int):
+        raise TypeError(f"max_span must be an integer or None; got {max_span!r}")
+    if max_span < 1:
+        raise ValueError(f"max_span must be at least 1 or None; got {max_span}")
+    return min(max_span, np.iinfo(np.int64).max)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dkn_engine import _native
-from dkn_engine.topology.arrays import as_distances, as_neurons, as_weights
+from dkn_engine.topology.arrays import as_distances, as_neurons, as_span, as_weights
 from dkn_engine.topology.tree import MergeTree
 
 
@@ -33,11 +30,7 @@ def distances(
         TypeError: wrong dtype.
         ValueError: wrong shape, duplicate or negative neurons, weights that are not finite.
     """
-    if max_span is not None and (isinstance(max_span, bool) or not isinstance(max_span, int)):
-        raise TypeError(f"max_span must be an integer or None; got {max_span!r}")
-    if max_span is not None and max_span < 1:
-        raise ValueError(f"max_span must be at least 1 or None; got {max_span}")
-    limit = 0 if max_span is None else min(max_span, np.iinfo(np.int64).max)
+    limit = as_span(max_span)
     return _native.distances(as_neurons(neurons), *as_weights(w_out, w_in), limit)
 
 
@@ -63,28 +56,6 @@ def merge_tree(neurons: ArrayLike, w_out: ArrayLike, w_in: ArrayLike) -> MergeTr
     path. Arguments and errors as in :func:`distances`.
     """
     return layer_tree(neurons, w_out, w_in)[0]
-
-
-def merge_trees(
-    graphs: Iterable[tuple[ArrayLike, ArrayLike, ArrayLike]], n_threads: int = 1
-) -> list[MergeTree]:
-    """:func:`merge_tree` of many graphs, in their order, whatever the number of threads.
-
-    Args:
-        graphs: ``(neurons, w_out, w_in)`` of each.
-        n_threads: threads over graphs, at least 1; the interpreter's lock is released.
-    """
-    arrays: list[tuple[NDArray[np.int32], Any, Any]] = [
-        (as_neurons(neurons), *as_weights(w_out, w_in)) for neurons, w_out, w_in in graphs
-    ]
-    # One call holds one dtype, so that no float32 graph is copied for the sake of another.
-    trees: dict[int, MergeTree] = {}
-    for dtype in (np.float32, np.float64):
-        chosen = [k for k, (_, w_out, _) in enumerate(arrays) if w_out.dtype == dtype]
-        found = _native.layer_trees([arrays[k] for k in chosen], n_threads)
-        for k, tree in zip(chosen, found, strict=True):
-            trees[k] = MergeTree(len(arrays[k][0]), *tree)
-    return [trees[k] for k in range(len(arrays))]
 
 
 def adjacent_distances(
