@@ -52,6 +52,7 @@ def clusterers(args: argparse.Namespace) -> int:
                 methods=args.methods,
                 n_draws=args.draws,
                 out=run,
+                strict=args.strict,
                 progress=progress,
             )
     if args.out is not None:

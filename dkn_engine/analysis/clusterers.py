@@ -138,7 +138,8 @@ class ClustererComparison:
     """The comparison's tables.
 
     Attributes:
-        n_facts: facts given; ``n_known`` of them the model knows.
+        n_facts: facts given; ``n_known`` of them the model knows, ``n_unusable`` could not be
+            asked (they cannot be encoded, or the model gives no finite probability).
         methods: one summary a clusterer, NTC first.
         differences: every other clusterer minus NTC, figure by figure.
         measurements: one a known fact and clusterer.
@@ -146,6 +147,7 @@ class ClustererComparison:
 
     n_facts: int
     n_known: int
+    n_unusable: int
     methods: tuple[MethodSummary, ...]
     differences: tuple[Difference, ...]
     measurements: tuple[Measurement, ...]
@@ -161,6 +163,7 @@ def compare_clusterers(
     options: ClustererOptions | None = None,
     n_draws: int = 5,
     out: str | Path | None = None,
+    strict: bool = False,
     progress: Progress | None = None,
 ) -> ClustererComparison:
     """Every clusterer's components over the facts the model knows, by one functional filter.
@@ -176,11 +179,12 @@ def compare_clusterers(
         options: of the other clusterers.
         n_draws: of ``random``, averaged.
         out: run directory for the attribution, created or continued; None keeps nothing.
+        strict: refuse facts that cannot be used instead of leaving them out.
         progress: called with (facts done, facts) after every fact.
 
     Raises:
-        UserError: an unknown method, another filter, no draw, or no fact that the model knows;
-            and what :func:`dkn_engine.iter_dkns` raises.
+        UserError: an unknown method, another filter, no draw, no fact that the model knows, or
+            with ``strict`` one that cannot be used; and what :func:`dkn_engine.iter_dkns` raises.
 
     Source:
         Chen et al., Cracking Factual Knowledge (arXiv 2402.13731), the comparison of
@@ -193,16 +197,20 @@ def compare_clusterers(
     bench = _Bench(model, tokenizer, facts, config, options or ClustererOptions(), n_draws)
     found: list[Measurement] = []
     results = iter_dkns(model, tokenizer, facts, without_controls(config), out)
-    known = 0
+    known = unusable = 0
     for i, (fact, result) in enumerate(zip(facts, results, strict=True)):
         if result.status == "ok":
             known += 1
             found += bench.measure(fact, result, names)
+        elif result.status != "not_known":
+            unusable += 1
+            if strict:
+                raise UserError(f"fact {fact.id!r} cannot be used: {result.reason}")
         if progress is not None:
             progress(i + 1, len(facts))
     if not known:
         raise UserError(f"the model knows none of the {len(facts)} facts: nothing to compare")
-    return compare_measurements(found, n_facts=len(facts), seed=config.seed)
+    return compare_measurements(found, n_facts=len(facts), n_unusable=unusable, seed=config.seed)
 
 
 def require_comparable(config: Config, methods: Sequence[str] | None = None) -> list[str]:
@@ -345,13 +353,13 @@ def _average(measured: Sequence[Measurement]) -> Measurement:
 
 
 def compare_measurements(
-    measurements: Iterable[Measurement], *, n_facts: int, seed: int = 0
+    measurements: Iterable[Measurement], *, n_facts: int, n_unusable: int = 0, seed: int = 0
 ) -> ClustererComparison:
     """Summaries and paired differences of measurements; NTC's must be among them.
 
     Args:
         measurements: of any clusterers and facts, at most one of each.
-        n_facts: facts that were asked, known or not.
+        n_facts: facts that were given, known or not; ``n_unusable`` of them could not be asked.
         seed: of the bootstrap.
 
     Raises:
@@ -367,6 +375,7 @@ def compare_measurements(
     return ClustererComparison(
         n_facts=n_facts,
         n_known=len(basis),
+        n_unusable=n_unusable,
         methods=tuple(_summary(name, list(f.values()), seed) for name, f in by_method.items()),
         differences=tuple(
             _difference(name, figure, by_fact, basis, seed)

@@ -44,8 +44,9 @@ _FIELDS = (
 
 def render(comparison: ClustererComparison) -> str:
     """Tables of at most 80 columns and what they say in words, ending in a newline."""
+    left_out = f", {comparison.n_unusable} cannot be used" if comparison.n_unusable else ""
     blocks = [
-        f"{comparison.n_facts} facts, of which the model knows {comparison.n_known}; "
+        f"{comparison.n_facts} facts, of which the model knows {comparison.n_known}{left_out}; "
         "means [95% interval over facts].",
         "\n".join(_found(comparison.methods)),
         "\n".join(_drops(comparison.methods)),

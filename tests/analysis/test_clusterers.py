@@ -59,7 +59,7 @@ def of(comparison: ClustererComparison, method: str, fact: dkn.Fact) -> Measurem
 
 
 def test_every_clusterer_sees_every_known_fact(comparison: ClustererComparison) -> None:
-    assert (comparison.n_facts, comparison.n_known) == (3, 2)
+    assert (comparison.n_facts, comparison.n_known, comparison.n_unusable) == (3, 2, 0)
     assert [m.method for m in comparison.methods] == list(CLUSTERERS)
     assert [m.control for m in comparison.methods] == [n == "random" for n in CLUSTERERS]
     asked = [(m.fact_id, m.method) for m in comparison.measurements]
@@ -196,6 +196,16 @@ def test_what_cannot_be_compared_is_refused(model: Any, options: Any, expected: 
 def test_facts_that_nobody_knows_leave_nothing_to_compare(model: Any) -> None:
     with pytest.raises(dkn.UserError, match="the model knows none of the 1 facts"):
         compare_clusterers(model, words_tokenizer(), [UNKNOWN], CONFIG)
+
+
+def test_facts_that_cannot_be_used_are_counted_or_refused(model: Any) -> None:
+    unusable = dataclasses.replace(BOTH.fact, id="empty", answer="")
+    facts = [EITHER.fact, unusable]
+    found = compare_clusterers(model, words_tokenizer(), facts, CONFIG, methods=["ntc"])
+    assert (found.n_facts, found.n_known, found.n_unusable) == (2, 1, 1)
+    assert "2 facts, of which the model knows 1, 1 cannot be used" in clusterers_text.render(found)
+    with pytest.raises(dkn.UserError, match="'empty' cannot be used"):
+        compare_clusterers(model, words_tokenizer(), facts, CONFIG, methods=["ntc"], strict=True)
 
 
 def figures(fact: int, method: str, partial: float, full: float, hit: float = 1) -> Measurement:
