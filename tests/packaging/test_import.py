@@ -32,7 +32,12 @@ def test_constraints_pin_versions_only():
         assert version.replace(".", "").isalnum(), line
 
 
-def test_stub_names_every_function_of_the_extension():
+def test_stub_names_everything_in_the_extension():
     stub = ast.parse((ROOT / "dkn_engine/_native.pyi").read_text(encoding="utf-8"))
-    declared = {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
+    public = (ast.FunctionDef, ast.ClassDef)
+    declared = {
+        node.name
+        for node in stub.body
+        if isinstance(node, public) and not node.name.startswith("_")
+    }
     assert declared == {name for name in dir(_native) if not name.startswith("_")}
