@@ -54,62 +54,100 @@ MergeTree merge_sorted(std::int64_t n, const std::vector<Edge>& edges) {
 // length and that point. A point of the tree has length nan, with which every comparison is false.
 struct Links {
     std::vector<double> lengths;
-    // As wide as the lengths, so that both fit the same vector lanes.
-    std::vector<std::int64_t> from;
+    std::vector<std::int32_t> from;
 
     explicit Links(std::int64_t n)
         : lengths(static_cast<std::size_t>(n), infinity), from(static_cast<std::size_t>(n), 0) {}
+
+    std::int64_t size() const { return static_cast<std::int64_t>(lengths.size()); }
+
+    // Takes an edge to the point that has just joined. Of two equally long edges to one point, the
+    // one from the smaller point comes first in the total order, whichever side they lie on.
+    void offer(std::int64_t k, double value, std::int32_t joined) {
+        double& length = lengths[static_cast<std::size_t>(k)];
+        std::int32_t& origin = from[static_cast<std::size_t>(k)];
+        if (value < length || (value == length && joined < origin)) {
+            length = value;
+            origin = joined;
+        }
+    }
+
+    Edge edge(std::int64_t k) const {
+        const auto at = static_cast<std::size_t>(k);
+        return make_edge(lengths[at], static_cast<std::int32_t>(k), from[at]);
+    }
 };
 
 // Updates links [first, n) with the row of the point that has just joined; returns the least of
-// their lengths. Of two equally long edges to one point, the one from the smaller point comes first
-// in the total order, whichever side of the point they lie on.
-double relax_from(std::int64_t first, Links& links, const double* row, std::int64_t joined) {
+// their lengths.
+double relax_from(std::int64_t first, Links& links, const double* row, std::int32_t joined) {
     double least = infinity;
-    for (std::size_t k = static_cast<std::size_t>(first); k < links.lengths.size(); ++k) {
-        double& length = links.lengths[k];
-        if (row[k] < length || (row[k] == length && joined < links.from[k])) {
-            length = row[k];
-            links.from[k] = joined;
-        }
-        least = length < least ? length : least;
+    for (std::int64_t k = first; k < links.size(); ++k) {
+        links.offer(k, row[k], joined);
+        least = std::min(least, links.lengths[static_cast<std::size_t>(k)]);
     }
     return least;
 }
 
-using Relax = double (*)(Links&, const double*, std::int64_t);
+// The first in the total order of `before` and the links [first, n) of this length.
+Edge first_link_from(std::int64_t first, const Links& links, double length, Edge before) {
+    for (std::int64_t k = first; k < links.size(); ++k) {
+        if (links.lengths[static_cast<std::size_t>(k)] == length) {
+            before = std::min(before, links.edge(k));
+        }
+    }
+    return before;
+}
 
-double relax(Links& links, const double* row, std::int64_t joined) {
-    return relax_from(0, links, row, joined);
+constexpr Edge no_edge{infinity, 0, 0};
+
+// Updates all links with the row of the point that has just joined; returns the first of them in
+// the total order, of infinite length if there is none.
+using Relax = Edge (*)(Links&, const double*, std::int32_t);
+
+Edge relax(Links& links, const double* row, std::int32_t joined) {
+    const double least = relax_from(0, links, row, joined);
+    return least < infinity ? first_link_from(0, links, least, no_edge) : no_edge;
 }
 
 #ifdef DKN_HAS_X86_TARGETS
-// By hand: compilers turn the selections above into jumps.
-[[gnu::target("avx2")]] double relax_avx2(Links& links, const double* row, std::int64_t joined) {
-    double* lengths = links.lengths.data();
-    std::int64_t* from = links.from.data();
-    const auto n = static_cast<std::int64_t>(links.lengths.size());
-    const __m256i from_here = _mm256_set1_epi64x(joined);
-    __m256d least = _mm256_set1_pd(infinity);
-    std::int64_t k = 0;
-    for (; k + 4 <= n; k += 4) {
-        const __m256d value = _mm256_loadu_pd(row + k);
-        const __m256d length = _mm256_loadu_pd(lengths + k);
-        auto* const origin = reinterpret_cast<__m256i*>(from + k);
-        const __m256i old_origin = _mm256_loadu_si256(origin);
-        const __m256d shorter = _mm256_cmp_pd(value, length, _CMP_LT_OQ);
-        const __m256d equal = _mm256_cmp_pd(value, length, _CMP_EQ_OQ);
-        const __m256d earlier = _mm256_castsi256_pd(_mm256_cmpgt_epi64(old_origin, from_here));
-        const __m256d closer = _mm256_or_pd(shorter, _mm256_and_pd(equal, earlier));
-        const __m256d updated = _mm256_blendv_pd(length, value, closer);
-        _mm256_storeu_pd(lengths + k, updated);
-        _mm256_storeu_si256(
-            origin, _mm256_blendv_epi8(old_origin, from_here, _mm256_castpd_si256(closer)));
-        least = _mm256_min_pd(updated, least);  // The second operand where the first is nan.
+// By hand, since compilers do not vectorise the least of numbers that may be nan. Most rows improve
+// few links, and few links have the least length, so those are left to plain code.
+[[gnu::target("avx2")]] Edge relax_avx2(Links& links, const double* row, std::int32_t joined) {
+    const double* lengths = links.lengths.data();
+    const std::int64_t whole = links.size() / 4 * 4;
+    __m256d least_lanes = _mm256_set1_pd(infinity);
+    for (std::int64_t k = 0; k < whole; k += 4) {
+        __m256d length = _mm256_loadu_pd(lengths + k);
+        if (_mm256_movemask_pd(_mm256_cmp_pd(_mm256_loadu_pd(row + k), length, _CMP_LE_OQ)) != 0) {
+            for (std::int64_t lane = k; lane < k + 4; ++lane) {
+                links.offer(lane, row[lane], joined);
+            }
+            length = _mm256_loadu_pd(lengths + k);
+        }
+        // The second operand where the first is nan.
+        least_lanes = _mm256_min_pd(length, least_lanes);
     }
     double lanes[4];
-    _mm256_storeu_pd(lanes, least);
-    return std::min(*std::min_element(lanes, lanes + 4), relax_from(k, links, row, joined));
+    _mm256_storeu_pd(lanes, least_lanes);
+    const double least = std::min(*std::min_element(lanes, lanes + 4),
+                                  relax_from(whole, links, row, joined));
+    if (least == infinity) {
+        return no_edge;
+    }
+    Edge first = no_edge;
+    const __m256d wanted = _mm256_set1_pd(least);
+    for (std::int64_t k = 0; k < whole; k += 4) {
+        const __m256d length = _mm256_loadu_pd(lengths + k);
+        if (_mm256_movemask_pd(_mm256_cmp_pd(length, wanted, _CMP_EQ_OQ)) != 0) {
+            for (std::int64_t lane = k; lane < k + 4; ++lane) {
+                if (lengths[lane] == least) {
+                    first = std::min(first, links.edge(lane));
+                }
+            }
+        }
+    }
+    return first_link_from(whole, links, least, first);
 }
 #endif
 
@@ -120,19 +158,6 @@ Relax best_relax() {
     }
 #endif
     return relax;
-}
-
-// The first in the total order of the links of this length, which is finite and is there.
-Edge first_link(const Links& links, double length) {
-    Edge first{infinity, 0, 0};
-    for (std::size_t k = 0; k < links.lengths.size(); ++k) {
-        if (links.lengths[k] == length) {
-            const Edge edge = make_edge(length, static_cast<std::int32_t>(k),
-                                        static_cast<std::int32_t>(links.from[k]));
-            first = std::min(first, edge);
-        }
-    }
-    return first;
 }
 
 std::string at(std::int64_t i, std::int64_t j) {
@@ -173,6 +198,56 @@ bool is_valid_block(const double* distances, std::int64_t n, Range rows, Range c
     return valid;
 }
 
+using IsValidBlock = bool (*)(const double*, std::int64_t, Range, Range);
+
+#ifdef DKN_HAS_X86_TARGETS
+// The same for four rows and columns at a time, where they lie above the diagonal.
+[[gnu::target("avx2")]] bool is_valid_block_avx2(const double* distances, std::int64_t n,
+                                                 Range rows, Range cols) {
+    if (rows.last > cols.first) {
+        return is_valid_block(distances, n, rows, cols);
+    }
+    const Range four_rows{rows.first, rows.last - (rows.last - rows.first) % 4};
+    const Range four_cols{cols.first, cols.last - (cols.last - cols.first) % 4};
+    const __m256d zero = _mm256_setzero_pd();
+    __m256d valid = _mm256_cmp_pd(zero, zero, _CMP_EQ_OQ);
+    for (std::int64_t i = four_rows.first; i < four_rows.last; i += 4) {
+        for (std::int64_t j = four_cols.first; j < four_cols.last; j += 4) {
+            const double* lower = distances + j * n + i;
+            const __m256d a = _mm256_loadu_pd(lower);
+            const __m256d b = _mm256_loadu_pd(lower + n);
+            const __m256d c = _mm256_loadu_pd(lower + 2 * n);
+            const __m256d d = _mm256_loadu_pd(lower + 3 * n);
+            const __m256d ab_even = _mm256_unpacklo_pd(a, b);
+            const __m256d ab_odd = _mm256_unpackhi_pd(a, b);
+            const __m256d cd_even = _mm256_unpacklo_pd(c, d);
+            const __m256d cd_odd = _mm256_unpackhi_pd(c, d);
+            const __m256d transposed[4] = {_mm256_permute2f128_pd(ab_even, cd_even, 0x20),
+                                           _mm256_permute2f128_pd(ab_odd, cd_odd, 0x20),
+                                           _mm256_permute2f128_pd(ab_even, cd_even, 0x31),
+                                           _mm256_permute2f128_pd(ab_odd, cd_odd, 0x31)};
+            for (std::int64_t r = 0; r < 4; ++r) {
+                const __m256d upper = _mm256_loadu_pd(distances + (i + r) * n + j);
+                valid = _mm256_and_pd(valid, _mm256_cmp_pd(upper, zero, _CMP_GE_OQ));
+                valid = _mm256_and_pd(valid, _mm256_cmp_pd(upper, transposed[r], _CMP_EQ_OQ));
+            }
+        }
+    }
+    return _mm256_movemask_pd(valid) == 0xF &&
+           is_valid_block(distances, n, four_rows, {four_cols.last, cols.last}) &&
+           is_valid_block(distances, n, {four_rows.last, rows.last}, cols);
+}
+#endif
+
+IsValidBlock best_is_valid_block() {
+#ifdef DKN_HAS_X86_TARGETS
+    if (__builtin_cpu_supports("avx2")) {
+        return is_valid_block_avx2;
+    }
+#endif
+    return is_valid_block;
+}
+
 void check_block(const double* distances, std::int64_t n, Range rows, Range cols) {
     for (std::int64_t i = rows.first; i < rows.last; ++i) {
         for (std::int64_t j = std::max(cols.first, i + 1); j < cols.last; ++j) {
@@ -202,9 +277,9 @@ MergeTree merge_dense(const double* distances, std::int64_t n) {
     };
     for (std::int64_t round = 0; round + 1 < n; ++round) {
         links.lengths[static_cast<std::size_t>(joined)] = nan;
-        const double least = relax_links(links, distances + joined * n, joined);
-        if (least < infinity) {
-            const Edge edge = first_link(links, least);
+        const Edge edge =
+            relax_links(links, distances + joined * n, static_cast<std::int32_t>(joined));
+        if (edge.value < infinity) {
             edges.push_back(edge);
             joined = is_outside(edge.i) ? edge.i : edge.j;
         } else {
@@ -227,11 +302,12 @@ void check_distances(const double* distances, std::int64_t n) {
     // In blocks, because one of the two elements of a pair is always a column away. A block that
     // fails is gone through again for the message.
     constexpr std::int64_t block = 64;
+    const IsValidBlock is_valid = best_is_valid_block();
     for (std::int64_t i0 = 0; i0 < n; i0 += block) {
         for (std::int64_t j0 = i0; j0 < n; j0 += block) {
             const std::int64_t i1 = std::min(i0 + block, n);
             const std::int64_t j1 = std::min(j0 + block, n);
-            if (!is_valid_block(distances, n, {i0, i1}, {j0, j1})) {
+            if (!is_valid(distances, n, {i0, i1}, {j0, j1})) {
                 check_block(distances, n, {i0, i1}, {j0, j1});
             }
         }

@@ -170,6 +170,56 @@ def test_nan_is_found_beyond_the_first_block():
         topology.h0_persistence(distances)
 
 
+@pytest.mark.parametrize("n", [2, 4, 5, 63, 64, 65, 70, 131])
+def test_prim_and_kruskal_agree_and_checks_see_everything_around_the_blocks(n):
+    distances = tied_distances(n, seed=n)
+    assert_same(topology.h0_persistence(distances), kruskal(distances))
+    random = np.random.default_rng(n)
+    for bad in (np.nan, -1.0, 7.0):
+        for _ in range(20):
+            i, j = random.choice(n, 2, replace=False)
+            broken = distances.copy()
+            broken[i, j] = bad
+            with pytest.raises(ValueError, match="distances must be"):
+                topology.h0_persistence(broken)
+
+
+@pytest.mark.parametrize("n", [3, 9, 40, 101])
+def test_negative_zero_is_zero_and_the_diagonal_is_not_read(n):
+    distances = tied_distances(n, seed=1)
+    expected = topology.h0_persistence(distances)
+    signed = np.where(distances == 0, -0.0, distances)
+    np.fill_diagonal(signed, np.nan)
+    assert_same(topology.h0_persistence(signed), expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_relabelled_points_have_the_same_diagram_and_the_same_partitions(seed):
+    distances = tied_distances(60, seed)
+    order = np.random.default_rng(seed).permutation(60)
+    one = topology.h0_persistence(distances)
+    two = topology.h0_persistence(distances[np.ix_(order, order)])
+    np.testing.assert_array_equal(topology.diagram(two), topology.diagram(one))
+    renamed = [
+        {frozenset(order[list(p)].tolist()) for p in ps} for ps in heights_of_each_merge(two)
+    ]
+    assert renamed == heights_of_each_merge(one)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_small_change_of_the_distances_moves_each_death_by_no_more(seed):
+    # Stability of the diagram: for H0 the sorted deaths are 1-Lipschitz in the largest change.
+    random = np.random.default_rng(seed)
+    distances = np.triu(random.random((50, 50)), k=1)
+    change = np.triu(random.uniform(-1e-3, 1e-3, (50, 50)), k=1)
+    changed = np.maximum(distances + change, 0)
+    deaths = [
+        topology.diagram(topology.h0_persistence(upper + upper.T))[:-1, 1]
+        for upper in (distances, changed)
+    ]
+    assert np.abs(deaths[1] - deaths[0]).max() <= np.abs(changed - distances).max()
+
+
 def test_the_core_takes_no_other_dtype():
     with pytest.raises(TypeError):
         _native.dense_tree(np.zeros((2, 2), dtype=np.float32))
