@@ -22,32 +22,65 @@ namespace {
 constexpr double infinity = std::numeric_limits<double>::infinity();
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 
-// Merges along edges in their total order, skipping those within a component.
-MergeTree merge_sorted(std::int64_t n, const std::vector<Edge>& edges) {
-    MergeTree tree;
-    tree.n = n;
-    DisjointSets sets(n);
-    std::vector<std::int32_t> nodes(static_cast<std::size_t>(n));
-    std::iota(nodes.begin(), nodes.end(), 0);
-    for (const Edge& edge : edges) {
-        const std::int32_t a = sets.find(edge.i);
-        const std::int32_t b = sets.find(edge.j);
+// Builds a tree from edges offered in their total order, skipping those within a component.
+class TreeBuilder {
+public:
+    explicit TreeBuilder(std::int64_t n) : sets_(n), nodes_(static_cast<std::size_t>(n)) {
+        tree_.n = n;
+        std::iota(nodes_.begin(), nodes_.end(), 0);
+    }
+
+    bool is_inner(const Edge& edge) { return sets_.find(edge.i) == sets_.find(edge.j); }
+
+    void offer(const Edge& edge) {
+        const std::int32_t a = sets_.find(edge.i);
+        const std::int32_t b = sets_.find(edge.j);
         if (a == b) {
-            continue;
+            return;
         }
         const auto [left, right] =
-            std::minmax(nodes[static_cast<std::size_t>(a)], nodes[static_cast<std::size_t>(b)]);
-        tree.children.push_back({left, right});
-        tree.heights.push_back(edge.value);
-        const std::int32_t root = sets.unite(a, b);
-        tree.sizes.push_back(sets.size(root));
-        const auto merges = static_cast<std::int64_t>(tree.heights.size());
-        nodes[static_cast<std::size_t>(root)] = static_cast<std::int32_t>(n + merges - 1);
-        if (merges == n - 1) {
-            break;
-        }
+            std::minmax(nodes_[static_cast<std::size_t>(a)], nodes_[static_cast<std::size_t>(b)]);
+        tree_.children.push_back({left, right});
+        tree_.heights.push_back(edge.value);
+        const std::int32_t root = sets_.unite(a, b);
+        tree_.sizes.push_back(sets_.size(root));
+        const auto merges = static_cast<std::int64_t>(tree_.heights.size());
+        nodes_[static_cast<std::size_t>(root)] = static_cast<std::int32_t>(tree_.n + merges - 1);
     }
-    return tree;
+
+    bool is_connected() const {
+        return static_cast<std::int64_t>(tree_.heights.size()) + 1 >= tree_.n;
+    }
+
+    MergeTree take() { return std::move(tree_); }
+
+private:
+    MergeTree tree_;
+    DisjointSets sets_;
+    std::vector<std::int32_t> nodes_;
+};
+
+// Kruskal's algorithm that sorts no more than it has to: after the shortest edges, those of the
+// others that lie within a component are dropped (Osipov, Sanders and Singler,
+// https://doi.org/10.1137/1.9781611972894.5).
+MergeTree merge_shortest_first(std::int64_t n, std::vector<Edge> edges) {
+    TreeBuilder builder(n);
+    std::int64_t count = std::max<std::int64_t>(2 * n, 64);
+    auto first = edges.begin();
+    auto last = edges.end();
+    while (first != last && !builder.is_connected()) {
+        const auto middle = last - first > 2 * count ? first + count : last;
+        if (middle != last) {
+            std::nth_element(first, middle, last);
+        }
+        std::sort(first, middle);
+        std::for_each(first, middle, [&](const Edge& edge) { builder.offer(edge); });
+        last = std::remove_if(middle, last,
+                              [&](const Edge& edge) { return builder.is_inner(edge); });
+        first = middle;
+        count *= 2;
+    }
+    return builder.take();
 }
 
 // For each point outside Prim's tree the shortest edge found so far to a point of the tree: its
@@ -262,8 +295,7 @@ MergeTree merge_edges(std::int64_t n, std::vector<Edge> edges) {
     edges.erase(std::remove_if(edges.begin(), edges.end(),
                                [](const Edge& edge) { return edge.value == infinity; }),
                 edges.end());
-    std::sort(edges.begin(), edges.end());
-    return merge_sorted(n, edges);
+    return merge_shortest_first(n, std::move(edges));
 }
 
 MergeTree merge_dense(const double* distances, std::int64_t n) {
@@ -290,8 +322,7 @@ MergeTree merge_dense(const double* distances, std::int64_t n) {
             joined = first_outside;
         }
     }
-    std::sort(edges.begin(), edges.end());
-    return merge_sorted(n, edges);
+    return merge_shortest_first(n, std::move(edges));
 }
 
 void check_distances(const double* distances, std::int64_t n) {
