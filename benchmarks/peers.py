@@ -81,6 +81,11 @@ def patched(case: Case, layer: int, activation: Tensor) -> Iterator[None]:
         handle.remove()
 
 
+def left_points(n_steps: int, like: Tensor) -> Tensor:
+    """Alphas ``[n_steps, 1]`` of the left Riemann rule."""
+    return (torch.arange(n_steps, dtype=torch.float64) / n_steps).to(like.dtype).unsqueeze(1)
+
+
 def masked_copies(case: Case) -> Tensor:
     """Tokens ``[T, T]``: each prompt token masked in turn."""
     length = len(case.sequence.ids)
@@ -106,8 +111,7 @@ def released(case: Case, n_steps: int) -> np.ndarray:
                 case.model(input_ids=ids.unsqueeze(0), use_cache=False)
                 masked.append(store[layer])
         baseline = torch.stack(masked).mean(0)
-        alpha = torch.arange(n_steps).unsqueeze(1) / n_steps
-        points = (baseline + alpha * (x - baseline)).requires_grad_(True)
+        points = (baseline + left_points(n_steps, x) * (x - baseline)).requires_grad_(True)
         with patched(case, layer, points):
             logits = case.model(input_ids=case.ids.repeat(n_steps, 1), use_cache=False).logits
         p = logits[:, -1].softmax(-1)[:, case.target]
@@ -126,8 +130,7 @@ def lean(case: Case, n_steps: int) -> np.ndarray:
     with frozen(case.model):
         for layer in range(case.layout.n_layers):
             delta = x[layer] - baseline[layer]
-            alpha = torch.arange(n_steps).unsqueeze(1) / n_steps
-            points = (baseline[layer] + alpha * delta).requires_grad_(True)
+            points = (baseline[layer] + left_points(n_steps, delta) * delta).requires_grad_(True)
             p = probability(case, layer, points)
             (gradient,) = torch.autograd.grad(p.sum(), points)
             rows.append((gradient.mean(0) * delta).numpy())

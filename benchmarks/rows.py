@@ -68,10 +68,12 @@ def timed(work: Callable[[], object], repeats: int, *, warm: bool = True) -> lis
     return times
 
 
-def require_equal(name: str, found: np.ndarray, expected: np.ndarray) -> None:
-    """End the run, before any time is reported, unless results agree to 1e-5 of the largest."""
+def require_equal(
+    name: str, found: np.ndarray, expected: np.ndarray, allowed: float = 1e-5
+) -> None:
+    """End the run, before any time is reported, unless results agree to a share of the largest."""
     worst = float(np.abs(found - expected).max() / np.abs(expected).max())
-    if not worst <= 1e-5:
+    if not worst <= allowed:
         raise SystemExit(f"{name} differs from the engine by {worst:.1e} of the largest value")
 
 

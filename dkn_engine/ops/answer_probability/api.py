@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from dkn_engine.ops.answer_probability import reference
+from dkn_engine.ops.answer_probability import blocked, reference
 from dkn_engine.ops.answer_probability.tail import Head, Tail
 from dkn_engine.ops.dispatch import choose, triton_refusal
 
@@ -27,7 +27,8 @@ def answer_probability(
 
     Args:
         tail: everything after the last block, ``[n, d] -> logits [n, V]``. The reference calls it;
-            the kernel needs a :class:`Tail` that can be taken apart into a :class:`Head`.
+            the kernel needs a :class:`Tail` that can be taken apart into a :class:`Head`, and so
+            does the closed form that ``auto`` takes on the CPU (in float32 and float64).
         hidden: ``[N, d]``, output of the last block.
         targets: int64 ``[N]``, gold tokens.
         objective: ``probability`` or ``log_probability``.
@@ -52,6 +53,8 @@ def answer_probability(
 
         assert isinstance(head, Head)
         return triton.answer_probability(head, hidden, targets, objective, gradient)
+    if backend == "auto" and isinstance(head, Head) and _suits_blocks(hidden):
+        return blocked.answer_probability(head, hidden, targets, objective, gradient)
     return reference.answer_probability(tail, hidden, targets, objective, gradient, block)
 
 
@@ -59,9 +62,15 @@ def _head(
     tail: Callable[[torch.Tensor], torch.Tensor] | Tail, hidden: torch.Tensor, backend: str
 ) -> Head | str | None:
     """The tail taken apart, or why it is not; not looked for where no kernel could use it."""
-    wanted = backend == "triton" or (backend == "auto" and hidden.is_cuda)
-    if not wanted or triton_refusal(hidden) is not None:
+    by_kernel = backend == "triton" or (backend == "auto" and hidden.is_cuda)
+    by_kernel = by_kernel and triton_refusal(hidden) is None
+    if not by_kernel and not (backend == "auto" and _suits_blocks(hidden)):
         return None
     if not isinstance(tail, Tail):
         return "expected a Tail that can be taken apart; found a function from hidden to logits"
     return tail.head
+
+
+def _suits_blocks(hidden: torch.Tensor) -> bool:
+    """Whether the closed form on the CPU is as exact as the reference and faster."""
+    return hidden.device.type == "cpu" and hidden.dtype.itemsize >= 4

@@ -1,0 +1,86 @@
+"""``answer_probability`` in closed form on the CPU: blocks of the vocabulary, no autograd in them.
+
+The formulas are those of ``triton.py``. A block's logits are made, exponentiated and multiplied
+back while they are in the processor's cache; the running maximum is that of Milakov and Gimelshein
+(arXiv 1805.02867, algorithm 3).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dkn_engine.ops.answer_probability.tail import Head
+
+# Logits held at once: 4 MB in float32, about what a core has for itself.
+_LOGITS = 1 << 20
+
+
+def answer_probability(
+    head: Head, hidden: Tensor, targets: Tensor, objective: str, gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    if not hidden.shape[0]:
+        return hidden.new_empty(0), torch.empty_like(hidden) if gradient else None
+    with torch.set_grad_enabled(gradient):
+        leaf = hidden.detach().requires_grad_(gradient)
+        normed = head.norm(leaf)
+    log_p, slope = _log_probability(head, normed.detach(), targets, gradient)
+    value = log_p if objective == "log_probability" else log_p.exp()
+    if slope is None:
+        return value, None
+    if objective == "probability":
+        slope = slope * value.unsqueeze(1)
+    (found,) = torch.autograd.grad(normed, leaf, slope)
+    return value, found
+
+
+@torch.no_grad()
+def _log_probability(
+    head: Head, x: Tensor, targets: Tensor, gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probability ``[N]`` of the targets, and its gradient ``[N, d]`` in ``x``."""
+    n, vocabulary = x.shape[0], head.weight.shape[0]
+    row = torch.arange(n, device=x.device)
+    own = head.weight[targets]
+    bias = None if head.bias is None else head.bias[targets]
+    s_own, g_own = _cap(head, _affine((x * own).sum(1), bias, head.scale))
+    top = s_own.clone()
+    total = torch.zeros_like(top)  # of exp(s - top) over all tokens but the target
+    sums = torch.zeros_like(x)
+    step = max(512, _LOGITS // n)
+    for first in range(0, vocabulary, step):
+        weight = head.weight[first : first + step]
+        bias = None if head.bias is None else head.bias[first : first + step]
+        s, g = _cap(head, _affine(x @ weight.T, bias, head.scale))
+        higher = torch.maximum(top, s.amax(1))
+        e = s.sub_(higher.unsqueeze(1)).exp_()
+        inside = (targets >= first) & (targets < first + step)
+        # The target stands apart: near p = 1 it would drown the others in its rounding.
+        e[row[inside], targets[inside] - first] = 0
+        shrink = (top - higher).exp()
+        total = total * shrink + e.sum(1)
+        if gradient:
+            e = e if g is None else e.mul_(g)
+            sums.mul_(shrink.unsqueeze(1)).addmm_(e, weight)
+        top = higher
+    gold = (s_own - top).exp()
+    log_p = s_own - top - (total + gold).log()
+    if not gradient:
+        return log_p, None
+    others = total / (total + gold)  # 1 - p, exact where p is near 1
+    factor = others if g_own is None else others * g_own
+    slope = factor.unsqueeze(1) * own - sums / (total + gold).unsqueeze(1)
+    return log_p, head.scale * slope
+
+
+def _affine(z: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    z = z if bias is None else z + bias
+    return z if scale == 1 else z * scale
+
+
+def _cap(head: Head, z: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Capped logits, and their derivative in the logits before the cap (None: 1)."""
+    if head.softcap is None:
+        return z, None
+    tanh = torch.tanh(z / head.softcap)
+    return head.softcap * tanh, 1 - tanh * tanh
