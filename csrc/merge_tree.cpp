@@ -151,6 +151,8 @@ Edge relax(Links& links, const double* row, std::int32_t joined) {
     const std::int64_t whole = links.size() / 4 * 4;
     __m256d least_lanes = _mm256_set1_pd(infinity);
     for (std::int64_t k = 0; k < whole; k += 4) {
+        // The processor's own prefetching starts anew at every page.
+        _mm_prefetch(reinterpret_cast<const char*>(row + std::min(k + 256, whole)), _MM_HINT_T0);
         __m256d length = _mm256_loadu_pd(lengths + k);
         if (_mm256_movemask_pd(_mm256_cmp_pd(_mm256_loadu_pd(row + k), length, _CMP_LE_OQ)) != 0) {
             for (std::int64_t lane = k; lane < k + 4; ++lane) {
@@ -234,6 +236,15 @@ bool is_valid_block(const double* distances, std::int64_t n, Range rows, Range c
 using IsValidBlock = bool (*)(const double*, std::int64_t, Range, Range);
 
 #ifdef DKN_HAS_X86_TARGETS
+// Asks for 4 rows of the block that is checked next: each is on another page.
+void prefetch_rows(const double* first, std::int64_t n, std::int64_t length) {
+    for (std::int64_t r = 0; r < 4; ++r) {
+        for (std::int64_t k = 0; k < length; k += 8) {
+            _mm_prefetch(reinterpret_cast<const char*>(first + r * n + k), _MM_HINT_T1);
+        }
+    }
+}
+
 // The same for four rows and columns at a time, where they lie above the diagonal.
 [[gnu::target("avx2")]] bool is_valid_block_avx2(const double* distances, std::int64_t n,
                                                  Range rows, Range cols) {
@@ -247,6 +258,10 @@ using IsValidBlock = bool (*)(const double*, std::int64_t, Range, Range);
     for (std::int64_t i = four_rows.first; i < four_rows.last; i += 4) {
         for (std::int64_t j = four_cols.first; j < four_cols.last; j += 4) {
             const double* lower = distances + j * n + i;
+            const std::int64_t ahead = cols.last - cols.first;
+            if (i == four_rows.first && j + ahead + 3 < n) {
+                prefetch_rows(lower + ahead * n, n, rows.last - rows.first);
+            }
             const __m256d a = _mm256_loadu_pd(lower);
             const __m256d b = _mm256_loadu_pd(lower + n);
             const __m256d c = _mm256_loadu_pd(lower + 2 * n);
