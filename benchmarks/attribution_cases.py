@@ -68,7 +68,9 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        count = flop_registry.get(func.overloadpacket)
+        # The registry does not know the form that adds in place.
+        name = torch.ops.aten.addmm if func is torch.ops.aten.addmm_.default else func
+        count = flop_registry.get(getattr(name, "overloadpacket", name))
         if count is not None:
             self.flop += count(*args, **(kwargs or {}), out_val=out)
         return out

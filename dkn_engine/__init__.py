@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dkn_engine import topology
+    from dkn_engine import analysis, topology
     from dkn_engine.attribution import attribute, iter_attribute
     from dkn_engine.config import (
         AttributionConfig,
@@ -93,6 +93,7 @@ __all__ = [
     "intervene",
     "read_results",
     "build_info",
+    "analysis",
     "topology",
     "Config",
     "FactsConfig",
@@ -116,8 +117,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "topology":
-        return importlib.import_module("dkn_engine.topology")
+    if name in {"analysis", "topology"}:
+        return importlib.import_module(f"dkn_engine.{name}")
     if name in _HOME:
         return getattr(importlib.import_module(f"dkn_engine.{_HOME[name]}"), name)
     raise AttributeError(f"module 'dkn_engine' has no attribute {name!r}")
