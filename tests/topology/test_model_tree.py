@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -183,6 +187,36 @@ BLOCK = (np.ones((3, 2)), np.ones((3, 2)))
 def test_wrong_arguments_are_named(blocks, options, error, message):
     with pytest.raises(error, match=message):
         topology.model_merge_tree(blocks, **options)
+
+
+MEASURE = """
+import pathlib
+import numpy as np
+from dkn_engine import topology
+
+def peak():
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+def blocks():
+    for layer in range(12):
+        yield np.random.default_rng(layer).standard_normal((2, 1500, 32), np.float32)
+
+topology.model_merge_tree([next(iter(blocks()))] * 2)
+before = peak()
+found = topology.model_merge_tree(blocks)
+assert found.tree.n == 18000 and len(found.tree.heights) == 17999
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc/self/status")
+def test_memory_does_not_grow_with_the_number_of_edges():
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True
+    )
+    # 25 million edges: 200 MB of lengths alone.
+    assert int(done.stdout) < 40_000
 
 
 def test_another_number_of_layers_in_a_later_pass_is_refused():
