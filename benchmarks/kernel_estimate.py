@@ -17,7 +17,7 @@ ARITHMETIC, BANDWIDTH = 0.4, 0.7
 SECONDS_PER_LAUNCH, LAUNCHES_PER_LAYER = 10e-6, 80  # eager torch; forward and backward, twice
 POINTS, ROUNDS, FACTS_PER_CHUNK = 4.3, 2, 8  # points a layer as on the demo model
 
-# shared/data/templama_train.jsonl: 10,693 entries, 2,832 of them with a blank not at the end.
+# TempLAMA's training file: 10,693 entries, 2,832 of them with a blank not at the end.
 FACTS = 7861
 PROMPT, ANSWER = 8.9, 4.4  # mean tokens by the demo model's tokenizer, and a BOS
 
