@@ -62,7 +62,7 @@ def accuracy(axis: Any, baseline: str) -> None:
             if p.startswith(start)
         )
         label = "adaptive, by tolerance" if start == "tolerance" else "left Riemann sums"
-        axis.loglog(*zip(*points, strict=True), style, color=color, label=label)
+        axis.semilogy(*zip(*points, strict=True), style, color=color, label=label)
     axis.set_xlabel("paid points a layer")
     axis.set_title(f"{baseline} baseline")
     axis.legend()

@@ -66,13 +66,13 @@ def targets(rows: Rows) -> Iterator[Target]:
         yield Target(f"same 20 left points, released / ours, {label}", released / left, 32)
         yield Target(f"adaptive 1e-3, released / ours, {label}", released / adaptive, 75)
         yield Target(
-            f"adaptive 1e-3, released without waste / ours, {label}", lean / adaptive, None
+            f"adaptive 1e-3, without waste / ours, {label}", lean / adaptive, None
         )
         captum = rows(LEFT, "captum")
         yield Target(f"same 20 left points, captum / ours, {label}", captum / left, 12)
         for case, name in ((LEFT, "20 left points"), (ADAPTIVE, "adaptive")):
             share = rows(case, ours, "share_of_gemm_peak")
-            yield Target(f"share of the machine's GEMM rate, {name}, {label}", share, 0.8)
+            yield Target(f"share of GEMM rate, {name}, {label}", share, 0.8)
     for baseline, most in (("masked", 6), ("zero", 20)):
         points = rows(baseline, "tolerance 0.001", "points_per_layer")
         yield Target(f"points a layer at 1e-3, {baseline} baseline", points, most, at_most=True)
