@@ -65,9 +65,7 @@ def targets(rows: Rows) -> Iterator[Target]:
         released, lean = rows(LEFT, "released"), rows(LEFT, "released_lean")
         yield Target(f"same 20 left points, released / ours, {label}", released / left, 32)
         yield Target(f"adaptive 1e-3, released / ours, {label}", released / adaptive, 75)
-        yield Target(
-            f"adaptive 1e-3, without waste / ours, {label}", lean / adaptive, None
-        )
+        yield Target(f"adaptive 1e-3, without waste / ours, {label}", lean / adaptive, None)
         captum = rows(LEFT, "captum")
         yield Target(f"same 20 left points, captum / ours, {label}", captum / left, 12)
         for case, name in ((LEFT, "20 left points"), (ADAPTIVE, "adaptive")):
