@@ -43,9 +43,11 @@ def _log_probability(
     row = torch.arange(n, device=x.device)
     own = head.weight[targets]
     bias = None if head.bias is None else head.bias[targets]
-    s_own, g_own = _cap(head, _affine((x * own).sum(1), bias, head.scale))
-    top = s_own.clone()
-    total = torch.zeros_like(top)  # of exp(s - top) over all tokens but the target
+    # A number a row costs nothing in float64.
+    z_own = (x.double() * own.double()).sum(1)
+    s_own, g_own = _cap(head, _affine(z_own, bias, head.scale))
+    top = s_own.to(x.dtype)
+    total = torch.zeros_like(s_own)  # of exp(s - top) over all tokens but the target
     sums = torch.zeros_like(x)
     step = max(512, _LOGITS // n)
     for first in range(0, vocabulary, step):
@@ -58,7 +60,7 @@ def _log_probability(
         # The target stands apart: near p = 1 it would drown the others in its rounding.
         e[row[inside], targets[inside] - first] = 0
         shrink = (top - higher).exp()
-        total = total * shrink + e.sum(1)
+        total = total * shrink + e.sum(1, dtype=total.dtype)
         if gradient:
             e = e if g is None else e.mul_(g)
             sums.mul_(shrink.unsqueeze(1)).addmm_(e, weight)
@@ -66,11 +68,11 @@ def _log_probability(
     gold = (s_own - top).exp()
     log_p = s_own - top - (total + gold).log()
     if not gradient:
-        return log_p, None
+        return log_p.to(x.dtype), None
     others = total / (total + gold)  # 1 - p, exact where p is near 1
-    factor = others if g_own is None else others * g_own
-    slope = factor.unsqueeze(1) * own - sums / (total + gold).unsqueeze(1)
-    return log_p, head.scale * slope
+    factor = (others if g_own is None else others * g_own).to(x.dtype)
+    slope = factor.unsqueeze(1) * own - sums / (total + gold).to(x.dtype).unsqueeze(1)
+    return log_p.to(x.dtype), head.scale * slope
 
 
 def _affine(z: Tensor, bias: Tensor | None, scale: float) -> Tensor:
