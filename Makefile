@@ -48,7 +48,7 @@ lint: $(TEST) $(NATIVE)
 bench: $(TEST) $(NATIVE)
 	$(PIP) --group bench
 	$(PY) -m pytest benchmarks/micro -q -p no:cacheprovider --benchmark-columns=median,iqr,rounds
-	$(PY) -m benchmarks.topology --output benchmarks/results/topology.csv
+	$(PY) -m benchmarks.topology
 	$(PY) -m benchmarks.run $(CASES)
 	$(PY) -m benchmarks.plots
 

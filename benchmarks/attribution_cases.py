@@ -101,11 +101,25 @@ def equal_points() -> Iterator[Row]:
         # captum scales its points in float32 whatever the model's dtype.
         allowed = 1e-5 if provider == "captum" else 1e-9
         require_equal(provider, run(small, N_STEPS), expected, allowed)
+    providers["eleuther"] = peers.eleuther
+    require_equal("eleuther", peers.eleuther(small, N_STEPS), inclusive(small, N_STEPS), 1e-9)
     for provider, run in providers.items():
         times = timed(lambda run=run: run(case, N_STEPS), 1, warm=False)
         yield row(name, provider, "seconds_per_fact", times)
     for config, label in ((LEFT, name), (ADAPTIVE, "adaptive_T12")):
         yield from engine_rows(case, config, label)
+
+
+def inclusive(case: peers.Case, n_steps: int) -> np.ndarray:
+    """The zero-baseline sum over points from 0 to 1 inclusive, from two rules of the engine."""
+    left, last = (
+        engine(
+            case,
+            AttributionConfig(baseline="zero", quadrature=rule, n_steps=n),  # type: ignore[arg-type]
+        ).scores[0]
+        for rule, n in (("riemann_left", n_steps - 1), ("riemann_right", 1))
+    )
+    return ((n_steps - 1) * left + last) / n_steps
 
 
 def engine_rows(case: peers.Case, config: AttributionConfig, name: str) -> Iterator[Row]:

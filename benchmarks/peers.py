@@ -94,8 +94,11 @@ def masked_copies(case: Case) -> Tensor:
     return ids
 
 
-def released(case: Case, n_steps: int) -> np.ndarray:
-    """The published procedure, layer by layer, with left Riemann points and (x - x').
+def released(case: Case, n_steps: int, multiply_by: str = "delta") -> np.ndarray:
+    """The published procedure, layer by layer, with left Riemann points.
+
+    The published code multiplies by the ``activation`` x; ``delta``, (x - x'), makes its scores
+    comparable with the others'. The work is the same.
 
     For every layer: the original and the scored pass, T masked passes one by one, then
     ``n_steps`` copies of the whole prompt forward and backward, all logits computed.
@@ -116,7 +119,8 @@ def released(case: Case, n_steps: int) -> np.ndarray:
             logits = case.model(input_ids=case.ids.repeat(n_steps, 1), use_cache=False).logits
         p = logits[:, -1].softmax(-1)[:, case.target]
         (gradient,) = torch.autograd.grad(p.sum(), points)
-        rows.append((gradient.mean(0) * (x - baseline)[0]).detach().numpy())
+        factor = x if multiply_by == "activation" else x - baseline
+        rows.append((gradient.mean(0) * factor[0]).detach().numpy())
     return np.stack(rows)
 
 
@@ -151,6 +155,24 @@ def captum(case: Case, n_steps: int) -> np.ndarray:
                 method="riemann_left",
             )
             rows.append(found[0].detach().numpy())
+    return np.stack(rows)
+
+
+def eleuther(case: Case, n_steps: int) -> np.ndarray:
+    """As EleutherAI's ``knowledge-neurons`` does it: from zero, both ends among the points.
+
+    ``n_steps`` points from 0 to 1, their gradients summed, divided by ``n_steps``, times x: a rule
+    of its own, neither Riemann's nor the trapezoid.
+    """
+    x, _ = endpoints(case)
+    rows = []
+    with frozen(case.model):
+        for layer in range(case.layout.n_layers):
+            alpha = torch.linspace(0, 1, n_steps, dtype=torch.float64).to(x.dtype).unsqueeze(1)
+            points = (alpha * x[layer]).requires_grad_(True)
+            p = probability(case, layer, points)
+            (gradient,) = torch.autograd.grad(p.sum(), points)
+            rows.append((gradient.mean(0) * x[layer]).numpy())
     return np.stack(rows)
 
 
