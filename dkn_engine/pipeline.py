@@ -19,6 +19,7 @@ from dkn_engine.connections import connection_rows
 from dkn_engine.degeneracy.examine import MOST_COMPONENTS, examine
 from dkn_engine.degeneracy.prompts import Prompts
 from dkn_engine.degeneracy.reference import Reference, build_reference, knows
+from dkn_engine.demo_model import FOLDER
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.info import versions
 from dkn_engine.layout import Layout, find_layout
@@ -136,7 +137,7 @@ def _on_disk(run: _Run, out: Path, progress: Progress | None) -> Iterator[FactRe
 
 def _name(model: nn.Module) -> str:
     name = getattr(model.config, "_name_or_path", "") or type(model).__name__
-    return "demo (SmolLM2-135M-Instruct)" if Path(name).name.startswith("demo-") else str(name)
+    return "demo (SmolLM2-135M-Instruct)" if Path(name).name == FOLDER else str(name)
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,7 +32,7 @@ needs_demo = pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.joi
 
 @pytest.fixture(scope="session")
 def demo_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache of this session's own, so that the conversion is tested and not an old result."""
+    """A cache of the tests' own, so that the conversion is tested and not an old result."""
     root = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, str(root))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dkn_engine.attribution.selection import BORDERLINE, Selection, select_neurons, union
+from dkn_engine.attribution.selection import BORDERLINE, Selection, select_neurons
 from dkn_engine.config import SelectionConfig
 
 SHAPE = (3, 11)
@@ -162,11 +162,3 @@ def test_whole_numbers_are_scores_too() -> None:
     found = select(np.array([[[3, 2, 0]], [[2, 3, 0]]]), threshold=0.5)
     assert found.neurons[:, 1].tolist() == [0, 1]
     assert found.scores.tolist() == [2.5, 2.5]
-
-
-def test_a_union_is_sorted_and_distinct() -> None:
-    lists = [np.array([[1, 2], [0, 5]], np.int32), np.array([[0, 5], [0, 1]], np.int32)]
-    found = union(lists)
-    assert found.tolist() == [[0, 1], [0, 5], [1, 2]]
-    assert found.dtype == np.int32
-    assert union([]).shape == (0, 2)

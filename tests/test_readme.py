@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from dkn_engine.errors import FactError
+from dkn_engine.facts import load_facts
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -34,6 +38,25 @@ def test_python_example_is_short_and_runs(tmp_path):
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([\w/.-]+)\)", README))))
 def test_linked_files_exist(path):
     assert (ROOT / path).exists()
+
+
+def test_facts_file_is_read_and_has_the_keys_that_are_needed(tmp_path):
+    found = re.search(r"```json\n(.*?)```", README, re.DOTALL)
+    assert found is not None
+    path = tmp_path / "facts.jsonl"
+    path.write_text(found[1], encoding="utf-8")
+    assert [f.answer for f in load_facts(path)] == ["Berlin"]
+    # The keys named as needed are enough, and none of them can be left out.
+    sentence = re.search(r"one fact a line; (.*?) are needed", README, re.DOTALL)
+    assert sentence is not None
+    needed = re.findall(r"`(\w+)`", sentence[1])
+    entry = {key: value for key, value in json.loads(found[1]).items() if key in needed}
+    path.write_text(json.dumps(entry), encoding="utf-8")
+    assert len(load_facts(path)) == 1
+    for key in needed:
+        path.write_text(json.dumps({k: v for k, v in entry.items() if k != key}), encoding="utf-8")
+        with pytest.raises(FactError, match=f"missing key '{key}'"):
+            load_facts(path)
 
 
 def test_makefile_has_the_targets_that_the_readme_names():

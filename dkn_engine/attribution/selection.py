@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,9 +96,3 @@ def _by_score(scores: NDArray[np.floating], mask: NDArray[np.bool_]) -> NDArray[
 
 def _pairs(flat: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[np.int32]:
     return np.stack(np.unravel_index(flat, shape), axis=1).astype(np.int32)
-
-
-def union(selections: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
-    """Distinct neurons of several lists, int32 ``[n, 2]``, sorted by layer and index."""
-    stacked = np.concatenate([np.empty((0, 2), dtype=np.int32), *selections])
-    return np.unique(stacked, axis=0).astype(np.int32)
