@@ -47,7 +47,7 @@ def test_facts_file_is_read_and_has_the_keys_that_are_needed(tmp_path):
     path.write_text(found[1], encoding="utf-8")
     assert [f.answer for f in load_facts(path)] == ["Berlin"]
     # The keys named as needed are enough, and none of them can be left out.
-    sentence = re.search(r"one fact a line; (.*?) are needed", README, re.DOTALL)
+    sentence = re.search(r"one fact a line; (.*?)\s+are\s+needed", README, re.DOTALL)
     assert sentence is not None
     needed = re.findall(r"`(\w+)`", sentence[1])
     entry = {key: value for key, value in json.loads(found[1]).items() if key in needed}
@@ -56,7 +56,7 @@ def test_facts_file_is_read_and_has_the_keys_that_are_needed(tmp_path):
     for key in needed:
         path.write_text(json.dumps({k: v for k, v in entry.items() if k != key}), encoding="utf-8")
         with pytest.raises(FactError, match=f"missing key '{key}'"):
-            load_facts(path)
+            load_facts(path, format="jsonl")
 
 
 def test_makefile_has_the_targets_that_the_readme_names():
