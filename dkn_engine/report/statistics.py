@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 _Z = 1.959963984540054  # two-sided 95 % of the normal distribution
 _BLOCK = 1 << 21  # most resampled values held at once
@@ -76,3 +77,34 @@ def bootstrap_mean(values: Iterable[float], *, seed: int = 0, n_resamples: int =
     )
     low, high = np.percentile(means, [2.5, 97.5])
     return Estimate(mean, float(low), float(high), n, median)
+
+
+def bootstrap_statistic(
+    statistic: Callable[[NDArray[np.int64]], float],
+    n: int,
+    *,
+    seed: int = 0,
+    n_resamples: int = 1000,
+) -> Estimate:
+    """Any statistic of ``n`` units with a percentile bootstrap interval.
+
+    Args:
+        statistic: from indices of units int64 ``[n]`` (with repetitions) to a value; resamples for
+            which it is NaN (such as one class only) are left out of the interval.
+        n: number of units; the statistic of an empty sample is not asked for.
+        seed: of the resampling.
+        n_resamples: number of resamples.
+
+    Returns:
+        ``mean`` is the statistic of all units, ``median`` that of the resamples.
+    """
+    if n == 0:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    value = float(statistic(np.arange(n)))
+    rng = np.random.default_rng(seed)
+    found = np.array([statistic(rng.integers(n, size=n)) for _ in range(n_resamples)])
+    found = found[np.isfinite(found)]
+    if n == 1 or not len(found):
+        return Estimate(value, math.nan, math.nan, n)
+    low, median, high = np.percentile(found, [2.5, 50, 97.5])
+    return Estimate(value, float(low), float(high), n, float(median))

@@ -1,0 +1,102 @@
+"""The sets of neurons that analyses set side by side: D, N and Rnd."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dkn_engine.degeneracy.controls import random_sets
+from dkn_engine.degeneracy.reference import generator
+from dkn_engine.errors import UserError
+from dkn_engine.types import Fact, FactResult
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronGroups:
+    """A known fact and its sets of neurons, int32 ``[n, 2]`` (layer, index).
+
+    Attributes:
+        fact, result: of the run.
+        d: neurons of the DKN's components, sorted; empty if the fact has none.
+        n: all its knowledge neurons, sorted.
+        rnd: draws of random neurons that are not among ``n``, as many as ``d`` in each layer.
+    """
+
+    fact: Fact
+    result: FactResult
+    d: NDArray[np.int32]
+    n: NDArray[np.int32]
+    rnd: tuple[NDArray[np.int32], ...]
+
+    @property
+    def has_dkn(self) -> bool:
+        return len(self.d) > 0
+
+
+def neuron_groups(
+    facts: Sequence[Fact],
+    results: Sequence[FactResult],
+    width: int,
+    *,
+    n_random: int,
+    seed: int,
+) -> list[NeuronGroups]:
+    """Groups of every fact that the model knows (status ``ok``), in the order of the facts.
+
+    Args:
+        facts: of the run.
+        results: of :func:`dkn_engine.find_dkns` on them, in the same order.
+        width: F, neurons a layer.
+        n_random: draws of ``rnd``; none for a fact without a DKN.
+        seed: of the draws, which depend on it and the fact's id alone.
+
+    Raises:
+        UserError: facts and results do not belong together.
+    """
+    ids, found = [f.id for f in facts], [r.fact_id for r in results]
+    if ids != found:
+        raise UserError(
+            f"results must be those of the facts, in their order; got {len(found)} results "
+            f"for {len(ids)} facts" + _first_apart(ids, found)
+        )
+    return [
+        _groups(fact, result, width, n_random, seed)
+        for fact, result in zip(facts, results, strict=True)
+        if result.status == "ok"
+    ]
+
+
+def _first_apart(ids: Sequence[str], found: Sequence[str]) -> str:
+    for a, b in zip(ids, found, strict=False):
+        if a != b:
+            return f", {b!r} where {a!r} is expected"
+    return ""
+
+
+def _groups(fact: Fact, result: FactResult, width: int, n_random: int, seed: int) -> NeuronGroups:
+    empty = np.empty((0, 2), dtype=np.int32)
+    d = sort_neurons(np.concatenate([empty, *(result.components[i].neurons for i in result.dkn)]))
+    rng = generator(seed, "groups", fact.id)
+    draws = range(n_random) if len(d) else ()
+    rnd = tuple(sort_neurons(random_sets([d], result.neurons, width, rng)[0]) for _ in draws)
+    return NeuronGroups(fact, result, d, sort_neurons(result.neurons), rnd)
+
+
+def sort_neurons(neurons: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The same neurons by layer, then index."""
+    return neurons[np.lexsort((neurons[:, 1], neurons[:, 0]))]
+
+
+def union(sets: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
+    """All neurons of the sets, each once, sorted."""
+    every = np.concatenate([np.empty((0, 2), dtype=np.int32), *sets])
+    found: NDArray[np.int32] = np.unique(every, axis=0).astype(np.int32)
+    return found
+
+
+def with_dkn(groups: Sequence[NeuronGroups]) -> Iterator[NeuronGroups]:
+    """Those whose facts have a DKN, over which D, N and Rnd are compared."""
+    return (g for g in groups if g.has_dkn)

@@ -1,0 +1,287 @@
+"""What every analysis returns: figures with intervals, compared groups, and the values behind."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dkn_engine.analysis.compare import ALPHA, FEWEST, holm, paired_p_value
+from dkn_engine.report.statistics import Estimate, bootstrap_mean, wilson_share
+
+Conditions = tuple[tuple[str, str], ...]
+# D: neurons of the DKN; N: all knowledge neurons; Rnd: random ones, as many as D in each layer.
+CONTROLS = frozenset({"Rnd", "none"})
+COMPARED = (("D", "Rnd"), ("D", "N"))
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One measured value.
+
+    Attributes:
+        unit: what means are taken over and pairs are formed by, most often a fact's id. One value
+            a unit, group, figure and conditions; the mean over draws of a random group is one.
+        group: ``D``, ``N``, ``Rnd``, ``none`` or a name of the analysis's own.
+        figure: what was measured.
+        value: NaN where it is not defined.
+        conditions: names and values of what it was measured under.
+    """
+
+    unit: str
+    group: str
+    figure: str
+    value: float
+    conditions: Conditions = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A figure of one group under some conditions: mean over units with its 95 % interval.
+
+    Attributes:
+        figure, group, conditions: of what.
+        mean, ci_low, ci_high, median: NaN where there is too little to say it.
+        n: units with a finite value.
+        control: whether the group is one that a finding is held against.
+    """
+
+    figure: str
+    group: str
+    conditions: Conditions
+    mean: float
+    ci_low: float
+    ci_high: float
+    n: int
+    median: float
+    control: bool
+
+    @classmethod
+    def of(
+        cls,
+        figure: str,
+        group: str,
+        conditions: Conditions,
+        estimate: Estimate,
+        *,
+        control: bool | None = None,
+    ) -> Row:
+        """A row of an estimate; ``control`` None: whether the group is in :data:`CONTROLS`."""
+        return cls(
+            figure,
+            group,
+            conditions,
+            estimate.mean,
+            estimate.ci_low,
+            estimate.ci_high,
+            estimate.n,
+            estimate.median,
+            group in CONTROLS if control is None else control,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One group minus another, paired over the units that have both.
+
+    Attributes:
+        figure, conditions, group, against: of what.
+        mean, ci_low, ci_high: of the difference, 95 % interval over units.
+        n: pairs.
+        p_value: two-sided, of a sign-flip permutation test; NaN with fewer than six pairs.
+        p_corrected: Holm's correction over all comparisons of the table.
+    """
+
+    figure: str
+    group: str
+    against: str
+    conditions: Conditions
+    mean: float
+    ci_low: float
+    ci_high: float
+    n: int
+    p_value: float
+    p_corrected: float = float("nan")
+
+    @property
+    def different(self) -> bool:
+        """Whether the corrected p-value is below 0.05."""
+        return self.p_corrected < ALPHA
+
+    @property
+    def verdict(self) -> str:
+        """In words: ``higher``, ``lower``, ``no difference found`` or ``too few to say``."""
+        if not np.isfinite(self.p_value):
+            return "too few to say"
+        if not self.different:
+            return "no difference found"
+        return "higher" if self.mean > 0 else "lower"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The outcome of an analysis.
+
+    Attributes:
+        analysis: its name.
+        rows, comparisons: see there; comparisons carry corrected p-values.
+        samples: the values behind the rows (empty for figures that are not means over units).
+        seed: of every draw and resampling.
+        settings: what it was made with, by name, as plain data.
+        notes: what a reader must know, one sentence each.
+    """
+
+    analysis: str
+    rows: tuple[Row, ...]
+    comparisons: tuple[Comparison, ...] = ()
+    samples: tuple[Sample, ...] = ()
+    seed: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def row(self, figure: str, group: str, **conditions: str) -> Row:
+        """The row of a figure and group under exactly these conditions, in any order.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for row in self.rows:
+            if (row.figure, row.group, dict(row.conditions)) == (figure, group, conditions):
+                return row
+        raise KeyError(f"no row {figure!r} of {group!r} under {conditions}")
+
+    def comparison(self, figure: str, group: str, against: str, **conditions: str) -> Comparison:
+        """The comparison of two groups under exactly these conditions, in any order.
+
+        Raises:
+            KeyError: there is none.
+        """
+        wanted = (figure, group, against, conditions)
+        for c in self.comparisons:
+            if (c.figure, c.group, c.against, dict(c.conditions)) == wanted:
+                return c
+        raise KeyError(f"no comparison {figure!r} of {group!r} and {against!r} under {conditions}")
+
+
+def tabulate(
+    analysis: str,
+    samples: Iterable[Sample],
+    *,
+    seed: int,
+    compared: Sequence[tuple[str, str]] = COMPARED,
+    controls: Iterable[str] = CONTROLS,
+    rows: Iterable[Row] = (),
+    comparisons: Iterable[Comparison] = (),
+    settings: Mapping[str, Any] | None = None,
+    notes: Iterable[str] = (),
+) -> Table:
+    """Means of the samples with intervals, and the compared groups with corrected p-values.
+
+    Rows are in the order in which the samples' figures, conditions and groups first appear. Values
+    that are all 0 or 1 are shares and get Wilson's interval, others a bootstrap over units.
+
+    Args:
+        analysis: name.
+        samples: see :class:`Sample`.
+        seed: of the resampling.
+        compared: pairs of groups; a pair is compared wherever both groups were measured.
+        controls: groups whose rows are marked as controls.
+        rows, comparisons: figures that are not means over units, put behind the others; the
+            p-values of the comparisons are corrected together with the rest.
+        settings, notes: see :class:`Table`.
+
+    Raises:
+        ValueError: a unit has two values of one figure, group and conditions.
+    """
+    samples, marked = tuple(samples), frozenset(controls)
+    cells = _cells(samples)
+    made = [
+        Row.of(figure, group, conditions, estimate(values.values(), seed), control=group in marked)
+        for (figure, conditions), groups in cells.items()
+        for group, values in groups.items()
+    ]
+    pairs = [
+        compare(figure, conditions, (a, groups[a]), (b, groups[b]), seed)
+        for (figure, conditions), groups in cells.items()
+        for a, b in compared
+        if a in groups and b in groups
+    ]
+    return Table(
+        analysis,
+        (*made, *rows),
+        corrected([*pairs, *comparisons]),
+        samples,
+        seed,
+        dict(settings or {}),
+        tuple(notes),
+    )
+
+
+def estimate(values: Iterable[float], seed: int) -> Estimate:
+    """A share if all finite values are 0 or 1, else a mean; with its 95 % interval."""
+    x = np.fromiter(values, dtype=np.float64)
+    finite = x[np.isfinite(x)]
+    if len(finite) and np.isin(finite, (0.0, 1.0)).all():
+        return wilson_share(int(finite.sum()), len(finite))
+    return bootstrap_mean(finite, seed=seed)
+
+
+def compare(
+    figure: str,
+    conditions: Conditions,
+    first: tuple[str, Mapping[str, float]],
+    second: tuple[str, Mapping[str, float]],
+    seed: int,
+) -> Comparison:
+    """The first group minus the second over the units of both; values are by unit."""
+    (group, a), (against, b) = first, second
+    both = [unit for unit in a if unit in b]
+    difference = np.array([a[unit] - b[unit] for unit in both], dtype=np.float64)
+    difference = difference[np.isfinite(difference)]
+    e = bootstrap_mean(difference, seed=seed)
+    p = paired_p_value(difference, seed=seed)
+    return Comparison(figure, group, against, conditions, e.mean, e.ci_low, e.ci_high, e.n, p)
+
+
+def corrected(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
+    """The same comparisons with their p-values corrected for their number (Holm)."""
+    values = holm([c.p_value for c in comparisons])
+    return tuple(
+        dataclasses.replace(c, p_corrected=float(p))
+        for c, p in zip(comparisons, values, strict=True)
+    )
+
+
+_Groups = dict[str, dict[str, float]]
+
+
+def _cells(samples: Sequence[Sample]) -> dict[tuple[str, Conditions], _Groups]:
+    """Values by unit, of each group, of each figure under its conditions."""
+    cells: dict[tuple[str, Conditions], _Groups] = {}
+    for s in samples:
+        units = cells.setdefault((s.figure, s.conditions), {}).setdefault(s.group, {})
+        if s.unit in units:
+            where = ", ".join(f"{k}={v}" for k, v in s.conditions)
+            raise ValueError(f"{s.figure} of {s.group} ({where}) has two values for {s.unit!r}")
+        units[s.unit] = s.value
+    return cells
+
+
+__all__ = [
+    "ALPHA",
+    "COMPARED",
+    "CONTROLS",
+    "FEWEST",
+    "Comparison",
+    "Conditions",
+    "Row",
+    "Sample",
+    "Table",
+    "compare",
+    "corrected",
+    "estimate",
+    "tabulate",
+]
