@@ -1,0 +1,143 @@
+"""An analysis's table as CSV for people's tools and as JSON that can be read back."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dkn_engine.analysis.table import Comparison, Conditions, Row, Sample, Table
+from dkn_engine.analysis.text import findings
+from dkn_engine.errors import UserError
+from dkn_engine.report.records import plain
+
+FORMAT = "dkn_engine analysis"
+FORMAT_VERSION = 1
+_ROW = ("mean", "ci_low", "ci_high", "n", "median", "control")
+_COMPARISON = ("mean", "ci_low", "ci_high", "n", "p_value", "p_corrected", "verdict")
+
+
+def rows_csv(tables: Mapping[str, Table]) -> str:
+    """All rows of one analysis's tables; the key of each table is its ``run`` (model, facts, ...).
+
+    Columns: ``run``, ``figure``, one for each condition, ``group``, ``mean``, ``ci_low``,
+    ``ci_high``, ``n``, ``median``, ``control``, ``seed``.
+    """
+    every = [(run, t.seed, r) for run, t in tables.items() for r in t.rows]
+    names = _names(r.conditions for _, _, r in every)
+    head = ("run", "figure", *names, "group", *_ROW, "seed")
+    body = (
+        (run, r.figure, *_values(r.conditions, names), r.group, *_numbers(r, _ROW), seed)
+        for run, seed, r in every
+    )
+    return _csv(head, body)
+
+
+def comparisons_csv(tables: Mapping[str, Table]) -> str:
+    """All comparisons, in the same form, with both p-values and the verdict in words."""
+    every = [(run, t.seed, c) for run, t in tables.items() for c in t.comparisons]
+    names = _names(c.conditions for _, _, c in every)
+    head = ("run", "figure", *names, "group", "against", *_COMPARISON, "seed")
+    body = (
+        (
+            run,
+            c.figure,
+            *_values(c.conditions, names),
+            c.group,
+            c.against,
+            *_numbers(c, _COMPARISON),
+            seed,
+        )
+        for run, seed, c in every
+    )
+    return _csv(head, body)
+
+
+def samples_csv(tables: Mapping[str, Table]) -> str:
+    """The measured values behind the rows, one a line."""
+    every = [(run, t.seed, s) for run, t in tables.items() for s in t.samples]
+    names = _names(s.conditions for _, _, s in every)
+    head = ("run", "unit", "figure", *names, "group", "value", "seed")
+    body = (
+        (run, s.unit, s.figure, *_values(s.conditions, names), s.group, _number(s.value), seed)
+        for run, seed, s in every
+    )
+    return _csv(head, body)
+
+
+def _names(conditions: Iterable[Conditions]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for one in conditions for name, _ in one))
+
+
+def _values(conditions: Conditions, names: Sequence[str]) -> Iterator[str]:
+    here = dict(conditions)
+    return (here.get(name, "") for name in names)
+
+
+def _numbers(record: Any, names: Sequence[str]) -> Iterator[object]:
+    return (_number(getattr(record, name)) for name in names)
+
+
+def _number(value: object) -> object:
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def _csv(head: Sequence[str], body: Iterable[Sequence[object]]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(body)
+    return text.getvalue()
+
+
+def to_json(table: Table, **more: Any) -> str:
+    """The whole table with its findings in words; ``more`` are further keys of the document.
+
+    Numbers that are not finite become null.
+    """
+    document = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        **more,
+        **plain(table),
+        "findings": findings(table),
+    }
+    return json.dumps(document, indent=1, allow_nan=False) + "\n"
+
+
+def from_json(text: str, path: Path) -> tuple[Table, dict[str, Any]]:
+    """A table of :func:`to_json`, and the whole document.
+
+    Args:
+        text: the file's contents.
+        path: for the message.
+
+    Raises:
+        UserError: it is no analysis that this version can read.
+    """
+    try:
+        data = json.loads(text)
+        if data["format"] != FORMAT or data["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"it is {data['format']!r}, version {data['format_version']!r}")
+        table = Table(
+            data["analysis"],
+            tuple(_record(Row, r) for r in data["rows"]),
+            tuple(_record(Comparison, c) for c in data["comparisons"]),
+            tuple(_record(Sample, s) for s in data["samples"]),
+            data["seed"],
+            data["settings"],
+            tuple(data["notes"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not an analysis that can be read: {error}") from error
+    return table, data
+
+
+def _record(kind: type[Any], data: Mapping[str, Any]) -> Any:
+    values = {key: math.nan if value is None else value for key, value in data.items()}
+    values["conditions"] = tuple((name, value) for name, value in data["conditions"])
+    return kind(**values)

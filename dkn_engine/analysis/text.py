@@ -1,0 +1,110 @@
+"""An analysis's table for a terminal of 80 columns, and what it says in words."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterator, Sequence
+
+from dkn_engine.analysis.table import ALPHA, FEWEST, Comparison, Conditions, Row, Table
+from dkn_engine.report.statistics import Estimate
+from dkn_engine.report.table import COLUMNS, DASH, interval
+from dkn_engine.report.text import fit
+
+_CELL = 18  # of a mean with its interval
+_LABEL = 24
+_ACROSS = (COLUMNS - _LABEL) // _CELL  # groups beside one another
+
+
+def render(table: Table, *, limit: int | None = 60) -> str:
+    """The figures, group beside group, then findings and notes; ends in a newline.
+
+    Args:
+        table: of an analysis.
+        limit: most lines of figures; None for all.
+    """
+    lines = list(_figures(table))
+    if limit is not None and len(lines) > limit:
+        lines = [*lines[:limit], f"… and {len(lines) - limit} more lines of figures"]
+    words = [textwrap.fill(s, COLUMNS - 1) for s in [*findings(table), *table.notes]]
+    return "\n".join([*lines, "", *words]) + "\n"
+
+
+def _figures(table: Table) -> Iterator[str]:
+    """For each figure its conditions as rows and its groups as columns."""
+    yield f"Means [95% intervals]; seed {table.seed}"
+    for figure in dict.fromkeys(r.figure for r in table.rows):
+        rows = [r for r in table.rows if r.figure == figure]
+        names = list(dict.fromkeys(name for r in rows for name, _ in r.conditions))
+        yield ""
+        yield words(figure) + (f", by {', '.join(map(words, names))}" if names else "")
+        every = list(dict.fromkeys(r.group for r in rows))
+        for start in range(0, len(every), _ACROSS):
+            groups = every[start : start + _ACROSS]
+            yield f"{'':<{_LABEL}}{''.join(f'{fit(words(g), _CELL)}' for g in groups)}".rstrip()
+            yield "─" * COLUMNS
+            yield from _lines(rows, groups)
+
+
+def _lines(rows: Sequence[Row], groups: Sequence[str]) -> Iterator[str]:
+    for conditions in dict.fromkeys(r.conditions for r in rows):
+        cells = {r.group: cell(r) for r in rows if r.conditions == conditions}
+        text = "".join(fit(cells.get(g, DASH), _CELL) for g in groups).rstrip()
+        label = where(conditions) or "all"
+        if len(label) >= _LABEL:
+            yield label
+            label = ""
+        yield f"{label:<{_LABEL}}{text}"
+
+
+def cell(row: Row | Comparison) -> str:
+    """Mean and interval in a few characters; a dash where nothing was measured."""
+    return interval(Estimate(row.mean, row.ci_low, row.ci_high, row.n), digits(row))
+
+
+def digits(row: Row | Comparison) -> int:
+    """Digits behind the point: two for figures of the size of shares, fewer for large ones."""
+    if not math.isfinite(row.mean) or abs(row.mean) < 10:
+        return 2
+    return 1 if abs(row.mean) < 100 else 0
+
+
+def words(name: str) -> str:
+    """A name of figures, groups or conditions for people."""
+    return name.replace("_", " ")
+
+
+def where(conditions: Conditions) -> str:
+    """The values of some conditions, in order."""
+    return ", ".join(words(value) for _, value in conditions)
+
+
+def findings(table: Table) -> list[str]:
+    """One sentence for each difference found, then how many were not, and how many were unclear."""
+    found = [sentence(c) for c in table.comparisons if c.different]
+    tested = [c for c in table.comparisons if math.isfinite(c.p_value)]
+    few = len(table.comparisons) - len(tested)
+    if tested:
+        same = len(tested) - len(found)
+        counted = f"no difference found in {same} of {len(tested)}" if same else "all differ"
+        found.append(
+            f"{len(tested)} paired comparisons, p-values corrected for their number (Holm, "
+            f"{ALPHA:g}): {counted}."
+        )
+    if few:
+        found.append(
+            f"{few} comparison{'s have' if few > 1 else ' has'} too few pairs to say anything "
+            f"(fewer than {FEWEST})."
+        )
+    return found
+
+
+def sentence(c: Comparison) -> str:
+    """A comparison in words."""
+    under = where(c.conditions)
+    # "+0.30 [0.20, 0.40]": what is left out of the interval is how sure the sign is.
+    sign = "+" if c.mean > 0 else ""
+    return (
+        f"{words(c.figure)}{f' ({under})' if under else ''}: {words(c.group)} minus "
+        f"{words(c.against)} is {sign}{cell(c)}, p {c.p_corrected:.2g}, n {c.n}: {c.verdict}."
+    )

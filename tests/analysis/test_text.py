@@ -1,0 +1,132 @@
+"""Tables as text, CSV and JSON: all of the table is there, and JSON can be read back."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from dkn_engine.analysis import files, text
+from dkn_engine.analysis.table import Row, Sample, Table, tabulate
+from dkn_engine.errors import UserError
+from dkn_engine.report.statistics import Estimate
+from dkn_engine.report.text import width
+
+
+def table(n: int = 8, extra_rows: tuple[Row, ...] = ()) -> Table:
+    """D loses much, N more, Rnd nothing; log_drop is the same for D and Rnd."""
+    samples = []
+    for query in ("clean", "perturbed"):
+        under = (("query", query), ("edit", "suppress"))
+        for i in range(n):
+            values = {"D": 0.5 + i / 100, "N": 0.8 - i / 50, "Rnd": 0.01 * (-1) ** i, "none": 0.0}
+            samples += [Sample(f"f{i}", g, "prob_drop", v, under) for g, v in values.items()]
+    samples += [Sample(f"f{i}", g, "log_drop", float(i)) for i in range(n) for g in ("D", "Rnd")]
+    samples.append(Sample("f0", "N", "log_drop", math.nan))
+    return tabulate(
+        "robustness", samples, seed=3, rows=extra_rows, notes=["Two facts were left out."]
+    )
+
+
+def test_figures_stand_group_beside_group_in_80_columns() -> None:
+    found = text.render(table()).splitlines()
+    assert max(map(width, found)) <= 80
+    at = found.index("prob drop, by query, edit")
+    assert found[at + 1].split() == ["D", "N", "Rnd"]
+    assert found[at + 3].startswith("clean, suppress         0.54 [0.52, 0.55] ")
+    assert found[at + 5].split() == ["none"]
+    at = found.index("log drop")
+    assert found[at + 3].startswith("all  ")
+    assert found[at + 3].split()[-1] == "–"
+
+
+def test_long_conditions_get_a_line_of_their_own() -> None:
+    under = (("perturbation", "replace"), ("on", "answer_positions"), ("query", "perturbed"))
+    found = text.render(tabulate("a", [Sample("f", "D", "x", 120.0, under)], seed=0)).splitlines()
+    at = found.index("replace, answer positions, perturbed")
+    assert found[at + 1].strip() == "120"
+
+
+def test_what_was_found_and_what_was_not() -> None:
+    sentences = text.findings(table())
+    assert sentences[0] == (
+        "prob drop (clean, suppress): D minus Rnd is +0.54 [0.52, 0.55], p 0.039, n 8: higher."
+    )
+    assert "D minus N is -0.20" in sentences[1]
+    assert sentences[-2] == (
+        "5 paired comparisons, p-values corrected for their number (Holm, 0.05): no difference "
+        "found in 1 of 5."
+    )
+    assert sentences[-1].startswith("1 comparison has too few pairs to say anything")
+    few = text.findings(table(n=3))
+    assert few == ["6 comparisons have too few pairs to say anything (fewer than 6)."]
+
+
+def test_limit_says_how_much_is_left_out() -> None:
+    long = text.render(table(), limit=None).splitlines()
+    short = text.render(table(), limit=5).splitlines()
+    left_out = len(long) - len(short) + 1  # the line that says so
+    assert short[5] == f"… and {left_out} more lines of figures"
+    assert left_out > 5
+    assert short[-1] == "Two facts were left out."
+
+
+def read(content: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(content)))
+
+
+def test_csv_holds_every_row_comparison_and_value() -> None:
+    tables = {"demo": table(), "other": table(n=3)}
+    rows = read(files.rows_csv(tables))
+    assert len(rows) == sum(len(t.rows) for t in tables.values())
+    assert rows[0] == {
+        "run": "demo",
+        "figure": "prob_drop",
+        "query": "clean",
+        "edit": "suppress",
+        "group": "D",
+        "mean": "0.535",
+        "ci_low": f"{tables['demo'].rows[0].ci_low:.6g}",
+        "ci_high": f"{tables['demo'].rows[0].ci_high:.6g}",
+        "n": "8",
+        "median": "0.535",
+        "control": "False",
+        "seed": "3",
+    }
+    comparisons = read(files.comparisons_csv(tables))
+    assert [c["verdict"] for c in comparisons[:2]] == ["higher", "lower"]
+    assert comparisons[0]["against"] == "Rnd"
+    assert comparisons[-1]["verdict"] == "too few to say"
+    assert len(read(files.samples_csv(tables))) == sum(len(t.samples) for t in tables.values())
+    assert files.samples_csv({}).splitlines() == ["run,unit,figure,group,value,seed"]
+
+
+def test_json_is_read_back_as_it_was() -> None:
+    row = Row.of("auroc", "D", (("query", "long"),), Estimate(0.7, math.nan, 0.9, 4))
+    before = table(extra_rows=(row,))
+    content = files.to_json(before, model="demo")
+    after, document = files.from_json(content, Path("x.json"))
+    assert repr(after) == repr(before)
+    assert document["model"] == "demo"
+    assert document["findings"] == text.findings(before)
+    assert "NaN" not in content
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"format": "dkn_engine analysis", "format_version": 9}', "null"],
+)
+def test_what_is_no_analysis_is_refused(content: str) -> None:
+    with pytest.raises(UserError, match=r"^x\.json is not an analysis that can be read"):
+        files.from_json(content, Path("x.json"))
+
+
+def test_a_row_with_unknown_fields_is_refused() -> None:
+    data = json.loads(files.to_json(table()))
+    data["rows"][0]["colour"] = 1
+    with pytest.raises(UserError, match="colour"):
+        files.from_json(json.dumps(data), Path("x.json"))
