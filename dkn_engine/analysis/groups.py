@@ -56,17 +56,26 @@ def neuron_groups(
     Raises:
         UserError: facts and results do not belong together.
     """
+    require_results_of(facts, results)
+    return [
+        _groups(fact, result, width, n_random, seed)
+        for fact, result in zip(facts, results, strict=True)
+        if result.status == "ok"
+    ]
+
+
+def require_results_of(facts: Sequence[Fact], results: Sequence[FactResult]) -> None:
+    """Refuse results that are not those of the facts, in their order.
+
+    Raises:
+        UserError: the first place where they differ.
+    """
     ids, found = [f.id for f in facts], [r.fact_id for r in results]
     if ids != found:
         raise UserError(
             f"results must be those of the facts, in their order; got {len(found)} results "
             f"for {len(ids)} facts" + _first_apart(ids, found)
         )
-    return [
-        _groups(fact, result, width, n_random, seed)
-        for fact, result in zip(facts, results, strict=True)
-        if result.status == "ok"
-    ]
 
 
 def _first_apart(ids: Sequence[str], found: Sequence[str]) -> str:
