@@ -1,0 +1,31 @@
+"""Pictures as matplotlib figures: readable in grey and on paper, the same bytes every time.
+
+Every function takes plain data and returns a :class:`matplotlib.figure.Figure` that no global
+state knows of: safe in notebooks and threads, ``rcParams`` untouched. matplotlib is an extra
+(``pip install 'dkn-engine[plots]'``) and imported when a figure is made.
+"""
+
+from __future__ import annotations
+
+from dkn_engine.report.figures.bands import Series, bands
+from dkn_engine.report.figures.barcode import barcode
+from dkn_engine.report.figures.bars import bars
+from dkn_engine.report.figures.files import save, to_png, to_svg
+from dkn_engine.report.figures.neurons import neuron_map
+from dkn_engine.report.figures.overlap import overlap
+from dkn_engine.report.figures.style import available
+from dkn_engine.report.figures.subsets import subset_map
+
+__all__ = [
+    "Series",
+    "available",
+    "bands",
+    "barcode",
+    "bars",
+    "neuron_map",
+    "overlap",
+    "save",
+    "subset_map",
+    "to_png",
+    "to_svg",
+]

@@ -1,0 +1,103 @@
+"""Bars with 95 % intervals, one a group."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from dkn_engine.report.figures.style import (
+    FONT,
+    HATCH,
+    INK,
+    MAIN,
+    PAPER,
+    SMALL,
+    dress,
+    literal,
+    new_figure,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def bars(
+    labels: Sequence[str],
+    means: ArrayLike,
+    lows: ArrayLike,
+    highs: ArrayLike,
+    *,
+    axis: str,
+    n: Sequence[int] | None = None,
+    control: Sequence[bool] | None = None,
+    title: str = "",
+) -> Figure:
+    """Horizontal bars from zero, the first at the top; controls are white and hatched.
+
+    Args:
+        labels: of the groups; equal ones stay apart.
+        means: ``[groups]``; one that is not finite has no bar and says "not measured".
+        lows, highs: ends of the intervals ``[groups]``; no whisker where not finite.
+        axis: what the bars show, with its unit.
+        n: measurements behind each mean, printed beside it.
+        control: which groups are controls.
+        title: above the bars.
+
+    Raises:
+        ValueError: the arguments are not equally long.
+    """
+    mean, low, high = (np.asarray(v, dtype=np.float64) for v in (means, lows, highs))
+    n_groups = len(labels)
+    flags = list(control) if control is not None else [False] * n_groups
+    sizes = {"means": len(mean), "lows": len(low), "highs": len(high), "control": len(flags)}
+    sizes |= {"n": len(n)} if n is not None else {}
+    for name, size in sizes.items():
+        if size != n_groups:
+            raise ValueError(f"{name} must have one entry a label, {n_groups}; got {size}")
+    figure = new_figure(0.75 + 0.3 * n_groups + (0.25 if title else 0))
+    axes = figure.subplots()
+    at = np.arange(n_groups)
+    for i, is_control in enumerate(flags):
+        if math.isfinite(mean[i]):
+            axes.barh(
+                i,
+                mean[i],
+                height=0.68,
+                color=PAPER if is_control else MAIN,
+                edgecolor=INK,
+                linewidth=0.8,
+                hatch=HATCH if is_control else None,
+            )
+    for i in np.flatnonzero(np.isfinite(low) & np.isfinite(high) & np.isfinite(mean)).tolist():
+        # A white line under the ink keeps the whisker visible on a hatch.
+        axes.plot([low[i], high[i]], [i, i], color=PAPER, linewidth=3.2, solid_capstyle="butt")
+        axes.plot([low[i], high[i]], [i, i], color=INK, linewidth=1.3, marker="|", markersize=7)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    for i in range(n_groups):
+        axes.annotate(
+            _figures(float(mean[i]), None if n is None else n[i]),
+            (1, i),
+            xycoords=("axes fraction", "data"),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=SMALL,
+            color=INK,
+        )
+    axes.set_yticks(at, labels)
+    axes.set_ylim(n_groups - 0.4, -0.6)
+    dress(axes, axis, grid="x")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_title(title, fontsize=FONT, color=INK)
+    literal(axes)
+    return figure
+
+
+def _figures(mean: float, n: int | None) -> str:
+    text = f"{round(mean, 2) + 0.0:.2f}" if math.isfinite(mean) else "not measured"
+    return text if n is None else f"{text}  n = {n:,}"
