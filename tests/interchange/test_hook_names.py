@@ -1,0 +1,106 @@
+"""Names of TransformerLens and nnsight, checked by what stands under them in the models."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dkn_engine.attribution.contexts import build_contexts
+from dkn_engine.attribution.prefill import prefill
+from dkn_engine.errors import UnsupportedModelError, UserError
+from dkn_engine.interchange import nnsight_names, transformer_lens_names
+from dkn_engine.layout import find_layout
+from tests.tiny import FAMILIES, sequence, tiny
+
+NEURONS = np.array([[2, 5], [0, 39], [2, 1], [1, 0]])
+GATED = [name for name in FAMILIES if find_layout(tiny(name)).gated]
+
+
+def test_known_families_are_gated_or_not() -> None:
+    assert {"llama", "phi3", "gemma3"} < set(GATED)
+    assert not {"gpt2", "opt", "nemotron"} & set(GATED)
+
+
+def under(model: Any, name: str, ids: Tensor) -> Tensor:
+    """The last position of what ``name`` names: a module's first input or its output."""
+    path, _, side = name.rpartition(".")
+    seen: list[Tensor] = []
+
+    def keep(_module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append(args[0] if side == "input" else output)
+
+    handle = model.get_submodule(path).register_forward_hook(keep)
+    model(input_ids=ids)
+    handle.remove()
+    return seen[0].reshape(ids.shape[1], -1)[-1].detach()
+
+
+@pytest.mark.parametrize("site", ["post", "pre", "up", "gate_act"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_nnsight_names_lead_to_the_engines_activations(name: str, site: str) -> None:
+    if site in {"up", "gate_act"} and name not in GATED:
+        with pytest.raises(UnsupportedModelError, match=f"site='{site}' needs a gated MLP"):
+            nnsight_names(tiny(name), NEURONS, site)
+        return
+    model, one = tiny(name), sequence(5, 1)
+    layout = find_layout(model)
+    with torch.no_grad():
+        clean = prefill(model, layout, build_contexts([one], torch.device("cpu")))
+        assert clean.pre is not None
+        gate = [m.act(x) for m, x in zip(layout.mlps, clean.pre[0], strict=True)]  # type: ignore[misc]
+    engine = {
+        "post": clean.post,
+        "pre": clean.pre,
+        "up": clean.up,
+        "gate_act": torch.stack(gate)[None],
+    }
+    named = nnsight_names(model, NEURONS, site)
+    assert len(named) == 3
+    for place, indices in named.items():
+        (layer,) = {int(n) for n in re.findall(r"\d+", place) if f".{n}." in place}
+        wanted = NEURONS[NEURONS[:, 0] == layer, 1]
+        table = engine[site]
+        assert table is not None
+        found = under(model, place, torch.tensor([one.ids]))[indices]
+        assert torch.allclose(found, table[0, layer, wanted], rtol=1e-12, atol=0)
+
+
+def test_nnsight_names_of_llama_are_spelt_as_its_users_do() -> None:
+    model = tiny("llama")
+    assert nnsight_names(model, NEURONS) == {
+        "model.layers.0.mlp.down_proj.input": [39],
+        "model.layers.1.mlp.down_proj.input": [0],
+        "model.layers.2.mlp.down_proj.input": [5, 1],
+    }
+    assert nnsight_names(model, [[1, 3]], "up") == {"model.layers.1.mlp.up_proj.output": [3]}
+
+
+def test_transformer_lens_names() -> None:
+    assert transformer_lens_names(NEURONS) == {
+        "blocks.0.mlp.hook_post": [39],
+        "blocks.1.mlp.hook_post": [0],
+        "blocks.2.mlp.hook_post": [5, 1],
+    }
+    assert transformer_lens_names([[1, 3]], "pre") == {"blocks.1.mlp.hook_pre": [3]}
+    assert transformer_lens_names([[1, 3]], "up") == {"blocks.1.mlp.hook_pre_linear": [3]}
+    assert transformer_lens_names(np.empty((0, 2), dtype=np.int32)) == {}
+
+
+def test_what_has_no_name_is_refused() -> None:
+    with pytest.raises(UserError, match="site must be one of post, pre, up, which have a hook"):
+        transformer_lens_names(NEURONS, "gate_act")
+    with pytest.raises(UserError, match=r"integers \[n, 2\].* got float64 \[1, 2\]"):
+        transformer_lens_names([[1.0, 2.0]])
+    with pytest.raises(UserError, match=r"integers \[n, 2\].* from 0; got int64 \[1, 2\]"):
+        transformer_lens_names([[1, -2]])
+    with pytest.raises(UserError, match=r"3 layers of width 40; got \[0, 40\]"):
+        nnsight_names(tiny("llama"), [[0, 40]])
+    with pytest.raises(UserError, match=r"3 layers of width 40; got \[3, 0\]"):
+        nnsight_names(tiny("llama"), [[3, 0]])
+    with pytest.raises(UserError, match="site must be one of post, pre, up, gate_act"):
+        nnsight_names(tiny("llama"), NEURONS, "mid")
