@@ -26,8 +26,8 @@ def forward_log_probabilities(
     chosen: Tensor,
     positions: str,
     max_tokens: int,
-) -> Tensor:
-    """Log-probability ``[P, n]`` of each context's gold token under each of P edits.
+) -> tuple[Tensor, Tensor]:
+    """What each of P edits makes of each context's gold token.
 
     Args:
         model, layout: the decoder.
@@ -38,17 +38,24 @@ def forward_log_probabilities(
             token, so one forward a context; ``answer_all``, those of all answer tokens of the
             sequence; ``all``, every position.
         max_tokens: most positions in one forward.
+
+    Returns:
+        Its log-probability ``[P, n]``, and bool ``[P, n]``: whether no token is more probable.
     """
     entries = [(p, c) for p in range(len(edits)) for c in range(len(chosen))]
     step = max(1, max_tokens // contexts.ids.shape[1])
-    found = []
+    found: list[tuple[Tensor, Tensor]] = []
     for start in range(0, len(entries), step):
         batch = entries[start : start + step]
         context = chosen[torch.tensor([c for _, c in batch], device=chosen.device)]
         mask = _mask(contexts, context, positions)
         found.append(_forward(model, layout, contexts, [edits[p] for p, _ in batch], context, mask))
-    empty = torch.empty(0, dtype=torch.float32, device=chosen.device)
-    return torch.cat([*found, empty]).view(len(edits), len(chosen))
+    shape = len(edits), len(chosen)
+    if not found:
+        nothing = torch.empty(shape, device=chosen.device)
+        return nothing, nothing.bool()
+    log_p, first = (torch.cat(column).view(shape) for column in zip(*found, strict=True))
+    return log_p, first
 
 
 def _mask(contexts: Contexts, context: Tensor, positions: str) -> Tensor:
@@ -71,7 +78,7 @@ def _forward(
     edits: Sequence[Edit],
     context: Tensor,
     mask: Tensor,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     handles = [
         layout.mlps[layer].down.register_forward_pre_hook(change_at(edit, mask))
         for layer, edit in by_layer(edits).items()
@@ -82,7 +89,7 @@ def _forward(
         logits = position_logits(model, ids, entry, contexts.position[context])
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     gold = wide.gather(-1, contexts.target[context].unsqueeze(-1)).squeeze(-1)
-    return gold - torch.logsumexp(wide, dim=-1)
+    return gold - torch.logsumexp(wide, dim=-1), gold >= wide.amax(-1)
 
 
 def change_at(edit: LayerEdit, mask: Tensor) -> Any:

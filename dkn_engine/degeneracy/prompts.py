@@ -63,6 +63,7 @@ class Prompts:
             self._clean = prefill(model, layout, self.contexts)
             self._rows = self._engine(backend, warn)
         self._sequence = self.contexts.sequence.cpu().numpy()
+        self._starts = np.flatnonzero(np.diff(self._sequence, prepend=-1))
         log_p = self._clean.log_probability.double().cpu().numpy()
         self.probability: NDArray[np.float64] = np.exp(self._sum(log_p[None])[0])
         first = (self.contexts.token == 0).cpu().numpy()
@@ -105,31 +106,51 @@ class Prompts:
         Raises:
             ValueError: the model lacks a neuron of an edit.
         """
+        return self._outcomes(edits, sequences, greedy=False)[0]
+
+    def outcomes(
+        self, edits: Sequence[Edit], sequences: Sequence[int] | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Answer probabilities ``[P, n]``, and whether greedy decoding gives the answer's tokens.
+
+        It does where each of them is the most probable one behind those before it (or as probable
+        as another). Arguments and errors as in :meth:`probabilities`.
+        """
+        return self._outcomes(edits, sequences, greedy=True)
+
+    def _outcomes(
+        self, edits: Sequence[Edit], sequences: Sequence[int] | None, *, greedy: bool
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         require_inside(edits, self.layout)
         wanted = np.arange(len(self)) if sequences is None else np.asarray(sequences, np.int64)
         mine = np.flatnonzero(np.isin(self._sequence, wanted))
         chosen = torch.from_numpy(mine).to(self.contexts.ids.device)
         step = max(1, _ROWS // max(1, len(mine)))
         table = np.zeros((len(edits), len(self._sequence)))
+        hits = np.zeros(table.shape, dtype=bool)
         if not len(mine):
-            return np.empty((len(edits), 0))
+            return np.empty((len(edits), 0)), np.empty((len(edits), 0), dtype=bool)
 
         def evaluate(start: int, stop: int) -> None:
-            found = self._evaluate(edits[start:stop], chosen)
-            table[start:stop, mine] = found.double().cpu().numpy()
+            log_p, first = self._evaluate(edits[start:stop], chosen, greedy)
+            if first is not None:
+                hits[start:stop, mine] = first.cpu().numpy()
+            table[start:stop, mine] = log_p.double().cpu().numpy()
 
         with guest(self.model, grad=False):
             in_batches(len(edits), step, evaluate)
-        return np.exp(self._sum(table))[:, wanted]
+        every = np.logical_and.reduceat(hits, self._starts, axis=1)
+        return np.exp(self._sum(table))[:, wanted], every[:, wanted]
 
-    def _evaluate(self, edits: Sequence[Edit], chosen: Tensor) -> Tensor:
+    def _evaluate(
+        self, edits: Sequence[Edit], chosen: Tensor, greedy: bool
+    ) -> tuple[Tensor, Tensor | None]:
         if self._rows is not None:
-            return row_log_probabilities(self._rows, edits, chosen)
+            return row_log_probabilities(self._rows, edits, chosen, greedy=greedy)
         return forward_log_probabilities(
             self.model, self.layout, self.contexts, edits, chosen, self.positions, _ROWS
         )
 
     def _sum(self, log_p: NDArray[np.float64]) -> NDArray[np.float64]:
         """From tokens ``[P, C]`` to sequences ``[P, B]``; contexts are in their order."""
-        starts = np.flatnonzero(np.diff(self._sequence, prepend=-1))
-        return np.add.reduceat(log_p, starts, axis=1)
+        return np.add.reduceat(log_p, self._starts, axis=1)

@@ -17,20 +17,30 @@ from numpy.typing import NDArray
 from dkn_engine.attribution.rows import RowEngine, RowSet
 from dkn_engine.degeneracy.edits import Edit, LayerEdit, by_layer
 from dkn_engine.guest import hooks
-from dkn_engine.ops.answer_probability import answer_probability
+from dkn_engine.ops.answer_probability import Tail, answer_probability
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+# Rows whose logits are held at once, where the most probable token is asked for.
+_LOGITS = 64
+
+
 @torch.no_grad()
-def row_log_probabilities(engine: RowEngine, edits: Sequence[Edit], contexts: Tensor) -> Tensor:
+def row_log_probabilities(
+    engine: RowEngine, edits: Sequence[Edit], contexts: Tensor, *, greedy: bool = False
+) -> tuple[Tensor, Tensor | None]:
     """Log-probability ``[P, n]`` of each context's gold token under each of P edits.
 
     Args:
         engine: rows of a chunk.
         edits: each acts at the position of the context alone.
         contexts: int64 ``[n]``, of the chunk.
+        greedy: also say where no token is more probable than the gold one.
+
+    Returns:
+        The log-probabilities and, with ``greedy``, bool ``[P, n]``, else None.
     """
     layers = by_layer(edits)
     group = np.zeros(len(edits), dtype=np.int64)
@@ -49,15 +59,28 @@ def row_log_probabilities(engine: RowEngine, edits: Sequence[Edit], contexts: Te
             with hooks(handles):
                 hidden = engine.run_layer(layer, hidden, rows)
         n_rows = hidden.shape[1]
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        targets = engine.contexts.target[contexts].repeat_interleave(n_rows)
         log_p, _ = answer_probability(
             engine.tail,
-            hidden.reshape(-1, hidden.shape[-1]),
-            engine.contexts.target[contexts].repeat_interleave(n_rows),
+            flat,
+            targets,
             objective="log_probability",
             gradient=False,
             backend=engine.backend,
         )
-    return log_p.view(-1, n_rows).T[torch.from_numpy(group).to(log_p.device)]
+        hit = _most_probable(engine.tail, flat, targets) if greedy else None
+    row = torch.from_numpy(group).to(log_p.device)
+    return log_p.view(-1, n_rows).T[row], None if hit is None else hit.view(-1, n_rows).T[row]
+
+
+def _most_probable(tail: Tail, hidden: Tensor, targets: Tensor) -> Tensor:
+    """bool ``[N]``: whether no logit of a row is above its target's; False where it is NaN."""
+    found = []
+    for some, own in zip(*(torch.split(x, _LOGITS) for x in (hidden, targets)), strict=True):
+        logits = tail(some)
+        found.append(logits.gather(-1, own.unsqueeze(-1)).squeeze(-1) >= logits.amax(-1))
+    return torch.cat(found)
 
 
 def _split(

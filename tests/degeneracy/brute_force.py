@@ -29,6 +29,19 @@ def answer_probability(
     return total
 
 
+def greedy_tokens(
+    name: str, model: Any, one: AnswerSequence, edit: Edit, positions: str = "answer"
+) -> tuple[int, ...]:
+    """As many tokens as the answer has, each the edited model's most probable, free-running."""
+    ids = list(one.ids[: one.n_prompt])
+    for _ in one.targets:
+        last = len(ids) - 1
+        where = {"answer": [last], "answer_all": range(one.n_prompt - 1, last + 1)}
+        with edited(name, model, edit, list(where.get(positions, range(last + 1)))):
+            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+    return tuple(ids[one.n_prompt :])
+
+
 @contextlib.contextmanager
 def edited(name: str, model: nn.Module, edit: Edit, positions: Sequence[int]) -> Iterator[None]:
     """The model with activation <- factor * activation + offset, of one sequence, by loops."""

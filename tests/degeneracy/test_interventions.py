@@ -15,7 +15,7 @@ from dkn_engine.degeneracy.edits import Edit, combine, enhance, nothing, suppres
 from dkn_engine.degeneracy.forwards import forward_log_probabilities
 from dkn_engine.degeneracy.prompts import Prompts
 from dkn_engine.layout import find_layout
-from tests.degeneracy.brute_force import answer_probability
+from tests.degeneracy.brute_force import answer_probability, greedy_tokens
 from tests.tiny import N_LAYERS, WIDTH, sequence, sequences, tiny
 
 POSITIONS = ("answer", "answer_all", "all")
@@ -94,6 +94,41 @@ def test_edited_probabilities_equal_brute_force(name: str, positions: str) -> No
     assert len(np.unique(expected.round(12)[:8], axis=0)) == 8
 
 
+def continued(name: str, model: Any) -> list[AnswerSequence]:
+    """The prompts, each with what the model itself goes on with."""
+    found = []
+    for one in sequences():
+        answer = greedy_tokens(name, model, one, nothing())
+        ids = (*one.ids[: one.n_prompt], *answer[:-1])
+        found.append(AnswerSequence(ids, one.n_prompt, answer))
+    return found
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_exact_matches_are_those_of_greedy_decoding(name: str, positions: str) -> None:
+    model, edits = model_of(name), some_edits()
+    some = [*continued(name, model), sequences()[2]]
+    found = prompts_of(name, model, positions, some)
+    probability, exact = found.outcomes(edits)
+    expected = [
+        [greedy_tokens(name, model, one, edit, positions) == one.targets for one in some]
+        for edit in edits
+    ]
+    np.testing.assert_array_equal(exact, expected)
+    np.testing.assert_allclose(probability, found.probabilities(edits), rtol=1e-12)
+    assert exact[0].tolist() == [True, True, True, False]
+    assert not exact[1:, :3].all()  # some edits make the model go on otherwise
+    np.testing.assert_array_equal(found.outcomes(edits, [0, 2])[1], exact[:, [0, 2]])
+
+
+@pytest.mark.parametrize("positions", ["answer", "all"])
+def test_a_model_that_gives_nan_matches_nothing(positions: str) -> None:
+    prompts = prompts_of("llama", model_of("llama"), positions)
+    broken = enhance([[0, 1]], float("nan"))
+    assert not prompts.outcomes([broken])[1].any()
+
+
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_float32_is_as_near_to_float64_as_plain_float32(name: str, positions: str) -> None:
@@ -116,10 +151,10 @@ def test_full_forwards_equal_brute_force(name: str, positions: str) -> None:
     contexts = build_contexts(sequences(), torch.device("cpu"))
     chosen = torch.arange(len(contexts))
     # 30 positions a forward: fewer than the edits have, so batches are cut.
-    log_p = forward_log_probabilities(
+    log_p, first = forward_log_probabilities(
         model, find_layout(model), contexts, edits, chosen, positions, 30
     )
-    assert log_p.shape == (len(edits), len(contexts))
+    assert log_p.shape == first.shape == (len(edits), len(contexts))
     per_sequence = [log_p[:, contexts.sequence == b].sum(1) for b in range(3)]
     found = torch.stack(per_sequence, dim=1).exp()
     np.testing.assert_allclose(found, brute_force(name, model, edits, positions), rtol=1e-10)
@@ -206,6 +241,8 @@ def test_no_edits_and_no_sequences_give_empty_tables() -> None:
     prompts = prompts_of("llama", model_of("llama"), "answer")
     assert prompts.probabilities([]).shape == (0, 3)
     assert prompts.probabilities([nothing()], []).shape == (1, 0)
+    assert [table.shape for table in prompts.outcomes([], [0])] == [(0, 1), (0, 1)]
+    assert [table.shape for table in prompts.outcomes([nothing()], [])] == [(1, 0), (1, 0)]
 
 
 def test_neurons_outside_the_model_are_refused() -> None:
