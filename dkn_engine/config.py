@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from dkn_engine.errors import UserError
 
-Site = Literal["post", "pre"]
+Site = Literal["post", "pre", "up", "gate_act"]
 Backend = Literal["auto", "reference", "triton", "numba", "native"]
 
 
@@ -60,7 +60,10 @@ class AttributionConfig(_Section):
     """Integrated gradients of an answer's probability over MLP activations.
 
     Attributes:
-        site: ``post``, the input of the down projection; ``pre``, of the non-linearity.
+        site: ``post``, the input of the down projection; ``pre``, of the non-linearity; of gated
+            MLPs, whose ``post`` is a product, also one factor with the other at its clean value:
+            ``up``, the output of the up projection, or ``gate_act``, of the non-linearity. A
+            baseline is always of the activation at the site itself.
         baseline: ``masked`` (mean activation with each prompt token masked in turn), ``zero``.
             A tensor ``[L, F]`` or ``[n_facts, L, F]`` is given to ``attribute(baselines=...)``.
         quadrature: ``adaptive``, or a fixed rule with ``n_steps`` points.

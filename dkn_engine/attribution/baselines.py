@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 
 from dkn_engine.attribution.blocks import pad_block
 from dkn_engine.attribution.contexts import Contexts
 from dkn_engine.attribution.rows import RowEngine
+from dkn_engine.attribution.sites import watch
 from dkn_engine.attribution.tail import layer_inputs
 from dkn_engine.guest import hooks
 from dkn_engine.layout import Layout
@@ -71,17 +73,14 @@ def _add_masked(
     copy, context = pairs[:, 0], pairs[:, 1]
     position = contexts.position[context]
 
-    def keep(layer: int) -> Any:
-        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x = args[0].reshape(*ids.shape, -1)[copy, position]
+    def keep(layer: int) -> Callable[[Tensor], None]:
+        def add(activation: Tensor) -> None:
+            x = activation.reshape(*ids.shape, -1)[copy, position]
             total[:, layer].index_add_(0, context, x.to(total.dtype))
 
-        return hook
+        return add
 
-    mlps = layout.mlps
-    modules = [m.down if site == "post" else m.act for m in mlps]
-    handles = [m.register_forward_pre_hook(keep(i)) for i, m in enumerate(modules) if m is not None]
-    with hooks(handles):
+    with hooks([watch(mlp, site, keep(i)) for i, mlp in enumerate(layout.mlps)]):
         layout.base(input_ids=ids, use_cache=False)
 
 
@@ -153,15 +152,13 @@ def _add_block(
     )
     entry, row, context = wanted.nonzero(as_tuple=True)
 
-    def keep(layer: int) -> Any:
-        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            total[:, layer].index_add_(0, context, args[0][entry, row].to(total.dtype))
+    def keep(layer: int) -> Callable[[Tensor], None]:
+        def add(activation: Tensor) -> None:
+            total[:, layer].index_add_(0, context, activation[entry, row].to(total.dtype))
 
-        return hook
+        return add
 
     with engine.active():
         for layer, mlp in enumerate(engine.layout.mlps):
-            module = mlp.down if site == "post" else mlp.act
-            assert module is not None
-            with hooks([module.register_forward_pre_hook(keep(layer))]):
+            with hooks([watch(mlp, site, keep(layer))]):
                 hidden = engine.run_layer(layer, hidden, block)

@@ -19,9 +19,9 @@ from dkn_engine.attribution.paths import Paths
 from dkn_engine.attribution.prefill import Prefill, prefill
 from dkn_engine.attribution.quadrature import Integrals, integrate_adaptive, integrate_fixed
 from dkn_engine.attribution.rows import RowEngine, SweepUnsupported
+from dkn_engine.attribution.sites import require_site, site_activation
 from dkn_engine.attribution.sweep import Sweep
 from dkn_engine.config import AttributionConfig
-from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.guest import guest
 from dkn_engine.layout import Layout
 
@@ -68,8 +68,9 @@ def attribute_chunk(
         baselines: ``[B, L, F]`` (``baseline="given"``).
 
     Raises:
-        UnsupportedModelError: ``site="pre"`` where the non-linearity is not a module.
+        UnsupportedModelError: the model's MLPs have no such site.
     """
+    require_site(layout, config.site)
     device = next(model.parameters()).device
     contexts = build_contexts(sequences, device)
     rows = _rows_per_batch(config, layout, next(model.parameters()).dtype)
@@ -79,19 +80,14 @@ def attribute_chunk(
         if config.answer_tokens == "first":
             first = torch.nonzero(contexts.token == 0).squeeze(1)
             contexts, clean = contexts.take(first), clean.take(first)
-        value = clean.post if config.site == "post" else clean.pre
-        if value is None:
-            raise UnsupportedModelError(
-                "site='pre' needs the non-linearity to be a module of the MLP (act_fn, act, …); "
-                "found none"
-            )
+        value, fixed = site_activation(layout, clean, config.site)
         engine = _rows(model, layout, contexts, clean, config.backend)
         given = None if baselines is None else baselines[contexts.sequence.cpu()]
         baseline = _baseline(
             model, layout, contexts, config, value, mask_id, given, 4 * rows, engine
         )
-        up = clean.up if config.site == "pre" else None
-        paths = Paths(layout, config.site, value, baseline, up, config.multiply_by, config.backend)
+        choices = (config.multiply_by, config.backend)
+        paths = Paths(layout, config.site, value, baseline, fixed, *choices)
         evaluator: Sweep | General
         if engine is None:
             evaluator = General(model, contexts, paths, config.objective, rows)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.func import functional_call
 
+from dkn_engine.attribution.sites import STRAIGHT
 from dkn_engine.layout import Layout
 from dkn_engine.ops.ig_accumulate import ig_accumulate
 from dkn_engine.ops.path_activation import path_activation
@@ -41,9 +42,10 @@ class Paths:
 
     Args:
         layout: the decoder.
-        site: ``post`` or ``pre``.
+        site: see ``AttributionConfig``.
         value, baseline: ``[C, L, F]``, x and x' at the site.
-        up: ``[C, L, F]``, the linear factor (``pre`` only), or None.
+        fixed: ``[C, L, F]``, what multiplies the activation (``pre``: after the non-linearity) and
+            stays as it is, or None; see :func:`dkn_engine.attribution.sites.site_activation`.
         multiply_by: ``delta`` or ``activation``.
         backend: see ``AttributionConfig``.
     """
@@ -54,22 +56,27 @@ class Paths:
         site: str,
         value: Tensor,
         baseline: Tensor,
-        up: Tensor | None,
+        fixed: Tensor | None,
         multiply_by: str,
         backend: str,
     ) -> None:
         self.layout, self.site, self.backend = layout, site, backend
         # Not in a half precision: x' may be close to x, and their difference is what is asked for.
         self.dtype, wide = value.dtype, torch.promote_types(value.dtype, torch.float32)
-        self.value, self.baseline, self.up = value.to(wide), baseline.to(wide), up
+        self.value, self.baseline, self.fixed = value.to(wide), baseline.to(wide), fixed
         self.factor = self.value if multiply_by == "activation" else self.value - self.baseline
+        if site in {"up", "gate_act"}:
+            assert fixed is not None
+            # What reaches the projection, whose rows then serve the scores as they do for post.
+            self.value, self.baseline = self.value * fixed, self.baseline * fixed
+            self.factor = self.factor * fixed
         self._ends: dict[int, tuple[Tensor, Tensor]] = {}
         self._w_out: dict[int, Tensor] = {}
 
     def outputs(self, layer: int, context: Tensor, alpha: Tensor) -> Tensor:
         """The MLP's output ``[n, d]`` at path points of one layer."""
         down = self.layout.mlps[layer].down
-        if self.site == "post":
+        if self.site in STRAIGHT:
             # The projection is linear, so the path is straight after it too: project two ends.
             if layer not in self._ends:
                 wide = {k: p.to(self.value.dtype) for k, p in down.named_parameters()}
@@ -79,7 +86,7 @@ class Paths:
             start, change = self._ends[layer]
             along = alpha.to(start.dtype).unsqueeze(-1)
             return (start[context] + along * change[context]).to(self.dtype)
-        up = None if self.up is None else self.up[context, layer]
+        up = None if self.fixed is None else self.fixed[context, layer]
         act = self.layout.mlps[layer].act
         assert act is not None
         ends_of = (self.baseline[context, layer], self.value[context, layer])
@@ -112,7 +119,7 @@ class Paths:
             assert mlp.act is not None
             baseline = self.baseline[context, layer]
             delta = self.value[context, layer] - baseline
-            up = None if self.up is None else self.up[context, layer]
+            up = None if self.fixed is None else self.fixed[context, layer]
             path = (alpha, baseline, delta, up, mlp.act)
         return ig_accumulate(
             gradients,

@@ -10,24 +10,27 @@ import torch
 from torch import Tensor, nn
 
 from dkn_engine.attribution.contexts import AnswerSequence
-from tests.tiny import MASK_ID, N_LAYERS, act_of, down_of
+from tests.tiny import MASK_ID, N_LAYERS, WIDTH, act_of, down_of
 
 
 class BruteForce:
     """One model and one site; every method runs the model's own forward on one sequence."""
 
     def __init__(self, name: str, model: nn.Module, site: str) -> None:
-        part = down_of if site == "post" else act_of
+        part = {"post": down_of, "pre": act_of, "gate_act": act_of, "up": _up_of}[site]
         self.model, self.modules = model, [part(name, model, i) for i in range(N_LAYERS)]
+        self.of_output = site in {"gate_act", "up"}
 
     def activations(self, ids: Sequence[int], position: int) -> Tensor:
         """``[L, F]`` at one position."""
         found: list[Tensor] = []
 
-        def keep(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            found.append(args[0].reshape(len(ids), -1)[position].detach())
+        def keep(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            seen = output if self.of_output else args[0]
+            # Phi-3's gate and up are one projection, up behind.
+            found.append(seen.reshape(len(ids), -1)[position, -WIDTH:].detach())
 
-        handles = [m.register_forward_pre_hook(keep) for m in self.modules]
+        handles = [m.register_forward_hook(keep) for m in self.modules]
         self.model(input_ids=torch.tensor([ids]))
         for handle in handles:
             handle.remove()
@@ -45,7 +48,8 @@ class BruteForce:
         self, ids: Sequence[int], position: int, target: int, layer: int, x: Tensor, kind: str
     ) -> Tensor:
         """p or log p of ``target`` after ``position``, with the activation there replaced by x."""
-        with replaced(self.modules[layer], position, x):
+        replacement = replaced_output if self.of_output else replaced
+        with replacement(self.modules[layer], position, x):
             logits = self.model(input_ids=torch.tensor([ids])).logits[0, position]
         p = torch.softmax(logits, dim=-1)[target]
         return p if kind == "probability" else torch.log(p)
@@ -113,3 +117,24 @@ def replaced(module: nn.Module, position: int, x: Tensor) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def replaced_output(module: nn.Module, position: int, x: Tensor) -> Iterator[None]:
+    """The last of the module's outputs at one position of the only sequence are ``x``."""
+
+    def replace(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        row = torch.cat([output[0, position, : -len(x)], x])
+        rows = [output[0, :position], row.unsqueeze(0), output[0, position + 1 :]]
+        return torch.cat(rows).unsqueeze(0)
+
+    handle = module.register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _up_of(name: str, model: nn.Module, layer: int) -> nn.Module:
+    mlp = f"model.layers.{layer}.mlp"
+    return model.get_submodule(f"{mlp}.gate_up_proj" if name == "phi3" else f"{mlp}.up_proj")

@@ -1,0 +1,88 @@
+"""Where in an MLP a path runs, and what multiplies the activation there on its way out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dkn_engine.attribution.prefill import Prefill
+from dkn_engine.errors import UnsupportedModelError
+from dkn_engine.layout import Layout, Mlp
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+# From these the MLP's output is linear, so a straight path stays straight in model space.
+STRAIGHT = ("post", "up", "gate_act")
+
+
+def watch(mlp: Mlp, site: str, keep: Callable[[Tensor], None]) -> Any:
+    """Hook ``keep(activation)`` on one layer's site; the handle."""
+    if site == "up":
+        up = mlp.up
+        assert up is not None
+        return up.register_forward_hook(lambda _module, _args, output: keep(mlp.up_of(output)))
+    if site == "gate_act":
+        return _act(mlp).register_forward_hook(lambda _module, _args, output: keep(output))
+    module = mlp.down if site == "post" else _act(mlp)
+    return module.register_forward_pre_hook(lambda _module, args: keep(args[0]))
+
+
+def _act(mlp: Mlp) -> nn.Module:
+    assert mlp.act is not None
+    return mlp.act
+
+
+def require_site(layout: Layout, site: str) -> None:
+    """Refuse a site that the model's MLPs do not have.
+
+    Raises:
+        UnsupportedModelError: says which part is missing.
+    """
+    if site in {"up", "gate_act"} and not layout.gated:
+        raise UnsupportedModelError(
+            f"site={site!r} needs a gated MLP (act(gate) * up); this model's MLP has no up "
+            "projection: use site='post' or 'pre'"
+        )
+    if site != "post" and any(mlp.act is None for mlp in layout.mlps):
+        raise UnsupportedModelError(
+            f"site={site!r} needs the non-linearity to be a module of the MLP (act_fn, act, …); "
+            "found none"
+        )
+
+
+@torch.no_grad()
+def site_activation(layout: Layout, clean: Prefill, site: str) -> tuple[Tensor, Tensor | None]:
+    """The clean activation ``[C, L, F]`` of a site, and the factor that stays at its clean value.
+
+    ``post``: no factor. ``pre``: the up factor, if there is one. ``up``: the activated gate.
+    ``gate_act``: the up factor.
+
+    Raises:
+        UnsupportedModelError: the model has no such site, or puts something else between the
+            non-linearity and the down projection.
+    """
+    require_site(layout, site)
+    if site == "post":
+        return clean.post, None
+    assert clean.pre is not None
+    activated = torch.stack([_act(m)(clean.pre[:, i]) for i, m in enumerate(layout.mlps)], dim=1)
+    _require_product(activated, clean, site)
+    if site == "up":
+        assert clean.up is not None
+        return clean.up, activated
+    return (clean.pre if site == "pre" else activated), clean.up
+
+
+def _require_product(activated: Tensor, clean: Prefill, site: str) -> None:
+    """Rounding of the two factors and of their product, with room for another order."""
+    inner = activated if clean.up is None else activated * clean.up
+    apart = float((inner - clean.post).norm() / clean.post.norm())
+    if apart > 16 * torch.finfo(clean.post.dtype).eps:
+        expected = "act(gate)" if clean.up is None else "act(gate) * up"
+        raise UnsupportedModelError(
+            f"site={site!r} expects {expected} at the input of the down projection; found "
+            f"something {apart:.1e} of its length away: use site='post'"
+        )
