@@ -1,0 +1,148 @@
+"""Complexity across models: how degenerate the same facts are in models of other sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dkn_engine.analysis.complexity import degeneracy_samples
+from dkn_engine.analysis.groups import require_results_of
+from dkn_engine.analysis.table import COMPARED, Conditions, Row, Sample, Table, tabulate
+from dkn_engine.errors import UserError
+from dkn_engine.layout import find_layout
+from dkn_engine.report.statistics import Estimate, bootstrap_statistic
+from dkn_engine.types import Fact, FactResult
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TREND = "rho with parameters"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """How large a model is.
+
+    Attributes:
+        parameters: all of them, tied ones once.
+        layers, width, mlp_width: L, d, F.
+    """
+
+    parameters: int
+    layers: int
+    width: int
+    mlp_width: int
+
+
+def model_size(model: nn.Module) -> ModelSize:
+    """The size of a causal decoder.
+
+    Raises:
+        UnsupportedModelError: see :func:`dkn_engine.layout.find_layout`.
+    """
+    layout = find_layout(model)
+    parameters = sum(p.numel() for p in model.parameters())
+    return ModelSize(parameters, layout.n_layers, layout.d_model, layout.width)
+
+
+def complexity_of_models(
+    facts: Sequence[Fact],
+    results: Mapping[str, Sequence[FactResult]],
+    sizes: Mapping[str, ModelSize],
+    *,
+    seed: int = 0,
+) -> Table:
+    """The degeneracy of the same facts in several models, paired over facts known to both.
+
+    Groups are the models, from small to large (equal ones in the order given); every other one is
+    compared with the smallest. The group ``rho with parameters`` holds Spearman's rank correlation
+    of a figure with the number of parameters, over all pairs of a model and a fact that every
+    model has a value of; its interval resamples facts, not models.
+
+    Args:
+        facts: asked in every model.
+        results: of :func:`dkn_engine.find_dkns` on them, by the model's name; two at least.
+        sizes: of the same models.
+        seed: of the resampling.
+
+    Raises:
+        UserError: fewer than two models, names that differ, or results of other facts.
+
+    Source:
+        Chen et al., Cracking Factual Knowledge (arXiv 2402.13731), the analysis of complexity.
+    """
+    if len(results) < 2 or set(results) != set(sizes):
+        raise UserError(
+            "results and sizes must be of the same models, two at least; got "
+            f"{sorted(results)} and {sorted(sizes)}"
+        )
+    for found in results.values():
+        require_results_of(facts, found)
+    names = sorted(results, key=lambda name: sizes[name].parameters)
+    samples = [s for n in names for s in degeneracy_samples(n, "model", results[n])]
+    known = {n: sum(r.status == "ok" for r in results[n]) for n in names}
+    return tabulate(
+        "complexity_of_models",
+        samples,
+        seed=seed,
+        compared=(*((n, names[0]) for n in names[1:]), *COMPARED),
+        rows=(*_size_rows(names, sizes), *_trends(samples, names, sizes, seed)),
+        settings={
+            "facts": len(facts),
+            "known": known,
+            "sizes": {n: dataclasses.asdict(sizes[n]) for n in names},
+        },
+        notes=(
+            "Rows are means over the facts that a model knows, comparisons over those known to "
+            "both models.",
+            f"{TREND}: Spearman's rank correlation over facts known to all; its interval is over "
+            "facts, so it says nothing of other models of the same sizes.",
+        ),
+    )
+
+
+def _size_rows(names: Sequence[str], sizes: Mapping[str, ModelSize]) -> Iterator[Row]:
+    for figure in (f.name for f in dataclasses.fields(ModelSize)):
+        for name in names:
+            value = float(getattr(sizes[name], figure))
+            yield Row.of(figure, name, (), Estimate(value, math.nan, math.nan, 1, value))
+
+
+def _trends(
+    samples: Sequence[Sample], names: Sequence[str], sizes: Mapping[str, ModelSize], seed: int
+) -> Iterator[Row]:
+    parameters = np.array([sizes[n].parameters for n in names], dtype=np.float64)
+    if len(set(parameters)) < 2:
+        return
+    cells: dict[tuple[str, Conditions], dict[str, dict[str, float]]] = {}
+    for s in samples:
+        if s.group in names and math.isfinite(s.value):
+            of = cells.setdefault((s.figure, s.conditions), {}).setdefault(s.unit, {})
+            of[s.group] = s.value
+    for (figure, conditions), units in cells.items():
+        whole = [[u[n] for n in names] for u in units.values() if len(u) == len(names)]
+        yield Row.of(figure, TREND, conditions, _trend(np.array(whole), parameters, seed))
+
+
+def _trend(values: NDArray[np.float64], parameters: NDArray[np.float64], seed: int) -> Estimate:
+    """Of values ``[n_facts, n_models]``; the rank correlation over all of them."""
+
+    def rho(facts: NDArray[np.int64]) -> float:
+        return spearman(np.tile(parameters, len(facts)), values[facts].ravel())
+
+    return bootstrap_statistic(rho, len(values), seed=seed)
+
+
+def spearman(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    """Rank correlation, ties at their mean rank; NaN where one of the two is constant."""
+    from scipy.stats import rankdata
+
+    a, b = (rankdata(v) - (len(v) + 1) / 2 for v in (x, y))
+    scale = math.sqrt(float(a @ a) * float(b @ b))
+    return float(a @ b) / scale if scale > 0 else math.nan
