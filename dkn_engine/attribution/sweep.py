@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dkn_engine.attribution.check import Trial
 from dkn_engine.attribution.paths import Paths, Points
 from dkn_engine.attribution.rows import RowEngine, RowSet
 from dkn_engine.batches import in_batches
@@ -25,14 +25,20 @@ class Sweep:
         paths: where the points lie.
         objective: ``probability`` or ``log_probability``.
         rows_per_batch: most points climbing at once.
+        trial: of the engine; only :meth:`clean` needs it.
     """
 
     name = "sweep"
 
     def __init__(
-        self, engine: RowEngine, paths: Paths, objective: str, rows_per_batch: int
+        self,
+        engine: RowEngine,
+        paths: Paths,
+        objective: str,
+        rows_per_batch: int,
+        trial: Trial | None = None,
     ) -> None:
-        self.engine, self.paths = engine, paths
+        self.engine, self.paths, self.trial = engine, paths, trial
         self.objective, self.rows_per_batch = objective, rows_per_batch
 
     def evaluate(self, points: Points) -> tuple[Tensor, Tensor]:
@@ -127,40 +133,23 @@ class Sweep:
         return gradients, values
 
     def clean(self) -> tuple[Tensor, Tensor]:
-        """The end point alpha = 1 of every layer from one row a context.
+        """The end point alpha = 1 of every layer from one row a context; once.
 
         Returns:
             Gradients ``[C, L, d]`` at every MLP's output, and the objective ``[C]``.
         """
-        engine = self.engine
-        contexts = torch.arange(len(engine.contexts), device=engine.contexts.ids.device)
-        d = engine.clean.hidden[0].shape[1]
-        n_layers = engine.layout.n_layers
-        probes = [
-            engine.clean.hidden[0].new_zeros(len(contexts), 1, d).requires_grad_(True)
-            for _ in range(n_layers)
-        ]
-
-        def add(probe: Tensor) -> Callable[..., Tensor]:
-            return lambda _module, _args, output: output + probe
-
-        mlps = engine.layout.mlps
-        handles = [m.down.register_forward_hook(add(p)) for m, p in zip(mlps, probes, strict=True)]
-        rows = RowSet(contexts.unsqueeze(1), aligned=True)
-        with engine.active():
-            with hooks(handles):
-                hidden = engine.clean_rows(contexts, 0)
-                for layer in range(n_layers):
-                    hidden = engine.run_layer(layer, hidden, rows)
+        assert self.trial is not None
+        trial, self.trial = self.trial, None
+        with self.engine.active():
             objective, top = answer_probability(
-                engine.tail,
-                hidden[:, 0],
-                engine.contexts.target,
+                self.engine.tail,
+                trial.hidden,
+                self.engine.contexts.target,
                 objective=self.objective,
                 gradient=True,
                 backend=self.paths.backend,
             )
-            found = torch.autograd.grad(hidden[:, 0], probes, grad_outputs=top)
+        found = torch.autograd.grad(trial.hidden, trial.probes, grad_outputs=top)
         return torch.cat(found, dim=1), objective
 
 
