@@ -1,0 +1,87 @@
+"""Answers' logits in padded batches, projected to the vocabulary only where an answer is due."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dkn_engine.attribution.contexts import AnswerSequence, Contexts, build_contexts
+from dkn_engine.guest import guest, hooks
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+# Most token positions of one forward. Small batches of like length waste little on padding, and a
+# CPU is as fast on them; a GPU is not.
+_POSITIONS = {"cpu": 256}
+_POSITIONS_ELSEWHERE = 8192
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answers:
+    """What a model says to prompts.
+
+    Attributes:
+        probability: float64 ``[n]``, of the answer: the product over its teacher-forced tokens.
+        greedy: bool ``[n]``, whether greedy decoding begins with the answer, which it does if and
+            only if every teacher-forced token is the most probable one.
+    """
+
+    probability: NDArray[np.float64]
+    greedy: NDArray[np.bool_]
+
+
+def read_answers(model: nn.Module, sequences: Sequence[AnswerSequence]) -> Answers:
+    """Probabilities and greedy matches of the answers; the model is left as it was found."""
+    probability = np.ones(len(sequences))
+    greedy = np.ones(len(sequences), dtype=bool)
+    with guest(model, grad=False):
+        for at, contexts in batches(sequences, next(model.parameters()).device):
+            logits = answer_logits(model, contexts)
+            log_p = token_log_probabilities(logits, contexts.target).double().cpu().numpy()
+            hit = (logits.argmax(-1) == contexts.target).cpu().numpy()
+            owner = at[contexts.sequence.cpu().numpy()]
+            np.multiply.at(probability, owner, np.exp(log_p))
+            np.logical_and.at(greedy, owner, hit)
+    return Answers(probability, greedy)
+
+
+def batches(
+    sequences: Sequence[AnswerSequence], device: torch.device
+) -> Iterator[tuple[NDArray[np.int64], Contexts]]:
+    """Sequences by length in padded batches, with their places in the list given."""
+    limit = _POSITIONS.get(device.type, _POSITIONS_ELSEWHERE)
+    lengths = np.array([len(s.ids) for s in sequences], dtype=np.int64)
+    order = np.argsort(lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        stop = start + 1
+        while stop < len(order) and (stop + 1 - start) * lengths[order[stop]] <= limit:
+            stop += 1
+        at = order[start:stop]
+        yield at, build_contexts([sequences[i] for i in at], device)
+        start = stop
+
+
+def answer_logits(model: nn.Module, contexts: Contexts) -> Tensor:
+    """Logits ``[C, V]`` at the contexts' positions, by the model's own forward."""
+    head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]  # of transformers
+
+    def pick(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0][contexts.sequence, contexts.position].unsqueeze(0), *args[1:])
+
+    with hooks([head.register_forward_pre_hook(pick)]):
+        logits: Tensor = model(input_ids=contexts.ids, use_cache=False).logits
+    return logits.squeeze(0)
+
+
+def token_log_probabilities(logits: Tensor, target: Tensor) -> Tensor:
+    """Log-probability ``[C]``, in at least float32, of each target under logits ``[C, V]``."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    gold = wide.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+    return gold - torch.logsumexp(wide, dim=-1)

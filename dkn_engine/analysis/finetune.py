@@ -1,0 +1,268 @@
+"""Fine-tuning on facts in which only chosen neurons, all MLP neurons, or all weights may change."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dkn_engine.analysis.answers import answer_logits, batches, token_log_probabilities
+from dkn_engine.analysis.taps import differentiable
+from dkn_engine.analysis.trainable import (
+    Block,
+    Trainable,
+    digest_of_originals,
+    digest_of_rest,
+    neuron_change,
+    trainable_blocks,
+)
+from dkn_engine.analysis.training_checkpoint import Checkpoint
+from dkn_engine.attribution.contexts import AnswerSequence
+from dkn_engine.attribution.sequences import encode_sequence
+from dkn_engine.config import FactsConfig
+from dkn_engine.degeneracy.reference import generator
+from dkn_engine.errors import DknError, UserError
+from dkn_engine.guest import guest
+from dkn_engine.layout import Layout, find_layout
+from dkn_engine.types import Fact
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class FineTuning:
+    """A model while it is changed by training.
+
+    Attributes:
+        losses: float64 ``[steps]``, of each step's facts before the step: mean negative
+            log-probability of an answer token.
+        n_trainable: weights that could change.
+        n_state: values that the optimiser holds, its counts of steps aside.
+    """
+
+    losses: NDArray[np.float64]
+    n_trainable: int
+    n_state: int
+    _layout: Layout
+    _blocks: tuple[Block, ...]
+
+    def neuron_change(self) -> NDArray[np.float64]:
+        """Relative L2 change of each MLP neuron, float64 ``[L, F]``; only inside the block.
+
+        See :func:`dkn_engine.analysis.trainable.neuron_change`.
+        """
+        return neuron_change(self._layout, self._blocks)
+
+
+@contextlib.contextmanager
+def finetuned(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[Fact],
+    trainable: Trainable,
+    *,
+    steps: int,
+    lr: float,
+    batch_size: int | None = None,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 10,
+    progress: Progress | None = None,
+) -> Iterator[FineTuning]:
+    """Train the model on facts for the length of the block; afterwards it is as it was.
+
+    AdamW without weight decay, constant rate, dropout off, on the mean negative log-probability
+    of the teacher-forced answer tokens. The optimiser holds state for the trainable values alone.
+    After training it is checked that no other weight has changed by a bit.
+
+    Args:
+        model: a causal decoder in float32 or float64.
+        tokenizer: the model's.
+        facts: prompts and answers; their paraphrases are not trained on.
+        trainable: neurons int ``[n, 2]`` (layer, index): their rows of the gate and up projections
+            (with biases) and of the down projection; ``"mlp"``: those of all neurons; ``"all"``.
+        steps: of the optimiser.
+        lr: learning rate.
+        batch_size: facts a step, drawn without replacement until all were seen; None: all.
+        seed: of the order of facts.
+        checkpoint: directory of the training's state. What is found there goes on, to the same
+            weights, bit for bit, as without the interruption.
+        checkpoint_every: steps from one state to the next; the last step's is always kept.
+        progress: called as ``progress(done, steps)``.
+
+    Yields:
+        What was trained; the model carries the trained weights until the block ends or raises.
+
+    Raises:
+        UserError: an argument that is not allowed, no fact, or a checkpoint of another training.
+        FactError: a fact that cannot be encoded.
+        UnsupportedModelError: a layout that the engine does not know.
+        DknError: a weight changed that should not have, or the loss is not finite.
+    """
+    _check(facts, steps, lr, batch_size, checkpoint_every)
+    layout = find_layout(model)
+    config = FactsConfig()
+    sequences = [
+        encode_sequence(model, tokenizer, f.prompt, f.answer, config=config, fact_id=f.id)
+        for f in facts
+    ]
+    with _borrowed(model, layout, trainable) as blocks:
+        plan = _Plan(sequences, steps, float(lr), batch_size, seed)
+        keeper = None
+        rest = digest_of_rest(model, blocks)
+        if checkpoint is not None:
+            identity = plan.identity() | {
+                "weights": rest,
+                "trained weights": digest_of_originals(blocks),
+            }
+            keeper = _Keeper(Checkpoint(Path(checkpoint), identity), checkpoint_every)
+        losses, n_state = _train(model, layout, blocks, plan, keeper, progress)
+        if digest_of_rest(model, blocks) != rest:
+            raise DknError("fine-tuning changed weights outside of the trainable set")
+        n = sum(b.values.numel() for b in blocks)
+        yield FineTuning(losses, n, n_state, layout, tuple(blocks))
+
+
+def _check(
+    facts: Sequence[Fact], steps: int, lr: float, batch_size: int | None, every: int
+) -> None:
+    if not facts:
+        raise UserError("facts must hold at least one fact to train on; got none")
+    for name, value in (("steps", steps), ("batch_size", batch_size), ("checkpoint_every", every)):
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if not whole and not (name == "batch_size" and value is None):
+            raise UserError(f"{name} must be an integer of 1 or more; got {value!r}")
+    if isinstance(lr, bool) or not isinstance(lr, int | float) or not 0 < lr < math.inf:
+        raise UserError(f"lr must be a positive number; got {lr!r}")
+
+
+@contextlib.contextmanager
+def _borrowed(model: nn.Module, layout: Layout, trainable: Trainable) -> Iterator[list[Block]]:
+    """The trainable blocks, whose values are put back when the context ends, however it ends."""
+    blocks = trainable_blocks(model, layout, trainable)
+    try:
+        yield blocks
+    finally:
+        for block in blocks:
+            block.write(block.original)
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """Which facts are trained on in which step, and how."""
+
+    sequences: Sequence[AnswerSequence]
+    steps: int
+    lr: float
+    batch_size: int | None
+    seed: int
+
+    def identity(self) -> dict[str, Any]:
+        tokens = json.dumps([[s.ids, s.n_prompt, s.targets] for s in self.sequences])
+        return {
+            "facts": hashlib.sha256(tokens.encode()).hexdigest(),
+            "steps": self.steps,
+            "lr": self.lr,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+        }
+
+    def batch(self, step: int) -> list[AnswerSequence]:
+        """The facts of a step, which depend on nothing but the seed and the step."""
+        n = len(self.sequences)
+        if self.batch_size is None or self.batch_size >= n:
+            return list(self.sequences)
+        epoch, part = divmod(step, -(-n // self.batch_size))
+        order = generator(self.seed, "fine-tuning", str(epoch)).permutation(n)
+        chosen = order[part * self.batch_size : (part + 1) * self.batch_size]
+        return [self.sequences[i] for i in chosen]
+
+
+@dataclass(frozen=True)
+class _Keeper:
+    """When the state is written."""
+
+    checkpoint: Checkpoint
+    every: int
+
+
+def _train(
+    model: nn.Module,
+    layout: Layout,
+    blocks: Sequence[Block],
+    plan: _Plan,
+    keeper: _Keeper | None,
+    progress: Progress | None,
+) -> tuple[NDArray[np.float64], int]:
+    """Losses of the steps, and how many values the optimiser holds."""
+    fused = all(b.values.device.type in {"cpu", "cuda"} for b in blocks)
+    optimiser = torch.optim.AdamW(
+        [b.values for b in blocks], lr=plan.lr, weight_decay=0.0, fused=fused
+    )
+    with guest(model, grad=True), differentiable(layout, blocks):
+        losses = [] if keeper is None else keeper.checkpoint.load(blocks, optimiser).tolist()
+        for step in range(len(losses), plan.steps):
+            losses.append(_gradients(model, blocks, plan.batch(step)))
+            if not math.isfinite(losses[-1]):
+                raise DknError(
+                    f"fine-tuning: the loss is {losses[-1]} before step {step + 1}; "
+                    "a smaller lr may help"
+                )
+            _step(optimiser, blocks)
+            if keeper is not None and ((step + 1) % keeper.every == 0 or step + 1 == plan.steps):
+                keeper.checkpoint.save(blocks, optimiser, losses)
+            if progress is not None:
+                progress(step + 1, plan.steps)
+    n_state = sum(
+        value.numel()
+        for state in optimiser.state.values()
+        for key, value in state.items()
+        if key != "step"
+    )
+    return np.array(losses), n_state
+
+
+def _gradients(
+    model: nn.Module, blocks: Sequence[Block], sequences: Sequence[AnswerSequence]
+) -> float:
+    """The loss of some facts; its gradients become those of the blocks' values."""
+    n_tokens = sum(len(s.targets) for s in sequences)
+    sources = [b.source for b in blocks]
+    total = 0.0
+    for block in blocks:
+        block.values.grad = None
+    for _, contexts in batches(sequences, sources[0].device):
+        log_p = token_log_probabilities(answer_logits(model, contexts), contexts.target)
+        loss = -log_p.sum() / n_tokens
+        total += loss.item()
+        # Parameters that the forward does not use get none, as in training with all weights.
+        grads = torch.autograd.grad(loss, sources, allow_unused=True)
+        for block, grad in zip(blocks, grads, strict=True):
+            assert grad is not None or block.index is None
+            if grad is not None:
+                old = block.values.grad
+                block.values.grad = grad if old is None else old.add_(grad)
+    return total
+
+
+def _step(optimiser: torch.optim.Optimizer, blocks: Sequence[Block]) -> None:
+    """One step of the values, which then are put in place in the model."""
+    with torch.no_grad():
+        optimiser.step()
+    for block in blocks:
+        block.values.grad = None
+        if block.index is not None:
+            block.write(block.values)
