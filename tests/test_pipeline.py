@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import dkn_engine as dkn
-from dkn_engine import pipeline
+from dkn_engine import plan, stages
 from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import AttributionConfig, Config, FilterConfig, SelectionConfig
 from dkn_engine.connections import connection_rows
@@ -214,7 +214,7 @@ def test_more_components_than_a_mask_has_bits_are_cut_and_said(
 ) -> None:
     n = len(results[0].components)
     assert n > 1
-    monkeypatch.setattr(pipeline, "MOST_COMPONENTS", n - 1)
+    monkeypatch.setattr(stages, "MOST_COMPONENTS", n - 1)
     found = run(model, facts(model)[:1])[0]
     assert (found.status, found.reason) == ("ok", f"the first {n - 1} of {n} components")
     assert [c.neurons.tolist() for c in found.components] == [
@@ -443,7 +443,8 @@ def test_the_seed_moves_the_controls_only(model: Any, results: Any) -> None:
             assert found.controls["random"] != expected.controls["random"]
 
 
-def test_results_come_chunk_by_chunk(model: Any) -> None:
+def test_results_come_window_by_window(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "CHUNKS_PER_WINDOW", 1)
     seen: list[tuple[int, int]] = []
     stream = dkn.iter_dkns(
         model,
@@ -466,7 +467,7 @@ def test_models_without_rows_are_done_by_full_forwards() -> None:
         found = run(model, facts(model))
     assert [(r.status, r.path) for r in found] == [("ok", "general")] * 5
     # Interventions warn once in three chunks, whatever attribution does.
-    assert sum("pipeline" in w.filename for w in caught) == 1
+    assert sum("stages" in w.filename for w in caught) == 1
 
 
 # --- run directories ---

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from dkn_engine.config import Config
+from dkn_engine.dataset import scan
 from dkn_engine.report import (
     Estimate,
     bootstrap_mean,
@@ -354,7 +355,7 @@ def test_summary_files_are_written_into_a_run_directory(tmp_path: Path) -> None:
         config=Config(),
         model_fingerprint="abc",
         model_name="demo",
-        facts=[fact],
+        facts=scan([fact], 128),
         versions={"torch": "2.13.0"},
     ).close()
     problems = [{"file": "facts.jsonl", "line": 3, "id": None, "reason": "empty answer"}]

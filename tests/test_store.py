@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from dkn_engine.config import AttributionConfig, Config, SelectionConfig
-from dkn_engine.errors import RunDirectoryError, UserError
+from dkn_engine.dataset import scan
+from dkn_engine.errors import RunDirectoryError
+from dkn_engine.plan import CHUNKS_PER_WINDOW
 from dkn_engine.store import RunDirectory, count_done, iter_results, read_manifest, read_results
+from dkn_engine.store.tables import chunk_files
 from dkn_engine.types import Component, Drops, Fact, FactResult
 
 NAN = float("nan")
@@ -34,8 +40,15 @@ def open_run(path: Path, **changes: Any) -> RunDirectory:
         "facts": FACTS,
         "versions": {"dkn_engine": "0.1.0"},
         "model_name": "demo",
-    }
-    return RunDirectory.open(path, **(arguments | changes))
+    } | changes
+    scanned = scan(arguments["facts"], 2 * CHUNKS_PER_WINDOW)
+    return RunDirectory.open(path, **(arguments | {"facts": scanned}))
+
+
+def files_of(facts: Sequence[Fact], start: int = 0) -> dict[str, bytes]:
+    """The files of a chunk of consecutive facts."""
+    positions = range(start, start + len(facts))
+    return chunk_files([result_for(f) for f in facts], positions, CONFIG.hash)
 
 
 def result_for(fact: Fact) -> FactResult:
@@ -91,8 +104,8 @@ def bits(value: Any) -> Any:
 
 
 def write_all(run: RunDirectory) -> None:
-    for i in sorted(set(range(run.n_chunks)) - run.done_chunks()):
-        run.write_chunk(i, [result_for(f) for f in run.chunk_facts(i)])
+    for i in sorted(set(run.plan.chunks) - run.done_chunks()):
+        run.write_chunk(i, files_of(FACTS[2 * i : 2 * i + 2], 2 * i))
 
 
 def parquet_bytes(path: Path) -> dict[str, bytes]:
@@ -118,7 +131,7 @@ def test_result_without_arrays_round_trips(tmp_path: Path, status: Any) -> None:
     fact = Fact(id="", prompt="日本の首都は", answer="\ntokyo")
     empty = FactResult("", status, "answer has no token", fact.prompt, fact.answer)
     with open_run(tmp_path, facts=[fact]) as run:
-        run.write_chunk(0, [empty])
+        run.write_chunk(0, chunk_files([empty], [0], CONFIG.hash))
     assert [bits(r) for r in read_results(tmp_path)] == [bits(empty)]
 
 
@@ -155,7 +168,8 @@ def test_neurons_table_lists_selected_and_borderline_neurons(undisturbed: Path) 
 def test_lone_surrogate_in_text_does_not_end_a_run(tmp_path: Path) -> None:
     fact = Fact(id="f0", prompt="broken \ud800 text", answer="x")
     with open_run(tmp_path, facts=[fact]) as run:
-        run.write_chunk(0, [FactResult("f0", "error", prompt=fact.prompt)])
+        result = FactResult("f0", "error", prompt=fact.prompt)
+        run.write_chunk(0, chunk_files([result], [0], CONFIG.hash))
     assert read_results(tmp_path)[0].prompt == r"broken \ud800 text"
 
 
@@ -168,13 +182,13 @@ def test_folder_named_like_a_partition_adds_no_column(tmp_path: Path) -> None:
 
 def test_resume_goes_on_where_the_first_run_stopped(tmp_path: Path, undisturbed: Path) -> None:
     with open_run(tmp_path) as run:
-        assert run.n_chunks == 3
-        run.write_chunk(1, [result_for(f) for f in run.chunk_facts(1)])
+        assert run.plan.n_chunks == 3
+        run.write_chunk(1, files_of(FACTS[2:4], 2))
     assert count_done(tmp_path) == (2, 5)
     assert [r.fact_id for r in read_results(tmp_path)] == ["f2", "f3"]
     with open_run(tmp_path) as run:
         assert run.done_chunks() == {1}
-        assert [bits(r) for r in run.read_chunk(1)] == [bits(result_for(f)) for f in FACTS[2:4]]
+        assert [bits(r) for r in run.read_window(0)] == [bits(result_for(f)) for f in FACTS[2:4]]
         write_all(run)
     assert count_done(tmp_path) == (5, 5)
     assert parquet_bytes(tmp_path) == parquet_bytes(undisturbed)
@@ -182,7 +196,7 @@ def test_resume_goes_on_where_the_first_run_stopped(tmp_path: Path, undisturbed:
 
 def test_no_facts_make_an_empty_run(tmp_path: Path) -> None:
     with open_run(tmp_path, facts=[]) as run:
-        assert run.n_chunks == 0
+        assert run.plan.n_chunks == 0
         assert run.done_chunks() == set()
     assert read_results(tmp_path) == []
 
@@ -244,12 +258,6 @@ def test_two_writers_are_refused(tmp_path: Path) -> None:
     open_run(tmp_path).close()
 
 
-def test_repeated_fact_id_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'f0' twice"):
-        open_run(tmp_path / "run", facts=[FACTS[0], FACTS[0]])
-    assert not (tmp_path / "run").exists()
-
-
 def test_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("mine")
@@ -271,6 +279,36 @@ def test_broken_manifest_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(RunDirectoryError, match=r"manifest\.json"):
         open_run(tmp_path)
+    assert (tmp_path / "manifest.json").read_text() == text
+
+
+def paths_of(data: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in data.items():
+        yield (*prefix, key)
+        if isinstance(value, Mapping) and key not in {"config", "versions"}:
+            yield from paths_of(value, (*prefix, key))
+
+
+def test_every_key_of_the_manifest_is_checked(tmp_path: Path, undisturbed: Path) -> None:
+    whole = read_manifest(undisturbed)
+    paths = list(paths_of(whole))
+    assert len(paths) == 17
+    for path in paths:
+        for value in ("(absent)", [], -1, None, True):
+            broken: dict[str, Any] = copy.deepcopy(whole)
+            table = broken
+            for key in path[:-1]:
+                table = table[key]
+            if value == "(absent)":
+                del table[path[-1]]
+            else:
+                table[path[-1]] = value
+            (tmp_path / "manifest.json").write_text(json.dumps(broken))
+            with pytest.raises(RunDirectoryError) as caught:
+                read_results(tmp_path)
+            found = re.search(r"damaged: ([\w.]+) is", str(caught.value))
+            assert found is None or found[1] == ".".join(path)
+            assert (found is None) == path[-1].startswith("format")
 
 
 def test_files_of_the_user_are_left_alone(tmp_path: Path) -> None:
@@ -318,15 +356,28 @@ def test_flipped_bit_is_reported(tmp_path: Path, undisturbed: Path) -> None:
         read_results(path)
 
 
-def test_chunk_must_hold_its_own_facts(tmp_path: Path) -> None:
+def test_chunk_must_be_whole_and_the_runs_own(tmp_path: Path) -> None:
     with open_run(tmp_path) as run:
-        with pytest.raises(ValueError, match="chunk 0 must hold"):
-            run.write_chunk(0, [result_for(f) for f in FACTS[2:4]])
-        with pytest.raises(ValueError, match="chunk must be from 0 to 2; got 3"):
-            run.write_chunk(3, [])
+        with pytest.raises(ValueError, match="chunk 0 must hold 2 facts; got 1"):
+            run.write_chunk(0, files_of(FACTS[:1]))
+        with pytest.raises(ValueError, match=r"chunk must be one of range\(0, 3\); got 3"):
+            run.write_chunk(3, files_of(FACTS[:2]))
+        with pytest.raises(ValueError, match="files must be neurons, components"):
+            run.write_chunk(0, {"facts": b""})
     with pytest.raises(ValueError, match="closed"):
-        run.write_chunk(0, [result_for(f) for f in FACTS[:2]])
+        run.write_chunk(0, files_of(FACTS[:2]))
     assert not list(tmp_path.glob("*.parquet"))
+
+
+def test_results_come_in_the_order_of_positions(tmp_path: Path) -> None:
+    """Chunks of a window hold facts of about one length, which are seldom neighbours."""
+    order = [3, 0, 4, 1, 2]
+    with open_run(tmp_path) as run:
+        for i in (2, 0, 1):
+            mine = order[2 * i : 2 * i + 2]
+            results = [result_for(FACTS[j]) for j in mine]
+            run.write_chunk(i, chunk_files(results, mine, CONFIG.hash))
+    assert [r.fact_id for r in iter_results(tmp_path)] == ["f0", "f1", "f2", "f3", "f4"]
 
 
 @pytest.mark.parametrize(
@@ -337,12 +388,10 @@ def test_chunk_must_hold_its_own_facts(tmp_path: Path) -> None:
         ({"n_points": np.empty(0, np.int32)}, "convergence_delta and n_points"),
     ],
 )
-def test_result_that_cannot_be_kept_is_refused(
-    tmp_path: Path, change: dict[str, Any], message: str
-) -> None:
+def test_result_that_cannot_be_kept_is_refused(change: dict[str, Any], message: str) -> None:
     broken = dataclasses.replace(result_for(FACTS[0]), **change)
-    with open_run(tmp_path) as run, pytest.raises(ValueError, match=message):
-        run.write_chunk(0, [broken, result_for(FACTS[1])])
+    with pytest.raises(ValueError, match=message):
+        chunk_files([broken, result_for(FACTS[1])], [0, 1], CONFIG.hash)
 
 
 CHILD = textwrap.dedent(

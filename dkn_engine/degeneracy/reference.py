@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 POOL = 32
+SAMPLE = 2 * POOL  # facts that are tried, since some may be of no use
 FEWEST = 8  # With fewer usable facts in a run the packaged ones fill up.
 
 
@@ -66,7 +67,24 @@ def build_reference(
     config: Config,
 ) -> Reference | None:
     """The reference facts of a run, from its facts and seed alone; None if none can be used."""
-    order = generator(config.seed, "reference").permutation(len(facts))
+    sample = [facts[i] for i in reference_order(len(facts), config.seed)]
+    return read_reference(model, tokenizer, layout, sample, config)
+
+
+def reference_order(n: int, seed: int) -> list[int]:
+    """Which of ``n`` facts are tried as reference facts, and in which order."""
+    order: list[int] = generator(seed, "reference").permutation(n)[:SAMPLE].tolist()
+    return order
+
+
+def read_reference(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    layout: Layout,
+    sample: Sequence[Fact],
+    config: Config,
+) -> Reference | None:
+    """As :func:`build_reference`, from the facts of :func:`reference_order`, in that order."""
     chosen: dict[str, tuple[Fact, AnswerSequence]] = {}
 
     def fill(some: Sequence[Fact], limit: int) -> None:
@@ -81,7 +99,7 @@ def build_reference(
                 continue
             chosen.setdefault(fact.id, (fact, sequence))
 
-    fill([facts[i] for i in order], POOL)
+    fill(sample, POOL)
     fill(load_facts("demo"), FEWEST)
     if not chosen:
         return None

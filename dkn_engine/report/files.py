@@ -29,8 +29,9 @@ def write_summary(
 
     Args:
         directory: a run directory, or any directory (the reports then name no model).
-        results: all results, in the order of the facts.
-        summary: of those results.
+        results: in the order of the facts; as many as the table of ``summary.md`` has rows are
+            enough.
+        summary: of all results.
         problems: facts that the loader left out (``file``, ``line``, ``id``, ``reason``).
 
     Raises:

@@ -12,6 +12,7 @@ from dkn_engine.report.summary import Summary
 from dkn_engine.report.text import clean
 from dkn_engine.types import FactResult
 
+MOST_ROWS = 1000  # of the table of facts
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|&~#])")
 
 
@@ -21,12 +22,12 @@ def render_markdown(
     *,
     manifest: Mapping[str, Any] | None = None,
     problems: Sequence[Mapping[str, Any]] = (),
-    limit: int | None = 1000,
+    limit: int | None = MOST_ROWS,
 ) -> str:
     """The report as Markdown.
 
     Args:
-        results: in the order of the rows.
+        results: in the order of the rows; the first ``limit`` are enough.
         summary: of all of them.
         manifest: of the run directory; model, configuration and versions are quoted from it.
         problems: facts that the loader left out (``file``, ``line``, ``id``, ``reason``).
@@ -43,7 +44,7 @@ def render_markdown(
     if len(summary.by_relation) > 1:
         lines += ["", "## Relations", "", *_relations(summary)]
     if results:
-        lines += ["", "## Facts", "", *_facts(results, limit)]
+        lines += ["", "## Facts", "", *_facts(results, limit, summary.n_facts)]
     if problems:
         lines += ["", "## Left out by the loader", "", *map(_problem, problems)]
     return "\n".join(lines) + "\n"
@@ -103,7 +104,7 @@ def _relations(summary: Summary) -> list[str]:
     return lines
 
 
-def _facts(results: Sequence[FactResult], limit: int | None) -> list[str]:
+def _facts(results: Sequence[FactResult], limit: int | None, total: int) -> list[str]:
     shown = results if limit is None else results[:limit]
     lines = [
         _line(["fact", "prompt → answer", "p", "KNs", "components", "DKN", "partial → full"]),
@@ -118,8 +119,8 @@ def _facts(results: Sequence[FactResult], limit: int | None) -> list[str]:
         else:
             cells += ["", "", table.STATUS_WORDS[r.status], escape(r.reason)]
         lines.append(_line(cells))
-    if len(shown) < len(results):
-        lines += ["", f"{len(results) - len(shown):,} more facts are in `facts-*.parquet`."]
+    if len(shown) < total:
+        lines += ["", f"{total - len(shown):,} more facts are in `facts-*.parquet`."]
     lines += ["", "Drops in brackets are of all candidate components: the fact has no DKN."]
     return lines
 

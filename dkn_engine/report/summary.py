@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from dkn_engine.report.columns import DROPS, STATUSES, Columns
 from dkn_engine.report.records import plain
 from dkn_engine.report.statistics import Estimate, bootstrap_mean, wilson_share
 from dkn_engine.store.schema import CONTROLS
-from dkn_engine.types import Drops, FactResult, Status
+from dkn_engine.types import FactResult
+
+Column = NDArray[np.float64]
+Rows = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,104 +119,99 @@ def summarize(
     """The headline figures of results, with 95 % intervals.
 
     Args:
-        results: of any status, also none at all.
+        results: of any status, also none at all; read once and not held.
         seed: of the bootstrap.
         seconds: wall-clock time to be reported with them.
     """
-    results = list(results)
-    known = [r for r in results if r.status == "ok"]
-    degenerate = [r for r in known if r.is_degenerate]
-    with_candidates = [r for r in known if len(r.components) >= 2]
-    statuses = Counter(r.status for r in results)
+    held = Columns()
+    for result in results:
+        held.add(result)
+    c = held.freeze()
+    known = c["status"] == STATUSES.index("ok")
+    degenerate = known & (c["is_degenerate"] == 1)
+    with_candidates = known & (c["n_components"] >= 1)
+    n_known, n_degenerate = _count(known), _count(degenerate)
+    n_several = _count(known & (c["n_components"] >= 2))
     return Summary(
-        n_facts=len(results),
-        by_status={status: statuses[status] for status in get_args(Status)},
-        n_degenerate=len(degenerate),
-        degenerate=wilson_share(len(degenerate), len(known)),
-        n_with_candidates=len(with_candidates),
-        with_candidates=wilson_share(len(with_candidates), len(known)),
-        neurons=bootstrap_mean((len(r.neurons) for r in known), seed=seed),
-        components=bootstrap_mean((len(r.components) for r in known), seed=seed),
-        dkn=_family(degenerate, _own, seed, CONTROLS),
-        no_dkn=_family(
-            [r for r in known if r.components and not r.is_degenerate], _own, seed, CONTROLS
-        ),
-        candidates=_family([r for r in known if r.components], lambda r: r.candidates, seed, ()),
-        **_attribution_quality(results),
-        by_relation=_by_relation(results),
+        n_facts=len(known),
+        by_status={status: _count(c["status"] == i) for i, status in enumerate(STATUSES)},
+        n_degenerate=n_degenerate,
+        degenerate=wilson_share(n_degenerate, n_known),
+        n_with_candidates=n_several,
+        with_candidates=wilson_share(n_several, n_known),
+        neurons=bootstrap_mean(c["n_neurons"][known], seed=seed),
+        components=bootstrap_mean(c["n_components"][known], seed=seed),
+        dkn=_family(c, degenerate, "own", seed, CONTROLS),
+        no_dkn=_family(c, with_candidates & ~degenerate, "own", seed, CONTROLS),
+        candidates=_family(c, with_candidates, "candidates", seed, ()),
+        **_attribution_quality(c, held.paths),
+        by_relation=_by_relation(c, held.relations, known, degenerate),
         seconds=seconds,
     )
 
 
-def _own(result: FactResult) -> Drops:
-    """The figures of a fact's family: its DKN, or all candidates if it has none."""
-    return Drops(result.partial_drop, result.full_drop, result.redundancy)
+def _count(rows: Rows) -> int:
+    return int(rows.sum())
 
 
 def _family(
-    results: Sequence[FactResult],
-    drops_of: Callable[[FactResult], Drops | None],
-    seed: int,
-    controls: Sequence[str],
+    c: Mapping[str, Column], rows: Rows, group: str, seed: int, controls: Sequence[str]
 ) -> FamilySummary:
-    measured = {name: [r.controls.get(name) for r in results] for name in controls}
     return FamilySummary(
-        n=len(results),
-        drops=_drops([drops_of(r) for r in results], seed),
+        n=_count(rows),
+        drops=_drops(c, rows, group, seed),
         controls={
-            name: _drops(drops, seed)
-            for name, drops in measured.items()
-            if any(d is not None for d in drops)
+            name: _drops(c, rows, name, seed)
+            for name in controls
+            if (c[f"{name}.there"][rows] == 1).any()
         },
     )
 
 
-def _drops(drops: Sequence[Drops | None], seed: int) -> DropSummary:
-    there = [d for d in drops if d is not None]
-    return DropSummary(
-        partial_drop=bootstrap_mean((d.partial_drop for d in there), seed=seed),
-        full_drop=bootstrap_mean((d.full_drop for d in there), seed=seed),
-        redundancy=bootstrap_mean((d.redundancy for d in there), seed=seed),
-    )
+def _drops(c: Mapping[str, Column], rows: Rows, group: str, seed: int) -> DropSummary:
+    there = rows & (c[f"{group}.there"] == 1)
+    estimates = (bootstrap_mean(c[f"{group}.{name}"][there], seed=seed) for name in DROPS)
+    return DropSummary(*estimates)
 
 
-def _attribution_quality(results: Sequence[FactResult]) -> dict[str, Any]:
-    attributed = [r for r in results if len(r.n_points)]
-    deltas = [np.abs(r.convergence_delta[np.isfinite(r.convergence_delta)]) for r in attributed]
-    delta = np.concatenate([*deltas, np.empty(0)])
-    points = np.concatenate([*(r.n_points for r in attributed), np.empty(0)])
+def _attribution_quality(c: Mapping[str, Column], paths: Mapping[str, int]) -> dict[str, Any]:
+    rows = c["attributed"] == 1
+    n_deltas, n_layers = c["n_deltas"][rows].sum(), c["n_layers"][rows].sum()
+    largest = c["delta_max"][rows & (c["n_deltas"] > 0)]
+    by_path = {path: _count(rows & (c["path"] == i)) for path, i in paths.items() if path}
     return {
-        "mean_abs_convergence_delta": float(delta.mean()) if delta.size else math.nan,
-        "max_abs_convergence_delta": float(delta.max()) if delta.size else math.nan,
-        "points_per_layer": float(points.mean()) if points.size else math.nan,
-        "n_not_converged": sum(not r.converged for r in attributed),
-        "by_path": dict(sorted(Counter(r.path for r in attributed if r.path).items())),
+        "mean_abs_convergence_delta": float(c["delta_sum"][rows].sum() / n_deltas)
+        if n_deltas
+        else math.nan,
+        "max_abs_convergence_delta": float(largest.max()) if largest.size else math.nan,
+        "points_per_layer": float(c["points_sum"][rows].sum() / n_layers) if n_layers else math.nan,
+        "n_not_converged": _count(rows & (c["converged"] == 0)),
+        "by_path": {path: n for path, n in sorted(by_path.items()) if n},
     }
 
 
-def _by_relation(results: Sequence[FactResult]) -> tuple[RelationSummary, ...]:
-    groups: dict[str, list[FactResult]] = {}
-    for result in results:
-        groups.setdefault(result.relation or "", []).append(result)
-    rows = [_relation(name, group) for name, group in groups.items()]
+def _by_relation(
+    c: Mapping[str, Column], relations: Mapping[str, int], known: Rows, degenerate: Rows
+) -> tuple[RelationSummary, ...]:
+    rows = []
+    for name, i in relations.items():
+        mine = c["relation"] == i
+        mine_known, mine_degenerate = mine & known, mine & degenerate
+        rows.append(
+            RelationSummary(
+                relation=name,
+                n_facts=_count(mine),
+                n_known=_count(mine_known),
+                n_degenerate=_count(mine_degenerate),
+                neurons=_mean(c["n_neurons"][mine_known]),
+                components=_mean(c["n_components"][mine_known]),
+                partial_drop=_mean(c["own.partial_drop"][mine_degenerate]),
+                full_drop=_mean(c["own.full_drop"][mine_degenerate]),
+            )
+        )
     return tuple(sorted(rows, key=lambda row: (-row.n_facts, row.relation)))
 
 
-def _relation(name: str, results: Sequence[FactResult]) -> RelationSummary:
-    known = [r for r in results if r.status == "ok"]
-    degenerate = [r for r in known if r.is_degenerate]
-    return RelationSummary(
-        relation=name,
-        n_facts=len(results),
-        n_known=len(known),
-        n_degenerate=len(degenerate),
-        neurons=_mean([len(r.neurons) for r in known]),
-        components=_mean([len(r.components) for r in known]),
-        partial_drop=_mean([r.partial_drop for r in degenerate]),
-        full_drop=_mean([r.full_drop for r in degenerate]),
-    )
-
-
-def _mean(values: Sequence[float]) -> float:
-    finite = [v for v in values if math.isfinite(v)]
-    return sum(finite) / len(finite) if finite else math.nan
+def _mean(values: Column) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else math.nan

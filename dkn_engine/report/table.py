@@ -32,15 +32,23 @@ def render_report(
     """The table and the summary below it, ending in a newline.
 
     Args:
-        results: in the order of the rows.
+        results: in the order of the rows; the first ``limit`` are enough.
         summary: of all of them.
         limit: most rows; None for all.
     """
-    return f"{render_table(results, limit=limit)}\n{render_summary(summary)}"
+    return f"{render_table(results, limit=limit, total=summary.n_facts)}\n{render_summary(summary)}"
 
 
-def render_table(results: Sequence[FactResult], *, limit: int | None = 40) -> str:
-    """One row a fact: prompt and answer, probability, sizes, drops."""
+def render_table(
+    results: Sequence[FactResult], *, limit: int | None = 40, total: int | None = None
+) -> str:
+    """One row a fact: prompt and answer, probability, sizes, drops.
+
+    Args:
+        results: in the order of the rows.
+        limit: most rows; None for all.
+        total: number of facts, if ``results`` are only the first of them.
+    """
     if not results:
         return "No facts.\n"
     head = (
@@ -49,8 +57,9 @@ def render_table(results: Sequence[FactResult], *, limit: int | None = 40) -> st
     )
     shown = results if limit is None else results[:limit]
     lines = [head, "─" * COLUMNS, *map(_row, shown)]
-    if len(shown) < len(results):
-        lines.append(f"… and {len(results) - len(shown):,} more facts")
+    total = len(results) if total is None else total
+    if len(shown) < total:
+        lines.append(f"… and {total - len(shown):,} more facts")
     if any(r.status == "ok" and r.components and not r.is_degenerate for r in shown):
         lines.append("(In brackets: no DKN; drops of all candidate components.)")
     return "\n".join(lines) + "\n"

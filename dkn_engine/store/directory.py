@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from dkn_engine.config import Config
-from dkn_engine.errors import RunDirectoryError, UserError
+from dkn_engine.dataset import Scan
+from dkn_engine.errors import RunDirectoryError
+from dkn_engine.plan import WHOLE, Plan, Shard, plan_for
 from dkn_engine.store import manifest as manifests
 from dkn_engine.store import tables
 from dkn_engine.store.files import TEMPORARY, DirectoryLock, write_files
-from dkn_engine.store.schema import TABLES, to_parquet
-from dkn_engine.types import Fact, FactResult
+from dkn_engine.store.schema import TABLES
+from dkn_engine.types import FactResult
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 logger = logging.getLogger(__name__)
 
@@ -26,23 +31,20 @@ _OURS = re.compile(rf"(?:{'|'.join(TABLES)})-(\d{{5,}})\.parquet")
 class RunDirectory:
     """A run's results on disk, written chunk by chunk and safe to kill at any moment.
 
-    Facts are cut into chunks of ``config.facts_per_chunk``; chunk ``i`` is four Parquet files
-    (``neurons-``, ``components-``, ``attribution-`` and, last, ``facts-{i:05d}.parquet``). Use
-    :meth:`open`, best in a ``with`` statement.
+    Which facts are in a chunk is :mod:`dkn_engine.plan`'s business; chunk ``i`` is four Parquet
+    files (``neurons-``, ``components-``, ``attribution-`` and, last, ``facts-{i:05d}.parquet``).
+    Use :meth:`open`, best in a ``with`` statement.
 
     Attributes:
         path: the directory.
         manifest: what the run was made from, as plain data.
-        n_chunks: number of chunks of the whole run.
+        plan: how many facts and chunks the run has.
     """
 
-    def __init__(
-        self, path: Path, manifest: Mapping[str, Any], facts: Sequence[Fact], lock: DirectoryLock
-    ) -> None:
+    def __init__(self, path: Path, manifest: Mapping[str, Any], lock: DirectoryLock) -> None:
         self.path = path
         self.manifest = manifest
-        self.n_chunks = _n_chunks(manifest)
-        self._facts = facts
+        self.plan = manifests.plan_of(manifest)
         self._lock = lock
 
     @classmethod
@@ -52,9 +54,10 @@ class RunDirectory:
         *,
         config: Config,
         model_fingerprint: str,
-        facts: Sequence[Fact],
+        facts: Scan,
         versions: Mapping[str, Any],
         model_name: str = "",
+        shard: Shard = WHOLE,
     ) -> RunDirectory:
         """Create a run directory, or continue one of the same configuration, model and facts.
 
@@ -64,24 +67,29 @@ class RunDirectory:
             path: created with its parents if absent.
             config: its hash and values go into the manifest.
             model_fingerprint: identifies the weights.
-            facts: all facts of the run, with unique ids.
+            facts: number and digest of all facts of the run.
             versions: of the packages that the numbers depend on; noted, not enforced.
             model_name: for people.
+            shard: which chunks the directory is for.
 
         Raises:
             RunDirectoryError: the directory belongs to another run (names what differs), another
                 process writes it, or it cannot be one.
-            UserError: two facts have the same id.
         """
-        path = Path(path)
-        _require_unique_ids(facts)
         new = manifests.build(
             config=config,
             model_name=model_name,
             model_fingerprint=model_fingerprint,
-            facts=facts,
+            plan=plan_for(facts.n, config.facts_per_chunk, shard),
+            facts_digest=facts.digest,
             versions=versions,
         )
+        return cls.adopt(path, new)
+
+    @classmethod
+    def adopt(cls, path: str | Path, manifest: dict[str, Any]) -> RunDirectory:
+        """As :meth:`open`, from a manifest."""
+        path = Path(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock = DirectoryLock(path)
@@ -90,45 +98,42 @@ class RunDirectory:
                 f"run directory {path} cannot be written: {error.strerror or error}"
             ) from error
         try:
-            manifest = _adopt(path, new)
-            _clean(path, manifest)
+            adopted = _adopt(path, manifest)
+            _clean(path, manifests.plan_of(adopted))
         except BaseException:
             lock.release()
             raise
-        return cls(path, manifest, facts, lock)
+        return cls(path, adopted, lock)
 
     def done_chunks(self) -> set[int]:
         """Chunks whose results are on disk, whole and readable."""
-        return {i for i in range(self.n_chunks) if _is_done(self.path, self.manifest, i)}
+        return done_chunks(self.path, self.plan)
 
-    def chunk_facts(self, i: int) -> Sequence[Fact]:
-        """The facts of chunk ``i``."""
-        start, stop = _span(self.manifest, i)
-        return self._facts[start:stop]
+    def read_window(self, window: int) -> list[FactResult]:
+        """The results of a window's done chunks, in the order of the facts."""
+        return read_window(self.path, self.plan, window)
 
-    def read_chunk(self, i: int) -> list[FactResult]:
-        """The results of a done chunk, in the order of its facts."""
-        return _read_chunk(self.path, i)
-
-    def write_chunk(self, i: int, results: Sequence[FactResult]) -> None:
-        """Put chunk ``i`` on disk; when this returns, no kill or power cut loses it.
+    def write_chunk(self, chunk: int, files: Mapping[str, bytes]) -> None:
+        """Put a chunk on disk; when this returns, no kill or power cut loses it.
 
         Args:
-            i: from 0 to ``n_chunks - 1``.
-            results: one for each fact of the chunk, in order.
+            chunk: one of ``plan.chunks``.
+            files: from :func:`dkn_engine.store.tables.chunk_files`.
 
         Raises:
-            ValueError: the results do not belong to the chunk, or the directory is closed.
+            ValueError: the files are not a chunk's, or the directory is closed.
             OSError: the disk refuses.
         """
         if not self._lock.held:
             raise ValueError(f"run directory {self.path} is closed")
-        expected = [fact.id for fact in self.chunk_facts(i)]
-        got = [result.fact_id for result in results]
-        if got != expected:
-            raise ValueError(f"chunk {i} must hold the facts {expected}; got {got}")
-        encoded = tables.encode(results, self.manifest["config_hash"])
-        write_files(self.path, {_name(t, i): to_parquet(table) for t, table in encoded.items()})
+        if chunk not in self.plan.chunks:
+            raise ValueError(f"chunk must be one of {self.plan.chunks}; got {chunk}")
+        if tuple(files) != TABLES:
+            raise ValueError(f"files must be {', '.join(TABLES)}; got {', '.join(files)}")
+        rows, size = tables.n_rows(files["facts"]), self.plan.size(chunk)
+        if rows != size:
+            raise ValueError(f"chunk {chunk} must hold {size} facts; got {rows}")
+        write_files(self.path, {file_name(t, chunk): data for t, data in files.items()})
 
     def close(self) -> None:
         """Let another writer in; safe to call twice."""
@@ -168,7 +173,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
 
 
 def iter_results(path: str | Path) -> Iterator[FactResult]:
-    """Results in the order of the facts, one chunk in memory; chunks not done are left out.
+    """Results in the order of the facts, one window in memory; chunks not done are left out.
 
     Works while a run writes the directory.
 
@@ -176,10 +181,9 @@ def iter_results(path: str | Path) -> Iterator[FactResult]:
         RunDirectoryError: ``path`` is not a run directory that this version can read.
     """
     path = Path(path)
-    manifest = manifests.read(path)
-    for i in range(_n_chunks(manifest)):
-        if _is_done(path, manifest, i):
-            yield from _read_chunk(path, i)
+    plan = manifests.plan_of(manifests.read(path))
+    for window in range(plan.n_windows):
+        yield from read_window(path, plan, window)
 
 
 def read_results(path: str | Path) -> list[FactResult]:
@@ -188,23 +192,34 @@ def read_results(path: str | Path) -> list[FactResult]:
 
 
 def count_done(path: str | Path) -> tuple[int, int]:
-    """Number of facts whose results are on disk, and of all facts of the run.
+    """Number of facts whose results are on disk, and of all facts of the run (or its shard).
 
     Raises:
         RunDirectoryError: ``path`` is not a run directory that this version can read.
     """
     path = Path(path)
-    manifest = manifests.read(path)
-    spans = (_span(manifest, i) for i in range(_n_chunks(manifest)) if _is_done(path, manifest, i))
-    return sum(stop - start for start, stop in spans), int(manifest["facts"]["n"])
+    plan = manifests.plan_of(manifests.read(path))
+    return sum(map(plan.size, done_chunks(path, plan))), plan.n_own
 
 
-def _require_unique_ids(facts: Sequence[Fact]) -> None:
-    seen: set[str] = set()
-    for fact in facts:
-        if fact.id in seen:
-            raise UserError(f"fact ids must be unique; got {fact.id!r} twice")
-        seen.add(fact.id)
+def done_chunks(path: Path, plan: Plan) -> set[int]:
+    """The plan's chunks that are on disk."""
+    return {i for i in plan.chunks if _is_done(path, plan, i)}
+
+
+def read_window(path: Path, plan: Plan, window: int) -> list[FactResult]:
+    """Results of a window's done chunks, in the order of the facts.
+
+    Raises:
+        RunDirectoryError: a chunk is damaged inside.
+    """
+    done = [i for i in plan.chunks_of(window) if _is_done(path, plan, i)]
+    return tables.decode(tables.in_order([_read_chunk(path, i) for i in done]))
+
+
+def file_name(table: str, chunk: int) -> str:
+    """Name of a chunk's file."""
+    return f"{table}-{chunk:05d}.parquet"
 
 
 def _adopt(path: Path, new: dict[str, Any]) -> dict[str, Any]:
@@ -220,6 +235,7 @@ def _adopt(path: Path, new: dict[str, Any]) -> dict[str, Any]:
         return new
     old = manifests.read(path)
     manifests.require_same_run(path, old, new)
+    manifests.require_same_shard(path, old, new)
     if old["versions"] == new["versions"]:
         return old
     logger.warning("%s is continued with other versions; its manifest lists both", path)
@@ -229,9 +245,9 @@ def _adopt(path: Path, new: dict[str, Any]) -> dict[str, Any]:
     return old
 
 
-def _clean(path: Path, manifest: Mapping[str, Any]) -> None:
+def _clean(path: Path, plan: Plan) -> None:
     """Remove what a killed run left: temporary files and chunks that are not whole."""
-    done: dict[int, bool] = {}
+    chunks: dict[int, list[Path]] = {}
     for file in sorted(path.iterdir()):
         name = file.name.removesuffix(TEMPORARY)
         match = _OURS.fullmatch(name)
@@ -239,54 +255,39 @@ def _clean(path: Path, manifest: Mapping[str, Any]) -> None:
             if match or name in {manifests.NAME}:
                 file.unlink()
         elif match:
-            i = int(match[1])
-            if i not in done:
-                done[i] = i < _n_chunks(manifest) and _is_done(path, manifest, i)
-            if not done[i]:
-                logger.info("%s is not whole and is computed again", file)
-                file.unlink()
+            chunks.setdefault(int(match[1]), []).append(file)
+    for i, files in chunks.items():
+        if i in plan.chunks and _is_done(path, plan, i):
+            continue
+        # A kill leaves whole files of a chunk without its last one; anything else is damage.
+        broken = [f.name for f in files if tables.rows_of_file(f) is None]
+        if broken:
+            logger.warning(
+                "%s: %s is cut short or damaged; its chunk is computed again", path, broken[0]
+            )
+        for file in files:
+            file.unlink()
 
 
-def _n_chunks(manifest: Mapping[str, Any]) -> int:
-    return -(-int(manifest["facts"]["n"]) // int(manifest["facts_per_chunk"]))
-
-
-def _span(manifest: Mapping[str, Any], i: int) -> tuple[int, int]:
-    """First fact of chunk ``i`` and the one after its last."""
-    n, size = int(manifest["facts"]["n"]), int(manifest["facts_per_chunk"])
-    if not 0 <= i < _n_chunks(manifest):
-        raise ValueError(f"chunk must be from 0 to {_n_chunks(manifest) - 1}; got {i}")
-    return i * size, min(n, (i + 1) * size)
-
-
-def _name(table: str, i: int) -> str:
-    return f"{table}-{i:05d}.parquet"
-
-
-def _is_done(path: Path, manifest: Mapping[str, Any], i: int) -> bool:
+def _is_done(path: Path, plan: Plan, i: int) -> bool:
     """Whether every table of a chunk can be read and ``facts`` has a row for each fact.
 
     Footers are enough: they lie at a file's end, so a truncated file has none.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    start, stop = _span(manifest, i)
-    try:
-        # The facts table first: for most chunks that are not done it is simply absent.
-        rows = [pq.read_metadata(path / _name(t, i)).num_rows for t in reversed(TABLES)]
-    except (OSError, pa.ArrowException):
+    # The facts table first: for most chunks that are not done it is simply absent.
+    *others, facts = (path / file_name(table, i) for table in TABLES)
+    if tables.rows_of_file(facts) != plan.size(i):
         return False
-    return bool(rows[0] == stop - start)
+    return all(tables.rows_of_file(other) is not None for other in others)
 
 
-def _read_chunk(path: Path, i: int) -> list[FactResult]:
+def _read_chunk(path: Path, i: int) -> dict[str, pa.Table]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     found: dict[str, pa.Table] = {}
     for table in TABLES:
-        file = path / _name(table, i)
+        file = path / file_name(table, i)
         try:
             # Not read_table: it takes "name=value" folders of the path for columns.
             with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
@@ -295,4 +296,4 @@ def _read_chunk(path: Path, i: int) -> list[FactResult]:
             raise RunDirectoryError(
                 f"{file} cannot be read: {error}; remove it and rerun"
             ) from error
-    return tables.decode(found)
+    return found

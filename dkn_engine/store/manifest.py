@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from dkn_engine.config import Config
 from dkn_engine.errors import RunDirectoryError
-from dkn_engine.types import Fact
+from dkn_engine.plan import Plan, Shard
 
 NAME = "manifest.json"
 FORMAT = "dkn_engine run directory"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _ABSENT = "(not set)"
-
-
-def facts_digest(facts: Sequence[Fact]) -> str:
-    """SHA-256 over every field of every fact, in order."""
-    digest = hashlib.sha256()
-    for fact in facts:
-        digest.update(json.dumps(dataclasses.asdict(fact), sort_keys=True).encode())
-        digest.update(b"\n")
-    return digest.hexdigest()
+# A table, a type, or the least value of an integer.
+_FORM: dict[str, Any] = {
+    "created": str,
+    "config_hash": str,
+    "config": {},
+    "model": {"name": str, "fingerprint": str},
+    "facts": {"n": 0, "digest": str},
+    "facts_per_chunk": 1,
+    "chunks_per_window": 1,
+    "shard": {"index": 0, "of": 1},
+    "versions": {},
+}
 
 
 def build(
@@ -34,7 +35,8 @@ def build(
     config: Config,
     model_name: str,
     model_fingerprint: str,
-    facts: Sequence[Fact],
+    plan: Plan,
+    facts_digest: str,
     versions: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The manifest of a new run, as plain JSON data."""
@@ -45,8 +47,10 @@ def build(
         "config_hash": config.hash,
         "config": config.to_dict(),
         "model": {"name": model_name, "fingerprint": model_fingerprint},
-        "facts": {"n": len(facts), "digest": facts_digest(facts)},
-        "facts_per_chunk": config.facts_per_chunk,
+        "facts": {"n": plan.n_facts, "digest": facts_digest},
+        "facts_per_chunk": plan.facts_per_chunk,
+        "chunks_per_window": plan.chunks_per_window,
+        "shard": {"index": plan.shard.index, "of": plan.shard.of},
         "versions": dict(versions),
     }
     # Through JSON and back, so that a fresh manifest compares equal to one read from disk.
@@ -81,7 +85,37 @@ def read(directory: Path) -> dict[str, Any]:
             f"{path} has format version {data.get('format_version')!r}; this version of the "
             f"engine reads {FORMAT_VERSION}"
         )
+    _require_form(path, data, _FORM, "")
+    if data["shard"]["index"] >= data["shard"]["of"]:
+        raise RunDirectoryError(f"{path} is damaged: shard is {data['shard']!r}")
+    if not isinstance(data.get("continued", []), list):
+        raise RunDirectoryError(f"{path} is damaged: continued is {data['continued']!r}")
     return data
+
+
+def plan_of(manifest: Mapping[str, Any]) -> Plan:
+    """The arithmetic of a run's chunks."""
+    shard = Shard(manifest["shard"]["index"], manifest["shard"]["of"])
+    return Plan(
+        manifest["facts"]["n"],
+        manifest["facts_per_chunk"],
+        manifest["chunks_per_window"],
+        shard,
+    )
+
+
+def _require_form(path: Path, data: Mapping[str, Any], form: Mapping[str, Any], at: str) -> None:
+    """Everything that the engine reads is there and of its kind."""
+    for key, kind in form.items():
+        value = data.get(key)
+        if isinstance(kind, int):
+            ok = type(value) is int and value >= kind
+        else:
+            ok = isinstance(value, dict if isinstance(kind, dict) else kind)
+        if value is None or not ok:
+            raise RunDirectoryError(f"{path} is damaged: {at}{key} is {value!r}")
+        if isinstance(kind, dict):
+            _require_form(path, value, kind, f"{at}{key}.")
 
 
 def require_same_run(directory: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -103,6 +137,20 @@ def require_same_run(directory: Path, old: Mapping[str, Any], new: Mapping[str, 
         _refuse(directory, f"facts: were {old['facts']['n']}, are now {new['facts']['n']}")
     if old["facts"]["digest"] != new["facts"]["digest"]:
         _refuse(directory, f"facts: as many ({new['facts']['n']}), but not the same")
+    if old["chunks_per_window"] != new["chunks_per_window"]:
+        there, here = (m["chunks_per_window"] for m in (old, new))
+        _refuse(directory, f"version of the engine: chunks_per_window was {there}, is now {here}")
+
+
+def require_same_shard(directory: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Check that a run computes the chunks that a directory is for.
+
+    Raises:
+        RunDirectoryError: it is another part of the run.
+    """
+    there, here = (plan_of(m).shard for m in (old, new))
+    if there != here:
+        _refuse(directory, f"shard: was {there}, is now {here}")
 
 
 def require_same_config(directory: Path, old: Mapping[str, Any], config: Mapping[str, Any]) -> None:

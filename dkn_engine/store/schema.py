@@ -48,6 +48,7 @@ def schema(table: str) -> pa.Schema:
             ("n_points", i32),
         ],
         "facts": [
+            ("position", i64),
             *((name, text) for name in ("fact_id", "status", "reason", "prompt", "answer")),
             ("relation", text),
             ("probability", f64),

@@ -6,36 +6,80 @@ NaN stays NaN, and null means absent.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.store.schema import COMPONENT_FIGURES, CONTROLS, DROP_FIELDS, TABLES, schema
+from dkn_engine.store.schema import (
+    COMPONENT_FIGURES,
+    CONTROLS,
+    DROP_FIELDS,
+    TABLES,
+    schema,
+    to_parquet,
+)
 from dkn_engine.types import Component, Drops, FactResult
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def encode(results: Sequence[FactResult], config_hash: str) -> dict[str, pa.Table]:
+def chunk_files(
+    results: Sequence[FactResult], positions: Sequence[int], config_hash: str
+) -> dict[str, bytes]:
+    """The Parquet files of a chunk by table name, in the order of writing; see :func:`encode`."""
+    encoded = encode(results, positions, config_hash)
+    return {name: to_parquet(table) for name, table in encoded.items()}
+
+
+def encode(
+    results: Sequence[FactResult], positions: Sequence[int], config_hash: str
+) -> dict[str, pa.Table]:
     """Arrow tables by name, in the order of writing.
+
+    Args:
+        results: of a chunk.
+        positions: of their facts among all facts of the run.
+        config_hash: of the run.
 
     Raises:
         ValueError: a result has a control without a column, or arrays that do not belong
             together (names the fact).
     """
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
-    for result in results:
+    for position, result in zip(positions, results, strict=True):
         _check(result)
         rows["neurons"].extend(_neuron_rows(result))
         rows["components"].extend(_component_rows(result))
         rows["attribution"].extend(_attribution_rows(result))
-        rows["facts"].append(_fact_row(result, config_hash))
+        rows["facts"].append({"position": position} | _fact_row(result, config_hash))
     import pyarrow as pa
 
     return {name: pa.Table.from_pylist(rows[name], schema=schema(name)) for name in TABLES}
+
+
+def in_order(chunks: Sequence[Mapping[str, pa.Table]]) -> dict[str, pa.Table]:
+    """The tables of a window from those of its chunks, rows in the order of the facts.
+
+    Args:
+        chunks: tables by name, of some chunks or none.
+    """
+    import pyarrow as pa
+
+    whole = {
+        name: pa.concat_tables([schema(name).empty_table(), *(c[name] for c in chunks)])
+        for name in TABLES
+    }
+    columns = (whole["facts"][name].to_pylist() for name in ("fact_id", "position"))
+    position = dict(zip(*columns, strict=True))
+    for name, table in whole.items():
+        rows = np.array([position[i] for i in table["fact_id"].to_pylist()], dtype=np.int64)
+        whole[name] = table.take(np.argsort(rows, kind="stable"))
+    return whole
 
 
 def decode(tables: Mapping[str, pa.Table]) -> list[FactResult]:
@@ -63,6 +107,36 @@ def decode(tables: Mapping[str, pa.Table]) -> list[FactResult]:
             )
         )
     return results
+
+
+def n_rows(file: bytes) -> int:
+    """Rows of a Parquet file in memory."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows: int = pq.read_metadata(pa.BufferReader(file)).num_rows
+    return rows
+
+
+def rows_of_file(path: Path) -> int | None:
+    """Rows of a Parquet file; None if it is absent or not whole.
+
+    Raises:
+        OSError: the system does not let it be read, so nobody knows.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows: int = pq.read_metadata(path).num_rows
+    except pa.ArrowException:
+        return None
+    except OSError as error:
+        # Without a number it is Arrow's own and says that the file is broken.
+        if error.errno in {None, errno.ENOENT}:
+            return None
+        raise
+    return rows
 
 
 # Fields of a FactResult that are a column of the same name.

@@ -1,0 +1,169 @@
+"""Facts that are read anew at every pass, so that a run never holds them all."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dkn_engine.errors import UserError
+from dkn_engine.types import Fact
+
+if TYPE_CHECKING:
+    from dkn_engine.facts import FactProblem
+
+_MARK = 8  # bytes kept of the running digest at the end of a window
+
+
+@dataclass(frozen=True)
+class FactFile:
+    """The usable facts of a file or folder, selected; iterating reads it from the start.
+
+    Attributes:
+        source, format, blank, strict: see :func:`dkn_engine.iter_facts`.
+        limit: stop after so many selected facts.
+        relations: take facts of these relations only; all if empty.
+        problems: what the loader left out, once :func:`scan` has read the facts.
+    """
+
+    source: str | Path
+    format: str = "auto"
+    limit: int | None = None
+    relations: tuple[str, ...] = ()
+    blank: str = "skip"
+    strict: bool = False
+    problems: list[FactProblem] = field(default_factory=list, compare=False)
+
+    def __iter__(self) -> Iterator[Fact]:
+        return self.read(_Unheard())
+
+    def read(self, problems: list[FactProblem]) -> Iterator[Fact]:
+        """The facts; what the loader leaves out goes to ``problems``.
+
+        Raises:
+            FactError, UserError: see :func:`dkn_engine.iter_facts`.
+        """
+        from dkn_engine.facts import iter_facts
+
+        facts = iter_facts(
+            self.source,
+            self.format,
+            None if self.relations else self.limit,
+            blank=self.blank,
+            strict=self.strict,
+            problems=problems,
+        )
+        if not self.relations:
+            return facts
+        return itertools.islice((f for f in facts if f.relation in self.relations), self.limit)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one pass over facts says about them, in little memory.
+
+    Attributes:
+        n: number of facts.
+        digest: SHA-256 over every field of every fact, in order.
+        window: facts between two marks.
+        marks: start of the running digest at the end of each window: a later pass that meets
+            other facts notices before it uses them.
+    """
+
+    n: int
+    digest: str
+    window: int
+    marks: tuple[bytes, ...]
+
+
+def scan(facts: Iterable[Fact], window: int) -> Scan:
+    """Count and identify facts in one pass.
+
+    Args:
+        facts: with unique ids.
+        window: facts between two marks.
+
+    Raises:
+        TypeError: an item is not a fact.
+        UserError: two facts have the same id.
+    """
+    if isinstance(facts, FactFile):  # The loader sees to it that ids are unique.
+        facts.problems.clear()
+        unique = facts.read(facts.problems)
+    else:
+        unique = _unique(facts)
+    n, running, marks = 0, hashlib.sha256(), []
+    for part in _windows(unique, window):
+        _update(running, part)
+        n += len(part)
+        marks.append(running.digest()[:_MARK])
+    return Scan(n, running.hexdigest(), window, tuple(marks))
+
+
+def read_windows(facts: Iterable[Fact], scanned: Scan) -> Iterator[list[Fact]]:
+    """The facts again, a window at a time.
+
+    Raises:
+        UserError: they are not those of the scan.
+    """
+    running, read = hashlib.sha256(), 0
+    for mark, part in itertools.zip_longest(
+        scanned.marks, _windows(facts, scanned.window), fillvalue=None
+    ):
+        _update(running, part or [])
+        if part is None or running.digest()[:_MARK] != mark:
+            raise UserError(
+                f"the facts changed while the run read them (after the first {read}); give "
+                "facts that stay as they are"
+            )
+        read += len(part)
+        yield part
+
+
+def pick(facts: Iterable[Fact], indices: Iterable[int]) -> tuple[Fact, ...]:
+    """The facts at some indices, in the order of the indices, in one pass."""
+    wanted = list(indices)
+    missing = set(wanted)
+    found: dict[int, Fact] = {}
+    for i, fact in enumerate(facts):
+        if not missing:
+            break
+        if i in missing:
+            found[i] = fact
+            missing.remove(i)
+    return tuple(found[i] for i in wanted if i in found)
+
+
+class _Unheard(list["FactProblem"]):
+    """Takes problems that an earlier pass has already told."""
+
+    def append(self, item: FactProblem, /) -> None:
+        pass
+
+
+def _windows(facts: Iterable[Fact], size: int) -> Iterator[list[Fact]]:
+    rest = iter(facts)
+    while part := list(itertools.islice(rest, size)):
+        yield part
+
+
+def _update(running: hashlib._Hash, facts: Iterable[Fact]) -> None:
+    for fact in facts:
+        running.update(json.dumps(dataclasses.asdict(fact), sort_keys=True).encode())
+        running.update(b"\n")
+
+
+def _unique(facts: Iterable[Fact]) -> Iterator[Fact]:
+    seen: set[str] = set()
+    for fact in facts:
+        if not isinstance(fact, Fact):
+            raise TypeError(f"facts must be dkn_engine.Fact; got {type(fact).__name__}")
+        if fact.id in seen:
+            raise UserError(f"fact ids must be unique; got {fact.id!r} twice")
+        seen.add(fact.id)
+        yield fact

@@ -1,0 +1,142 @@
+"""Which facts are computed together: fixed by the facts and the configuration alone.
+
+Facts are cut into windows in their order, a window is sorted by length and cut into chunks: what
+is swept together is about equally long, and a run that goes on makes the same chunks again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from dkn_engine.dataset import Scan, read_windows
+from dkn_engine.errors import UserError
+from dkn_engine.types import Fact
+
+CHUNKS_PER_WINDOW = 16
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The part of a run that one of several machines computes: chunks ``index`` modulo ``of``."""
+
+    index: int = 0
+    of: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.of:
+            raise UserError(f"shard must be i/n with i from 0 to n - 1; got {self}")
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.of}"
+
+
+WHOLE = Shard()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The arithmetic of facts, chunks and windows.
+
+    Attributes:
+        n_facts: of all shards together.
+        facts_per_chunk: facts that are swept together.
+        chunks_per_window: chunks that are made from a window of consecutive facts.
+        shard: which chunks are this run's own.
+    """
+
+    n_facts: int
+    facts_per_chunk: int
+    chunks_per_window: int
+    shard: Shard = WHOLE
+
+    @property
+    def window(self) -> int:
+        """Facts a window."""
+        return self.facts_per_chunk * self.chunks_per_window
+
+    @property
+    def n_windows(self) -> int:
+        return -(-self.n_facts // self.window)
+
+    @property
+    def n_chunks(self) -> int:
+        """Of all shards together."""
+        return -(-self.n_facts // self.facts_per_chunk)
+
+    @property
+    def chunks(self) -> range:
+        """The run's own chunks."""
+        return range(self.shard.index, self.n_chunks, self.shard.of)
+
+    @cached_property
+    def n_own(self) -> int:
+        """Facts of the run's own chunks."""
+        return sum(map(self.size, self.chunks))
+
+    def size(self, chunk: int) -> int:
+        """Facts of a chunk."""
+        return min(self.facts_per_chunk, self.n_facts - chunk * self.facts_per_chunk)
+
+    def chunks_of(self, window: int) -> range:
+        """The run's own chunks of a window."""
+        first = window * self.chunks_per_window
+        last = min(first + self.chunks_per_window, self.n_chunks)
+        return range(first + (self.shard.index - first) % self.shard.of, last, self.shard.of)
+
+
+def plan_for(n_facts: int, facts_per_chunk: int, shard: Shard = WHOLE) -> Plan:
+    """The plan of a new run."""
+    return Plan(n_facts, facts_per_chunk, CHUNKS_PER_WINDOW, shard)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One chunk to compute.
+
+    Attributes:
+        chunk: its index.
+        positions: of its facts among all facts of the run, ascending.
+        facts: in the same order.
+    """
+
+    chunk: int
+    positions: tuple[int, ...]
+    facts: tuple[Fact, ...]
+
+
+def iter_tasks(
+    plan: Plan,
+    facts: Iterable[Fact],
+    scanned: Scan,
+    length: Callable[[Fact], int],
+    done: frozenset[int] = frozenset(),
+) -> Iterator[Task]:
+    """The run's own chunks that are not done, in order, holding one window of facts.
+
+    Args:
+        plan: of the run.
+        facts: all of them; read lazily.
+        scanned: what they were at first.
+        length: of a fact, in tokens.
+        done: chunks that are left out.
+
+    Raises:
+        UserError: the facts are not those of the scan.
+    """
+    if done.issuperset(plan.chunks):
+        return
+    size = plan.facts_per_chunk
+    for window, some in enumerate(read_windows(facts, scanned)):
+        missing = [i for i in plan.chunks_of(window) if i not in done]
+        if not missing:
+            continue
+        start = window * plan.window
+        lengths = [length(fact) for fact in some]
+        order = sorted(range(len(some)), key=lengths.__getitem__)
+        for i in missing:
+            first = i * size - start
+            mine = sorted(order[first : first + size])
+            positions = tuple(start + j for j in mine)
+            yield Task(i, positions, tuple(some[j] for j in mine))

@@ -1,0 +1,244 @@
+"""The stages of a run over one chunk of facts: from facts to results, or to a chunk's tables."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dkn_engine.attribution.chunk import ChunkScores, attribute_chunk
+from dkn_engine.attribution.contexts import AnswerSequence
+from dkn_engine.attribution.selection import Selection, select_neurons
+from dkn_engine.attribution.sequences import encode_sequence, encode_sequences
+from dkn_engine.config import Config
+from dkn_engine.connections import connection_rows
+from dkn_engine.degeneracy.examine import MOST_COMPONENTS, examine
+from dkn_engine.degeneracy.prompts import Prompts
+from dkn_engine.degeneracy.reference import Reference, knows, read_reference
+from dkn_engine.errors import FactError
+from dkn_engine.layout import find_layout
+from dkn_engine.plan import Task
+from dkn_engine.store.tables import chunk_files
+from dkn_engine.tokens import mask_token_id
+from dkn_engine.topology.find import find_candidates
+from dkn_engine.types import Component, Fact, FactResult
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """A fact of a chunk that goes through all stages."""
+
+    fact: Fact
+    answer: str
+    sequence: AnswerSequence
+
+
+class Stages:
+    """All stages for one model, one chunk of facts at a time.
+
+    Args:
+        model, tokenizer: as in :func:`dkn_engine.iter_dkns`.
+        sample: facts for controls on other facts, in the order in which they are tried.
+        config: all choices.
+
+    Raises:
+        UnsupportedModelError: the model is not a causal decoder that the engine knows.
+        UserError: the tokenizer has no token that could mask another.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        sample: Sequence[Fact],
+        config: Config,
+    ) -> None:
+        self.model, self.tokenizer, self.layout = model, tokenizer, find_layout(model)
+        self.config, self._sample = config, sample
+        masked = config.attribution.baseline == "masked"
+        self._mask_id = mask_token_id(tokenizer) if masked else None
+        self._reference: Reference | None = None
+        self._has_reference = False
+        self._said = False  # that full forwards stand in for rows
+
+    @property
+    def reference(self) -> Reference | None:
+        """Made when it is first needed: a run that is already complete needs none."""
+        if not self._has_reference:
+            self._reference = read_reference(
+                self.model, self.tokenizer, self.layout, self._sample, self.config
+            )
+            self._has_reference = True
+        return self._reference
+
+    def files(self, task: Task) -> dict[str, bytes]:
+        """A chunk's tables as Parquet files by table name."""
+        return chunk_files(self.results(task.facts), task.positions, self.config.hash)
+
+    def results(self, facts: Sequence[Fact]) -> list[FactResult]:
+        """Results of a chunk, in the order of its facts."""
+        results: dict[str, FactResult] = {}
+        tasks: list[_Task] = []
+        for fact in facts:
+            try:
+                tasks.append(self._task(fact))
+            except FactError as error:
+                results[fact.id] = _without(fact, "skipped", str(error))
+        if tasks:
+            for result in self._known(tasks):
+                results[result.fact_id] = result
+        return [results[fact.id] for fact in facts]
+
+    def _task(self, fact: Fact) -> _Task:
+        encoded = {fact.answer: self._encode(fact, fact.answer)}
+        for alias in fact.aliases if self.config.facts.aliases else ():
+            # One of several spellings may be of no use; the answer itself must be.
+            with contextlib.suppress(FactError):
+                encoded[alias] = self._encode(fact, alias)
+        answers = list(encoded)
+        best = 0
+        if len(answers) > 1:
+            best = int(np.argmax(self._prompts(list(encoded.values())).probability))
+        return _Task(fact, answers[best], encoded[answers[best]])
+
+    def _encode(self, fact: Fact, answer: str) -> AnswerSequence:
+        return encode_sequence(
+            self.model,
+            self.tokenizer,
+            fact.prompt,
+            answer,
+            config=self.config.facts,
+            fact_id=fact.id,
+        )
+
+    def _prompts(self, sequences: Sequence[AnswerSequence]) -> Prompts:
+        found = Prompts(
+            self.model,
+            self.layout,
+            sequences,
+            positions=self.config.filter.positions,
+            backend=self.config.attribution.backend,
+            warn=not self._said,
+        )
+        self._said |= found.stands_in
+        return found
+
+    def _known(self, tasks: Sequence[_Task]) -> Iterator[FactResult]:
+        """Sort out what the model does not know; attribute and examine the rest."""
+        prompts = self._prompts([t.sequence for t in tasks])
+        known = knows(prompts, self.config.filter)
+        chosen = []
+        for i, task in enumerate(tasks):
+            p, rank = float(prompts.probability[i]), int(prompts.rank[i])
+            if not np.isfinite(p):
+                reason = f"fact {task.fact.id!r}: the model gives the answer the probability {p}"
+                yield _without(task.fact, "error", reason, answer=task.answer)
+            elif not known[i]:
+                reason = f"rank {rank}, p {p:.2g}"
+                yield _without(task.fact, "not_known", reason, answer=task.answer, p=p, rank=rank)
+            else:
+                chosen.append(i)
+        if not chosen:
+            return
+        used = [self._used(tasks[i]) for i in chosen]
+        flat = [sequence for group in used for sequence in group]
+        scores = attribute_chunk(
+            self.model, self.layout, flat, self.config.attribution, mask_id=self._mask_id
+        )
+        start = 0
+        for i, group in zip(chosen, used, strict=True):
+            span = slice(start, start + len(group))
+            start += len(group)
+            yield self._result(tasks[i], prompts, i, scores, span)
+
+    def _used(self, task: _Task) -> list[AnswerSequence]:
+        """The prompt, and the paraphrases that help to find its neurons."""
+        n = self.config.selection.n_paraphrases
+        return [task.sequence, *self._paraphrases(task, slice(0, n))]
+
+    def _paraphrases(self, task: _Task, which: slice) -> list[AnswerSequence]:
+        texts = [(p, task.answer) for p in task.fact.paraphrases[which]]
+        return encode_sequences(self.model, self.tokenizer, texts, config=self.config.facts)
+
+    def _result(
+        self, task: _Task, prompts: Prompts, i: int, scores: ChunkScores, span: slice
+    ) -> FactResult:
+        config, fact = self.config, task.fact
+        table = scores.scores[span]
+        if not np.isfinite(table).all():
+            reason = f"fact {fact.id!r}: attribution gives scores that are not finite"
+            return _without(fact, "error", reason, answer=task.answer)
+        selection = select_neurons(table, config.selection)
+        components, reason = self._candidates(selection)
+        held_out = self._paraphrases(task, slice(config.selection.n_paraphrases, None))
+        found = examine(
+            prompts,
+            i,
+            components,
+            selection.neurons,
+            fact,
+            config.filter,
+            config.seed,
+            released=task.sequence,
+            paraphrases=self._prompts(held_out) if held_out and components else None,
+            reference=self.reference,
+        )
+        return FactResult(
+            fact_id=fact.id,
+            status="ok",
+            reason=reason,
+            prompt=fact.prompt,
+            answer=task.answer,
+            relation=fact.relation,
+            probability=float(prompts.probability[i]),
+            rank=int(prompts.rank[i]),
+            neurons=selection.neurons,
+            scores=selection.scores,
+            borderline=selection.borderline,
+            **_fields(found),
+            convergence_delta=scores.convergence_delta[span][0],
+            n_points=scores.n_points[span].sum(0, dtype=np.int32),
+            converged=bool(scores.converged[span].all()),
+            path=scores.path,
+        )
+
+    def _candidates(self, selection: Selection) -> tuple[tuple[Component, ...], str]:
+        w_out, w_in = connection_rows(self.layout, selection.neurons, self.config.topology)
+        found = find_candidates(selection.neurons, w_out, w_in, self.config.topology)
+        if len(found) <= MOST_COMPONENTS:
+            return found, ""
+        return found[:MOST_COMPONENTS], f"the first {MOST_COMPONENTS} of {len(found)} components"
+
+
+def _fields(found: Any) -> dict[str, Any]:
+    """The fields of a frozen record by name."""
+    return {name: getattr(found, name) for name in found.__dataclass_fields__}
+
+
+def _without(
+    fact: Fact,
+    status: Any,
+    reason: str,
+    *,
+    answer: str | None = None,
+    p: float = float("nan"),
+    rank: int = 0,
+) -> FactResult:
+    """The result of a fact that has no neurons, and why."""
+    return FactResult(
+        fact_id=fact.id,
+        status=status,
+        reason=reason,
+        prompt=fact.prompt,
+        answer=fact.answer if answer is None else answer,
+        relation=fact.relation,
+        probability=p,
+        rank=rank,
+    )
