@@ -124,6 +124,14 @@ def _add_find(subparsers: Any) -> None:
     find.add_argument(
         "--out", required=True, metavar="DIR", type=Path, help="run directory, new or to continue"
     )
+    find.add_argument(
+        "--relation",
+        action="append",
+        default=[],
+        dest="relations",
+        metavar="R",
+        help="use facts of this relation only; may be repeated",
+    )
     _add_output(find)
 
 

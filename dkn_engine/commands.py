@@ -8,9 +8,10 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from dkn_engine.config import Config
 from dkn_engine.console import Console, put
@@ -19,9 +20,11 @@ from dkn_engine.settings import config_from_options
 from dkn_engine.types import Fact, FactResult
 
 if TYPE_CHECKING:
+    from dkn_engine.pipeline import Run
     from dkn_engine.report import Summary
 
 _ROWS = 40  # of the printed table; the rest is in the files
+_HELD = 1000  # first results that are held for the tables
 
 
 def find(args: argparse.Namespace) -> int:
@@ -37,34 +40,89 @@ def find(args: argparse.Namespace) -> int:
     # Also checked later, but a large model takes minutes to load.
     require_same_config(args.out, config)
     console.step(1, 4, f"reading facts from {args.facts} ...")
-    facts, problems = read_facts(args, config.facts.blank)
+    run, problems = _prepare(args, config)
     tell_problems(console, problems)
     console.step(2, 4, f"loading model {args.model} ...")
     with Threads(args.threads):
         model, tokenizer = load_model(args)
-        results, seconds = _find_all(args.out, model, tokenizer, facts, config, console)
+        overview, seconds = _find_all(args.out, model, tokenizer, run, console)
     console.step(4, 4, "summing up ...")
-    _finish(args.out, results, problems, seconds, as_json=args.json, limit=_ROWS)
+    _finish(args.out, overview, problems, seconds, as_json=args.json, limit=_ROWS)
     if args.strict:
-        _require_usable(results)
+        _require_usable(overview)
     return 0
 
 
-def _find_all(
-    out: Path, model: Any, tokenizer: Any, facts: Sequence[Fact], config: Config, console: Console
-) -> tuple[list[FactResult], float | None]:
-    """Results in the order of the facts, and the time they took (None for a continued run)."""
-    from dkn_engine.pipeline import iter_dkns
+def _prepare(args: argparse.Namespace, config: Config) -> tuple[Run, list[dict[str, Any]]]:
+    """What the run is about, and what the loader says about facts it had to leave out."""
+    from dkn_engine.dataset import FactFile
+    from dkn_engine.pipeline import prepare
 
-    done = _already_done(out)
+    facts = FactFile(
+        args.facts,
+        args.format,
+        args.limit,
+        tuple(args.relations),
+        blank=config.facts.blank,
+        strict=args.strict,
+    )
+    try:
+        run = prepare(facts, config)
+    except OSError as error:
+        raise UserError(
+            f"facts {args.facts!r} cannot be read: {error.strerror or error}"
+        ) from error
+    problems = _plain_problems(facts.problems)
+    if not run.plan.n_facts:
+        _refuse_no_facts(args, problems)
+    return run, problems
+
+
+def _find_all(
+    out: Path, model: Any, tokenizer: Any, run: Run, console: Console
+) -> tuple[_Overview, float | None]:
+    """Results in short, and the time they took (None for a continued run)."""
+    from dkn_engine.pipeline import iter_run
+
+    done, total = _already_done(out), run.plan.n_own
     there = f", {done} of them are there" if done else ""
-    console.step(3, 4, f"finding DKNs of {len(facts)} facts{there} ...")
+    console.step(3, 4, f"finding DKNs of {total} facts{there} ...")
     start = time.monotonic()
-    with console.progress(len(facts), done) as progress:
-        results = list(
-            iter_dkns(model, tokenizer, facts, config=config, out=out, progress=progress)
-        )
-    return results, None if done else time.monotonic() - start
+    with console.progress(total, done) as progress:
+        overview = _overview(iter_run(model, tokenizer, run, out, progress=progress))
+    return overview, None if done else time.monotonic() - start
+
+
+@dataclass(frozen=True)
+class _Overview:
+    """Results in short: what is printed of them, without holding them all."""
+
+    first: list[FactResult]
+    summary: Summary
+    unusable: int
+    first_unusable: FactResult | None
+
+
+def _overview(results: Iterable[FactResult], n: int = _HELD) -> _Overview:
+    """Read results once, holding the first ``n``."""
+    from dkn_engine.report import summarize
+
+    first: list[FactResult] = []
+    bad: list[FactResult] = []
+    unusable = 0
+
+    def each() -> Iterator[FactResult]:
+        nonlocal unusable
+        for result in results:
+            if len(first) < n:
+                first.append(result)
+            if result.status in {"skipped", "error"}:
+                unusable += 1
+                bad[:] = bad or [result]
+            yield result
+
+    summary = summarize(each())
+    return _Overview(first, summary, unusable, bad[0] if bad else None)
 
 
 def report(args: argparse.Namespace) -> int:
@@ -83,6 +141,7 @@ def report(args: argparse.Namespace) -> int:
             f"{done} of {total} facts are there; the command that began the run continues it"
         )
     results = read_results(args.directory)
+    overview = _overview(results, len(results))
     # What only the run itself knew.
     earlier = read_summary(args.directory)
     figures = earlier.get("summary", {})
@@ -90,9 +149,11 @@ def report(args: argparse.Namespace) -> int:
     problems = earlier.get("problems", [])
     limit = None if args.all else _ROWS
     try:
-        _finish(args.directory, results, problems, seconds, as_json=args.json, limit=limit)
+        _finish(args.directory, overview, problems, seconds, as_json=args.json, limit=limit)
     except PermissionError as error:  # Someone else's run can still be read.
         console.warn(f"the summary was not rewritten: {error.filename}: {error.strerror}")
+        return 0
+    _write_page(args, problems, seconds, console)
     return 0
 
 
@@ -170,14 +231,24 @@ def read_facts(args: argparse.Namespace, blank: str) -> tuple[list[Fact], list[d
         raise UserError(
             f"facts {args.facts!r} cannot be read: {error.strerror or error}"
         ) from error
-    problems = [
+    problems = _plain_problems(found)
+    if not facts:
+        _refuse_no_facts(args, problems)
+    return facts, problems
+
+
+def _plain_problems(found: Iterable[Any]) -> list[dict[str, Any]]:
+    return [
         {name: _json_value(getattr(p, name, None)) for name in ("file", "line", "id", "reason")}
         for p in found
     ]
-    if not facts:
-        first = f"; the first of {len(problems)}: {_problem_line(problems[0])}" if problems else ""
-        raise UserError(f"facts {args.facts!r} hold no fact that can be used{first}")
-    return facts, problems
+
+
+def _refuse_no_facts(args: argparse.Namespace, problems: Sequence[Mapping[str, Any]]) -> NoReturn:
+    relations = getattr(args, "relations", [])
+    wanted = f" of the relation {' or '.join(relations)}" if relations else ""
+    first = f"; the first of {len(problems)}: {_problem_line(problems[0])}" if problems else ""
+    raise UserError(f"facts {args.facts!r} hold no fact{wanted} that can be used{first}")
 
 
 def _json_value(value: Any) -> Any:
@@ -242,7 +313,7 @@ def _already_done(directory: Path) -> int:
 
 def _finish(
     directory: Path,
-    results: Sequence[FactResult],
+    overview: _Overview,
     problems: Sequence[Mapping[str, Any]],
     seconds: float | None,
     *,
@@ -250,30 +321,26 @@ def _finish(
     limit: int | None,
 ) -> None:
     """Write the summary files, then print the results as a table or one JSON document."""
-    from dkn_engine.report import render_report, summarize, write_summary
+    from dkn_engine.report import render_report, write_summary
 
-    summary = summarize(results, seconds=seconds)
+    summary = replace(overview.summary, seconds=seconds)
     refused: OSError | None = None
     try:
-        write_summary(directory, results, summary, problems=problems)
+        write_summary(directory, overview.first, summary, problems=problems)
     except OSError as error:  # The results shall be seen all the same.
         refused = error
     if as_json:
-        put(_document(directory, results, summary, problems))
+        _put_document(directory, summary, problems)
     else:
-        put(f"{render_report(results, summary, limit=limit)}\n{_files(directory)}\n")
+        put(f"{render_report(overview.first, summary, limit=limit)}\n{_files(directory)}\n")
     if refused is not None:
         raise refused
 
 
-def _document(
-    directory: Path,
-    results: Sequence[FactResult],
-    summary: Summary,
-    problems: Sequence[Mapping[str, Any]],
-) -> str:
+def _put_document(directory: Path, summary: Summary, problems: Sequence[Mapping[str, Any]]) -> None:
+    """One JSON document, its list of facts written as it is read."""
     from dkn_engine.report import fact_record
-    from dkn_engine.store import read_manifest
+    from dkn_engine.store import iter_results, read_manifest
 
     manifest = read_manifest(directory)
     document = {
@@ -281,10 +348,18 @@ def _document(
         "model": manifest["model"],
         "config_hash": manifest["config_hash"],
         "summary": summary.to_dict(),
-        "facts": [fact_record(result) for result in results],
+        "facts": [],
         "problems": list(problems),
     }
-    return json.dumps(document, indent=2, allow_nan=False) + "\n"
+    # JSON texts hold no line breaks, so this is the list itself.
+    before, _, after = json.dumps(document, indent=2, allow_nan=False).partition('\n  "facts": []')
+    put(f'{before}\n  "facts": [')
+    comma = ""
+    for result in iter_results(directory):
+        record = json.dumps(fact_record(result), indent=2, allow_nan=False)
+        put(comma + textwrap.indent(f"\n{record}", "    "))
+        comma = ","
+    put(f"\n  ]{after}\n")
 
 
 def _files(directory: Path) -> str:
@@ -295,10 +370,10 @@ def _files(directory: Path) -> str:
     return textwrap.fill(text, 79, break_long_words=False, break_on_hyphens=False)
 
 
-def _require_usable(results: Sequence[FactResult]) -> None:
-    bad = [r for r in results if r.status in {"skipped", "error"}]
-    if bad:
+def _require_usable(overview: _Overview) -> None:
+    first = overview.first_unusable
+    if first is not None:
         raise UserError(
-            f"--strict: {len(bad)} facts could not be used; the first: {bad[0].fact_id}: "
-            f"{bad[0].reason}"
+            f"--strict: {overview.unusable} facts could not be used; the first: {first.fact_id}: "
+            f"{first.reason}"
         )

@@ -10,21 +10,24 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
 import dkn_engine
-from dkn_engine import cli
+from dkn_engine import cli, facts, pipeline
 from dkn_engine.config import Config
 from dkn_engine.console import Console, duration
 from dkn_engine.errors import BackendError, FactError, UserError
+from dkn_engine.pipeline import Identity, Run, on_disk
+from dkn_engine.plan import Task
 from dkn_engine.report.text import width
 from dkn_engine.settings import config_from_options
-from dkn_engine.store import RunDirectory, read_manifest, read_results
+from dkn_engine.store import read_manifest, read_results
+from dkn_engine.store.tables import chunk_files
 from dkn_engine.types import Component, Drops, Fact, FactResult
+from tests.words import words_tokenizer
 
 
 @dataclass(frozen=True)
@@ -98,42 +101,32 @@ class Engine:
         self.load()
         return "model", "tokenizer"
 
-    def iter_dkns(
+    def iter_run(
         self,
         model: str,
         tokenizer: str,
-        facts: list[Fact],
-        *,
-        config: Config,
+        run: Run,
         out: Path,
+        *,
         progress: Callable[[int, int], None],
     ) -> Iterator[FactResult]:
-        self.calls["config"] = config
-        with RunDirectory.open(
-            out,
-            config=config,
-            model_fingerprint=str(self.calls["model"][0]),
-            model_name=str(self.calls["model"][0]),
-            facts=facts,
-            versions={"dkn_engine": "0.1.0"},
-        ) as run:
-            done, there = 0, run.done_chunks()
-            for i in range(run.n_chunks):
-                if i not in there:
-                    self.before_chunk(i)
-                    run.write_chunk(i, [self.result(f) for f in run.chunk_facts(i)])
-                done += len(run.chunk_facts(i))
-                progress(done, len(facts))
-                yield from run.read_chunk(i)
+        self.calls["config"] = run.config
+        identity = Identity(*[str(self.calls["model"][0])] * 2)
+
+        def compute(tasks: Iterator[Task]) -> Iterator[tuple[int, dict[str, bytes]]]:
+            for task in tasks:
+                self.before_chunk(task.chunk)
+                results = [self.result(f) for f in task.facts]
+                yield task.chunk, chunk_files(results, task.positions, run.config.hash)
+
+        return on_disk(run, out, identity, words_tokenizer(), compute, progress)
 
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     engine = Engine()
-    for name, function in (("facts", "iter_facts"), ("pipeline", "iter_dkns")):
-        module: Any = ModuleType(f"dkn_engine.{name}")
-        setattr(module, function, getattr(engine, function))
-        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(facts, "iter_facts", engine.iter_facts)
+    monkeypatch.setattr(pipeline, "iter_run", engine.iter_run)
     monkeypatch.setattr(dkn_engine, "load_model", engine.load_model, raising=False)
     return engine
 
@@ -316,7 +309,7 @@ def test_other_settings_in_the_same_directory_are_refused_before_the_model_is_lo
         (["--set", "attribution.tolerance=high"], "must be a number; got 'high'"),
         (["--set", "selection.top_k=2.5"], "must be an integer; got 2.5"),
         (["--set", "topology.condense=3"], "must be true or false; got 3"),
-        (["--set", "attribution.site=mid"], "site must be one of 'post', 'pre'; got 'mid'"),
+        (["--set", "attribution.site=mid"], "site must be one of 'post', 'pre'"),
         (["--colour"], "unrecognized arguments: --colour"),
     ],
 )
