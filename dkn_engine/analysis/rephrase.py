@@ -1,0 +1,79 @@
+"""Other prompts for the same fact, whose answer still comes at the end."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from dkn_engine.facts.pararel import fill_templates
+from dkn_engine.facts.records import distinct
+from dkn_engine.facts.templama import MARK
+from dkn_engine.types import Fact
+
+_FILE = Path(__file__).resolve().parent.parent / "data" / "rephrasings.jsonl"
+_SUBJECT, _ANSWER = "[X]", "[Y]"
+
+
+@dataclass(frozen=True, slots=True)
+class Rephrasing:
+    """How a dataset words a relation, and how else it can be worded.
+
+    Attributes:
+        relation: the property's number.
+        pattern: the dataset's sentence with its subject [X] and answer [Y].
+        rephrased: sentences with the answer at the end.
+    """
+
+    relation: str
+    pattern: str
+    rephrased: tuple[str, ...]
+
+    def subject(self, prompt: str) -> str | None:
+        """The subject of a prompt made from the pattern; None if it was not.
+
+        The prompt is the sentence in front of the answer, or, where the answer comes first, the
+        sentence with TempLAMA's blank.
+        """
+        sentence = self.pattern if self.pattern.startswith(_ANSWER) else _cut(self.pattern)
+        before, after = sentence.replace(_ANSWER, MARK).split(_SUBJECT)
+        found = re.fullmatch(f"{re.escape(before)}(.+?){re.escape(after)}", prompt)
+        return None if found is None else found[1]
+
+
+def rephrase(fact: Fact) -> tuple[str, ...]:
+    """Other prompts for a fact, without the fact's own.
+
+    A fact's own paraphrases (such as ParaRel's patterns) come first, and then nothing else is
+    looked for. Without them, the packaged templates for the relations of TempLAMA are filled; a
+    fact that names no subject must be worded as in the dataset.
+
+    Returns:
+        Distinct prompts; none for a relation without templates.
+    """
+    if fact.paraphrases:
+        return distinct(fact.paraphrases, without=(fact.prompt,))
+    found = rephrasings().get(fact.relation or "")
+    if found is None:
+        return ()
+    subject = found.subject(fact.prompt) if fact.subject is None else fact.subject
+    if subject is None:
+        return ()
+    return distinct(fill_templates(found.rephrased, subject, "skip"), without=(fact.prompt,))
+
+
+@functools.cache
+def rephrasings() -> dict[str, Rephrasing]:
+    """The packaged templates, by relation."""
+    lines = _FILE.read_text(encoding="utf-8").splitlines()
+    found = [
+        Rephrasing(**(v | {"rephrased": tuple(v["rephrased"])})) for v in map(json.loads, lines)
+    ]
+    return {r.relation: r for r in found}
+
+
+def _cut(sentence: str) -> str:
+    """A sentence in front of its answer."""
+    return sentence.partition(_ANSWER)[0].rstrip()
