@@ -10,6 +10,7 @@ from dkn_engine.analysis.clusterers import (
     require_comparable,
     without_controls,
 )
+from dkn_engine.analysis.robustness import robustness
 
 __all__ = [
     "ClustererComparison",
@@ -19,5 +20,6 @@ __all__ = [
     "compare_clusterers",
     "compare_measurements",
     "require_comparable",
+    "robustness",
     "without_controls",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -172,6 +172,7 @@ def tabulate(
     *,
     seed: int,
     compared: Sequence[tuple[str, str]] = COMPARED,
+    tested: Callable[[str, Conditions], bool] = lambda _figure, _conditions: True,
     controls: Iterable[str] = CONTROLS,
     rows: Iterable[Row] = (),
     comparisons: Iterable[Comparison] = (),
@@ -188,6 +189,8 @@ def tabulate(
         samples: see :class:`Sample`.
         seed: of the resampling.
         compared: pairs of groups; a pair is compared wherever both groups were measured.
+        tested: of which figures and conditions pairs are compared. Each test makes the correction
+            of all the others stronger, so those of interest are best named beforehand.
         controls: groups whose rows are marked as controls.
         rows, comparisons: figures that are not means over units, put behind the others; the
             p-values of the comparisons are corrected together with the rest.
@@ -206,6 +209,7 @@ def tabulate(
     pairs = [
         compare(figure, conditions, (a, groups[a]), (b, groups[b]), seed)
         for (figure, conditions), groups in cells.items()
+        if tested(figure, conditions)
         for a, b in compared
         if a in groups and b in groups
     ]

@@ -106,6 +106,16 @@ def test_correction_counts_all_comparisons_also_those_handed_in() -> None:
     assert first.verdict == second.verdict == "no difference found"
 
 
+def test_only_what_is_named_is_tested() -> None:
+    both = [s for f in ("drop", "p") for s in samples({"D": [1.0] * 6, "Rnd": [0.0] * 6}, f)]
+    table = tabulate(
+        "a", both, seed=0, tested=lambda figure, under: (figure, under) == ("p", UNDER)
+    )
+    assert [c.figure for c in table.comparisons] == ["p"]
+    assert table.comparisons[0].p_corrected == pytest.approx(2 / 64)
+    assert {r.figure for r in table.rows} == {"drop", "p"}
+
+
 def test_a_unit_has_one_value() -> None:
     twice = samples({"D": [1.0]}) * 2
     with pytest.raises(ValueError, match=r"drop of D \(edit=suppress\) has two values for 'f0'"):

@@ -1,0 +1,128 @@
+"""The forms in which a known fact is asked: as it is, perturbed, and paraphrased."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dkn_engine.analysis.groups import NeuronGroups
+from dkn_engine.analysis.perturb import KINDS, Kind, perturb
+from dkn_engine.attribution.contexts import AnswerSequence
+from dkn_engine.attribution.sequences import encode_sequence, encode_sequences
+from dkn_engine.config import Config
+from dkn_engine.errors import FactError, UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+CLEAN, PERTURBED, PARAPHRASE = "clean", "perturbed", "paraphrase"
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One form of a fact's question: ``clean``, a kind of perturbation, or ``paraphrase``."""
+
+    kind: str
+    sequence: AnswerSequence
+
+
+class Queries:
+    """Makes the queries of one fact after another, and counts what could not be made.
+
+    Args:
+        model, tokenizer: that the queries are for.
+        config: of the run: how facts become tokens, how many paraphrases helped to find neurons.
+        kinds, per_kind: perturbations, and how many different ones of each kind.
+        seed: of the perturbations.
+
+    Attributes:
+        refused: by kind, perturbations for which a prompt has too few words.
+        unusable: by kind, those that cannot be encoded with the answer.
+
+    Raises:
+        UserError: an unknown or repeated kind, or fewer than one of a kind.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        config: Config,
+        kinds: Sequence[Kind],
+        per_kind: int,
+        seed: int,
+    ) -> None:
+        if not set(kinds) <= set(KINDS) or len(set(kinds)) < len(kinds):
+            raise UserError(f"kinds must be among {', '.join(KINDS)}, each once; got {list(kinds)}")
+        if per_kind < 1:
+            raise UserError(f"per_kind must be at least 1; got {per_kind}")
+        self.model, self.tokenizer, self.config = model, tokenizer, config
+        self.kinds, self.per_kind, self.seed = kinds, per_kind, seed
+        self.refused: Counter[str] = Counter()
+        self.unusable: Counter[str] = Counter()
+
+    def of(self, one: NeuronGroups) -> list[Query]:
+        """The clean query first, then perturbations, then at most one held-out paraphrase.
+
+        Raises:
+            FactError: the clean query cannot be encoded.
+        """
+        fact, answer = one.fact, one.result.answer
+        held_out = fact.paraphrases[self.config.selection.n_paraphrases :]
+        texts = [(p, answer) for p in held_out]
+        usable = encode_sequences(self.model, self.tokenizer, texts, config=self.config.facts)
+        return [
+            Query(CLEAN, self._encode(one, fact.prompt)),
+            *self._perturbed(one),
+            *(Query(PARAPHRASE, sequence) for sequence in usable[:1]),
+        ]
+
+    def _perturbed(self, one: NeuronGroups) -> Iterator[Query]:
+        for kind in self.kinds:
+            for draw in range(self.per_kind):
+                text = perturb(one.fact, kind, seed=self.seed, draw=draw)
+                if text is None:
+                    self.refused[kind] += 1
+                    continue
+                try:
+                    yield Query(kind, self._encode(one, text))
+                except FactError:
+                    self.unusable[kind] += 1
+
+    def _encode(self, one: NeuronGroups, prompt: str) -> AnswerSequence:
+        return encode_sequence(
+            self.model,
+            self.tokenizer,
+            prompt,
+            one.result.answer,
+            config=self.config.facts,
+            fact_id=one.fact.id,
+        )
+
+    def notes(self) -> Iterator[str]:
+        """What could not be made, in sentences."""
+        for kind in self.kinds:
+            if self.refused[kind]:
+                yield (
+                    f"{self.refused[kind]} queries of kind {kind} do not exist: "
+                    "their prompts have too few words."
+                )
+            if self.unusable[kind]:
+                yield (
+                    f"{self.unusable[kind]} queries of kind {kind} are left out: "
+                    "they cannot be encoded with their answers."
+                )
+
+
+def columns(queries: Sequence[Query]) -> dict[str, list[int]]:
+    """Indices of the queries by kind, and of all perturbations as ``perturbed``."""
+    kinds = [q.kind for q in queries]
+    perturbed = [i for i, k in enumerate(kinds) if k in KINDS]
+    names = dict.fromkeys(k for q in kinds for k in ((PERTURBED, q) if q in KINDS else (q,)))
+    return {
+        name: perturbed if name == PERTURBED else [i for i, k in enumerate(kinds) if k == name]
+        for name in names
+    }

@@ -1,0 +1,240 @@
+"""Robustness: what perturbed queries and changed neurons do to the answers of known facts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dkn_engine.analysis.groups import NeuronGroups, neuron_groups, with_dkn
+from dkn_engine.analysis.perturb import KINDS, Kind
+from dkn_engine.analysis.queries import CLEAN, PERTURBED, Queries, Query, columns
+from dkn_engine.analysis.table import Conditions, Sample, Table, tabulate
+from dkn_engine.analysis.treatments import On, Outcome, Treatment, Trial, Value, treatments
+from dkn_engine.config import Config
+from dkn_engine.degeneracy.edits import suppress
+from dkn_engine.degeneracy.intervene import Positions
+from dkn_engine.degeneracy.reference import Reference, build_reference, generator
+from dkn_engine.errors import UserError
+from dkn_engine.layout import Layout, find_layout
+from dkn_engine.types import Fact, FactResult
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+UNRELATED = "unrelated"
+GROUPS = ("D", "N", "Rnd", "none")
+
+
+def robustness(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[Fact],
+    results: Sequence[FactResult],
+    *,
+    seed: int = 0,
+    n_random: int = 20,
+    kinds: Sequence[Kind] = KINDS,
+    per_kind: int = 1,
+    values: Sequence[Value] = ("zero", "mean"),
+    factors: Sequence[float] = (2.0,),
+    on: Sequence[On] = ("answer", "all", "weights"),
+    n_unrelated: int = 3,
+    config: Config | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Table:
+    """Answers of known facts under perturbations, suppression and enhancement.
+
+    Figures, one value a fact, the mean over a random group's draws and over queries of a kind:
+
+    - ``drop``: (before - after) / before of the answer's probability, the same query before;
+    - ``log_drop``: log p before - log p after, of the same query;
+    - ``drop_from_clean``: as ``drop``, but before is the unchanged model on the clean query;
+    - ``probability``, ``exact_match`` (greedy decoding gives the answer's tokens): after;
+    - ``recovered``: of the perturbed queries that the unchanged model gets wrong, the share that
+      it gets right with neurons enhanced;
+    - ``n_neurons``: size of D and N.
+
+    Conditions: ``action``, ``value`` and ``on`` as in :class:`Treatment`, and ``query``: ``clean``,
+    ``perturbed`` (all perturbations), each kind of perturbation, ``paraphrase`` (the first that
+    was not used for finding), ``unrelated`` (the fact's D suppressed while other facts are asked).
+    D is compared with Rnd and N by ``log_drop`` on clean and perturbed queries, mean activations
+    left out: the more tests, the less any of them can find.
+
+    Args:
+        model, tokenizer: as in :func:`dkn_engine.find_dkns`; the model is left as it was found.
+        facts, results: of a run, in the same order.
+        seed: of perturbations, random neurons and resampling.
+        n_random: draws of random neurons.
+        kinds, per_kind: perturbations, and how many different ones of each kind.
+        values: what suppressed activations become.
+        factors: of enhancement.
+        on: where neurons are changed.
+        n_unrelated: other facts on which D is suppressed, at most.
+        config: of the run; None for the defaults.
+        progress: called with (facts done, known facts).
+
+    Raises:
+        UserError: an option has a value that is not allowed, results are not those of the facts,
+            or none of them is known.
+
+    Source:
+        Chen et al., Cracking Factual Knowledge (arXiv 2402.13731), section 4.
+    """
+    config = Config(seed=seed) if config is None else config
+    todo, layout = treatments(values, factors, on), find_layout(model)
+    for name, n, least in (("n_random", n_random, 1), ("n_unrelated", n_unrelated, 0)):
+        if n < least:
+            raise UserError(f"{name} must be at least {least}; got {n}")
+    ask = Queries(model, tokenizer, config, kinds, per_kind, seed)
+    groups = neuron_groups(facts, results, layout.width, n_random=n_random, seed=seed)
+    if not groups:
+        raise UserError(f"the model knows none of the {len(facts)} facts: nothing to measure")
+    refer = partial(_reference, model, tokenizer, layout, facts, config)
+    means = refer("answer").means if "mean" in values else None
+    samples: list[Sample] = []
+    wrong: list[bool] = []
+    for i, one in enumerate(groups):
+        queries, names, sets = ask.of(one), *_sets(one)
+        sequences, backend = [q.sequence for q in queries], config.attribution.backend
+        trial = Trial(model, layout, sequences, sets, means, backend=backend, warn=i == 0)
+        for treatment in todo:
+            after = trial.outcome(treatment)
+            samples += _samples(one.fact.id, queries, names, trial.clean, after, treatment)
+        samples += _sizes(one)
+        wrong += (~trial.clean.exact[0, columns(queries).get(PERTURBED, [])]).tolist()
+        if progress is not None:
+            progress(i + 1, len(groups))
+    if n_unrelated:
+        samples += _elsewhere(groups, todo, refer, n_unrelated, seed)
+    options = {
+        "n_random": n_random,
+        "kinds": list(kinds),
+        "per_kind": per_kind,
+        "values": list(values),
+        "factors": [float(f) for f in factors],
+        "on": list(on),
+        "n_unrelated": n_unrelated,
+    }
+    return tabulate(
+        "robustness",
+        sorted(samples, key=lambda s: GROUPS.index(s.group)),
+        seed=seed,
+        tested=_is_tested,
+        settings=options,
+        notes=(*_notes(len(facts), groups, wrong), *ask.notes()),
+    )
+
+
+def _notes(n_facts: int, groups: Sequence[NeuronGroups], wrong: Sequence[bool]) -> Iterator[str]:
+    yield (
+        f"{len(groups)} of {n_facts} facts are known to the model; N and none are measured on "
+        f"those, D and Rnd on the {len(list(with_dkn(groups)))} of them that have a DKN."
+    )
+    yield f"The unchanged model gets {sum(wrong)} of {len(wrong)} perturbed queries wrong."
+    yield (
+        "Suppression on weights is suppression of all positions; it is measured once and listed "
+        "under both."
+    )
+    yield "Only log_drop on clean and perturbed queries is tested, without mean activations."
+
+
+def _reference(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    layout: Layout,
+    facts: Sequence[Fact],
+    config: Config,
+    positions: Positions,
+) -> Reference:
+    """Reference facts of the run, on which edits act at ``positions``."""
+    there = dataclasses.replace(config.filter, positions=positions)
+    found = build_reference(
+        model, tokenizer, layout, facts, dataclasses.replace(config, filter=there)
+    )
+    if found is None:
+        raise UserError("mean activations and unrelated facts need one that can be encoded")
+    return found
+
+
+def _sets(one: NeuronGroups) -> tuple[list[str], list[NDArray[np.int32]]]:
+    """Names of groups and their neurons; Rnd once a draw."""
+    if not one.has_dkn:
+        return ["N"], [one.n]
+    return ["D", "N", *("Rnd" for _ in one.rnd)], [one.d, one.n, *one.rnd]
+
+
+def _samples(
+    fact_id: str,
+    queries: Sequence[Query],
+    names: Sequence[str],
+    clean: Outcome,
+    after: Outcome,
+    treatment: Treatment,
+) -> Iterator[Sample]:
+    before = clean.probability[0]
+    for kind, at in columns(queries).items():
+        conditions = (*treatment.conditions, ("query", kind))
+        perturbed = kind == PERTURBED or kind in KINDS
+        for group in (*dict.fromkeys(names), "none"):
+            rows = [i for i, name in enumerate(names) if name == group]
+            some = clean if group == "none" else after
+            p = some.probability[rows or [0]][:, at]
+            exact = some.exact[rows or [0]][:, at]
+            figures = {"probability": p.mean(), "exact_match": exact.mean()}
+            if group != "none":
+                # What a change of nothing does is 0 by definition.
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    figures["drop"] = (1 - p / before[at]).mean()
+                    figures["log_drop"] = (np.log(before[at]) - np.log(p)).mean()
+            if perturbed:
+                figures["drop_from_clean"] = (1 - p / before[0]).mean()
+            wrong = ~clean.exact[0, at]
+            if kind == PERTURBED and treatment.action == "enhance" and wrong.any():
+                figures["recovered"] = exact[:, wrong].mean()
+            for figure, value in figures.items():
+                yield Sample(fact_id, group, figure, float(value), conditions)
+
+
+def _sizes(one: NeuronGroups) -> Iterator[Sample]:
+    yield Sample(one.fact.id, "N", "n_neurons", len(one.n))
+    if one.has_dkn:
+        yield Sample(one.fact.id, "D", "n_neurons", len(one.d))
+
+
+def _elsewhere(
+    groups: Sequence[NeuronGroups],
+    todo: Sequence[Treatment],
+    refer: Callable[[Positions], Reference],
+    n: int,
+    seed: int,
+) -> Iterator[Sample]:
+    """Other facts' answers with each fact's D set to zero; the mean over those facts."""
+    listed = [t for t in todo if (t.action, t.value) == ("suppress", "zero")]
+    for where in dict.fromkeys(t.as_measured.on for t in listed):
+        assert where != "weights"
+        there = refer(where)
+        for one in with_dkn(groups):
+            others = there.unrelated(one.fact, n, generator(seed, "unrelated", one.fact.id))
+            if not others:
+                continue
+            before = there.prompts.probability[others]
+            p = there.prompts.probabilities([suppress(one.d)], others)[0]
+            for t in listed:
+                if t.as_measured.on == where:
+                    conditions = (*t.conditions, ("query", UNRELATED))
+                    drop, logs = (1 - p / before).mean(), np.log(before) - np.log(p)
+                    yield Sample(one.fact.id, "D", "drop", float(drop), conditions)
+                    yield Sample(one.fact.id, "D", "log_drop", float(logs.mean()), conditions)
+
+
+def _is_tested(figure: str, conditions: Conditions) -> bool:
+    of = dict(conditions)
+    twice = of.get("action") == "suppress" and of.get("on") == "weights"
+    shown = of.get("value") != "mean" and of.get("query") in {CLEAN, PERTURBED}
+    return figure == "log_drop" and shown and not twice

@@ -1,0 +1,180 @@
+"""What is done to sets of neurons, and what a fact's queries answer then."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dkn_engine.analysis.table import Conditions
+from dkn_engine.attribution.contexts import AnswerSequence
+from dkn_engine.attribution.prefill import token_log_probabilities
+from dkn_engine.degeneracy.edits import Edit, enhance, suppress
+from dkn_engine.degeneracy.prompts import Prompts
+from dkn_engine.degeneracy.weights import scaled_neurons
+from dkn_engine.errors import UserError
+from dkn_engine.guest import guest
+from dkn_engine.layout import Layout
+
+if TYPE_CHECKING:
+    from torch import nn
+
+On = Literal["answer", "all", "weights"]
+Value = Literal["zero", "mean"]
+
+
+@dataclass(frozen=True, slots=True)
+class Treatment:
+    """A change of neurons.
+
+    Attributes:
+        action: ``suppress`` or ``enhance``.
+        value: what suppressed activations become, ``zero`` or ``mean``; ``x<factor>`` of enhanced
+            ones.
+        on: the activations at the positions that predict the answer, those at ``all`` positions,
+            or the neurons' ``weights``.
+        factor: of the enhancement; 0 for suppression.
+    """
+
+    action: Literal["suppress", "enhance"]
+    value: str
+    on: On
+    factor: float = 0.0
+
+    @property
+    def conditions(self) -> Conditions:
+        return (("action", self.action), ("value", self.value), ("on", self.on))
+
+    @property
+    def as_measured(self) -> Treatment:
+        """Weights of 0 are activations of 0 everywhere."""
+        if self.on == "weights" and self.value == "zero":
+            return dataclasses.replace(self, on="all")
+        return self
+
+
+def treatments(
+    values: Sequence[Value], factors: Sequence[float], on: Sequence[On]
+) -> list[Treatment]:
+    """All suppressions, then all enhancements; no mean activation can be put into weights.
+
+    Raises:
+        UserError: an unknown or repeated value, a factor of 0 or 1, or nothing to do.
+    """
+    _require_among("values", values, get_args(Value))
+    _require_among("on", on, get_args(On))
+    for factor in factors:
+        if not np.isfinite(factor) or factor in {0, 1} or list(factors).count(factor) > 1:
+            raise UserError(
+                "factors must be different finite numbers other than 0 (suppression) and 1 "
+                f"(nothing); got {list(factors)}"
+            )
+    found = [
+        *(Treatment("suppress", v, o) for v in values for o in on if (v, o) != ("mean", "weights")),
+        *(Treatment("enhance", f"x{f:g}", o, float(f)) for f in factors for o in on),
+    ]
+    if not found:
+        raise UserError("values, factors and on leave nothing to be done")
+    return found
+
+
+def _require_among(name: str, given: Sequence[str], allowed: Sequence[str]) -> None:
+    if not set(given) <= set(allowed) or len(set(given)) < len(given):
+        raise UserError(f"{name} must be among {', '.join(allowed)}, each once; got {list(given)}")
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What Q queries answer under S changes.
+
+    Attributes:
+        probability: float64 ``[S, Q]``, of the answer.
+        exact: bool ``[S, Q]``, whether greedy decoding gives its tokens.
+    """
+
+    probability: NDArray[np.float64]
+    exact: NDArray[np.bool_]
+
+
+class Trial:
+    """The queries of one fact, read once, under treatments of the same sets of neurons.
+
+    Args:
+        model, layout: the decoder; it is left as it was found.
+        sequences: one a query.
+        sets: neurons int32 ``[n, 2]`` each.
+        means: float64 ``[L, F]``, for ``value="mean"``.
+        backend: of the operations.
+        warn: say so where full forwards stand in for rows.
+
+    Attributes:
+        clean: of the model as it is, ``[1, Q]``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: Layout,
+        sequences: Sequence[AnswerSequence],
+        sets: Sequence[NDArray[np.int32]],
+        means: NDArray[np.float64] | None,
+        *,
+        backend: str = "auto",
+        warn: bool = True,
+    ) -> None:
+        self.model, self.layout, self.sets, self.means = model, layout, sets, means
+        self._sequences, self._backend = sequences, backend
+        self._prompts = {"answer": self._read("answer", warn)}
+        self._found: dict[Treatment, Outcome] = {}
+        nothing = np.empty((0, 2), dtype=np.int32)
+        self.clean = Outcome(*self._prompts["answer"].outcomes([suppress(nothing)]))
+
+    def outcome(self, treatment: Treatment) -> Outcome:
+        """Of every set, in their order; what was measured before is not measured again."""
+        treatment = treatment.as_measured
+        if treatment not in self._found:
+            by = self._on_weights if treatment.on == "weights" else self._on_values
+            self._found[treatment] = by(treatment)
+        return self._found[treatment]
+
+    def _read(self, positions: str, warn: bool = False) -> Prompts:
+        return Prompts(
+            self.model,
+            self.layout,
+            self._sequences,
+            positions=positions,
+            backend=self._backend,
+            warn=warn,
+        )
+
+    def _on_values(self, treatment: Treatment) -> Outcome:
+        if treatment.on not in self._prompts:
+            self._prompts[treatment.on] = self._read(treatment.on)
+        edits = [self._edit(s, treatment) for s in self.sets]
+        return Outcome(*self._prompts[treatment.on].outcomes(edits))
+
+    def _edit(self, neurons: NDArray[np.int32], treatment: Treatment) -> Edit:
+        if treatment.action == "enhance":
+            return enhance(neurons, treatment.factor)
+        if treatment.value == "zero":
+            return suppress(neurons)
+        assert self.means is not None
+        return suppress(neurons, self.means)
+
+    def _on_weights(self, treatment: Treatment) -> Outcome:
+        contexts = self._prompts["answer"].contexts
+        starts = np.flatnonzero((contexts.token == 0).cpu().numpy())
+        probability, exact = [], []
+        with guest(self.model, grad=False):
+            for neurons in self.sets:
+                with scaled_neurons(self.layout, neurons, treatment.factor):
+                    log_p, rank = token_log_probabilities(self.model, contexts)
+                sums = np.add.reduceat(log_p.double().cpu().numpy(), starts)
+                probability.append(np.exp(sums))
+                exact.append(np.logical_and.reduceat((rank == 1).cpu().numpy(), starts))
+        shape = len(self.sets), len(self._sequences)
+        return Outcome(np.reshape(probability, shape), np.reshape(exact, shape).astype(bool))
