@@ -26,7 +26,11 @@ _READERS: dict[str, Callable[[Path, Blank], Read]] = {
     "jsonl": jsonl.read,
 }
 _DATA = Path(__file__).resolve().parent.parent / "data"
-_PACKAGED = {"demo": _DATA / "demo.jsonl", "demo-unselected": _DATA / "demo_unselected.jsonl"}
+_PACKAGED = {
+    "demo": _DATA / "demo.jsonl",
+    "demo-unselected": _DATA / "demo_unselected.jsonl",
+    "demo-new": _DATA / "demo_new.jsonl",
+}
 _SNIFFED_RECORDS = 100
 
 
@@ -73,8 +77,9 @@ def iter_facts(
     """Yield the usable facts of a file or folder, reading as far as they are asked for.
 
     Args:
-        source: a path, ``"demo"`` (facts that the demo model knows) or ``"demo-unselected"`` (a
-            fixed sample drawn without looking at the model).
+        source: a path, ``"demo"`` (facts that the demo model knows), ``"demo-unselected"`` (a
+            fixed sample drawn without looking at the model) or ``"demo-new"`` (made-up facts that
+            no model knows).
         format: ``templama``, ``pararel`` (bags file, or folder of patterns and vocabulary),
             ``lama``, ``counterfact``, ``jsonl`` (keys as the fields of ``Fact``), or ``auto``,
             which looks at the content.

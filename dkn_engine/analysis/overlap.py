@@ -1,0 +1,104 @@
+"""How many neurons of a set are among those that changed most, and how many chance would put there.
+
+Chance is exact: a set drawn without replacement has a hypergeometric overlap, and a set with a
+given number of neurons in each layer has the sum of independent ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dkn_engine.errors import UserError
+
+_TAIL = 0.025
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """The overlap of a set with a target, and that of random sets of the same size.
+
+    Attributes:
+        size: neurons in the set, ``observed`` of them in the target.
+        expected: mean overlap of the random sets; ``low``, ``high``: their 95 % interval, ends
+            included.
+        p_value: two-sided: twice the chance of an overlap as far out on its side, at most 1.
+    """
+
+    size: int
+    observed: int
+    expected: float
+    low: int
+    high: int
+    p_value: float
+
+
+def top_changed(change: NDArray[np.float64], k: int) -> NDArray[np.bool_]:
+    """The ``k`` neurons that changed most, of equal ones the first: bool ``[L, F]``.
+
+    Args:
+        change: ``[L, F]``, 0 or more.
+        k: at most the number of neurons.
+    """
+    if not 0 <= k <= change.size:
+        raise UserError(f"k must be between 0 and {change.size} neurons; got {k}")
+    chosen = np.zeros(change.size, dtype=bool)
+    chosen[np.argsort(-change, axis=None, kind="stable")[:k]] = True
+    return chosen.reshape(change.shape)
+
+
+def above(change: NDArray[np.float64], share: float) -> NDArray[np.bool_]:
+    """The neurons that changed more than ``share`` of the largest change: bool ``[L, F]``."""
+    found: NDArray[np.bool_] = change > share * change.max()
+    return found
+
+
+def overlap(
+    neurons: NDArray[np.int32], target: NDArray[np.bool_], *, by_layer: bool = True
+) -> Overlap:
+    """Overlap of a set of neurons with a target, against sets drawn by chance.
+
+    Args:
+        neurons: int ``[n, 2]`` (layer, index), distinct.
+        target: bool ``[L, F]``.
+        by_layer: chance draws as many neurons in each layer as the set has there; otherwise it
+            draws them from the whole model.
+    """
+    observed = int(target[neurons[:, 0], neurons[:, 1]].sum())
+    if by_layer:
+        drawn = np.bincount(neurons[:, 0], minlength=len(target))
+        pmf = chance(drawn, target.sum(axis=1), np.full(len(target), target.shape[1]))
+    else:
+        pmf = chance([len(neurons)], [target.sum()], [target.size])
+    below, upwards = np.cumsum(pmf), np.cumsum(pmf[::-1])[::-1]
+    return Overlap(
+        len(neurons),
+        observed,
+        float(pmf @ np.arange(len(pmf))),
+        int(np.searchsorted(below, _TAIL, side="right")),
+        int(len(pmf) - 1 - np.searchsorted(upwards[::-1], _TAIL, side="right")),
+        min(1.0, 2 * float(min(below[observed], upwards[observed]))),
+    )
+
+
+def chance(
+    drawn: NDArray[np.int64] | list[int],
+    marked: NDArray[np.int64] | list[int],
+    among: NDArray[np.int64] | list[int],
+) -> NDArray[np.float64]:
+    """Probabilities of 0, 1, ... marked neurons among those drawn, float64 ``[sum(drawn) + 1]``.
+
+    Args:
+        drawn, marked, among: in each layer, how many are drawn without replacement, how many are
+            marked, and out of how many.
+    """
+    from scipy.stats import hypergeom
+
+    total = np.ones(1)
+    for n, k, m in zip(drawn, marked, among, strict=True):
+        if n:
+            total = np.convolve(total, hypergeom.pmf(np.arange(n + 1), m, k, n))
+    found: NDArray[np.float64] = np.minimum(total / total.sum(), 1.0)
+    return found
