@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dkn_engine.errors import UnsupportedModelError
+from dkn_engine.weights import plain_weight, refuse_unreadable_weights
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +35,7 @@ _GATE = (
 )
 # The norm in front of the MLP; Gemma has a post_attention_layernorm that is another one.
 _NORM = ("pre_feedforward_layernorm", "ln_2", "final_layer_norm", "post_attention_layernorm")
+_CONV1D = ("transformers.pytorch_utils", "Conv1D")
 _ACT = ("mlp.act_fn", "mlp.activation_fn", "mlp.act", "mlp.activation", "activation_fn", "act")
 
 
@@ -133,11 +135,13 @@ def find_layout(model: nn.Module) -> Layout:
     """The layout of a transformers causal language model.
 
     Raises:
-        UnsupportedModelError: encoder-decoders, encoders, mixtures of experts, unknown layouts;
-            the message says what was expected and what was found.
+        UnsupportedModelError: encoder-decoders, encoders, mixtures of experts, unknown layouts,
+            quantised weights, weights on several devices or offloaded; the message says what was
+            expected and what was found.
     """
     name = type(model).__name__
     _refuse_other_kinds(model, name)
+    refuse_unreadable_weights(model)
     base, stack, layers = _find_stack(model, name)
     mlps = tuple(_find_mlp(layer, f"{name}.{stack}[{i}]") for i, layer in enumerate(layers))
     d_model, width = _shape(mlps[0].down)
@@ -222,18 +226,42 @@ def _first(layer: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
 
 
 def _matrix(module: nn.Module) -> torch.Tensor:
-    from torch import nn
-
     weight: Any = getattr(module, "weight", None)
-    # By class, since an adapter (LoRA) shows the weight of the layer it wraps and adds to it.
-    plain = isinstance(module, nn.Linear) or not _is_linear(module)
-    if not plain or getattr(weight, "ndim", 0) != 2 or not weight.is_floating_point():
+    if getattr(weight, "ndim", 0) != 2 or not plain_weight(weight):
         kind = f"{type(module).__name__} with weight of dtype {getattr(weight, 'dtype', None)}"
         raise UnsupportedModelError(
             f"expected a dense floating-point projection (Linear or Conv1D); found {kind}"
         )
+    if not _is_dense(module):
+        # An adapter (LoRA) shows the weight of the layer it wraps and adds to its output.
+        raise UnsupportedModelError(
+            "expected a dense floating-point projection (Linear or Conv1D); found "
+            f"{type(module).__name__}, whose forward is its own"
+        )
     dense: torch.Tensor = weight.detach()
     return dense
+
+
+def dense_matrix(module: nn.Module) -> torch.Tensor | None:
+    """``[in, out]`` of a plain dense projection, which is all it does; else None."""
+    if not _is_dense(module):
+        return None
+    matrix = _matrix(module)
+    return matrix.T if _is_linear(module) else matrix
+
+
+def _is_dense(module: nn.Module) -> bool:
+    """Whether the module is known to multiply by its weight and add its bias, and no more."""
+    from torch import nn
+
+    if "forward" in vars(module) and not hasattr(module, "_hf_hook"):  # accelerate's calls it
+        return False
+    kind = next(c for c in type(module).__mro__ if "forward" in vars(c))
+    if kind is nn.Linear or (kind.__module__, kind.__name__) == _CONV1D:
+        return True
+    # Some models of transformers have a Linear of their own (Falcon); its quantised ones live
+    # elsewhere.
+    return isinstance(module, nn.Linear) and kind.__module__.startswith("transformers.models.")
 
 
 def _is_linear(module: nn.Module) -> bool:

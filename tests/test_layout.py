@@ -134,7 +134,7 @@ REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
     "no-mlp": (mamba, ("MambaForCausalLM.layers[0]: expected an MLP", "mixer.in_proj")),
     "renamed": (renamed, ("expected an MLP", "mlp.down_proj", "feed_forward.down_proj")),
     "adapter": (adapted, ("dense floating-point projection", "found Adapter")),
-    "quantised": (quantised, ("dense floating-point projection", "torch.uint8")),
+    "quantised": (quantised, ("plain floating-point weights", "Parameter of uint8")),
     "uneven": (uneven, ("one MLP size", "(24, 8) in layer 2 and (24, 40) in layer 0")),
     "no-transformers": (lambda: nn.Linear(2, 2), ("transformers causal", "found Linear")),
 }

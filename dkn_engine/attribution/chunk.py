@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dkn_engine.attribution.baselines import masked_baselines, shared_masked_baselines
 from dkn_engine.attribution.check import Trial, checked_trial
 from dkn_engine.attribution.contexts import AnswerSequence, Contexts, build_contexts
+from dkn_engine.attribution.cut_gradients import refuse_cut_gradients
 from dkn_engine.attribution.general import General
 from dkn_engine.attribution.paths import Paths
 from dkn_engine.attribution.prefill import Prefill, prefill
@@ -75,6 +76,7 @@ def attribute_chunk(
     contexts = build_contexts(sequences, device)
     rows = _rows_per_batch(config, layout, next(model.parameters()).dtype)
     with guest(model, grad=True):
+        refuse_cut_gradients(layout, contexts.ids)
         clean = prefill(model, layout, contexts)
         probability = _of_answers(contexts, clean.log_probability)
         if config.answer_tokens == "first":

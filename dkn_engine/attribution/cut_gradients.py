@@ -1,0 +1,83 @@
+"""Modules of unknown kinds may compute without autograd, which would lose gradients silently."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dkn_engine.errors import UnsupportedModelError
+from dkn_engine.guest import hooks
+from dkn_engine.layout import Layout
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+# What torch and transformers bring along passes gradients on; anything else is tried.
+_KNOWN = ("torch.nn.", "transformers.models.", "transformers.activations", "transformers.pytorch_")
+
+
+def refuse_cut_gradients(layout: Layout, ids: Tensor) -> None:
+    """Refuse a model in which a module of an unknown class takes a gradient's way and ends it.
+
+    A quantised layer that runs under ``no_grad`` still gives the right probabilities; the residual
+    stream carries gradients past it, and the scores would be wrong without a word. One forward of
+    two tokens shows it. Models of known modules only are not run.
+
+    Args:
+        layout: the decoder, with gradients enabled.
+        ids: tokens ``[B, T]`` of which the first few are used.
+
+    Raises:
+        UnsupportedModelError: names the module.
+    """
+    unknown = [
+        (f"{layout.stack}[{i}].{path}", module)
+        for i, layer in enumerate(layout.layers)
+        for path, module in layer.named_modules()
+        if not type(module).__module__.startswith(_KNOWN)
+    ]
+    if not unknown:
+        return
+    cut: list[str] = []
+
+    def begin(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            return (args[0].detach().requires_grad_(True), *args[1:]), kwargs
+        hidden = kwargs["hidden_states"].detach().requires_grad_(True)
+        return args, {**kwargs, "hidden_states": hidden}
+
+    def watch(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            given, gave = list(_floating([args, kwargs])), list(_floating(output))
+            if (
+                any(t.requires_grad for t in given)
+                and gave
+                and not any(t.requires_grad for t in gave)
+            ):
+                cut.append(f"{type(module).__name__} at {path}")
+
+        return hook
+
+    handles = [m.register_forward_hook(watch(path), with_kwargs=True) for path, m in unknown]
+    handles.append(layout.layers[0].register_forward_pre_hook(begin, with_kwargs=True))
+    with hooks(handles), torch.enable_grad():
+        layout.base(input_ids=ids[:1, :2], use_cache=False)
+    if cut:
+        raise UnsupportedModelError(
+            f"expected every module to pass gradients on to its input; found {cut[0]}, which does "
+            "not (is it quantised?): load the model without it"
+        )
+
+
+def _floating(value: Any) -> Any:
+    """The floating tensors in nested arguments."""
+    if isinstance(value, torch.Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, dict):
+        yield from _floating(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _floating(item)
