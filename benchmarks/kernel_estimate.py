@@ -41,6 +41,8 @@ MODELS = {
     "LLaMA-2-7B, bfloat16": Shape(32, 4096, 11008, 32000, True, 2),
     "GPT-2, float32": Shape(12, 768, 3072, 50257, False, 4),
 }
+# Beside it there are measurements, on the CPU: benchmarks/results/memory.csv.
+MEASURED = {"SmolLM2-135M, float32": Shape(30, 576, 1536, 49152, True, 4)}
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,49 @@ def _moved(m: Shape) -> int:
     return 11 * m.size + (8 if m.size == 2 else 0)
 
 
+# What one batch may hold for its backward pass with rows_per_batch="auto", as in the engine.
+BUDGET = 1 << 30
+ROWS = (64, 256, 1024, 4096)
+TOKENS = round(FACTS_PER_CHUNK * (PROMPT + ANSWER))  # of a chunk
+
+
+def row_bytes(m: Shape) -> float:
+    """Kept for the backward pass by a row that enters at a layer in the middle.
+
+    About 12 d + 6 F numbers in each layer above: norms, q, k, v, attention's result, two residual
+    sums; gate, up, their product and its factors.
+    """
+    return (12 * m.d + 6 * m.f) * m.size * m.layers / 2
+
+
+def fixed_bytes(m: Shape) -> float:
+    """What a chunk holds whatever the rows: clean activations, keys and values, scores."""
+    clean = TOKENS * m.layers * (3 * m.d + 2 * m.f) * m.size
+    contexts = FACTS_PER_CHUNK * ANSWER
+    # Activation and baseline of each answer token; float32 scores by two rules.
+    return clean + contexts * m.layers * m.f * (2 * m.size + 2 * 4)
+
+
+def auto_rows(m: Shape) -> int:
+    """What rows_per_batch="auto" takes."""
+    return int(min(4096, max(64, BUDGET // row_bytes(m))))
+
+
+def memory(name: str) -> list[str]:
+    """Lines of the table of bytes against rows_per_batch; the number of facts is not in it."""
+    m = (MODELS | MEASURED)[name]
+    head = f"  {'rows_per_batch':>14} {'kept for backward':>18} {'all above model':>16}  (MiB)"
+    lines = [name, head]
+    for rows in (*ROWS, auto_rows(m)):
+        label = f"auto = {rows}" if rows not in ROWS else str(rows)
+        kept = rows * row_bytes(m)
+        # The head's block of 8,192 logits and the float32 sums beside it.
+        block = rows * (8192 * m.size + 8 * m.d)
+        total = kept + block + fixed_bytes(m)
+        lines.append(f"  {label:>14} {kept / 2**20:18,.0f} {total / 2**20:16,.0f}")
+    return lines
+
+
 def report(name: str) -> list[str]:
     """Lines of the table of one model."""
     m = MODELS[name]
@@ -133,6 +178,9 @@ def report(name: str) -> list[str]:
 def main() -> int:
     for name in MODELS:
         print("\n".join(report(name)))
+    print("\nBytes above the model against rows_per_batch")
+    for name in (*MODELS, *MEASURED):
+        print("\n".join(memory(name)))
     return 0
 
 
