@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dkn_engine import analysis, topology
+    from dkn_engine import analysis, compat, interchange, topology
     from dkn_engine.attribution import attribute, iter_attribute
     from dkn_engine.config import (
         AttributionConfig,
@@ -94,6 +94,8 @@ __all__ = [
     "read_results",
     "build_info",
     "analysis",
+    "compat",
+    "interchange",
     "topology",
     "Config",
     "FactsConfig",
@@ -117,7 +119,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in {"analysis", "topology"}:
+    if name in {"analysis", "compat", "interchange", "topology"}:
         return importlib.import_module(f"dkn_engine.{name}")
     if name in _HOME:
         return getattr(importlib.import_module(f"dkn_engine.{_HOME[name]}"), name)

@@ -1,0 +1,128 @@
+"""What captum's arguments mean, and refusals of what is not supported of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dkn_engine.errors import UserError
+
+Rule = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def require_supported(
+    inputs: Any, grad_kwargs: Any, n_steps: Any, internal_batch_size: Any
+) -> None:
+    """Refuse what :class:`LayerIntegratedGradients` does not take."""
+    if not isinstance(inputs, Tensor) or inputs.ndim < 1 or not len(inputs):
+        raise UserError(
+            "inputs must be one tensor with a row an example (several inputs are not supported: "
+            f"give the others as additional_forward_args); got {type(inputs).__name__}"
+        )
+    if grad_kwargs is not None:
+        raise UserError(f"grad_kwargs must be None, they are not supported; got {grad_kwargs!r}")
+    for name, value in (("n_steps", n_steps), ("internal_batch_size", internal_batch_size)):
+        if value is None and name == "internal_batch_size":
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{name} must be a positive integer; got {value!r}")
+
+
+def baseline_inputs(inputs: Tensor, baselines: Any) -> Tensor:
+    """The inputs at the path's start, in the shape of ``inputs``."""
+    if baselines is None:
+        return torch.zeros_like(inputs)
+    if isinstance(baselines, int | float) and not isinstance(baselines, bool):
+        return torch.full_like(inputs, baselines)
+    if not isinstance(baselines, Tensor):
+        raise UserError(
+            f"baselines must be None, a number or one tensor; got {type(baselines).__name__}"
+        )
+    if baselines.shape[1:] != inputs.shape[1:] or baselines.shape[:1] not in {
+        (1,),
+        inputs.shape[:1],
+    }:
+        raise UserError(
+            f"baselines must have the shape of inputs, {list(inputs.shape)}, or one row; got "
+            f"{list(baselines.shape)}"
+        )
+    return baselines.expand_as(inputs)
+
+
+def repeated(arg: Any, n: int, copies: int) -> Any:
+    """A further argument for ``copies`` times ``n`` rows."""
+    if not isinstance(arg, Tensor):
+        return arg
+    if arg.shape[:1] != (n,):
+        raise UserError(
+            f"additional_forward_args: tensors must have {n} rows, one an example; got "
+            f"{list(arg.shape)}"
+        )
+    return arg.repeat(copies, *[1] * (arg.ndim - 1))
+
+
+def select(out: Tensor, target: Any, copies: int) -> Tensor:
+    """The target's output ``[N]`` of outputs ``[N, ...]``, where N is ``copies`` times B."""
+    n = len(out) // copies
+    if target is None:
+        if out[0].numel() != 1:
+            raise UserError(
+                f"target must say which output is meant; forward_func returns {list(out.shape)}"
+            )
+        return out.reshape(len(out))
+    if isinstance(target, int | tuple):
+        index = target if isinstance(target, tuple) else (target,)
+        sizes = out.shape[1:]
+        fits = len(index) == len(sizes) and all(
+            isinstance(i, int) and -size <= i < size for i, size in zip(index, sizes, strict=True)
+        )
+        if not fits:
+            raise UserError(f"target must index an output {list(sizes)}; got {target!r}")
+        return out[(slice(None), *index)]
+    each = _integers(target)
+    if each is None or len(each) not in {1, n} or out.ndim != 2:
+        raise UserError(
+            f"target must be an integer, a tuple of them, or one for each of {n} examples with "
+            f"outputs [{n}, V]; got {target!r} for outputs {list(out.shape)}"
+        )
+    if bool(((each < 0) | (each >= out.shape[1])).any()):
+        raise UserError(f"target must be from 0 to {out.shape[1] - 1}; got {each.tolist()}")
+    columns = each.to(out.device).expand(n).repeat(copies).unsqueeze(1)
+    return out.gather(1, columns).squeeze(1)
+
+
+def _integers(target: Any) -> Tensor | None:
+    """int64 ``[n]``, or None for anything else."""
+    if isinstance(target, Tensor):
+        plain = not target.dtype.is_floating_point and not target.dtype.is_complex
+        return target.reshape(-1).to(torch.int64) if plain and target.dtype != torch.bool else None
+    ints = isinstance(target, list) and all(type(i) is int for i in target)
+    return torch.tensor(target, dtype=torch.int64) if ints else None
+
+
+def rule(method: str, n: int) -> Rule:
+    """Points and weights of a rule, as captum has them."""
+    steps, even = np.arange(n), np.full(n, 1 / n)
+    ends = (steps == 0) | (steps == n - 1)
+    rules: dict[str, Callable[[], Rule]] = {
+        "gausslegendre": lambda: _gauss_legendre(n),
+        "riemann_left": lambda: (steps / n, even),
+        "riemann_middle": lambda: ((steps + 0.5) / n, even),
+        "riemann_right": lambda: ((steps + 1) / n, even),
+        "riemann_trapezoid": lambda: (np.linspace(0, 1, n), np.where(ends, even / 2, even)),
+    }
+    if method not in rules:
+        raise UserError(f"method must be one of {', '.join(rules)}; got {method!r}")
+    if n < 2 and method != "gausslegendre":
+        raise UserError(f"n_steps must be at least 2 with method={method!r}; got {n}")
+    return rules[method]()
+
+
+def _gauss_legendre(n: int) -> Rule:
+    nodes, weights = np.polynomial.legendre.leggauss(n)
+    return (nodes + 1) / 2, weights / 2
