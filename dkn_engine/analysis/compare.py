@@ -13,6 +13,7 @@ ALPHA = 0.05
 # of that is 2 * 0.5 ** 5 = 6 %.
 FEWEST = 6
 _RESAMPLES = 9999
+_AT_ONCE = 1 << 20  # values flipped at once; all of them are gigabytes for thousands of pairs
 
 
 def paired_p_value(differences: ArrayLike, *, seed: int = 0) -> float:
@@ -45,6 +46,7 @@ def paired_p_value(differences: ArrayLike, *, seed: int = 0) -> float:
         permutation_type="samples",
         vectorized=True,
         n_resamples=_RESAMPLES,
+        batch=max(1, _AT_ONCE // len(x)),
         rng=np.random.default_rng(seed),
     )
     return float(found.pvalue)
