@@ -5,6 +5,17 @@ from __future__ import annotations
 from dkn_engine.report.statistics import Estimate
 from dkn_engine.report.summary import FamilySummary, Summary
 
+DEFINITIONS = (
+    "Partial drop: the share of the answer's probability that is lost, on average, when some but "
+    "not all components of a family are suppressed. Full drop: when all are.",
+    "A partial drop below the full drop proves nothing alone: independent components show it too. "
+    "Redundancy above 1 says that components cover for one another, below 1 that each is needed.",
+)
+DISPUTED = (
+    "Whether facts live in single neurons is disputed: read these figures as what an intervention "
+    "does to this model, not as where it stores a fact."
+)
+
 
 def sentences(summary: Summary) -> list[str]:
     """How to read a summary, from its own figures; nothing for a run without components."""
@@ -14,16 +25,7 @@ def sentences(summary: Summary) -> list[str]:
         group, name = summary.no_dkn, "the candidate components"
     else:
         return ["No fact has candidate components, so there is nothing to suppress or compare."]
-    return [
-        "Partial drop: the share of the answer's probability that is lost, on average, when some "
-        "but not all components of a family are suppressed. Full drop: when all are.",
-        "A partial drop below the full drop proves nothing alone: independent components show it "
-        "too. Redundancy above 1 says that components cover for one another, below 1 that each "
-        "is needed.",
-        *_controls(group, name),
-        "Whether facts live in single neurons is disputed: read these figures as what an "
-        "intervention does to this model, not as where it stores a fact.",
-    ]
+    return [*DEFINITIONS, *_controls(group, name), DISPUTED]
 
 
 def _controls(group: FamilySummary, name: str) -> list[str]:

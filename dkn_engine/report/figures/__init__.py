@@ -14,7 +14,7 @@ from dkn_engine.report.figures.files import save, to_png, to_svg
 from dkn_engine.report.figures.neurons import neuron_map
 from dkn_engine.report.figures.overlap import overlap
 from dkn_engine.report.figures.style import available
-from dkn_engine.report.figures.subsets import subset_map
+from dkn_engine.report.figures.subsets import subset_drops, subset_map
 
 __all__ = [
     "Series",
@@ -25,6 +25,7 @@ __all__ = [
     "neuron_map",
     "overlap",
     "save",
+    "subset_drops",
     "subset_map",
     "to_png",
     "to_svg",

@@ -19,24 +19,24 @@ _REFERENCE = re.compile(r'(url\(#|href="#)([^)"]+)')
 _METADATA = re.compile(r"\s*<metadata>.*?</metadata>", re.DOTALL)
 
 
-def to_svg(figure: Figure, prefix: str = "i") -> str:
+def to_svg(figure: Figure) -> str:
     """The figure as an SVG document.
 
     matplotlib makes up identifiers anew each time unless a global setting says otherwise; they
     are numbered here instead.
-
-    Args:
-        figure: to be drawn.
-        prefix: of every identifier; give each figure its own where several go into one page.
     """
     buffer = io.StringIO()
     figure.savefig(
         buffer, format="svg", dpi=DPI, facecolor=PAPER, transparent=False, metadata={"Date": None}
     )
-    text = _METADATA.sub("", buffer.getvalue())
-    names = {old: f"{prefix}{i}" for i, old in enumerate(dict.fromkeys(_ID.findall(text)), 1)}
-    text = _ID.sub(lambda m: f'id="{names[m[1]]}"', text)
-    return _REFERENCE.sub(lambda m: f"{m[1]}{names[m[2]]}", text)
+    return renamed(_METADATA.sub("", buffer.getvalue()), "i")
+
+
+def renamed(svg: str, prefix: str) -> str:
+    """SVG with its identifiers numbered behind a prefix, each reference following its own."""
+    names = {old: f"{prefix}{i}" for i, old in enumerate(dict.fromkeys(_ID.findall(svg)), 1)}
+    svg = _ID.sub(lambda m: f'id="{names[m[1]]}"', svg)
+    return _REFERENCE.sub(lambda m: f"{m[1]}{names.get(m[2], m[2])}", svg)
 
 
 def to_png(figure: Figure) -> bytes:

@@ -15,6 +15,7 @@ from dkn_engine.report.figures.style import (
     PAPER,
     SMALL,
     WIDTH,
+    broken,
     dress,
     literal,
     new_figure,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _HALF = 0.55  # of the scale, from where ink gives way to white
-_LINE = 50  # most letters of all column names that stand beside one another
+_ONE_LINE = 45  # most letters of all column names that stand beside one another
 
 
 def overlap(
@@ -68,7 +69,7 @@ def overlap(
             color=PAPER if share > _HALF else INK,
         )
     axes.set_xticks(range(len(names)), names)
-    if sum(map(len, names)) > _LINE:
+    if sum(map(len, names)) > _ONE_LINE:
         axes.tick_params(axis="x", labelrotation=90)
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -78,6 +79,6 @@ def overlap(
     literal(axes)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    bar.set_label(axis, fontsize=FONT, color=INK)
+    bar.set_label(broken(axis), fontsize=FONT, color=INK)
     bar.ax.tick_params(labelsize=SMALL, labelcolor=INK, color=INK)
     return figure

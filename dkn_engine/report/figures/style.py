@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 from dkn_engine.errors import UserError
@@ -11,13 +12,14 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
-WIDTH = 5.4  # inches; of a column of text, and nearly of a phone
+WIDTH = 4.6  # inches; nearly a phone's, where shrinking must leave letters legible
 FONT = 9.0  # points
 SMALL = 8.0
 INK, RULE, PAPER = "#1c1c1c", "#d0d0d0", "#ffffff"
 # Fills tell groups apart by luminance first, so that they do in grey, too.
 MAIN, DARK, MIDDLE, LIGHT = "#7b9cc0", "#17375e", "#8c8c8c", "#d9d9d9"
 HATCH = "/////"
+_LINE = 42  # characters of a label
 MOST_VECTORS = 1000  # more marks become pixels, so that a file stays small
 _DARKEST = 0.15  # of the scale of shares: not black, so that lines show on it
 
@@ -57,8 +59,8 @@ def dress(axes: Axes, x: str = "", y: str = "", *, grid: str | None = None) -> N
         grid: ``"x"`` or ``"y"`` for rules behind the data along that axis.
     """
     axes.set_facecolor(PAPER)
-    axes.set_xlabel(x, fontsize=FONT, color=INK)
-    axes.set_ylabel(y, fontsize=FONT, color=INK)
+    axes.set_xlabel(broken(x), fontsize=FONT, color=INK)
+    axes.set_ylabel(broken(y), fontsize=FONT, color=INK)
     axes.tick_params(
         which="both", labelsize=SMALL, labelcolor=INK, color=INK, width=0.8, direction="out"
     )
@@ -70,6 +72,11 @@ def dress(axes: Axes, x: str = "", y: str = "", *, grid: str | None = None) -> N
     elif grid == "y":
         axes.grid(visible=True, axis="y", color=RULE, linewidth=0.6)
     axes.set_axisbelow(True)
+
+
+def broken(label: str) -> str:
+    """A long label on several lines."""
+    return textwrap.fill(label, _LINE)
 
 
 def shades() -> Colormap:

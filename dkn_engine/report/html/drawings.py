@@ -1,0 +1,157 @@
+"""The figures of a run, drawn into its ``figures`` folder and handed to the page."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dkn_engine.report import figures
+from dkn_engine.report.html.parts import Picture
+from dkn_engine.report.summary import Summary
+from dkn_engine.report.table import drop_rows
+from dkn_engine.report.text import clean, shorten
+from dkn_engine.types import FactResult
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FOLDER = "figures"
+_MOST_SETS = 10  # of the overlap's rows
+
+
+def draw_run(folder: Path, results: Sequence[FactResult], summary: Summary) -> dict[str, Picture]:
+    """Draw and save the figures of a whole run: ``drops``, ``neurons``, ``overlap``.
+
+    Args:
+        folder: made if absent.
+        results: in any order; a figure without data is left out.
+        summary: of those results.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    made: dict[str, Picture] = {}
+    rows = [row for row in drop_rows(summary) if row[3].full_drop.n]
+    if rows:
+        means = [row.full_drop for _, _, _, row in rows]
+        figure = figures.bars(
+            [label for label, _, _, _ in rows],
+            [e.mean for e in means],
+            [e.ci_low for e in means],
+            [e.ci_high for e in means],
+            axis="full drop, share of the answer's probability that is lost",
+            n=[e.n for e in means],
+            control=[is_control for _, is_control, _, _ in rows],
+        )
+        made["drops"] = _kept(
+            figure,
+            folder / "drops",
+            "Bar chart of mean full drops with intervals: "
+            + "; ".join(f"{row[0]} {e.mean:.2f}" for row, e in zip(rows, means, strict=True)),
+            "Full drop: mean over facts with its 95% interval. Hatched bars are controls of the "
+            "filled bar above them.",
+        )
+    known = [r for r in results if r.status == "ok" and len(r.neurons)]
+    if known:
+        made["neurons"] = _neurons(known, folder / "neurons", "all known facts")
+        if (sets := _sets(known)) is not None:
+            made["overlap"] = _overlap(*sets, folder / "overlap")
+    return made
+
+
+def draw_fact(folder: Path, result: FactResult, number: int) -> list[Picture]:
+    """Draw and save one fact's barcode, subset map and layer map.
+
+    Args:
+        folder: made if absent.
+        result: with components.
+        number: of the fact in the run, from 1; part of the files' names.
+    """
+    stem = folder / f"fact-{number:05d}"
+    members = ", ".join(f"C{i + 1}" for i in result.dkn) or "none"
+    pictures = [
+        _kept(
+            figures.barcode(result),
+            stem.with_name(f"{stem.name}-barcode"),
+            f"Bars of {len(result.components)} components from birth to death; in the DKN: "
+            f"{members}.",
+            "Life of the components in the filtration. Dark: in the DKN.",
+        )
+    ]
+    if len(result.subset_probabilities) > 1:
+        pictures.append(
+            _kept(
+                figures.subset_map(result),
+                stem.with_name(f"{stem.name}-subsets"),
+                "Map of the relative drop with each subset of components suppressed; all "
+                f"suppressed: {figures.subset_drops(result)[-1]:.2f}.",
+                "Drop with each subset suppressed: a square says that a component is, a plus "
+                "that the probability rose. Framed: subsets of the DKN alone.",
+            )
+        )
+    pictures.append(_neurons([result], stem.with_name(f"{stem.name}-neurons"), "this fact"))
+    return pictures
+
+
+def facts_to_draw(results: Sequence[FactResult], most: int) -> list[int]:
+    """Places of the facts with figures of their own: those with a DKN first, then the others."""
+    there = [i for i, r in enumerate(results) if r.status == "ok" and r.components]
+    return sorted(sorted(there, key=lambda i: not results[i].is_degenerate)[:most])
+
+
+def _neurons(results: Sequence[FactResult], stem: Path, of: str) -> Picture:
+    members = [r.components[i].neurons for r in results for i in r.dkn]
+    located = np.concatenate([r.neurons for r in results])
+    dkn = np.concatenate([*members, np.empty((0, 2), dtype=np.int32)])
+    layers = max((len(r.n_points) for r in results), default=0)
+    return _kept(
+        figures.neuron_map(located, dkn, n_layers=layers or None),
+        stem,
+        f"Map of neurons by layer and index: {_count(located):,} knowledge neurons, "
+        f"{_count(dkn):,} of them in DKNs.",
+        f"Knowledge neurons (N) and DKN neurons (D) of {of}, each counted once.",
+    )
+
+
+def _count(neurons: NDArray[np.int32]) -> int:
+    return len(np.unique(neurons, axis=0))
+
+
+def _sets(results: Sequence[FactResult]) -> tuple[str, list[str], list[NDArray[np.int64]]] | None:
+    """Sets of knowledge neurons by relation, else by fact if there are few; None for one set."""
+    sizes = Counter(r.relation for r in results)
+    if len(sizes) > 1:
+        kept = [name for name, _ in sizes.most_common(_MOST_SETS)]
+        groups = [[r for r in results if r.relation == name] for name in kept]
+        names = [f"{shorten(name or '(none)', 24)} ({sizes[name]:,})" for name in kept]
+        return "relation", names, [_codes(group) for group in groups]
+    if 1 < len(results) <= _MOST_SETS:
+        names = [shorten(clean(r.fact_id), 24) for r in results]
+        return "fact", names, [_codes([r]) for r in results]
+    return None
+
+
+def _codes(results: Sequence[FactResult]) -> NDArray[np.int64]:
+    """Neurons as one number each, once each."""
+    neurons = np.concatenate([r.neurons for r in results]).astype(np.int64)
+    return np.unique(neurons[:, 0] << 32 | neurons[:, 1])
+
+
+def _overlap(of: str, names: list[str], sets: list[NDArray[np.int64]], stem: Path) -> Picture:
+    shares = [[np.isin(a, b).mean() for b in sets] for a in sets]
+    return _kept(
+        figures.overlap(shares, names),
+        stem,
+        f"Matrix of shares of knowledge neurons in common, by {of}: {', '.join(names)}.",
+        f"How many of the knowledge neurons of one {of} (row) are also those of another (column).",
+    )
+
+
+def _kept(figure: Figure, stem: Path, alt: str, caption: str) -> Picture:
+    svg, _ = figures.save(figure, stem)
+    return Picture(svg.read_text(encoding="utf-8"), alt, caption)

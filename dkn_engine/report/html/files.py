@@ -1,0 +1,88 @@
+"""``report.html`` and ``figures`` of a run directory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dkn_engine.errors import RunDirectoryError
+from dkn_engine.report.figures.style import HOW_TO_GET, available
+from dkn_engine.report.html.drawings import FOLDER, draw_fact, draw_run, facts_to_draw
+from dkn_engine.report.html.parts import Picture
+from dkn_engine.report.html.run import CARDS, render_run
+from dkn_engine.report.summary import Summary
+from dkn_engine.store import read_manifest
+from dkn_engine.store.files import write_files
+from dkn_engine.types import FactResult
+
+PAGE = "report.html"
+FACT_FIGURES = 12
+NO_FIGURES = f"{PAGE} has no figures, since matplotlib is not installed; to get them: {HOW_TO_GET}"
+
+
+def write_page(
+    directory: str | Path,
+    results: Iterable[FactResult],
+    summary: Summary,
+    *,
+    problems: Sequence[Mapping[str, Any]] = (),
+    cards: int = CARDS,
+    fact_figures: int = FACT_FIGURES,
+) -> tuple[Path, bool]:
+    """Draw the figures, then write the page, atomically.
+
+    Args:
+        directory: a run directory, or any directory (the page then names no model).
+        results: all results, in the order of the facts; read once, and of those without a card
+            only what the figures of the run need is held.
+        summary: of those results.
+        problems: facts that the loader left out (``file``, ``line``, ``id``, ``reason``).
+        cards: most facts with a card.
+        fact_figures: most facts with figures of their own: those with a DKN first.
+
+    Returns:
+        The page's path, and whether it has figures: it has none without matplotlib, and says so.
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
+    directory = Path(directory)
+    try:
+        manifest = read_manifest(directory)
+    except RunDirectoryError:
+        manifest = None
+    held = [r if i < cards else _in_short(r) for i, r in enumerate(results)]
+    pictures: dict[str, Picture] = {}
+    fact_pictures: dict[int, list[Picture]] = {}
+    if drawn := available():
+        folder = directory / FOLDER
+        pictures = draw_run(folder, held, summary)
+        for i in facts_to_draw(held[:cards], fact_figures):
+            fact_pictures[i] = draw_fact(folder, held[i], i + 1)
+    page = render_run(
+        held,
+        summary,
+        manifest=manifest,
+        problems=problems,
+        pictures=pictures,
+        fact_pictures=fact_pictures,
+        notes=() if drawn else (f"{NO_FIGURES}.",),
+        cards=cards,
+    )
+    write_files(directory, {PAGE: page.encode("utf-8")})
+    return directory / PAGE, drawn
+
+
+def _in_short(result: FactResult) -> FactResult:
+    """A result without its largest arrays, for one of many thousands."""
+    empty = FactResult(result.fact_id, result.status)
+    return dataclasses.replace(
+        result,
+        scores=empty.scores,
+        subset_probabilities=empty.subset_probabilities,
+        subset_masks=empty.subset_masks,
+        rest_suppressed=empty.rest_suppressed,
+        convergence_delta=empty.convergence_delta,
+    )

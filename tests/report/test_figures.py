@@ -1,0 +1,297 @@
+"""What the figures show, that they are the same each time, and that nothing global changes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from dkn_engine.errors import UserError
+from dkn_engine.report.figures import (
+    Series,
+    bands,
+    barcode,
+    bars,
+    neuron_map,
+    overlap,
+    save,
+    subset_drops,
+    subset_map,
+    to_png,
+    to_svg,
+)
+from tests.report.results import known
+
+NAN = math.nan
+FACT = known("a", q=3, dkn=(0, 2))
+
+
+def some_bars() -> Figure:
+    return bars(
+        ["D", "Rnd", "none"],
+        [0.5, 0.1, NAN],
+        [0.4, -0.1, NAN],
+        [0.6, 0.3, NAN],
+        axis="drop, share",
+        n=[8, 8, 0],
+        control=[False, True, True],
+    )
+
+
+def some_bands() -> Figure:
+    x = [10, 20, 40]
+    return bands(
+        [
+            Series("D", x, [0.1, 0.5, 0.9], [0.0, 0.4, 0.8], [0.2, 0.6, 1.0]),
+            Series("Rnd", x, [0.1, NAN, 0.2], control=True),
+        ],
+        x_axis="parameters (millions)",
+        y_axis="accuracy, share",
+        log_x=True,
+    )
+
+
+MAKERS = {
+    "bars": some_bars,
+    "bands": some_bands,
+    "overlap": lambda: overlap([[1, 0.25], [NAN, 1]], ["D", "N"]),
+    "barcode": lambda: barcode(FACT),
+    "subset_map": lambda: subset_map(FACT),
+    "neuron_map": lambda: neuron_map(FACT.neurons, FACT.components[0].neurons),
+}
+
+
+def texts(figure: Figure) -> list[str]:
+    figure.draw_without_rendering()
+    return [t.get_text() for t in figure.findobj(mpl.text.Text) if t.get_text()]
+
+
+def luminance(color: Any) -> float:
+    r, g, b = to_rgb(color)
+    return 0.299 * r + 0.587 * g + 0.114 * b
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_same_bytes_each_time_and_no_global_state(name: str, tmp_path: Path) -> None:
+    settings = dict(mpl.rcParams)
+    first, second = (save(MAKERS[name](), tmp_path / f"new{i}" / name) for i in (1, 2))
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+        assert one.name == other.name
+    svg, png = first
+    assert (svg.suffix, png.suffix) == (".svg", ".png")
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert "<dc:date>" not in svg.read_text(encoding="utf-8")
+    assert dict(mpl.rcParams) == settings
+    assert (
+        "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+    )
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_svg_is_well_formed_and_its_references_lead_somewhere(name: str) -> None:
+    svg = to_svg(MAKERS[name]())
+    root = ET.fromstring(svg)
+    ids = [e.get("id") for e in root.iter() if e.get("id")]
+    assert len(ids) == len(set(ids)) > 0
+    references = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))
+    assert references <= set(ids)
+    assert not re.search(r'(?:href|src)="https?:', svg)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_letters_are_at_least_eight_points(name: str) -> None:
+    figure = MAKERS[name]()
+    figure.draw_without_rendering()
+    sizes = [t.get_fontsize() for t in figure.findobj(mpl.text.Text) if t.get_text()]
+    assert min(sizes) >= 8
+    assert figure.get_size_inches()[0] <= 7
+
+
+def test_figures_can_be_drawn_in_threads() -> None:
+    alone = to_svg(some_bars())
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda _: to_svg(some_bars()), range(8)))
+    assert set(together) == {alone}
+
+
+def test_bars_intervals_and_controls() -> None:
+    figure = some_bars()
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == "drop, share"
+    assert [round(p.get_width(), 6) for p in axes.patches] == [0.5, 0.1]
+    assert [bool(p.get_hatch()) for p in axes.patches] == [False, True]
+    assert (
+        luminance(axes.patches[1].get_facecolor())
+        > 0.9
+        > luminance(axes.patches[0].get_facecolor())
+    )
+    whiskers = [line.get_xdata() for line in axes.lines if line.get_marker() == "|"]
+    assert [list(x) for x in whiskers] == [[0.4, 0.6], [-0.1, 0.3]]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["D", "Rnd", "none"]
+    written = texts(figure)
+    assert {"0.50  n = 8", "0.10  n = 8", "not measured  n = 0"} <= set(written)
+
+
+def test_names_are_no_formulas() -> None:
+    figure = bars(["cost in $ and $"], [1], [0], [2], axis="x", title="$a$")
+    assert "cost in $ and $" in texts(figure)
+    to_png(figure)
+
+
+@pytest.mark.parametrize("argument", ["means", "lows", "highs", "control", "n"])
+def test_bars_of_unequal_lengths_are_refused(argument: str) -> None:
+    arguments: dict[str, Any] = {
+        "means": [1, 2],
+        "lows": [0, 1],
+        "highs": [2, 3],
+        "control": [False, True],
+        "n": [3, 3],
+    }
+    arguments[argument] = arguments[argument][:1]
+    with pytest.raises(ValueError, match=f"{argument} must have one entry a label, 2; got 1"):
+        bars(["a", "b"], axis="x", **arguments)
+
+
+def test_bands_are_told_apart_without_colour() -> None:
+    (axes,) = some_bands().axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("parameters (millions)", "accuracy, share")
+    first, second = axes.lines
+    assert first.get_marker() != second.get_marker()
+    assert first.get_linestyle() != second.get_linestyle()
+    assert second.get_markerfacecolor() == "white"
+    assert len(axes.collections) == 1
+    low, high = axes.collections[0].get_datalim(axes.transData).intervaly
+    assert (low, high) == (0.0, 1.0)
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["10", "20", "40"]
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["D", "Rnd"]
+    with pytest.raises(ValueError, match="series must be at most 8; got 9"):
+        bands([Series("D", [1], [1])] * 9, x_axis="x", y_axis="y")
+
+
+def test_overlap_writes_every_share() -> None:
+    figure = overlap([[1, 0.25], [NAN, 0.9]], ["D", "N"])
+    written = [t.get_text() for t in figure.axes[0].texts]
+    assert written == ["100%", "25%", "–", "90%"]
+    dark, light = figure.axes[0].texts[0], figure.axes[0].texts[1]
+    assert luminance(dark.get_color()) > 0.9 > luminance(light.get_color())
+    with pytest.raises(
+        ValueError, match=re.escape("shares must be [1, 2], as the names; got [2, 1]")
+    ):
+        overlap([[1], [1]], ["D"], ["D", "N"])
+
+
+def test_barcode_marks_the_dkn() -> None:
+    figure = barcode(FACT)
+    (axes,) = figure.axes
+    assert "1/|w|" in axes.get_xlabel()
+    assert [t.get_text() for t in axes.get_yticklabels()] == [
+        "C1*, 3 neurons",
+        "C2, 3 neurons",
+        "C3*, 3 neurons",
+    ]
+    bars_by_place = {round(p.get_y() + p.get_height() / 2): p for p in axes.patches}
+    for i, component in enumerate(FACT.components):
+        bar = bars_by_place[i]
+        assert bar.get_x() == pytest.approx(component.birth)
+        assert bar.get_x() + bar.get_width() == pytest.approx(component.death)
+        assert (luminance(bar.get_facecolor()) < 0.4) == (i in FACT.dkn)
+
+
+def test_barcode_of_a_component_that_never_dies_ends_in_an_arrow() -> None:
+    endless = dataclasses.replace(FACT.components[1], death=math.inf)
+    figure = barcode(dataclasses.replace(FACT, components=(FACT.components[0], endless), dkn=()))
+    (arrow,) = [line for line in figure.axes[0].lines if line.get_marker() == ">"]
+    assert list(arrow.get_ydata()) == [1]
+    assert arrow.get_xdata()[0] == pytest.approx(figure.axes[0].get_xlim()[1])
+    with pytest.raises(ValueError, match="fact 'a' has no components"):
+        barcode(dataclasses.replace(FACT, components=()))
+
+
+def test_subset_map_holds_every_drop_and_frames_the_dkn() -> None:
+    figure = subset_map(FACT)
+    cells = figure.axes[0].collections[0].get_array()
+    assert cells is not None
+    assert cells.shape == (2, 4)  # C1 and C2 along the columns, C3 along the rows
+    expected = [[1 - 0.8 ** (bin(c).count("1") + r) for c in range(4)] for r in range(2)]
+    np.testing.assert_allclose(cells, expected, atol=1e-12)
+    assert [t.get_text() for t in figure.axes[0].texts][:2] == ["0.00", "0.20"]
+    dark = [p for p in figure.axes[0].patches if luminance(p.get_edgecolor()) < 0.5]
+    assert {(p.get_x(), p.get_y()) for p in dark} == {(1, 0), (0, 1), (1, 1)}
+    assert {"C1*", "C2", "C3*", "relative drop of the answer's probability"} <= set(texts(figure))
+
+
+def test_subset_map_marks_probabilities_that_rise() -> None:
+    fact = known("a", q=7, dkn=())
+    risen = fact.subset_probabilities.copy()
+    risen[5] = 0.6
+    figure = subset_map(dataclasses.replace(fact, subset_probabilities=risen))
+    (plus,) = figure.axes[0].texts
+    assert (plus.get_text(), plus.get_position()) == ("+", (5.5, 0.5))
+
+
+def test_sampled_subsets_become_dots_by_size() -> None:
+    fact = known("a", q=14, dkn=())
+    masks = np.array([0, 1, 6, 7, (1 << 14) - 1])
+    sampled = dataclasses.replace(
+        fact, subset_masks=masks, subset_probabilities=np.array([0.5, 0.4, 0.3, 0.2, 0.1])
+    )
+    (axes,) = subset_map(sampled).axes
+    np.testing.assert_allclose(subset_drops(sampled), [0, 0.2, 0.4, 0.6, 0.8])
+    dots, means = axes.lines
+    assert list(dots.get_xdata()) == [0, 1, 2, 3, 14]
+    np.testing.assert_allclose(means.get_ydata(), [0, 0.2, 0.4, 0.6, 0.8])
+
+
+def test_subsets_without_a_clean_probability_are_refused() -> None:
+    with pytest.raises(ValueError, match="needs a positive probability"):
+        subset_drops(dataclasses.replace(FACT, subset_probabilities=np.zeros(8)))
+
+
+def test_neuron_map_counts_each_neuron_once() -> None:
+    located = [[0, 3], [0, 3], [2, 1], [2, 9]]
+    figure = neuron_map(located, [[2, 9], [2, 9]], n_layers=4, width=10)
+    place, counts = figure.axes
+    every, dkn = place.lines
+    assert list(zip(every.get_ydata(), every.get_xdata(), strict=True)) == [(0, 3), (2, 1), (2, 9)]
+    assert list(zip(dkn.get_ydata(), dkn.get_xdata(), strict=True)) == [(2, 9)]
+    assert every.get_marker() != dkn.get_marker()
+    assert [p.get_width() for p in counts.patches] == [1, 0, 2, 0, 0, 0, 1, 0]
+    assert (place.get_xlabel(), place.get_ylabel()) == ("index of the neuron in its layer", "layer")
+    legend = [t.get_text() for t in place.get_legend().get_texts()]
+    assert legend == ["N, knowledge neurons (3)", "D, neurons of DKNs (1)"]
+
+
+def test_maps_of_very_many_neurons_stay_small() -> None:
+    rng = np.random.default_rng(0)
+    located = rng.integers(0, (80, 10_000), (100_000, 2))
+    assert len(to_svg(neuron_map(located, located[:2000]))) < 600_000
+
+
+def test_neuron_map_without_neurons_is_empty() -> None:
+    to_svg(neuron_map([], []))
+
+
+def test_without_matplotlib_a_figure_says_how_to_get_it() -> None:
+    code = (
+        "import sys; sys.modules['matplotlib'] = None\n"
+        "from dkn_engine.report import figures\n"
+        "assert not figures.available()\n"
+        "try:\n    figures.bars(['a'], [1], [0], [2], axis='x')\n"
+        "except figures.style.UserError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "figures need matplotlib: pip install 'dkn-engine[plots]'\n", done.stderr
+    assert issubclass(UserError, ValueError)

@@ -1,0 +1,358 @@
+"""Pages parsed again: whole, safe, self-contained, usable on a phone; every fact on its card."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import re
+import tracemalloc
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dkn_engine.report import summarize
+from dkn_engine.report.figures import to_svg
+from dkn_engine.report.html import (
+    HtmlTable,
+    Markup,
+    Picture,
+    Section,
+    Tile,
+    escape,
+    files,
+    render_page,
+    render_run,
+    render_table,
+    write_page,
+)
+from dkn_engine.types import FactResult
+from tests.report.pages import Element, read
+from tests.report.results import known, several
+from tests.report.test_figures import some_bars
+
+MANIFEST: dict[str, Any] = {
+    "model": {"name": "tiny <model>", "fingerprint": "abc"},
+    "created": "2026-11-24T10:00:00+00:00",
+    "config_hash": "123",
+    "config": {"seed": 7, "note": "</pre><script>"},
+    "versions": {"torch": "2.13"},
+}
+HOSTILE = "<script>alert('x')</script> & \"quotes\" \x1b[31m\ud800 $x$"
+
+
+def cards(root: Element) -> list[Element]:
+    return root.all("details", kind="card")
+
+
+def run_page(results: list[FactResult], **more: Any) -> Element:
+    return read(render_run(results, summarize(results), manifest=MANIFEST, **more))
+
+
+def described(card: Element) -> dict[str, str]:
+    (about,) = card.all("dl")
+    names, values = about.all("dt"), about.all("dd")
+    return dict(zip([n.text for n in names], [v.text for v in values], strict=True))
+
+
+def grid(box: Element) -> list[list[str]]:
+    (table,) = box.all("table")
+    return [[c.text for c in row.children] for row in table.all("tr")]
+
+
+def test_every_fact_has_one_card_with_its_status() -> None:
+    results = several()
+    root = run_page(results)
+    assert [c.attributes["id"] for c in cards(root)] == [f"fact-{i}" for i in range(1, 8)]
+    assert [described(c)["Fact"] for c in cards(root)] == list("abcdefg")
+    kinds = ["dkn", "no_dkn", "dkn", "not_known", "skipped", "error", "no_dkn"]
+    assert [c.attributes["data-kind"] for c in cards(root)] == kinds
+    statuses = ["known"] * 3 + ["not known", "skipped", "failed", "known"]
+    assert [described(c)["Status"] for c in cards(root)] == statuses
+    reasons = [described(c).get("Reason") for c in cards(root)]
+    assert reasons == [None] * 3 + ["rank 12", "prompt is too long", "NaN in layer 3", None]
+    assert "No candidate components" in cards(root)[6].text
+
+
+def test_a_card_holds_what_was_found() -> None:
+    (card,) = cards(run_page([known("a")]))
+    about = described(card)
+    assert about["Prompt"] == "The capital of a is"
+    assert about["Answer"] == "Rome"
+    assert about["Probability of the answer"] == "0.500"
+    assert about["Rank of its first token"] == "1"
+    assert about["Knowledge neurons"].startswith("13 in layers 0 to ")
+    components, subsets, sizes, controls = (grid(t) for t in card.all("div", kind="table"))
+    assert components[0][2:5] == ["birth", "death", "persistence"]
+    assert [row[:6] for row in components[1:]] == [
+        ["C1*", "3", "0.100", "1.00", "0.900", "0.400"],
+        ["C2", "3", "0.200", "2.00", "1.80", "0.400"],
+        ["C3*", "3", "0.300", "3.00", "2.70", "0.400"],
+    ]
+    assert components[1][7].startswith("L0:")
+    assert subsets[1:] == [
+        ["nothing", "0.500", "0.00"],
+        ["C1", "0.400", "0.200"],
+        ["C3", "0.400", "0.200"],
+        ["C1 + C3", "0.320", "0.360"],
+    ]
+    assert [row[:2] for row in sizes[1:]] == [["0", "1"], ["1", "3"], ["2", "3"], ["3", "1"]]
+    assert sizes[4][2:] == ["0.488"] * 3
+    assert controls[1:] == [
+        ["The DKN on this prompt", "1", "0.200", "0.360", "1.25"],
+        ["All candidates on this prompt", "1", "0.300", "0.488", "1.00"],
+        ["random neurons", "20", "0.0100 ± 0.01", "0.0200 ± 0.02", "1.00"],
+        ["held-out paraphrases", "3", "0.100 ± 0.05", "0.200 ± 0.06", "1.10"],
+    ]
+
+
+def test_users_text_is_only_text() -> None:
+    results = [
+        known("a", prompt=HOSTILE, answer=HOSTILE, relation=HOSTILE),
+        known(HOSTILE, seed=1),
+        FactResult("c", "error", HOSTILE),
+    ]
+    problems = [{"file": HOSTILE, "line": 3, "id": HOSTILE, "reason": HOSTILE}]
+    html = render_run(results, summarize(results), manifest=MANIFEST, problems=problems)
+    root = read(html)
+    html.encode()
+    shown = "<script>alert('x')</script> & \"quotes\" ?[31m? $x$"
+    assert described(cards(root)[0])["Prompt"] == shown
+    assert described(cards(root)[1])["Fact"] == shown
+    assert described(cards(root)[2])["Reason"] == shown
+    (script,) = root.all("script")
+    assert "alert" not in script.text
+    assert "tiny <model>" in root.all("header")[0].text
+    assert '"note": "</pre><script>"' in root.all("pre")[0].text
+
+
+def test_the_page_forbids_everything_but_its_own_script() -> None:
+    root = run_page(several())
+    (policy,) = [
+        e.attributes["content"] or ""
+        for e in root.all("meta")
+        if e.attributes.get("http-equiv") == "Content-Security-Policy"
+    ]
+    assert policy.startswith("default-src 'none'; ")
+    (script,) = root.all("script")
+    digest = hashlib.sha256(script.pieces[0].encode()).digest()
+    assert f"script-src 'sha256-{base64.b64encode(digest).decode()}'" in policy
+    (style,) = root.all("style")
+    assert not re.search(r"@import|url\(|@font-face|https?:", style.text + script.text)
+
+
+def test_filter_waits_for_the_script_and_names_the_kinds_that_are_there() -> None:
+    root = run_page(several())
+    (bar,) = root.all("div", kind="filter")
+    assert "hidden" in bar.attributes
+    assert [o.attributes["value"] for o in bar.all("option")] == [
+        *["", "dkn", "no_dkn", "not_known", "skipped", "error"]
+    ]
+    assert not run_page([known("a")]).all("div", kind="filter")
+    for card in cards(root):
+        assert "hidden" not in card.attributes
+        assert "open" not in card.attributes
+
+
+def test_large_runs_show_the_first_cards_and_count_the_rest(tmp_path: Path) -> None:
+    n = 3000
+    one = known("x", q=12, dkn=(0, 1), controls={})
+
+    def stream() -> Any:
+        for i in range(n):
+            yield dataclasses.replace(
+                one, fact_id=f"f{i}", subset_probabilities=one.subset_probabilities.copy()
+            )
+
+    summary = summarize(stream())
+    tracemalloc.start()
+    page, _ = write_page(tmp_path, stream(), summary, cards=5, fact_figures=0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    root = read(page.read_text(encoding="utf-8"))
+    assert len(cards(root)) == 5
+    facts = root.all("section", id="facts")[0].text
+    assert "The first 5 of 3,000 facts have a card." in facts
+    assert "2,995 more facts have no card here. They are in facts-*.parquet" in facts
+    assert page.stat().st_size < 400_000
+    # The subset probabilities alone, 32 kB a fact, would be 98 MB.
+    assert peak < 40e6, peak
+
+
+def test_no_difference_and_too_few_facts_are_said() -> None:
+    rng = np.random.default_rng(0)
+    alike = []
+    for i in range(12):
+        drop = float(rng.uniform(0.2, 0.4))
+        fact = known(str(i), seed=i)
+        controls = {
+            name: dataclasses.replace(fact.controls["random"], full_drop=drop + shift)
+            for name, shift in (("random", (-1) ** i * 0.05), ("unrelated", -0.2 - 0.001 * i))
+        }
+        alike.append(dataclasses.replace(fact, full_drop=drop, controls=controls))
+    glance = run_page(alike).all("section", id="at-a-glance")[0].text
+    assert "No difference found in the full drop: DKN families against random neurons." in glance
+    assert "larger than the control's: DKN families against unrelated facts." in glance
+    assert "Whether facts live in single neurons is disputed" in glance
+    few = run_page(alike[:5])
+    assert "Too few facts (six are needed)" in few.all("section", id="at-a-glance")[0].text
+    verdicts = [
+        row[-1]
+        for row in grid(few.all("section", id="drops-and-controls")[0].all("div", kind="table")[1])
+    ]
+    assert verdicts == ["verdict", "too few to say", "too few to say"]
+
+
+def test_runs_without_a_dkn_or_a_known_fact_or_any_fact() -> None:
+    none = run_page([known("a", dkn=(), controls={})])
+    assert "No fact has a DKN" in none.text
+    assert "No controls were measured" in none.text
+    unknown = run_page([FactResult("a", "not_known", "rank 9")])
+    assert "The model knows none of these facts" in unknown.text
+    assert "No facts." in run_page([]).text
+
+
+def test_relations_left_out_facts_and_provenance() -> None:
+    problems = [{"file": "facts.jsonl", "line": 1234, "id": None, "reason": "no answer"}]
+    root = run_page(several(), problems=problems)
+    (relations,) = root.all("section", id="relations")[0].all("div", kind="table")
+    assert {row[0] for row in grid(relations)[1:]} == {"capital", "country", "(none)"}
+    (left_out,) = root.all("section", id="left-out-by-the-loader")[0].all("div", kind="table")
+    assert grid(left_out)[1] == ["–", "facts.jsonl", "1234", "no answer"]
+    (made,) = root.all("section", id="how-this-run-was-made")[0].all("div", kind="table")
+    rows = dict(grid(made)[1:])
+    assert rows["Seed"] == "7"
+    assert rows["Configuration"] == "123"
+    assert rows["Versions"] == "torch 2.13"
+
+
+def test_page_with_figures_has_them_in_the_folder_and_inside(tmp_path: Path) -> None:
+    results = several()
+    page, drawn = write_page(tmp_path, results, summarize(results), fact_figures=2)
+    assert drawn
+    written = page.read_bytes()
+    root = read(written.decode())
+    names = {"drops", "neurons", "overlap"}
+    names |= {f"fact-0000{i}-{kind}" for i in (1, 3) for kind in ("barcode", "subsets", "neurons")}
+    there = {p.name for p in (tmp_path / "figures").iterdir()}
+    assert there == {f"{name}.{end}" for name in names for end in ("svg", "png")}
+    assert len(root.all("svg")) == len(names)
+    assert [len(c.all("svg")) for c in cards(root)] == [3, 0, 3, 0, 0, 0, 0]
+    for svg in root.all("svg"):
+        assert re.fullmatch(r"width:\d+\.\drem", svg.attributes["style"] or "")
+        assert "viewbox" in svg.attributes
+    assert "has no figures" not in root.text
+    again, _ = write_page(tmp_path, iter(results), summarize(results), fact_figures=2)
+    assert again.read_bytes() == written
+
+
+def test_page_without_matplotlib_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "available", lambda: False)
+    results = several()
+    page, drawn = write_page(tmp_path, results, summarize(results))
+    root = read(page.read_text(encoding="utf-8"))
+    assert not drawn
+    assert not root.all("svg")
+    assert "pip install 'dkn-engine[plots]'" in root.all("section", id="at-a-glance")[0].text
+    assert len(cards(root)) == 7
+    assert not (tmp_path / "figures").exists()
+
+
+def test_page_of_any_sections() -> None:
+    svg = to_svg(some_bars())
+    sections = [
+        Section("Same & title", ["A <paragraph>."], [Tile("share", "50%", "n = 3")]),
+        Section("Same & title", pictures=[Picture(svg, "bars", "a caption")] * 2),
+        Section("Third", tables=[HtmlTable(["a"], [["x"]])], body=Markup("<p id='own'>own</p>")),
+    ]
+    html = render_page("A <title>", "sub", sections)
+    root = read(html)
+    assert html == render_page("A <title>", "sub", sections)
+    assert root.all("h1")[0].text == "A <title>"
+    assert [s.attributes["id"] for s in root.all("section")] == [
+        *["same-title", "same-title-2", "third"]
+    ]
+    links = [a.attributes["href"] for a in root.all("nav")[0].all("a")]
+    assert links == ["#same-title", "#same-title-2", "#third"]
+    assert len(root.all("svg")) == 2
+    assert root.all("p", id="own")[0].text == "own"
+    assert not read(render_page("t", "s", sections[:2])).all("nav")
+    with pytest.raises(ValueError, match="svg must be an SVG document; got 'no'"):
+        render_page("t", "s", [Section("x", pictures=[Picture("no", "x")])])
+
+
+def test_table_aligns_numbers_marks_controls_and_scrolls_in_its_box() -> None:
+    table = HtmlTable(
+        ["group", "drop", "n", "note", "p"],
+        [
+            ["D <b>", 0.5, 1234, "text", float("nan")],
+            ["Rnd", -0.012345, 5, Markup("<em>html</em>"), 0.04],
+            ["none", 1234.5, None, "w" * 50, float("inf")],
+        ],
+        "What it <shows>",
+        controls={1, 2},
+    )
+    root = read(render_page("t", "s", [Section("x", tables=[table])]))
+    (box,) = root.all("div", kind="table")
+    assert box.all("p", kind="caption")[0].text == "What it <shows>"
+    assert grid(box)[1:] == [
+        ["D <b>", "0.500", "1,234", "text", "–"],
+        ["Rnd", "-0.0123", "5", "html", "0.0400"],
+        ["none", "1,234", "", "w" * 50, "–"],
+    ]
+    assert [th.attributes.get("class") for th in box.all("thead")[0].all("th")] == [
+        *[None, "number", "number", None, "number"]
+    ]
+    assert [r.attributes.get("class") for r in box.all("tbody")[0].all("tr")] == [
+        *[None, "control", "control"]
+    ]
+    assert [th.attributes["scope"] for th in box.all("tbody")[0].all("th")] == ["row"] * 3
+    assert box.all("td", kind="wide")[0].text == "w" * 50
+    (scroll,) = box.all("div", kind="scroll")
+    assert (scroll.attributes["tabindex"], scroll.attributes["role"]) == ("0", "region")
+    assert len(scroll.all("table")) == 1
+    with pytest.raises(ValueError, match="row 0 must have 2 cells, as the header; got 1"):
+        render_table(HtmlTable(["a", "b"], [["x"]]))
+
+
+def test_escape_leaves_markup_alone() -> None:
+    assert escape('<a href="x">\'&\n b') == "&lt;a href=&quot;x&quot;&gt;&#x27;&amp; b"
+    assert escape(escape("<")) == "&lt;"
+    assert escape(None) == ""
+
+
+def test_style_sheet_serves_phones_paper_and_the_dark() -> None:
+    css = (resources.files("dkn_engine.report.html") / "page.css").read_text(encoding="utf-8")
+    phone = css.partition("@media (max-width: 40rem)")[2]
+    assert phone
+    for condition in ("(prefers-color-scheme: dark)", "print", "(prefers-reduced-motion: reduce)"):
+        assert f"@media {condition}" in css
+    assert re.search(r"\.scroll \{[^}]*overflow-x: auto", css)
+    assert re.search(r"figure svg \{[^}]*max-width: 100%", css)
+    root = run_page(several())
+    viewport = [e for e in root.all("meta") if e.attributes.get("name") == "viewport"]
+    assert viewport[0].attributes["content"] == "width=device-width, initial-scale=1"
+    for table in root.all("table"):
+        assert table.parent is not None
+        assert table.parent.attributes["class"] == "scroll"
+
+
+@pytest.mark.parametrize("theme", [0, 1])
+def test_text_has_contrast(theme: int) -> None:
+    """WCAG's ratio of 4.5 for text on both backgrounds, in light and in dark."""
+    css = (resources.files("dkn_engine.report.html") / "page.css").read_text(encoding="utf-8")
+    block = re.findall(r":root \{(.*?)\}", css, re.DOTALL)[theme]
+    colors = dict(re.findall(r"--([\w-]+): (#\w{6});", block))
+
+    def light(name: str) -> float:
+        channels = [int(colors[name][i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    pairs = [(t, b) for t in ("ink", "soft", "accent") for b in ("paper", "panel")]
+    for text, background in [*pairs, ("on-accent", "accent")]:
+        high, low = sorted((light(text), light(background)), reverse=True)
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (text, background)
