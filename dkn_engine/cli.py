@@ -30,6 +30,13 @@ examples:
 """
 _FIND_EXAMPLES = """\
 examples:
+_ANALYSES = {
+    "robustness": "suppress and enhance neurons under clean and perturbed queries",
+    "fact-check": "tell true statements from false ones by neurons' attributions",
+    "evolvability": "fine-tune on new facts with only some neurons trainable",
+    "complexity": "degeneracy of the same facts in short and long texts",
+    "sharing": "how much of a component other facts share",
+}
   dkn-engine find --model demo --facts demo --out runs/first
   dkn-engine find --model gpt2 --facts facts.jsonl --limit 100 --out runs/gpt2
   dkn-engine find --model demo --facts demo --out runs/paper --preset paper \\
@@ -134,6 +141,18 @@ def _add_find(subparsers: Any) -> None:
     )
     _add_output(find)
 
+    find.add_argument(
+        "--where",
+        metavar="known>P",
+        help="count facts as known above this probability only (or known>=P)",
+    )
+    find.add_argument(
+        "--workers",
+        default=1,
+        type=_positive,
+        metavar="N",
+        help="compute in N processes of --threads threads, 1 if not given",
+    )
 
 def _add_analyze(subparsers: Any) -> None:
     analyze = subparsers.add_parser(

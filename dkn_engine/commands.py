@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,6 +20,7 @@ from dkn_engine.settings import config_from_options
 from dkn_engine.types import Fact, FactResult
 
 if TYPE_CHECKING:
+    from dkn_engine.console import Progress
     from dkn_engine.pipeline import Run
     from dkn_engine.report import Summary
 
@@ -36,16 +37,19 @@ def find(args: argparse.Namespace) -> int:
     from dkn_engine.store import require_same_config
 
     console = Console(quiet=args.quiet)
-    config = config_from_options(args.preset, args.config, args.changes)
+    config = config_from_options(args.preset, args.config, args.changes, args.where)
     # Also checked later, but a large model takes minutes to load.
     require_same_config(args.out, config)
     console.step(1, 4, f"reading facts from {args.facts} ...")
     run, problems = _prepare(args, config)
     tell_problems(console, problems)
-    console.step(2, 4, f"loading model {args.model} ...")
-    with Threads(args.threads):
-        model, tokenizer = load_model(args)
-        overview, seconds = _find_all(args.out, model, tokenizer, run, console)
+    if args.workers > 1:
+        console.step(2, 4, f"starting {args.workers} workers that load {args.model} ...")
+        overview, seconds = _find_all(args.out, _in_workers(args, run), run, console)
+    else:
+        console.step(2, 4, f"loading model {args.model} ...")
+        with Threads(args.threads):
+            overview, seconds = _find_all(args.out, _here(args, run), run, console)
     console.step(4, 4, "summing up ...")
     _finish(args.out, overview, problems, seconds, as_json=args.json, limit=_ROWS)
     if args.strict:
@@ -78,18 +82,36 @@ def _prepare(args: argparse.Namespace, config: Config) -> tuple[Run, list[dict[s
     return run, problems
 
 
-def _find_all(
-    out: Path, model: Any, tokenizer: Any, run: Run, console: Console
-) -> tuple[_Overview, float | None]:
-    """Results in short, and the time they took (None for a continued run)."""
+_Find = Callable[["Progress"], Iterator[FactResult]]
+
+
+def _here(args: argparse.Namespace, run: Run) -> _Find:
+    """The run in this process; loads the model now."""
     from dkn_engine.pipeline import iter_run
 
+    model, tokenizer = load_model(args)
+    return lambda progress: iter_run(model, tokenizer, run, args.out, progress=progress)
+
+
+def _in_workers(args: argparse.Namespace, run: Run) -> _Find:
+    """The run in processes, which load the model when they start."""
+    from dkn_engine.parallel import iter_run_in_workers
+    from dkn_engine.worker import ModelSpec
+
+    spec = ModelSpec(args.model, args.device, args.dtype, args.threads or 1)
+    return lambda progress: iter_run_in_workers(
+        spec, run, args.out, workers=args.workers, progress=progress
+    )
+
+
+def _find_all(out: Path, find: _Find, run: Run, console: Console) -> tuple[_Overview, float | None]:
+    """Results in short, and the time they took (None for a continued run)."""
     done, total = _already_done(out), run.plan.n_own
     there = f", {done} of them are there" if done else ""
     console.step(3, 4, f"finding DKNs of {total} facts{there} ...")
     start = time.monotonic()
     with console.progress(total, done) as progress:
-        overview = _overview(iter_run(model, tokenizer, run, out, progress=progress))
+        overview = _overview(find(progress))
     return overview, None if done else time.monotonic() - start
 
 

