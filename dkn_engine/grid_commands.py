@@ -1,0 +1,244 @@
+"""``dkn-engine analyze``: the paper's analyses, one of a run or all over a grid of runs."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dkn_engine.commands import Threads, load_model, read_facts, tell_problems
+from dkn_engine.config import Config
+from dkn_engine.console import Console, put
+from dkn_engine.errors import UserError
+from dkn_engine.settings import config_from_options
+from dkn_engine.types import Fact
+
+if TYPE_CHECKING:
+    from dkn_engine.analysis.grid import Cell, Options
+    from dkn_engine.analysis.table import Table
+
+_LINES = 40  # of each table's figures on the terminal; the rest is in the files
+
+
+def single(args: argparse.Namespace) -> int:
+    """``dkn-engine analyze <analysis>``: one analysis of one model, facts and configuration.
+
+    Raises:
+        UserError: options, facts, model or folder cannot be used, or the analysis refuses.
+    """
+    return _run(args, [args.model], [args.facts], [args.preset], [args.analysis], strict=True)
+
+
+def every(args: argparse.Namespace) -> int:
+    """``dkn-engine analyze all``: every analysis of every model, facts and preset.
+
+    An analysis that refuses a run is noted; the others go on.
+
+    Raises:
+        UserError: options, facts, model or folder cannot be used.
+    """
+    from dkn_engine.analysis.grid import ANALYSES
+
+    analyses = args.analyses or ANALYSES
+    return _run(args, args.models, args.facts, args.presets, analyses, strict=args.strict)
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """Facts of the grid under the name that its cells have."""
+
+    name: str
+    facts: Sequence[Fact]
+    problems: Sequence[Mapping[str, Any]]
+
+
+def _run(
+    args: argparse.Namespace,
+    models: Sequence[str],
+    sources: Sequence[str],
+    presets: Sequence[str],
+    analyses: Sequence[str],
+    *,
+    strict: bool,
+) -> int:
+    from dkn_engine.analysis.grid import Options
+
+    console = Console(quiet=args.quiet)
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"--out must be a folder; {args.out} is a file")
+    configs = {p: config_from_options(p, args.config, args.changes) for p in presets}
+    read = [_read(args, source, configs, console) for source in sources]
+    new = None if args.new_facts is None else tuple(_facts(args, args.new_facts, "skip")[0])
+    options = Options(args.draws, new)
+    with Threads(args.threads):
+        cells = dict(_cells(args, models, read, configs, analyses, options, console, strict))
+    across = _across(cells, [s.name for s in read], configs)
+    _write(args.out, cells, across, console)
+    _print(args, cells, across)
+    return 0
+
+
+def _facts(
+    args: argparse.Namespace, source: str, blank: str
+) -> tuple[list[Fact], list[dict[str, Any]]]:
+    return read_facts(argparse.Namespace(**{**vars(args), "facts": source}), blank)
+
+
+def _read(
+    args: argparse.Namespace, source: str, configs: Mapping[str, Config], console: Console
+) -> _Source:
+    # How a blank is read is a setting; presets that differ in it cannot share a list of facts.
+    blanks = {config.facts.blank for config in configs.values()}
+    if len(blanks) > 1:
+        raise UserError(
+            "--presets must read facts alike; of these some skip a blank in the middle of a "
+            "sentence and some keep it: run them one by one"
+        )
+    console.say(f"reading facts from {source} ...")
+    facts, problems = _facts(args, source, *blanks)
+    tell_problems(console, problems, "summary.md of the run lists them all")
+    return _Source(source, facts, problems)
+
+
+def _cells(
+    args: argparse.Namespace,
+    models: Sequence[str],
+    sources: Sequence[_Source],
+    configs: Mapping[str, Config],
+    analyses: Sequence[str],
+    options: Options,
+    console: Console,
+    strict: bool,
+) -> Iterator[tuple[str, Cell]]:
+    """Every cell under its label; a model is loaded once."""
+    from dkn_engine.analysis.grid import RUN, Watcher, analyze_cell
+    from dkn_engine.report import summarize, write_summary
+    from dkn_engine.report.html import write_page
+
+    watcher = Watcher(console.say, console.progress)
+    labels = _labels(models, [s.name for s in sources], list(configs))
+    for m, model_name in enumerate(models):
+        console.say(f"loading model {model_name} ...")
+        model, tokenizer = load_model(argparse.Namespace(**{**vars(args), "model": model_name}))
+        for (s, source), preset in itertools.product(enumerate(sources), configs):
+            label = labels[m, s, preset]
+            console.say(f"{label}:")
+            cell = analyze_cell(
+                args.out / label,
+                model,
+                tokenizer,
+                source.facts,
+                configs[preset],
+                analyses,
+                options,
+                watcher,
+                strict=strict,
+            )
+            run, summary = cell.folder / RUN, summarize(cell.results)
+            write_summary(run, cell.results, summary, problems=source.problems)
+            write_page(run, cell.results, summary, problems=source.problems)
+            yield label, cell
+
+
+def _labels(
+    models: Sequence[str], sources: Sequence[str], presets: Sequence[str]
+) -> dict[tuple[int, int, str], str]:
+    """Names of the cells' folders: what differs between them, and always the model."""
+    found: dict[tuple[int, int, str], str] = {}
+    for (m, model), (s, source), preset in itertools.product(
+        enumerate(models), enumerate(sources), presets
+    ):
+        parts = [_slug(model)]
+        parts += [_slug(source)] if len(sources) > 1 else []
+        parts += [preset] if len(presets) > 1 else []
+        name, n = "-".join(parts), 2
+        while name in found.values():
+            name, n = f"{'-'.join(parts)}-{n}", n + 1
+        found[m, s, preset] = name
+    return found
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", Path(name).stem if Path(name).suffix else Path(name).name)
+
+
+def _across(
+    cells: Mapping[str, Cell], sources: Sequence[str], configs: Mapping[str, Config]
+) -> dict[str, Table]:
+    """Degeneracy against model size, for each list of facts and preset."""
+    from dkn_engine.analysis.grid import compare_models
+
+    found: dict[str, Table] = {}
+    per_model = len(sources) * len(configs)
+    every = list(cells.values())
+    for i, (source, preset) in enumerate(itertools.product(sources, configs)):
+        name = "-".join([_slug(source)] if len(configs) == 1 else [_slug(source), preset])
+        table = compare_models(every[i::per_model], configs[preset].seed)
+        if table is not None:
+            found[name] = table
+    return found
+
+
+def _write(
+    out: Path, cells: Mapping[str, Cell], across: Mapping[str, Table], console: Console
+) -> None:
+    """The tables of all cells as CSV, and the page."""
+    from dkn_engine.analysis import files
+    from dkn_engine.analysis.page import PAGE, render_grid
+    from dkn_engine.report import figures
+    from dkn_engine.report.html import NO_FIGURES
+    from dkn_engine.store.files import write_files
+
+    written: dict[str, bytes] = {}
+    for name, tables in _by_analysis(cells, across).items():
+        written[f"{name}.csv"] = files.rows_csv(tables).encode()
+        written[f"{name}_comparisons.csv"] = files.comparisons_csv(tables).encode()
+        written[f"{name}_values.csv"] = files.samples_csv(tables).encode()
+    note = "" if figures.available() else f"{NO_FIGURES}."
+    written[PAGE] = render_grid(cells, across, out, note=note).encode()
+    write_files(out, written)
+    if note:
+        console.warn(NO_FIGURES)
+
+
+def _by_analysis(
+    cells: Mapping[str, Cell], across: Mapping[str, Table]
+) -> dict[str, dict[str, Table]]:
+    found: dict[str, dict[str, Table]] = {}
+    for label, cell in cells.items():
+        for name, table in cell.tables.items():
+            found.setdefault(name, {})[label] = table
+    for label, table in across.items():
+        found.setdefault(table.analysis, {})[label] = table
+    return found
+
+
+def _print(
+    args: argparse.Namespace, cells: Mapping[str, Cell], across: Mapping[str, Table]
+) -> None:
+    from dkn_engine.analysis import files
+    from dkn_engine.analysis.text import render, words
+
+    every = _by_analysis(cells, across)
+    if args.json:
+        document = {
+            "analyses": {
+                name: {label: json.loads(files.to_json(t)) for label, t in tables.items()}
+                for name, tables in every.items()
+            },
+            "not_made": {label: cell.refused for label, cell in cells.items()},
+        }
+        put(json.dumps(document, indent=1, allow_nan=False) + "\n")
+        return
+    for name, tables in every.items():
+        for label, table in tables.items():
+            put(f"{words(name).upper()}: {label}\n{render(table, limit=_LINES)}\n")
+    for label, cell in cells.items():
+        for name, reason in cell.refused.items():
+            put(f"{words(name)} of {label} was not made: {reason}\n")
+    put(f"Files in {args.out}: report.html, figures/, a .csv of each analysis\n")
