@@ -25,3 +25,7 @@ class BackendError(DknError, RuntimeError):
 
 class RunDirectoryError(UserError):
     """A run directory that belongs to another configuration, model or list of facts."""
+
+
+class WorkerError(DknError, RuntimeError):
+    """Workers were lost so often that a run was given up; what is done is on disk."""

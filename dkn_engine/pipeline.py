@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 Facts = Iterable[Fact] | str | Path
 # From tasks, taken when there is room for one, to chunks and their files, in any order.
-Compute = Callable[[Iterator[Task]], Iterator[tuple[int, dict[str, bytes]]]]
+Files = Mapping[str, bytes]
+Compute = Callable[[Iterator[Task]], Iterator[tuple[int, Files]]]
 
 
 def find_dkns(
@@ -105,7 +106,7 @@ def iter_run(
         return _in_memory(run, stages, tokenizer, progress)
     identity = Identity(model_fingerprint(model), model_name(model))
 
-    def compute(tasks: Iterator[Task]) -> Iterator[tuple[int, dict[str, bytes]]]:
+    def compute(tasks: Iterator[Task]) -> Iterator[tuple[int, Files]]:
         return ((task.chunk, stages.files(task)) for task in tasks)
 
     return on_disk(run, Path(out), identity, tokenizer, compute, progress)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,15 @@ from dkn_engine.errors import UserError
 PRESETS = {"default": Config, "paper": Config.paper, "released": Config.released}
 
 
+_LEAST = "filter.min_probability"
+_WHERE = re.compile(r"\s*known\s*(>=?)\s*(\S+)\s*")
+
+
 def config_from_options(
-    preset: str = "default", file: str | Path | None = None, changes: Sequence[str] = ()
+    preset: str = "default",
+    file: str | Path | None = None,
+    changes: Sequence[str] = (),
+    where: str | None = None,
 ) -> Config:
     """A preset, or a file's configuration, with single values changed.
 
@@ -22,18 +31,35 @@ def config_from_options(
         preset: a name in ``PRESETS``; not used with a file.
         file: TOML or JSON.
         changes: ``section.key=value`` each; values as in JSON, text without quotes.
+        where: ``known>P`` or ``known>=P``: the least probability of a fact that counts as known.
 
     Raises:
         UserError: the file cannot be read, a key is unknown, or a value is not allowed.
     """
     config = PRESETS[preset]() if file is None else Config.load(file)
-    if not changes:
+    if not changes and where is None:
         return config
     # All changes before any check: some values are only allowed together.
     data = config.to_dict()
     for change in changes:
         _assign(data, change)
+    if where is not None:
+        if any(change.partition("=")[0].strip() == _LEAST for change in changes):
+            raise UserError(f"--where and --set {_LEAST} say the same thing; give one of them")
+        data["filter"]["min_probability"] = _least_probability(where)
     return Config.from_dict(data)
+
+
+def _least_probability(where: str) -> float:
+    match = _WHERE.fullmatch(where)
+    try:
+        value = float(match[2]) if match else math.nan
+    except ValueError:
+        value = math.nan
+    if match is None or not 0 <= value <= 1:
+        raise UserError(f"--where must be known>P or known>=P, P from 0 to 1; got {where!r}")
+    # What must be above a number must at least be the next one.
+    return value if match[1] == ">=" else math.nextafter(value, math.inf)
 
 
 def _assign(data: dict[str, Any], change: str) -> None:
