@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from dkn_engine import analysis_commands, commands
 from dkn_engine.console import detach_broken_pipes
 from dkn_engine.errors import DknError, UserError
+from dkn_engine.report.html import CARDS, FACT_FIGURES
 from dkn_engine.settings import PRESETS
 
 PROGRAM = "dkn-engine"
@@ -218,13 +219,28 @@ def _add_report(subparsers: Any) -> None:
     report = subparsers.add_parser(
         "report",
         formatter_class=_Help,
-        help="print a run's results and rewrite its summary",
-        description="Print the results of a run directory and rewrite its summary.md and\n"
-        "summary.json. Works while the run goes on.",
+        help="print a run's results, rewrite its summary, write its page",
+        description="Print the results of a run directory, rewrite its summary.md and\n"
+        "summary.json, and write report.html, a page that needs no network, with its figures\n"
+        "as SVG and PNG in figures/. Works while the run goes on.",
     )
     report.set_defaults(command=commands.report)
     report.add_argument("directory", metavar="DIR", type=Path, help="a run directory")
     report.add_argument("--all", action="store_true", help="print every fact, not only the first")
+    report.add_argument(
+        "--cards",
+        type=_positive,
+        default=CARDS,
+        metavar="N",
+        help=f"give the first N facts a card in the page (default: {CARDS})",
+    )
+    report.add_argument(
+        "--fact-figures",
+        type=_natural,
+        default=FACT_FIGURES,
+        metavar="N",
+        help=f"draw figures of N of them, those with a DKN first (default: {FACT_FIGURES})",
+    )
     _add_output(report)
 
 
@@ -258,6 +274,10 @@ def _add_info(subparsers: Any) -> None:
 def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document, no table")
     parser.add_argument("--quiet", action="store_true", help="no steps and no progress")
+
+
+def _natural(text: str) -> int:
+    return 0 if text.strip() == "0" else _positive(text)
 
 
 def _positive(text: str) -> int:

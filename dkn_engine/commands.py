@@ -179,6 +179,33 @@ def report(args: argparse.Namespace) -> int:
     return 0
 
 
+def _write_page(
+    args: argparse.Namespace,
+    problems: Sequence[Mapping[str, Any]],
+    seconds: float | None,
+    console: Console,
+) -> None:
+    """The page and its figures; without matplotlib the page alone, which is said."""
+    from dkn_engine.report import summarize
+    from dkn_engine.report.html import NO_FIGURES, write_page
+    from dkn_engine.store import iter_results
+
+    console.say("drawing figures and writing the page ...")
+    page, drawn = write_page(
+        args.directory,
+        iter_results(args.directory),
+        summarize(iter_results(args.directory), seconds=seconds),
+        problems=problems,
+        cards=args.cards,
+        fact_figures=args.fact_figures,
+    )
+    if drawn:
+        console.say(f"{page} is written, its figures are in {page.parent / 'figures'}")
+    else:
+        console.say(f"{page} is written")
+        console.warn(NO_FIGURES)
+
+
 def info(args: argparse.Namespace) -> int:
     """``dkn-engine info``: what is installed, and what a run directory holds.
 

@@ -448,6 +448,46 @@ def test_report_of_a_directory_that_cannot_be_written_still_prints(
     assert err == "the summary was not rewritten: summary.md.tmp: Permission denied\n"
 
 
+def test_report_writes_the_page_and_its_figures(
+    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert find(tmp_path, "--quiet") == 0
+    capsys.readouterr()
+    assert cli.main(["report", str(tmp_path), "--cards", "3", "--fact-figures", "0"]) == 0
+    out, err = capsys.readouterr()
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count('<details class="card"') == 3
+    assert "2 more facts have no card here" in page
+    assert {p.name for p in (tmp_path / "figures").iterdir()} >= {"drops.svg", "drops.png"}
+    assert "report.html" not in out
+    assert err.splitlines()[-1] == (
+        f"{tmp_path / 'report.html'} is written, its figures are in {tmp_path / 'figures'}"
+    )
+    assert cli.main(["report", str(tmp_path), "--fact-figures", "-1"]) == 2
+    assert "must be a positive integer; got '-1'" in one_error_line(capsys)
+
+
+def test_report_without_matplotlib_says_how_to_get_figures(
+    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert find(tmp_path, "--quiet") == 0
+    code = (
+        "import sys; sys.modules['matplotlib'] = None\n"
+        "from dkn_engine import cli; sys.exit(cli.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "report", str(tmp_path), "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    assert done.stderr == (
+        "report.html has no figures, since matplotlib is not installed; to get them: "
+        "pip install 'dkn-engine[plots]'\n"
+    )
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count('<details class="card"') == 5
+    assert "<svg" not in page
+    assert not (tmp_path / "figures").exists()
+
+
 def test_info_as_text_and_json(
     engine: Engine,
     tmp_path: Path,
