@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dkn_engine.info import build_info
     from dkn_engine.models import load_model
     from dkn_engine.pipeline import find_dkns, iter_dkns
+    from dkn_engine.results import load_results
     from dkn_engine.store import read_results
     from dkn_engine.types import (
         Attribution,
@@ -52,6 +53,7 @@ _HOME = {
     "iter_attribute": "attribution",
     "answer_probability": "degeneracy",
     "intervene": "degeneracy",
+    "load_results": "results",
     "read_results": "store",
     "build_info": "info",
     **dict.fromkeys(
@@ -91,6 +93,7 @@ __all__ = [
     "iter_attribute",
     "answer_probability",
     "intervene",
+    "load_results",
     "read_results",
     "build_info",
     "analysis",
