@@ -10,6 +10,7 @@ from dkn_engine.analysis.clusterers import (
     require_comparable,
     without_controls,
 )
+from dkn_engine.analysis.evolvability import evolvability
 from dkn_engine.analysis.robustness import robustness
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "MethodSummary",
     "compare_clusterers",
     "compare_measurements",
+    "evolvability",
     "require_comparable",
     "robustness",
     "without_controls",

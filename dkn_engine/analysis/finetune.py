@@ -42,6 +42,10 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 
 
+class Diverged(DknError):
+    """The loss of a fine-tuning is no longer finite."""
+
+
 @dataclass(frozen=True, eq=False)
 class FineTuning:
     """A model while it is changed by training.
@@ -110,7 +114,7 @@ def finetuned(
         UserError: an argument that is not allowed, no fact, or a checkpoint of another training.
         FactError: a fact that cannot be encoded.
         UnsupportedModelError: a layout that the engine does not know.
-        DknError: a weight changed that should not have, or the loss is not finite.
+        DknError: a weight changed that should not have; Diverged: the loss is not finite.
     """
     _check(facts, steps, lr, batch_size, checkpoint_every)
     layout = find_layout(model)
@@ -217,7 +221,7 @@ def _train(
         for step in range(len(losses), plan.steps):
             losses.append(_gradients(model, blocks, plan.batch(step)))
             if not math.isfinite(losses[-1]):
-                raise DknError(
+                raise Diverged(
                     f"fine-tuning: the loss is {losses[-1]} before step {step + 1}; "
                     "a smaller lr may help"
                 )

@@ -14,7 +14,7 @@ import torch
 
 from dkn_engine import Fact
 from dkn_engine.analysis.answers import read_answers
-from dkn_engine.analysis.finetune import finetuned
+from dkn_engine.analysis.finetune import Diverged, finetuned
 from dkn_engine.attribution.contexts import AnswerSequence
 from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import FactsConfig
@@ -446,7 +446,7 @@ def test_a_loss_that_is_lost_is_an_error() -> None:
     model = tiny("llama", torch.float32)
     before = weights(model)
     with (
-        pytest.raises(DknError, match="a smaller lr"),
+        pytest.raises(Diverged, match="a smaller lr"),
         finetuned(model, words_tokenizer(), FACTS, "all", steps=9, lr=1e30),
     ):
         pass

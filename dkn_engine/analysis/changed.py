@@ -1,0 +1,92 @@
+"""Rows of a table: how many neurons of each set are among those that fine-tuning changed most."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dkn_engine.analysis.overlap import Overlap, above, overlap, top_changed
+from dkn_engine.analysis.table import Comparison, Conditions, Row
+from dkn_engine.report.statistics import Estimate
+
+FIGURE = "overlap"
+Sets = Mapping[str, NDArray[np.int32]]
+
+
+def targets(
+    change: NDArray[np.float64], sets: Sets, shares: Sequence[float], threshold: float
+) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """The neurons that changed most, by several measures of most, with a name for each.
+
+    Args:
+        change: ``[L, F]``, relative change of each neuron.
+        sets: as many as each of these.
+        shares: of all neurons.
+        threshold: more than this share of the largest change.
+    """
+    for name, neurons in sets.items():
+        yield f"as many as {name}", top_changed(change, len(neurons))
+    for share in shares:
+        yield f"top {share:.3g}", top_changed(change, round(share * change.size))
+    yield f"above {threshold:.3g} of the largest", above(change, threshold)
+
+
+def overlap_rows(
+    sets: Sets, draws: Sequence[NDArray[np.int32]], target: NDArray[np.bool_], where: Conditions
+) -> tuple[list[Row], list[Comparison]]:
+    """Shares of the sets that are in a target, beside chance; random draws beside both.
+
+    Args:
+        sets: by the name of their group.
+        draws: sets matched to the first of them.
+        target: bool ``[L, F]``.
+        where: conditions of the rows.
+    """
+    rows, comparisons = [], []
+    for name, neurons in sets.items():
+        matched = overlap(neurons, target)
+        share = matched.observed / matched.size
+        rows += [
+            _row(name, where, Estimate(share, math.nan, math.nan, matched.size, share)),
+            _chance(f"{name} by chance", where, matched),
+            _chance(
+                f"{name} by chance, any layer", where, overlap(neurons, target, by_layer=False)
+            ),
+        ]
+        comparisons.append(_against_chance(name, where, matched))
+    if draws:
+        found = [float(target[d[:, 0], d[:, 1]].mean()) for d in draws]
+        middle = Estimate(
+            float(np.mean(found)), min(found), max(found), len(found), float(np.median(found))
+        )
+        rows.append(_row("Rnd", where, middle, control=True))
+    return rows, comparisons
+
+
+def _row(group: str, where: Conditions, estimate: Estimate, control: bool = False) -> Row:
+    return Row.of(FIGURE, group, where, estimate, control=control)
+
+
+def _chance(group: str, where: Conditions, o: Overlap) -> Row:
+    mean = o.expected / o.size
+    return _row(
+        group, where, Estimate(mean, o.low / o.size, o.high / o.size, o.size, mean), control=True
+    )
+
+
+def _against_chance(name: str, where: Conditions, o: Overlap) -> Comparison:
+    """Observed minus expected, with the scatter of chance around it."""
+    return Comparison(
+        FIGURE,
+        name,
+        f"{name} by chance",
+        where,
+        (o.observed - o.expected) / o.size,
+        (o.observed - o.high) / o.size,
+        (o.observed - o.low) / o.size,
+        o.size,
+        o.p_value,
+    )

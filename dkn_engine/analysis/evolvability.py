@@ -1,0 +1,413 @@
+"""Evolvability: what a model learns and forgets when only some of its neurons may change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dkn_engine.analysis.answers import read_answers
+from dkn_engine.analysis.changed import overlap_rows, targets
+from dkn_engine.analysis.finetune import finetuned
+from dkn_engine.analysis.groups import NeuronGroups, neuron_groups, sort_neurons, union, with_dkn
+from dkn_engine.analysis.learning_rate import KINDS, RATES, best_rate, loss_by_rate
+from dkn_engine.analysis.rephrase import rephrase
+from dkn_engine.analysis.table import Comparison, Row, Sample, Table, tabulate
+from dkn_engine.analysis.trainable import Trainable
+from dkn_engine.attribution.contexts import AnswerSequence
+from dkn_engine.attribution.sequences import encode_sequence
+from dkn_engine.config import FactsConfig
+from dkn_engine.degeneracy.controls import random_sets
+from dkn_engine.degeneracy.reference import generator
+from dkn_engine.errors import FactError, UserError
+from dkn_engine.facts import load_facts
+from dkn_engine.layout import find_layout
+from dkn_engine.types import Fact, FactResult
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+# The trained facts, those known before, and the trained ones in other words.
+Q_NEW, Q_OLD, Q_AU = "Q_new", "Q_old", "Q_au"
+GREEDY, PROBABILITY = "greedy_match", "probability"
+Neurons = NDArray[np.int32]
+
+
+def evolvability(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[Fact],
+    results: Sequence[FactResult],
+    new_facts: Sequence[Fact] | None = None,
+    *,
+    seed: int = 0,
+    n_random: int = 3,
+    steps: int = 15,
+    lr: float | Mapping[str, float] | None = None,
+    rates: Mapping[str, Sequence[float]] = RATES,
+    rate_steps: int = 5,
+    batch_size: int | None = None,
+    n_rephrased: int = 2,
+    shares: Sequence[float] = (0.01, 0.05),
+    threshold: float = 0.5,
+    checkpoint: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Table:
+    """Fine-tuning on new facts in which D, N, Rnd, all MLP neurons or all weights may change.
+
+    D and N are those of the facts that have a DKN, pooled; Rnd has as many neurons as D in each
+    layer, none of which is a knowledge neuron of a known fact. Without any DKN there are no D and
+    no Rnd, and N is that of all known facts.
+
+    Args:
+        model: a causal decoder in float32, as it was, bit for bit, when the call returns.
+        tokenizer: the model's.
+        facts, results: of a run; those with status ``ok`` are the old facts.
+        new_facts: to be learnt; those that the model answers already are left out. None: the
+            packaged made-up facts, ``load_facts("demo-new")``.
+        seed: of draws, of the order of facts and of resampling.
+        n_random: draws of Rnd, each of which is trained.
+        steps: of each training.
+        lr: learning rate, or one for ``neurons`` (D, N, Rnd) and one for ``whole`` (all MLP
+            neurons, all weights). None: chosen of ``rates`` for each of the two, by the lowest loss
+            on the new facts after ``rate_steps`` steps of another random draw (of a draw matched to
+            N without any DKN), or of all weights.
+        rates: to be chosen from.
+        rate_steps: steps of the trainings that decide.
+        batch_size: facts a step; None: all.
+        n_rephrased: rephrased prompts asked for each new fact.
+        shares, threshold: of all neurons, and of the largest change: which neurons count as
+            changed most.
+        checkpoint: directory of the states of the trainings (not of those that choose a rate).
+        progress: called as ``progress(done, total)``, in steps.
+
+    Returns:
+        Figures ``greedy_match`` and ``probability`` by ``query`` (Q_new, Q_old, Q_au), group
+        ``none`` before training; of Rnd the mean over draws, and each draw by itself. Figure
+        ``overlap``: shares of D, N and Rnd among the neurons that training of ``mlp`` and ``all``
+        changed most, beside chance.
+
+    Raises:
+        UserError: no fact is known, none is new, an argument is not allowed, or a checkpoint is of
+            another training.
+        FactError: a new fact that cannot be encoded.
+    """
+    layout = find_layout(model)
+    groups = neuron_groups(facts, results, layout.width, n_random=0, seed=seed)
+    if not groups:
+        raise UserError("results must hold a fact that the model knows; got none")
+    chosen = list(load_facts("demo-new") if new_facts is None else new_facts)
+    asked = _Asked(model, tokenizer, chosen, [g.fact for g in groups], n_rephrased)
+    sets = _sets(groups, layout.width, n_random, seed)
+    rule = _Rule(lr, rates, rate_steps)
+    trainer = _Trainer(
+        model,
+        tokenizer,
+        asked.new,
+        {"batch_size": batch_size, "seed": seed},
+        _Steps(len(sets.trained) * steps + rule.total(), progress),
+    )
+    chosen_rates, losses = rule.choose(trainer, sets)
+    answers = {"none": asked.ask(model)}
+    changes = {}
+    for name, trainable in sets.trained.items():
+        rate = chosen_rates["whole" if isinstance(trainable, str) else "neurons"]
+        where = None if checkpoint is None else Path(checkpoint) / name.replace(" ", "-")
+        with trainer.trained(trainable, steps=steps, lr=rate, checkpoint=where) as training:
+            answers[name] = asked.ask(model)
+            if isinstance(trainable, str):
+                changes[name] = training.neuron_change()
+    trainer.progress.finish()
+    rows, comparisons = _overlaps(sets, changes, shares, threshold)
+    settings = {
+        "steps": steps,
+        "lr": chosen_rates,
+        "loss_by_rate": losses,
+        "rate_steps": rate_steps,
+        "batch_size": batch_size,
+        "n_random": n_random,
+        "n_rephrased": n_rephrased,
+        "facts": asked.counts(),
+        "neurons": {name: len(neurons) for name, neurons in sets.compared.items()},
+    }
+    return tabulate(
+        "evolvability",
+        _samples(answers, sets),
+        seed=seed,
+        rows=rows,
+        comparisons=comparisons,
+        settings=settings,
+        notes=_notes(sets, asked, n_random),
+    )
+
+
+Answer = dict[str, dict[str, tuple[float, float]]]  # query, fact: greedy match and probability
+
+
+class _Asked:
+    """The questions, encoded once."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        new: Sequence[Fact],
+        old: Sequence[Fact],
+        n_rephrased: int,
+    ) -> None:
+        _require_distinct(new)
+        self._model, self._tokenizer = model, tokenizer
+        asked = [self._encode(f, f.prompt) for f in new]
+        known = read_answers(model, asked).greedy
+        self.new = [f for f, yes in zip(new, known, strict=True) if not yes]
+        self.n_known = int(known.sum())
+        self.n_unusable = 0
+        if not self.new:
+            raise UserError(
+                f"new_facts must hold a fact that the model does not answer; it answers all of the "
+                f"{len(new)} given"
+            )
+        self._queries: dict[str, list[tuple[str, AnswerSequence]]] = {
+            Q_NEW: [(f.id, s) for f, s, yes in zip(new, asked, known, strict=True) if not yes],
+            Q_OLD: [(f.id, self._encode(f, f.prompt)) for f in old],
+            Q_AU: list(self._rephrased(n_rephrased)),
+        }
+
+    def _encode(self, fact: Fact, prompt: str) -> AnswerSequence:
+        return encode_sequence(
+            self._model,
+            self._tokenizer,
+            prompt,
+            fact.answer,
+            config=FactsConfig(),
+            fact_id=fact.id,
+        )
+
+    def _rephrased(self, n: int) -> Iterator[tuple[str, AnswerSequence]]:
+        for fact in self.new:
+            for prompt in rephrase(fact)[:n]:
+                try:
+                    yield fact.id, self._encode(fact, prompt)
+                except FactError:
+                    self.n_unusable += 1
+
+    def ask(self, model: nn.Module) -> Answer:
+        """For each query and fact the means over its prompts."""
+        found: Answer = {}
+        for query, asked in self._queries.items():
+            answers = read_answers(model, [s for _, s in asked])
+            values: dict[str, list[tuple[float, float]]] = {}
+            for (fact, _), greedy, p in zip(
+                asked, answers.greedy, answers.probability, strict=True
+            ):
+                values.setdefault(fact, []).append((float(greedy), float(p)))
+            found[query] = {
+                fact: (float(np.mean([g for g, _ in v])), float(np.mean([p for _, p in v])))
+                for fact, v in values.items()
+            }
+        return found
+
+    def counts(self) -> dict[str, int]:
+        """Facts and prompts of each query."""
+        return {
+            "new": len(self.new),
+            "new but answered before training": self.n_known,
+            "old": len(self._queries[Q_OLD]),
+            "rephrased prompts": len(self._queries[Q_AU]),
+        }
+
+
+def _require_distinct(facts: Sequence[Fact]) -> None:
+    if not facts:
+        raise UserError("new_facts must hold at least one fact; got none")
+    seen: set[str] = set()
+    for fact in facts:
+        if fact.id in seen:
+            raise UserError(f"new_facts must have ids of their own; got {fact.id!r} twice")
+        seen.add(fact.id)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sets:
+    """What may change.
+
+    Attributes:
+        compared: neurons of D (if there are any) and N.
+        draws: of Rnd.
+        probe: another draw, on which a learning rate is chosen.
+        trained: everything, by the name of its training.
+        n_facts: facts that ``compared`` is pooled over.
+    """
+
+    compared: dict[str, Neurons]
+    draws: tuple[Neurons, ...]
+    probe: Neurons
+    n_facts: int
+    trained: dict[str, Trainable] = field(init=False)
+
+    def __post_init__(self) -> None:
+        rnd = {f"Rnd {i + 1}": draw for i, draw in enumerate(self.draws)}
+        every = {**self.compared, **rnd, "mlp": "mlp", "all": "all"}
+        object.__setattr__(self, "trained", every)
+
+
+def _sets(groups: Sequence[NeuronGroups], width: int, n_random: int, seed: int) -> _Sets:
+    located = union([g.n for g in groups])
+    pooled = list(with_dkn(groups)) or list(groups)
+    d, n = union([g.d for g in pooled]), union([g.n for g in pooled])
+    compared = {"D": d, "N": n} if len(d) else {"N": n}
+    matched = d if len(d) else n
+
+    def draw(*names: str) -> Neurons:
+        rng = generator(seed, "evolvability", *names)
+        return sort_neurons(random_sets([matched], located, width, rng)[0])
+
+    draws = tuple(draw("Rnd", str(i)) for i in range(n_random)) if len(d) else ()
+    return _Sets(compared, draws, draw("probe"), len(pooled))
+
+
+class _Steps:
+    """Progress over several trainings."""
+
+    def __init__(self, total: int, progress: Callable[[int, int], None] | None) -> None:
+        self._total, self._progress, self._done = total, progress, 0
+
+    def __call__(self, _done: int, _steps: int) -> None:
+        self._done += 1
+        self._report()
+
+    def finish(self) -> None:
+        """Steps that need not be taken (of trainings that diverged, or are complete) count too."""
+        if self._done < self._total:
+            self._done = self._total
+            self._report()
+
+    def _report(self) -> None:
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+@dataclass(frozen=True, eq=False)
+class _Trainer:
+    """A model and what it is trained on, with what all trainings have in common."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    facts: Sequence[Fact]
+    common: Mapping[str, Any]
+    progress: _Steps
+
+    def trained(self, trainable: Trainable, **how: Any) -> Any:
+        """See :func:`dkn_engine.analysis.finetune.finetuned`."""
+        return finetuned(
+            self.model,
+            self.tokenizer,
+            self.facts,
+            trainable,
+            progress=self.progress,
+            **self.common,
+            **how,
+        )
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """How the learning rates come about."""
+
+    lr: float | Mapping[str, float] | None
+    rates: Mapping[str, Sequence[float]]
+    steps: int
+
+    def __post_init__(self) -> None:
+        name, given = ("rates", self.rates) if self.lr is None else ("lr", self.lr)
+        if isinstance(given, Mapping) and (set(given) != set(KINDS) or not all(given.values())):
+            raise UserError(f"{name} must have a value for each of {', '.join(KINDS)}; got {given}")
+
+    def total(self) -> int:
+        """Steps that choosing takes."""
+        return 0 if self.lr is not None else self.steps * sum(len(r) for r in self.rates.values())
+
+    def choose(
+        self, trainer: _Trainer, sets: _Sets
+    ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+        """The rate of each kind of set, and the losses that decided by kind and rate."""
+        if isinstance(self.lr, Mapping):
+            return dict(self.lr), {}
+        if self.lr is not None:
+            return dict.fromkeys(KINDS, self.lr), {}
+        probes: dict[str, Trainable] = {"neurons": sets.probe, "whole": "all"}
+        losses = {
+            kind: loss_by_rate(
+                trainer.model,
+                trainer.tokenizer,
+                trainer.facts,
+                probes[kind],
+                self.rates[kind],
+                steps=self.steps,
+                progress=trainer.progress,
+                **trainer.common,
+            )
+            for kind in KINDS
+        }
+        shown = {
+            kind: {f"{r:g}": loss for r, loss in found.items()} for kind, found in losses.items()
+        }
+        return {kind: best_rate(found) for kind, found in losses.items()}, shown
+
+
+def _samples(answers: Mapping[str, Answer], sets: _Sets) -> Iterator[Sample]:
+    """Every group's values, Rnd as the mean of its draws; then the draws one by one."""
+    draws = [answers[name] for name in answers if name.startswith("Rnd ")]
+    order = ["none", *sets.compared, *(["Rnd"] if draws else []), "mlp", "all"]
+    for i, figure in enumerate((GREEDY, PROBABILITY)):
+        for query in (Q_NEW, Q_OLD, Q_AU):
+            for group in order:
+                measured = draws if group == "Rnd" else [answers[group]]
+                for fact in measured[0][query]:
+                    value = float(np.mean([a[query][fact][i] for a in measured]))
+                    yield Sample(fact, group, figure, value, (("query", query),))
+    for i, figure in enumerate((GREEDY, PROBABILITY)):
+        for query in (Q_NEW, Q_OLD, Q_AU):
+            for number, answer in enumerate(draws, start=1):
+                where = (("query", query), ("draw", str(number)))
+                for fact, values in answer[query].items():
+                    yield Sample(fact, "Rnd", figure, values[i], where)
+
+
+def _overlaps(
+    sets: _Sets,
+    changes: Mapping[str, NDArray[np.float64]],
+    shares: Sequence[float],
+    threshold: float,
+) -> tuple[list[Row], list[Comparison]]:
+    rows: list[Row] = []
+    comparisons: list[Comparison] = []
+    for trained, change in changes.items():
+        for name, target in targets(change, sets.compared, shares, threshold):
+            where = (("trained", trained), ("changed", name))
+            more, compared = overlap_rows(sets.compared, sets.draws, target, where)
+            rows += more
+            comparisons += compared
+    return rows, comparisons
+
+
+def _notes(sets: _Sets, asked: _Asked, n_random: int) -> Iterator[str]:
+    which = "with a DKN" if "D" in sets.compared else "that are known, none of which has a DKN"
+    yield f"D, N and Rnd are pooled over {sets.n_facts} facts {which}."
+    yield (
+        f"Every set is trained once, Rnd in {n_random} draws: intervals are over facts, and do not "
+        "hold the scatter between trainings."
+    )
+    yield (
+        "Overlap: n counts neurons; the interval of chance is that of random sets, the interval of "
+        "Rnd its smallest and largest draw, and p-values are exact."
+    )
+    if asked.n_known:
+        yield f"{asked.n_known} new facts were answered before training and are left out."
+    if asked.n_unusable:
+        yield f"{asked.n_unusable} rephrased prompts cannot be encoded and are left out."

@@ -1,0 +1,78 @@
+"""Learning rates by a rule: of a few, the one after which the trained facts are likeliest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dkn_engine.analysis.answers import read_answers
+from dkn_engine.analysis.finetune import Diverged, finetuned
+from dkn_engine.analysis.trainable import Trainable
+from dkn_engine.attribution.sequences import encode_sequence
+from dkn_engine.config import FactsConfig
+from dkn_engine.errors import UserError
+from dkn_engine.types import Fact
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+# Kinds of trainable sets: some thousand weights need larger steps than all of a model's.
+KINDS = ("neurons", "whole")
+RATES: Mapping[str, Sequence[float]] = {
+    "neurons": (3e-3, 1e-2, 3e-2),
+    "whole": (3e-5, 1e-4, 3e-4),
+}
+
+
+def loss_by_rate(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[Fact],
+    trainable: Trainable,
+    rates: Sequence[float],
+    **training: Any,
+) -> dict[float, float]:
+    """Loss of the facts after a training at each rate, infinite where it diverged.
+
+    Args:
+        model, tokenizer, facts, trainable: of :func:`dkn_engine.analysis.finetune.finetuned`.
+        rates: to be tried.
+        training: its other arguments.
+
+    Returns:
+        Mean negative log-probability of an answer token, by rate.
+    """
+    config = FactsConfig()
+    sequences = [
+        encode_sequence(model, tokenizer, f.prompt, f.answer, config=config, fact_id=f.id)
+        for f in facts
+    ]
+    n_tokens = sum(len(s.targets) for s in sequences)
+    found = {}
+    for rate in rates:
+        try:
+            with finetuned(model, tokenizer, facts, trainable, lr=rate, **training):
+                probability = read_answers(model, sequences).probability
+        except Diverged:
+            found[rate] = math.inf
+            continue
+        with np.errstate(divide="ignore"):
+            loss = -float(np.log(probability).sum()) / n_tokens
+        found[rate] = math.inf if math.isnan(loss) else loss
+    return found
+
+
+def best_rate(losses: Mapping[float, float]) -> float:
+    """The rate of the lowest loss, the smallest of equal ones.
+
+    Raises:
+        UserError: every training diverged.
+    """
+    rate = min(losses, key=lambda r: (losses[r], r))
+    if not math.isfinite(losses[rate]):
+        raise UserError(f"rates: fine-tuning diverged at every one of {sorted(losses)}")
+    return rate
