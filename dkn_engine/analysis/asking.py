@@ -1,0 +1,94 @@
+"""Asking the model itself whether a statement is true."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dkn_engine.attribution.prefill import position_logits
+from dkn_engine.attribution.sequences import context_length
+from dkn_engine.config import FactsConfig
+from dkn_engine.errors import FactError, UserError
+from dkn_engine.guest import guest
+from dkn_engine.tokens import encode_fact
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+_TOKENS = 1024  # positions of one forward pass
+
+
+def yes_over_no(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: Sequence[str],
+    template: Mapping[str, str],
+    config: FactsConfig,
+) -> NDArray[np.float64]:
+    """log p(yes) - log p(no) float64 ``[n]``, of the words' first tokens behind each question.
+
+    Where the two words begin with the same tokens (such as a lone space), those follow the
+    question and the first tokens in which they differ are compared.
+
+    Args:
+        model, tokenizer: who is asked; the model is left as it was found.
+        sentences: statements.
+        template: ``template`` with ``{statement}``, and the words ``yes`` and ``no``.
+        config: how texts become tokens.
+
+    Returns:
+        NaN where a question cannot be encoded or the model gives none.
+
+    Raises:
+        UserError: the two words are the same tokens, or one of them is how the other begins.
+    """
+    asked: list[tuple[int, tuple[int, ...], tuple[int, int]]] = []
+    for i, sentence in enumerate(sentences):
+        question = template["template"].replace("{statement}", sentence)
+        try:
+            asked.append((i, *_question(model, tokenizer, question, template, config)))
+        except FactError:
+            continue
+    found = np.full(len(sentences), np.nan)
+    asked.sort(key=lambda a: (len(a[1]), a[0]))  # batches of like lengths
+    device = next(model.parameters()).device
+    with guest(model, grad=False):
+        while asked:
+            n = max(1, _TOKENS // len(asked[-1][1]))
+            batch, asked = asked[-n:], asked[:-n]
+            longest = max(len(ids) for _, ids, _ in batch)
+            padded = [ids + ids[-1:] * (longest - len(ids)) for _, ids, _ in batch]
+            rows = torch.arange(len(batch), device=device)
+            last = torch.tensor([len(ids) - 1 for _, ids, _ in batch], device=device)
+            logits = position_logits(model, torch.tensor(padded, device=device), rows, last)
+            words = torch.tensor([pair for _, _, pair in batch], device=device)
+            pairs = logits.double().gather(-1, words)
+            found[[i for i, _, _ in batch]] = (pairs[:, 0] - pairs[:, 1]).cpu().numpy()
+    return found
+
+
+def _question(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    question: str,
+    template: Mapping[str, str],
+    config: FactsConfig,
+) -> tuple[tuple[int, ...], tuple[int, int]]:
+    """The tokens that the model reads, and the two that are compared behind them."""
+    length = context_length(model)
+    yes, no = (
+        encode_fact(tokenizer, question, template[word], config=config, max_length=length)
+        for word in ("yes", "no")
+    )
+    for at, pair in enumerate(zip(yes.answer_ids, no.answer_ids, strict=False)):
+        if pair[0] != pair[1]:
+            return yes.prompt_ids + yes.answer_ids[:at], pair
+    raise UserError(
+        f"the words {template['yes']!r} and {template['no']!r} must differ in a token; got "
+        f"{list(yes.answer_ids)} and {list(no.answer_ids)}"
+    )

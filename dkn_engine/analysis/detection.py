@@ -1,0 +1,124 @@
+"""How well scores tell true from false: AUROC, thresholds, precision, recall and F1."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dkn_engine.analysis.table import FEWEST
+from dkn_engine.report.statistics import Estimate
+
+Reals = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+def auroc(scores: Reals, labels: Bools, weights: Reals) -> Reals:
+    """Area under the ROC curve ``[R]`` of weighted statements; ties count half.
+
+    Args:
+        scores: ``[n]``, finite; higher is truer.
+        labels: bool ``[n]``.
+        weights: ``[R, n]``, 0 or more; of R resamples.
+
+    Returns:
+        NaN where one of the classes has no weight.
+    """
+    _, rank = np.unique(scores, return_inverse=True)
+    order = np.argsort(rank, kind="stable")
+    starts = np.flatnonzero(np.diff(rank[order], prepend=-1))
+    true, false = (
+        np.add.reduceat(weights[:, order] * of[order], starts, axis=1)
+        if len(scores)
+        else np.zeros((len(weights), 0))
+        for of in (labels, ~labels)
+    )
+    below = np.cumsum(false, axis=1) - false / 2
+    with np.errstate(invalid="ignore"):
+        found: Reals = (true * below).sum(1) / (true.sum(1) * false.sum(1))
+    return found
+
+
+def precision_recall_f1(called: Bools, labels: Bools, weights: Reals) -> dict[str, Reals]:
+    """``precision``, ``recall`` and ``f1`` of what is called true, ``[R]`` each; NaN for 0 / 0."""
+    hits, calls, truths = (weights @ x for x in (called & labels, called, labels))
+    with np.errstate(invalid="ignore"):
+        return {
+            "precision": hits / calls,
+            "recall": hits / truths,
+            "f1": 2 * hits / (calls + truths),
+        }
+
+
+def best_threshold(scores: Reals, labels: Bools) -> float:
+    """The threshold above which calling statements true gives the best F1; the highest of equals.
+
+    Thresholds lie halfway between neighbouring scores, or below them all (minus infinity).
+
+    Returns:
+        NaN without a true statement.
+    """
+    if not labels.any():
+        return math.nan
+    values, rank = np.unique(-scores, return_inverse=True)  # from the highest on
+    calls = np.cumsum(np.bincount(rank))
+    hits = np.cumsum(np.bincount(rank, weights=labels))
+    best = int(np.argmax(2 * hits / (calls + labels.sum())))
+    if best + 1 == len(values):
+        return -math.inf
+    return -float(values[best] + values[best + 1]) / 2
+
+
+def cross_fitted(scores: Reals, labels: Bools, folds: NDArray[np.int64]) -> Reals:
+    """For each statement the threshold of best F1 over the statements of all other folds, ``[n]``.
+
+    The labels of a fold have no part in its threshold.
+    """
+    found = np.full(len(scores), math.nan)
+    for fold in np.unique(folds):
+        others = folds != fold
+        found[~others] = best_threshold(scores[others], labels[others])
+    return found
+
+
+def resamples(n: int, seed: int, n_resamples: int) -> Reals:
+    """How often each of n >= 1 facts comes in each resample, ``[1 + n_resamples, n]``.
+
+    In row 0 each comes once.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(n, np.full(n, 1 / n), size=n_resamples)
+    return np.concatenate([np.ones((1, n)), drawn])
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """One statistic minus another over the same resamples, with its two-sided p-value."""
+
+    estimate: Estimate
+    p_value: float
+
+
+def summarise(values: Reals, n: int) -> Estimate:
+    """The statistic of all facts (row 0) with its percentile interval over the resamples."""
+    finite = values[1:][np.isfinite(values[1:])]
+    if n < 2 or not len(finite) or not np.isfinite(values[0]):
+        return Estimate(float(values[0]), math.nan, math.nan, n)
+    low, median, high = np.percentile(finite, [2.5, 50, 97.5])
+    return Estimate(float(values[0]), float(low), float(high), n, float(median))
+
+
+def gap(first: Reals, second: Reals, n: int) -> Gap:
+    """Bootstrap of the difference; no p-value of fewer than six facts.
+
+    The p-value is twice the share of resamples on the far side of 0, with one added to both counts
+    so that it is never 0 (Davison and Hinkley, Bootstrap Methods, section 4.2).
+    """
+    difference = first - second
+    finite = difference[1:][np.isfinite(difference[1:])]
+    if n < FEWEST or not len(finite):
+        return Gap(summarise(difference, n), math.nan)
+    sides = [(finite <= 0).sum() + 1, (finite >= 0).sum() + 1]
+    return Gap(summarise(difference, n), min(1.0, 2 * min(sides) / (len(finite) + 1)))

@@ -1,0 +1,396 @@
+"""Fact checking: do the scores of a fact's neurons tell true statements from false ones?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dkn_engine.analysis import detection
+from dkn_engine.analysis.asking import yes_over_no
+from dkn_engine.analysis.detection import Bools, Reals
+from dkn_engine.analysis.groups import NeuronGroups, neuron_groups
+from dkn_engine.analysis.neuron_scores import (
+    Sets,
+    deal,
+    golden_sets,
+    mean_attributions,
+    practical_sets,
+)
+from dkn_engine.analysis.statements import (
+    FORMS,
+    Form,
+    Statement,
+    make_statements,
+    packaged_templates,
+)
+from dkn_engine.analysis.table import Comparison, Conditions, Row, Sample, Table, tabulate
+from dkn_engine.attribution.contexts import AnswerSequence
+from dkn_engine.attribution.sequences import encode_sequence
+from dkn_engine.config import AttributionConfig, Config
+from dkn_engine.errors import FactError, UserError
+from dkn_engine.layout import find_layout
+from dkn_engine.tokens import mask_token_id
+from dkn_engine.types import Fact, FactResult
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+SETTINGS = ("golden", "practical")
+OWN, SAME = "all", "with DKN"
+PROB = "prob"
+COMPARED = ("Rnd", "N", PROB)
+
+
+def fact_check(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[Fact],
+    results: Sequence[FactResult],
+    *,
+    seed: int = 0,
+    n_random: int = 20,
+    queries: Sequence[Form] = FORMS,
+    n_folds: int = 5,
+    relation_share: float | None = None,
+    templates: Mapping[str, Mapping[str, str]] | None = None,
+    tolerance: float = 1e-2,
+    n_resamples: int = 2000,
+    config: Config | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Table:
+    """How well scorers tell true statements from false ones, one of each a fact.
+
+    Scorers are the groups of the table. ``D``, ``N`` and ``Rnd``: mean attribution of the stated
+    answer over the fact's neurons (setting ``golden``), or over those of the facts of its relation
+    in all other folds (``practical``). ``prob``: the model's own log-probability of the stated
+    answer. ``ask <template>``: log p(yes) - log p(no) when the model is asked.
+
+    Figures: ``auroc``; ``precision``, ``recall`` and ``f1`` with the threshold of best F1 over the
+    other folds (``threshold=fitted``), or with asking also without one (``threshold=none``: yes is
+    more probable than no); ``ranked_right``, whether a fact's true statement scores above its
+    false one. Rnd is the mean over draws, each with its own threshold. Intervals and p-values
+    resample facts, with their two statements; thresholds and neurons stay as they were fitted.
+
+    Conditions: ``setting``; ``query``, the form of the statements; ``facts``: ``all`` that the
+    scorer can score, or those ``with DKN``, which D scores, too. AUROC of D is compared with Rnd,
+    N and prob over the latter.
+
+    Args:
+        model, tokenizer: as in :func:`dkn_engine.find_dkns`; the model is left as it was found.
+        facts, results: of a run, in the same order. Facts that the model does not know have no
+            neurons of their own, and count in the practical setting.
+        seed: of false answers, folds, templates, random neurons and resampling.
+        n_random: draws of random neurons.
+        queries: forms of the statements, see :class:`Statement`.
+        n_folds: at least two; each is tested with what the others teach.
+        relation_share: a relation's neurons are those of more than this share of its facts; None
+            for all.
+        templates: questions by name, see :func:`yes_over_no`; None for the packaged ones.
+        tolerance: of adaptive attribution, looser than for finding neurons: means of many need
+            less.
+        n_resamples: of the bootstrap.
+        config: of the run; None for the defaults.
+        progress: called with (statements scored, all statements).
+
+    Raises:
+        UserError: an option has a value that is not allowed, results are not those of the facts,
+            or nothing can be stated.
+
+    Source:
+        Chen et al., Cracking Factual Knowledge (arXiv 2402.13731), section 4.
+    """
+    config = Config(seed=seed) if config is None else config
+    templates = packaged_templates("ask") if templates is None else templates
+    attribution = _attribution(config, tolerance)
+    _require(n_random, n_folds, relation_share, n_resamples)
+    layout = find_layout(model)
+    groups = neuron_groups(facts, results, layout.width, n_random=n_random, seed=seed)
+    coder = _Coder(model, tokenizer, config)
+    statements, left_out = make_statements(
+        [(f, r.answer) for f, r in zip(facts, results, strict=True) if _is_asked(r)],
+        facts,
+        queries,
+        coder.usable,
+        seed=seed,
+        n_paraphrases=config.selection.n_paraphrases,
+    )
+    if not statements:
+        raise UserError(f"none of the {len(facts)} facts can be stated both true and false")
+    said = {s.fact_id for s in statements}
+    stated = [f for f in facts if f.id in said]
+    folds = deal(stated, n_folds, seed)
+    known = {g.fact.id: g for g in groups if g.fact.id in said}
+    sets = {
+        "golden": {i: golden_sets(g) for i, g in known.items()},
+        "practical": practical_sets(
+            stated, folds, known, relation_share, layout.width, n_random, seed
+        ),
+    }
+    mask_id = mask_token_id(tokenizer) if attribution.baseline == "masked" else None
+    means, probability = mean_attributions(
+        model,
+        layout,
+        [coder.encode(s.prompt, s.answer) for s in statements],
+        [_flat(sets, s.fact_id) for s in statements],
+        attribution,
+        mask_id,
+        None if progress is None else lambda done: progress(done, len(statements)),
+    )
+    scores = _neuron_scores(sets, statements, means, n_random)
+    with np.errstate(divide="ignore"):
+        shared = {PROB: np.log(probability)[None]}
+    for name, template in templates.items():
+        asked = yes_over_no(
+            model, tokenizer, [s.sentence for s in statements], template, config.facts
+        )
+        shared[f"ask {name}"] = asked[None]
+    bench = _Bench(statements, folds, seed, n_resamples)
+    measured = [
+        bench.measure(setting, form, {**scores[setting], **shared})
+        for setting in SETTINGS
+        for form in queries
+    ]
+    return tabulate(
+        "fact_check",
+        [s for m in measured for s in m.samples],
+        seed=seed,
+        compared=(),
+        rows=[r for m in measured for r in m.rows],
+        comparisons=[c for m in measured for c in m.comparisons],
+        settings={
+            "n_random": n_random,
+            "queries": list(queries),
+            "n_folds": n_folds,
+            "relation_share": relation_share,
+            "templates": {name: dict(t) for name, t in templates.items()},
+            "attribution": dataclasses.asdict(attribution),
+            "n_resamples": n_resamples,
+        },
+        notes=_notes(facts, statements, left_out, known, scores),
+    )
+
+
+def _attribution(config: Config, tolerance: float) -> AttributionConfig:
+    if config.attribution.baseline == "given":
+        raise UserError("baseline must be 'masked' or 'zero' for fact checking; got 'given'")
+    if config.attribution.quadrature != "adaptive":
+        return config.attribution
+    return dataclasses.replace(config.attribution, tolerance=tolerance)
+
+
+def _require(n_random: int, n_folds: int, share: float | None, n_resamples: int) -> None:
+    for name, n, least in (
+        ("n_random", n_random, 1),
+        ("n_folds", n_folds, 2),
+        ("n_resamples", n_resamples, 1),
+    ):
+        if n < least:
+            raise UserError(f"{name} must be at least {least}; got {n}")
+    if share is not None and not 0 <= share < 1:
+        raise UserError(f"relation_share must be None or in [0, 1); got {share}")
+
+
+def _is_asked(result: FactResult) -> bool:
+    return result.status in {"ok", "not_known"}
+
+
+@dataclass(frozen=True, eq=False)
+class _Coder:
+    """Statements as tokens."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    config: Config
+
+    def encode(self, prompt: str, answer: str) -> AnswerSequence:
+        return encode_sequence(self.model, self.tokenizer, prompt, answer, config=self.config.facts)
+
+    def usable(self, prompt: str, answer: str) -> bool:
+        try:
+            self.encode(prompt, answer)
+        except FactError:
+            return False
+        return True
+
+
+_BySetting = Mapping[str, Mapping[str, Sets]]
+
+
+def _flat(sets: _BySetting, fact_id: str) -> list[np.ndarray]:
+    """All sets of a fact, in the order in which :func:`_neuron_scores` takes them apart."""
+    return [
+        neurons
+        for setting in SETTINGS
+        for some in sets[setting].get(fact_id, {}).values()
+        for neurons in some
+    ]
+
+
+def _neuron_scores(
+    sets: _BySetting, statements: Sequence[Statement], means: Sequence[Reals], n_random: int
+) -> dict[str, dict[str, Reals]]:
+    """By setting and group ``[draws, n_statements]``; NaN where a fact has no such neurons."""
+    n = len(statements)
+    sizes = {"D": 1, "N": 1, "Rnd": n_random}
+    found = {s: {g: np.full((k, n), np.nan) for g, k in sizes.items()} for s in SETTINGS}
+    for column, (statement, values) in enumerate(zip(statements, means, strict=True)):
+        at = 0
+        for setting in SETTINGS:
+            for group, some in sets[setting].get(statement.fact_id, {}).items():
+                found[setting][group][: len(some), column] = values[at : at + len(some)]
+                at += len(some)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    samples: list[Sample]
+    rows: list[Row]
+    comparisons: list[Comparison]
+
+
+class _Bench:
+    """Measures scorers, ``[draws, n_statements]`` each, on the statements of one form."""
+
+    def __init__(
+        self,
+        statements: Sequence[Statement],
+        folds: Mapping[str, int],
+        seed: int,
+        n_resamples: int,
+    ) -> None:
+        self.seed, self.n_resamples = seed, n_resamples
+        self.facts = list(dict.fromkeys(s.fact_id for s in statements))
+        number = {fact_id: i for i, fact_id in enumerate(self.facts)}
+        self.form = np.array([s.form for s in statements])
+        self.fact = np.array([number[s.fact_id] for s in statements])
+        self.label = np.array([s.is_true for s in statements])
+        self.fold = np.array([folds[s.fact_id] for s in statements])
+
+    def measure(self, setting: str, form: str, scorers: Mapping[str, Reals]) -> _Measured:
+        under = (("setting", setting), ("query", form))
+        found = _Measured([], [], [])
+        usable = {name: self._usable(scores, form) for name, scores in scorers.items()}
+        for facts in (OWN, SAME):
+            conditions = (*under, ("facts", facts))
+            for name, scores in scorers.items():
+                where = usable[name] & usable["D"] if facts == SAME else usable[name]
+                if where.any():
+                    found.rows.extend(self._rows(name, scores, where, conditions))
+                if facts == OWN:
+                    found.samples.extend(self._ranked(name, scores, where, conditions))
+        for against in COMPARED:
+            where = usable["D"] & usable[against]
+            if where.any():
+                first, second = (self._auroc(scorers[n], where) for n in ("D", against))
+                gap = detection.gap(first, second, self._n(where))
+                e = gap.estimate
+                found.comparisons.append(
+                    Comparison(
+                        "auroc",
+                        "D",
+                        against,
+                        (*under, ("facts", SAME)),
+                        e.mean,
+                        e.ci_low,
+                        e.ci_high,
+                        e.n,
+                        gap.p_value,
+                    )
+                )
+        return found
+
+    def _usable(self, scores: Reals, form: str) -> Bools:
+        """Statements of the form whose facts have a score for each of them."""
+        missing = ~np.isfinite(scores).all(0)
+        bad = np.isin(self.fact, self.fact[missing & (self.form == form)])
+        found: Bools = (self.form == form) & ~bad
+        return found
+
+    def _n(self, where: Bools) -> int:
+        return len(np.unique(self.fact[where]))
+
+    def _weights(self, where: Bools) -> Reals:
+        """Resamples of the facts, as weights of their statements."""
+        _, fact = np.unique(self.fact[where], return_inverse=True)
+        return detection.resamples(self._n(where), self.seed, self.n_resamples)[:, fact]
+
+    def _auroc(self, scores: Reals, where: Bools) -> Reals:
+        weights, label = self._weights(where), self.label[where]
+        draws = [detection.auroc(s, label, weights) for s in scores[:, where]]
+        found: Reals = np.mean(draws, axis=0)
+        return found
+
+    def _rows(
+        self, name: str, scores: Reals, where: Bools, conditions: Conditions
+    ) -> Iterator[Row]:
+        n = self._n(where)
+        area = detection.summarise(self._auroc(scores, where), n)
+        yield Row.of("auroc", name, conditions, area)
+        yield from self._called(name, scores, where, conditions, "fitted", n)
+        if name.startswith("ask "):
+            yield from self._called(name, scores, where, conditions, "none", n)
+
+    def _called(
+        self,
+        name: str,
+        scores: Reals,
+        where: Bools,
+        conditions: Conditions,
+        threshold: str,
+        n: int,
+    ) -> Iterator[Row]:
+        weights, label = self._weights(where), self.label[where]
+        draws = []
+        for s in scores[:, where]:
+            limit = np.zeros(len(s))
+            if threshold == "fitted":
+                limit = detection.cross_fitted(s, label, self.fold[where])
+            draws.append(detection.precision_recall_f1(s > limit, label, weights))
+        for figure in draws[0]:
+            values = np.mean([d[figure] for d in draws], axis=0)
+            under = (*conditions, ("threshold", threshold))
+            yield Row.of(figure, name, under, detection.summarise(values, n))
+
+    def _ranked(
+        self, name: str, scores: Reals, where: Bools, conditions: Conditions
+    ) -> Iterator[Sample]:
+        for fact in np.unique(self.fact[where]):
+            mine = where & (self.fact == fact)
+            true, false = scores[:, mine & self.label], scores[:, mine & ~self.label]
+            right = (np.sign(true - false) + 1).mean() / 2
+            yield Sample(self.facts[fact], name, "ranked_right", float(right), conditions)
+
+
+def _notes(
+    facts: Sequence[Fact],
+    statements: Sequence[Statement],
+    left_out: Counter[str],
+    known: Mapping[str, NeuronGroups],
+    scores: Mapping[str, Mapping[str, Reals]],
+) -> Iterator[str]:
+    said = {s.fact_id for s in statements}
+    yield (
+        f"{len(statements)} statements, half of them false, about {len(said)} of {len(facts)} "
+        "facts; calling all of them true has an F1 of 0.667."
+    )
+    for reason, n in left_out.items():
+        yield f"{n} facts are left out: {reason}."
+    yield (
+        f"{len(known)} of them are known to the model, {sum(g.has_dkn for g in known.values())} "
+        "have a DKN; the others are left out of D and Rnd in the golden setting."
+    )
+    scored = np.isfinite(scores["practical"]["D"][0])
+    n = len({s.fact_id for s, there in zip(statements, scored, strict=True) if there})
+    yield f"In the practical setting other facts of the relation give D to {n} facts."
+    if len(known) == len(said):
+        yield (
+            "The model knows every fact stated: it ranks each true answer first, which favours "
+            "prob and every scorer that follows the answer's probability."
+        )
