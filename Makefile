@@ -1,4 +1,4 @@
-# make demo, make test, make bench; make lint and make build while working on the code.
+# make demo, make test, make test-all, make bench; make lint and make build while working on the code.
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +15,7 @@ NATIVE := $(VENV)/native.stamp
 SOURCES := $(wildcard csrc/*.cpp csrc/*.hpp) CMakeLists.txt setup.py
 REQUIREMENTS := constraints.txt pyproject.toml
 
-.PHONY: demo test test-native lint bench kernels build clean
+.PHONY: demo test test-all test-native lint bench kernels build clean
 .DELETE_ON_ERROR:
 
 # One thread: the model is so small that two are hardly faster, and three times slower where
@@ -25,6 +25,12 @@ demo: $(DEMO) $(NATIVE)
 	$(VENV)/bin/dkn-engine find --model demo --facts demo --out runs/demo --threads 1
 
 test: $(TEST) $(NATIVE) test-native
+	$(PY) -m pytest -m "not slow" $(PYTEST_ARGS)
+
+# Adds the tests marked slow: hundreds of kills, memory over 20,000 facts.
+test-all: $(TEST) $(NATIVE) test-native
+	@echo "all tests, and those that 'make test' leaves out:"
+	$(PY) -m pytest -m slow --collect-only -q
 	$(PY) -m pytest $(PYTEST_ARGS)
 
 # Built twice: the thread sanitizer does not go together with the address sanitizer.
