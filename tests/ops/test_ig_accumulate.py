@@ -12,7 +12,7 @@ from dkn_engine.errors import BackendError
 from dkn_engine.ops.ig_accumulate import ig_accumulate
 from tests.ops.values import ACTIVATIONS, DTYPES, normal, step, wide
 
-BACKENDS = ("reference",)
+BACKENDS = ("reference", "numba")
 SHAPES = [(1, 1, 1), (7, 63, 7), (63, 7, 331), (331, 331, 63)]  # points, F, d
 K, M = 2, 4  # rules; segments, of which the last has no points
 
@@ -107,6 +107,16 @@ def test_weights_of_another_shape_are_refused() -> None:
     given = inputs(7, 5, 3, torch.float32) | {"weights": normal(7)}
     with pytest.raises(ValueError, match=r"weights must have shape \[K, 7\]; got \(7,\)"):
         ig_accumulate(**given)
+
+
+def test_points_and_paths_of_other_shapes_are_refused() -> None:
+    given, path = inputs(7, 5, 3, torch.float32), path_of(7, 5, torch.float32, True, "gelu")
+    with pytest.raises(ValueError, match=r"segments must have shape \[7\]; got \(6,\)"):
+        ig_accumulate(**{**given, "segments": given["segments"][1:]})
+    for i, name in enumerate(("alphas", "baselines", "deltas", "up")):
+        short = (*path[:i], path[i][1:], *path[i + 1 :])
+        with pytest.raises(ValueError, match=rf"{name} must have shape \[.*\]; got \("):
+            ig_accumulate(**given, path=short)
 
 
 def test_an_unknown_backend_is_an_error_that_names_what_there_is() -> None:

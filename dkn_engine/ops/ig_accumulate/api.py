@@ -55,17 +55,47 @@ def ig_accumulate(
     if w_out.shape != (factor.shape[-1], gradients.shape[1]):
         expected = f"[{factor.shape[-1]}, {gradients.shape[1]}]"
         raise ValueError(f"w_out must have shape {expected}; got {tuple(w_out.shape)}")
-    refusal = _mixed(gradients, w_out) or (None if path is None else kernel_refusal(path[4]))
-    if choose("ig_accumulate", backend, gradients, refusal) == "triton":
-        from dkn_engine.ops.ig_accumulate import triton
-
-        if path is None:
-            return triton.ig_accumulate(gradients, weights, segments, w_out, factor, None)
+    _require_shapes(gradients, segments, factor, path)
+    unknown = None if path is None else kernel_refusal(path[4])
+    refusal = _mixed(gradients, w_out) or unknown
+    chosen = choose("ig_accumulate", backend, gradients, refusal, loop_refusal=unknown)
+    if chosen == "reference":
+        return reference.ig_accumulate(gradients, weights, segments, w_out, factor, path)
+    inner = None
+    if path is not None:
         kind = kernel_kind(path[4])
         assert kind is not None
         inner = (*path[:4], kind)
-        return triton.ig_accumulate(gradients, weights, segments, w_out, factor, inner)
-    return reference.ig_accumulate(gradients, weights, segments, w_out, factor, path)
+    if chosen == "numba":
+        from dkn_engine.ops.ig_accumulate import numba
+
+        return numba.ig_accumulate(gradients, weights, segments, w_out, factor, inner)
+    from dkn_engine.ops.ig_accumulate import triton
+
+    return triton.ig_accumulate(gradients, weights, segments, w_out, factor, inner)
+
+
+def _require_shapes(
+    gradients: torch.Tensor,
+    segments: torch.Tensor,
+    factor: torch.Tensor,
+    path: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, nn.Module] | None,
+) -> None:
+    """Compiled code reads where it is told to; torch would stretch or refuse what does not fit."""
+    n, table = gradients.shape[:1], factor.shape
+    expected = [("segments", segments, n)]
+    if path is not None:
+        alphas, baseline, delta, up, _ = path
+        expected += [
+            ("alphas", alphas, n),
+            ("baselines", baseline, table),
+            ("deltas", delta, table),
+        ]
+        if up is not None:
+            expected.append(("up", up, table))
+    for name, given, shape in expected:
+        if given.shape != shape:
+            raise ValueError(f"{name} must have shape {list(shape)}; got {tuple(given.shape)}")
 
 
 def _mixed(gradients: torch.Tensor, w_out: torch.Tensor) -> str | None:

@@ -44,9 +44,16 @@ def path_activation(
     if up is not None and up.shape != value.shape:
         raise ValueError(f"up must be {tuple(value.shape)}; got {tuple(up.shape)}")
     kind = kernel_kind(act)
-    if choose("path_activation", backend, value, kernel_refusal(act)) == "triton":
+    unknown = kernel_refusal(act)
+    chosen = choose("path_activation", backend, value, unknown, loop_refusal=unknown)
+    if chosen == "triton":
         from dkn_engine.ops.path_activation import triton
 
         assert kind is not None
         return triton.path_activation(alphas, baseline, value, up, kind)
+    if chosen == "numba":
+        from dkn_engine.ops.path_activation import numba
+
+        assert kind is not None
+        return numba.path_activation(alphas, baseline, value, up, kind)
     return reference.path_activation(alphas, baseline, value, up, act)
