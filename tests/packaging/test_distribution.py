@@ -60,7 +60,7 @@ def test_wheel_holds_the_package_its_types_and_data(wheel):
         names = set(archive.namelist())
     assert {"dkn_engine/py.typed", "dkn_engine/_native.pyi"} <= names
     data = {f"dkn_engine/data/{p.name}" for p in (ROOT / "dkn_engine/data").glob("*.jsonl")}
-    assert data <= names
+    assert data | {f"dkn_engine/report/html/page.{end}" for end in ("css", "js")} <= names
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "dkn_engine").rglob("*.py")}
     assert modules <= names
     others = {name.split("/")[0] for name in names} - {"dkn_engine"}

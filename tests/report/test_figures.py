@@ -280,6 +280,13 @@ def test_maps_of_very_many_neurons_stay_small() -> None:
     assert len(to_svg(neuron_map(located, located[:2000]))) < 600_000
 
 
+def test_neurons_outside_the_model_are_refused() -> None:
+    with pytest.raises(ValueError, match=re.escape("within 4 layers of 10; got (layer, index) up")):
+        neuron_map([[4, 1]], [], n_layers=4, width=10)
+    with pytest.raises(ValueError, match=re.escape("up to (1, 10)")):
+        neuron_map([], [[1, 10]], n_layers=4, width=10)
+
+
 def test_neuron_map_without_neurons_is_empty() -> None:
     to_svg(neuron_map([], []))
 

@@ -312,7 +312,7 @@ def test_table_aligns_numbers_marks_controls_and_scrolls_in_its_box() -> None:
     assert [th.attributes["scope"] for th in box.all("tbody")[0].all("th")] == ["row"] * 3
     assert box.all("td", kind="wide")[0].text == "w" * 50
     (scroll,) = box.all("div", kind="scroll")
-    assert (scroll.attributes["tabindex"], scroll.attributes["role"]) == ("0", "region")
+    assert (scroll.attributes["tabindex"], scroll.attributes["role"]) == ("0", "group")
     assert len(scroll.all("table")) == 1
     with pytest.raises(ValueError, match="row 0 must have 2 cells, as the header; got 1"):
         render_table(HtmlTable(["a", "b"], [["x"]]))

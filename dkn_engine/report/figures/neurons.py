@@ -40,11 +40,19 @@ def neuron_map(
         located: int ``[n, 2]`` (layer, index), all knowledge neurons; repeats count once.
         members: int ``[m, 2]``, those of DKNs.
         n_layers, width: of the model; None: as far as the neurons reach.
+
+    Raises:
+        ValueError: a neuron is outside the model.
     """
     every, dkn = _unique(located), _unique(members)
     both = np.concatenate([every, dkn])
     layers = n_layers or int(both[:, 0].max(initial=0)) + 1
     last = (width or int(both[:, 1].max(initial=0)) + 1) - 1
+    if len(both) and (both.min() < 0 or both[:, 0].max() >= layers or both[:, 1].max() > last):
+        raise ValueError(
+            f"neurons must be within {layers} layers of {last + 1}; got (layer, index) up to "
+            f"{tuple(both.max(axis=0).tolist())}"
+        )
     figure = new_figure(min(5.2, max(2.4, 1.1 + 0.09 * layers)))
     place, counts = figure.subplots(1, 2, sharey=True, width_ratios=[3, 1])
     place.plot(

@@ -52,7 +52,7 @@ def overlap(
         raise ValueError(
             f"shares must be [{len(rows)}, {len(names)}], as the names; got {list(matrix.shape)}"
         )
-    figure = new_figure(1.2 + 0.34 * len(rows), max(WIDTH, 1.8 + 0.5 * len(names)))
+    figure = new_figure(1.2 + 0.34 * len(rows), max(WIDTH, 1.8 + 0.38 * len(names)))
     axes = figure.subplots()
     edges_x, edges_y = np.arange(len(names) + 1) - 0.5, np.arange(len(rows) + 1) - 0.5
     mesh = axes.pcolormesh(

@@ -34,7 +34,7 @@ def render_picture(picture: Picture, prefix: str) -> Markup:
     inside = renamed(picture.svg[start.end() :].replace("xlink:href", "href"), prefix).strip()
     caption = f"<figcaption>{escape(picture.caption)}</figcaption>\n" if picture.caption else ""
     return Markup(
-        f'<figure>\n<div class="scroll" tabindex="0" role="region" '
+        f'<figure>\n<div class="scroll" tabindex="0" role="group" '
         f'aria-label="{escape(f"Figure: {picture.caption or picture.alt}")}">\n'
         f'<svg role="img" aria-label="{escape(picture.alt)}"{size}{attributes}>{inside}\n'
         f"</div>\n{caption}</figure>"

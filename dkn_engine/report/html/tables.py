@@ -29,7 +29,7 @@ def render_table(table: HtmlTable) -> Markup:
     lines = [
         '<div class="table">',
         *([f'<p class="caption">{escape(table.caption)}</p>'] if table.caption else []),
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{_name(table)}">',
+        f'<div class="scroll" tabindex="0" role="group" aria-label="{_name(table)}">',
         "<table>",
     ]
     head = "".join(

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from dkn_engine.analysis.table import Comparison
 
 _WORDS = {"higher": "larger than the control's", "lower": "smaller than the control's"}
+# In a list, the comma would make two of it.
+_SAID = {CONTROL_WORDS["mean_ablation"]: "mean activations instead of zeros"}
 _SENTENCES = {
     "no difference found": "No difference found in the full drop",
     "higher": "The full drop is larger than the control's",
@@ -64,7 +66,8 @@ def verdict_sentences(comparisons: Sequence[Comparison]) -> list[str]:
     """The same in words: what is larger or smaller, and where no difference was found."""
     by_verdict: dict[str, dict[str, list[str]]] = {}
     for c in comparisons:
-        by_verdict.setdefault(c.verdict, {}).setdefault(c.group, []).append(c.against)
+        said = _SAID.get(c.against, c.against)
+        by_verdict.setdefault(c.verdict, {}).setdefault(c.group, []).append(said)
     found = []
     for verdict, beginning in _SENTENCES.items():
         pairs = [
