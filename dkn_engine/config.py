@@ -9,9 +9,11 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from dkn_engine.errors import UserError
+from dkn_engine.json_text import parse_json
 
 Site = Literal["post", "pre", "up", "gate_act"]
 Backend = Literal["auto", "reference", "triton", "numba", "native"]
@@ -19,19 +21,38 @@ Backend = Literal["auto", "reference", "triton", "numba", "native"]
 
 @dataclass(frozen=True, kw_only=True)
 class _Section:
-    """Base of the sections: checks every ``Literal`` field against its allowed values."""
+    """Base of the sections: checks every field's type, ``Literal`` ones against their values."""
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for f in dataclasses.fields(self):
             hint, value = hints[f.name], getattr(self, f.name)
-            if get_origin(hint) is Literal and value not in get_args(hint):
-                allowed = ", ".join(repr(a) for a in get_args(hint))
-                raise UserError(f"{f.name} must be one of {allowed}; got {value!r}")
+            kinds = get_args(hint) if get_origin(hint) in {Union, UnionType} else (hint,)
+            if float in kinds and type(value) is int:
+                # 1 and 1.0 are the same choice and must have the same hash.
+                object.__setattr__(self, f.name, float(value))
+            elif not any(_is_a(value, kind) for kind in kinds):
+                expected = " or ".join(_words(kind) for kind in kinds)
+                raise UserError(f"{f.name} must be {expected}; got {value!r}")
 
     def _require(self, name: str, ok: bool, expected: str) -> None:
         if not ok:
             raise UserError(f"{name} must be {expected}; got {getattr(self, name)!r}")
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return any(type(value) is type(a) and value == a for a in get_args(kind))
+    # By class, since True is an instance of int.
+    return type(value) is kind
+
+
+def _words(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        allowed = ", ".join(repr(a) for a in get_args(kind))
+        return f"one of {allowed}" if len(get_args(kind)) > 1 else allowed
+    names = {bool: "true or false", int: "an integer", float: "a number", type(None): "none"}
+    return names.get(kind, f"of class {kind.__name__}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,12 +339,17 @@ class Config(_Section):
             raise UserError(f"config must be a .toml or .json file; got {path}")
         try:
             text = path.read_text(encoding="utf-8")
-            data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+            data = tomllib.loads(text) if path.suffix == ".toml" else parse_json(text)
         except (OSError, ValueError) as error:
             raise UserError(f"config {path} cannot be read: {error}") from error
+        except RecursionError:
+            raise UserError(f"config {path} cannot be read: nested too deeply") from None
         if not isinstance(data, dict):
             raise UserError(f"config {path} must hold a table; got {type(data).__name__}")
-        return cls.from_dict(data)
+        try:
+            return cls.from_dict(data)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
 
     @property
     def hash(self) -> str:
@@ -349,5 +375,5 @@ def _build(cls: type[Any], data: Mapping[str, Any], where: str) -> Any:
             values[name] = value
     try:
         return cls(**values)
-    except TypeError as error:
+    except UserError as error:
         raise UserError(f"{where}: {error}") from error

@@ -97,22 +97,59 @@ def _read(source: str | Path, dtype: Any) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    model = AutoModelForCausalLM.from_pretrained(
-        source, dtype=dtype, trust_remote_code=False, use_safetensors=True
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        source,
+        dtype=dtype,
+        trust_remote_code=False,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,  # so that they are told below, in one line
+        output_loading_info=True,
     )
+    model, found = loaded
+    _require_whole(found)
+    if tokenizer.vocab_size == 0:
+        raise UserError("its tokenizer has no vocabulary; is tokenizer.json missing?")
     return model, tokenizer
 
 
 def _read_other(name: str | Path, dtype: Any) -> tuple[Any, Any]:
     # The hub's own message for an absent folder is about the spelling of repository names.
     looks_local = isinstance(name, Path) or name.startswith(("/", "."))
-    if looks_local and not Path(name).is_dir():
-        raise UserError(f"model {str(name)!r}: there is no such folder")
+    if looks_local:
+        _require_folder(Path(name))
     try:
         return _read(name, dtype)
     except Exception as error:  # The libraries raise whatever they like here.
         reason = _first_line(error)
         raise UserError(f"model {str(name)!r} cannot be loaded: {reason}") from error
+
+
+def _require_folder(path: Path) -> None:
+    """Say what the libraries do not: that there is no folder, or no model in it."""
+    if not path.is_dir():
+        reason = "is a file, not a folder" if path.is_file() else "there is no such folder"
+        raise UserError(f"model {str(path)!r}: {reason}")
+    if not (path / "config.json").is_file():
+        raise UserError(f"model {str(path)!r}: the folder holds no config.json")
+    names = sorted(file.name for file in path.iterdir())
+    pickled = [n for n in names if n.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    if pickled and not any(".safetensors" in n for n in names):
+        raise UserError(
+            f"model {str(path)!r} cannot be loaded: its weights are pickled ({pickled[0]}), which can "
+            "run code and is never read; expected safetensors"
+        )
+
+
+def _require_whole(found: Any) -> None:
+    """Refuse weights that are not in the file: transformers would draw them at random."""
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise UserError(f"{len(missing)} weights are not in its files; the first: {missing[0]!r}")
+    for name, in_file, in_model in sorted(found["mismatched_keys"]):
+        raise UserError(
+            f"weight {name!r} must be {list(in_model)} by its config.json; the file has "
+            f"{list(in_file)}"
+        )
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -145,7 +182,9 @@ def _dtype(dtype: str | torch.dtype, device: torch.device) -> Any:
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+    # A line that ends in a colon promises the reason in the next.
+    n = 2 if lines and lines[0].endswith(":") else 1
+    return " ".join(lines[:n])[:300] or type(error).__name__
 
 
 @contextlib.contextmanager

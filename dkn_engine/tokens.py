@@ -49,10 +49,15 @@ def encode_fact(
         fact_id: for messages.
 
     Raises:
-        FactError: prompt or answer is empty or has no token, the joined text is tokenised
-            otherwise, or the fact does not fit the context; the message names the fact.
+        FactError: prompt or answer is empty, not valid Unicode or has no token, the joined text is
+            tokenised otherwise, or the fact does not fit the context; the message names the fact.
     """
     where = f"fact {fact_id!r}: " if fact_id is not None else ""
+    for name, text in (("prompt", prompt), ("answer", answer)):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:  # Half of a surrogate pair, which no tokenizer takes.
+            raise FactError(f"{where}the {name} {text!r} is not valid Unicode") from None
     if not answer.strip():
         raise FactError(f"{where}the answer is empty")
     prompt_ids = _encode_prompt(tokenizer, prompt)

@@ -9,6 +9,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dkn_engine.errors import FactError
+
+_REQUIRED = ("id", "prompt", "answer")
 Status = Literal["ok", "not_known", "skipped", "error"]
 Path = Literal["sweep", "general"]
 
@@ -25,6 +28,9 @@ class Fact:
         subject, relation, date: metadata, where the dataset has them.
         paraphrases: other prompts with the same answer.
         wrong_answers: answers of the right kind that are false.
+
+    Raises:
+        FactError: a field is not text, or not a tuple of texts; names the fact.
     """
 
     id: str
@@ -36,6 +42,16 @@ class Fact:
     paraphrases: tuple[str, ...] = ()
     wrong_answers: tuple[str, ...] = ()
     date: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("id", "prompt", "answer", "subject", "relation", "date"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (value is not None or name in _REQUIRED):
+                raise FactError(f"fact {self.id!r}: {name} must be text; got {value!r}")
+        for name in ("aliases", "paraphrases", "wrong_answers"):
+            value = getattr(self, name)
+            if not isinstance(value, tuple | list) or not all(isinstance(v, str) for v in value):
+                raise FactError(f"fact {self.id!r}: {name} must be a tuple of texts; got {value!r}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -20,9 +20,11 @@ from dkn_engine.attribution.paths import Paths
 from dkn_engine.attribution.prefill import Prefill, prefill
 from dkn_engine.attribution.quadrature import Integrals, integrate_adaptive, integrate_fixed
 from dkn_engine.attribution.rows import RowEngine, SweepUnsupported
+from dkn_engine.attribution.sequences import n_tokens
 from dkn_engine.attribution.sites import require_site, site_activation
 from dkn_engine.attribution.sweep import Sweep
 from dkn_engine.config import AttributionConfig
+from dkn_engine.errors import UserError
 from dkn_engine.guest import guest
 from dkn_engine.layout import Layout
 
@@ -69,9 +71,12 @@ def attribute_chunk(
         baselines: ``[B, L, F]`` (``baseline="given"``).
 
     Raises:
-        UnsupportedModelError: the model's MLPs have no such site.
+        UnsupportedModelError: the model's MLPs have no such site, or a module cuts gradients off.
+        UserError: the mask is no token of the model.
     """
     require_site(layout, config.site)
+    if config.baseline == "masked":
+        _require_mask(model, mask_id)
     device = next(model.parameters()).device
     contexts = build_contexts(sequences, device)
     rows = _rows_per_batch(config, layout, next(model.parameters()).dtype)
@@ -101,6 +106,15 @@ def attribute_chunk(
         integrals = _integrate(evaluator, paths, config, groups, weights)
     row_layers = evaluator.engine.row_layers if isinstance(evaluator, Sweep) else 0
     return _combine(integrals, groups, weights, probability, evaluator.name, row_layers)
+
+
+def _require_mask(model: nn.Module, mask_id: int | None) -> None:
+    n = n_tokens(model)
+    if mask_id is not None and mask_id >= n:
+        raise UserError(
+            f"baseline='masked' masks with token {mask_id}, which is not among the model's {n}; do "
+            "tokenizer and model belong together? baseline='zero' needs no mask"
+        )
 
 
 def _of_answers(contexts: Contexts, log_probability: Tensor) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ from dkn_engine.attribution.prefill import position_logits
 from dkn_engine.config import FactsConfig
 from dkn_engine.errors import FactError
 from dkn_engine.guest import guest
-from dkn_engine.tokens import encode_fact
+from dkn_engine.tokens import EncodedPrompt, encode_fact
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,7 +34,8 @@ def encode_sequence(
     model's greedy continuation does (released code).
 
     Raises:
-        FactError: see :func:`dkn_engine.tokens.encode_fact`.
+        FactError: see :func:`dkn_engine.tokens.encode_fact`; or the tokenizer gives a token that
+            the model does not have.
     """
     encoded = encode_fact(
         tokenizer,
@@ -44,10 +45,21 @@ def encode_sequence(
         max_length=context_length(model),
         fact_id=fact_id,
     )
+    _require_known(model, encoded, fact_id)
     follow = encoded.answer_ids[:-1]
     if not config.teacher_forced:
         follow = _greedy(model, encoded.prompt_ids, len(follow))
     return AnswerSequence(encoded.prompt_ids + follow, len(encoded.prompt_ids), encoded.answer_ids)
+
+
+def _require_known(model: nn.Module, encoded: EncodedPrompt, fact_id: str | None) -> None:
+    n, largest = n_tokens(model), max(encoded.prompt_ids + encoded.answer_ids)
+    if largest >= n:
+        where = f"fact {fact_id!r}: " if fact_id is not None else ""
+        raise FactError(
+            f"{where}token {largest} is not among the model's {n}; do tokenizer and model belong "
+            "together?"
+        )
 
 
 def encode_sequences(
@@ -65,6 +77,13 @@ def encode_sequences(
         except FactError:
             continue
     return found
+
+
+def n_tokens(model: nn.Module) -> int:
+    """Number of tokens that the model has embeddings for."""
+    embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]  # of transformers
+    n: int = embeddings.weight.shape[0]
+    return n
 
 
 def context_length(model: nn.Module) -> int | None:

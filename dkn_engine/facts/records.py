@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dkn_engine.errors import FactError
+from dkn_engine.json_text import decoder, parse_json
 from dkn_engine.types import Fact
 
 Blank = Literal["skip", "literal"]
@@ -133,7 +134,7 @@ def _line_records(path: Path) -> Iterator[Record | FactProblem]:
             if not line.strip():
                 continue
             try:
-                yield Record(number, json.loads(line.decode("utf-8")))
+                yield Record(number, parse_json(line.decode("utf-8")))
             except (ValueError, RecursionError) as error:
                 yield FactProblem(str(path), number, None, _describe(error))
 
@@ -145,15 +146,21 @@ def _list_records(path: Path) -> Iterator[Record | FactProblem]:
     except UnicodeDecodeError as error:
         yield FactProblem(str(path), None, None, _describe(error))
         return
-    decoder = json.JSONDecoder()
-    position, line, counted = _skip_space(text, 0) + 1, 1, 0
+    parser = decoder()
+    position, line, counted, comma = _skip_space(text, 0) + 1, 1, 0, False
     while True:
         position = _skip_space(text, position)
         line, counted = line + text.count("\n", counted, position), position
-        if text[position : position + 1] == "]":
+        if text[position : position + 1] == "]" and not comma:
+            position = _skip_space(text, position + 1)
+            if position < len(text):
+                line += text.count("\n", counted, position)
+                found = repr(text[position : position + 20])
+                reason = f"broken JSON: expected the end of the file after the list; got {found}"
+                yield FactProblem(str(path), line, None, reason)
             return
         try:
-            value, position = decoder.raw_decode(text, position)
+            value, position = parser.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
             yield FactProblem(str(path), line, None, _describe(error))
             return
@@ -165,7 +172,8 @@ def _list_records(path: Path) -> Iterator[Record | FactProblem]:
             reason = f"broken JSON: expected ',' or ']' after the entry; got {found}"
             yield FactProblem(str(path), line, entry_id(value), reason)
             return
-        position += after == ","
+        comma = after == ","
+        position += comma
 
 
 def _skip_space(text: str, position: int) -> int:
@@ -181,7 +189,7 @@ def _describe(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "broken JSON: nested too deeply"
     if isinstance(error, json.JSONDecodeError):
-        return f"broken JSON: {error.msg} at column {error.colno}"
+        return f"broken JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
     return f"broken JSON: {error}"
 
 
@@ -191,7 +199,8 @@ def entry_id(value: Any) -> str | None:
         for key in ("id", "uuid", "case_id"):
             name = value.get(key)
             if isinstance(name, str | int) and not isinstance(name, bool):
-                return str(name)
+                # Half of a surrogate pair could not be printed.
+                return str(name).encode("utf-8", "backslashreplace").decode("utf-8")
     return None
 
 
@@ -226,7 +235,8 @@ def required_label(value: Mapping[str, Any], key: str) -> str:
     """As :func:`label`, but the key must be there."""
     content = label(value, key)
     if content is None:
-        raise BadEntry(f"missing key {key!r}")
+        there = key in value
+        raise BadEntry(f"{key!r} must be text; got null" if there else f"missing key {key!r}")
     return content
 
 

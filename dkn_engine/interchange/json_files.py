@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dkn_engine.errors import UserError
+from dkn_engine.json_text import parse_json
 from dkn_engine.store.files import write_files
 
 
@@ -21,11 +21,9 @@ def read_object(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for where, text in _documents(path):
         try:
-            value = json.loads(text, object_pairs_hook=_unique)
+            value = parse_json(text)
         except RecursionError:
             raise UserError(f"{where}: broken JSON: nested too deeply") from None
-        except _Repeated as error:
-            raise UserError(f"{where}: the key {error.args[0]!r} is there twice") from None
         except ValueError as error:
             raise UserError(f"{where}: broken JSON: {error}") from None
         if not isinstance(value, dict):
@@ -48,19 +46,6 @@ def write_text(path: Path, text: str) -> None:
     if not path.parent.is_dir():
         raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
     write_files(path.parent, {path.name: text.encode("utf-8", "backslashreplace")})
-
-
-class _Repeated(Exception):
-    """A key that an object has twice; JSON's reader would keep the last one without a word."""
-
-
-def _unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in items:
-        if key in found:
-            raise _Repeated(key)
-        found[key] = value
-    return found
 
 
 def _documents(path: Path) -> Iterator[tuple[str, str]]:
