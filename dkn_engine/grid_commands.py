@@ -77,7 +77,7 @@ def _run(
     options = Options(args.draws, new)
     with Threads(args.threads):
         cells = dict(_cells(args, models, read, configs, analyses, options, console, strict))
-    across = _across(cells, [s.name for s in read], configs)
+    across = _across(cells, models, sources, presets)
     _write(args.out, cells, across, console)
     _print(args, cells, across)
     return 0
@@ -149,17 +149,28 @@ def _labels(
     models: Sequence[str], sources: Sequence[str], presets: Sequence[str]
 ) -> dict[tuple[int, int, str], str]:
     """Names of the cells' folders: what differs between them, and always the model."""
-    found: dict[tuple[int, int, str], str] = {}
-    for (m, model), (s, source), preset in itertools.product(
-        enumerate(models), enumerate(sources), presets
-    ):
-        parts = [_slug(model)]
-        parts += [_slug(source)] if len(sources) > 1 else []
-        parts += [preset] if len(presets) > 1 else []
-        name, n = "-".join(parts), 2
-        while name in found.values():
-            name, n = f"{'-'.join(parts)}-{n}", n + 1
-        found[m, s, preset] = name
+    names = _distinct([_slug(model) for model in models])
+    origins = _distinct([_slug(source) for source in sources])
+    return {
+        (m, s, preset): "-".join(
+            [
+                names[m],
+                *([origins[s]] if len(sources) > 1 else []),
+                *([preset] if len(presets) > 1 else []),
+            ]
+        )
+        for m, s, preset in itertools.product(range(len(models)), range(len(sources)), presets)
+    }
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The same names, the second of equal ones with a number."""
+    found: list[str] = []
+    for name in names:
+        number, unique = 2, name
+        while unique in found:
+            number, unique = number + 1, f"{name}-{number}"
+        found.append(unique)
     return found
 
 
@@ -168,19 +179,22 @@ def _slug(name: str) -> str:
 
 
 def _across(
-    cells: Mapping[str, Cell], sources: Sequence[str], configs: Mapping[str, Config]
+    cells: Mapping[str, Cell],
+    models: Sequence[str],
+    sources: Sequence[str],
+    presets: Sequence[str],
 ) -> dict[str, Table]:
     """Degeneracy against model size, for each list of facts and preset."""
     from dkn_engine.analysis.grid import compare_models
 
+    labels = _labels(models, sources, presets)
+    names, origins = (_distinct([_slug(n) for n in every]) for every in (models, sources))
     found: dict[str, Table] = {}
-    per_model = len(sources) * len(configs)
-    every = list(cells.values())
-    for i, (source, preset) in enumerate(itertools.product(sources, configs)):
-        name = "-".join([_slug(source)] if len(configs) == 1 else [_slug(source), preset])
-        table = compare_models(every[i::per_model], configs[preset].seed)
+    for (s, origin), preset in itertools.product(enumerate(origins), presets):
+        here = {name: cells[labels[m, s, preset]] for m, name in enumerate(names)}
+        table = compare_models(here, next(iter(here.values())).seed)
         if table is not None:
-            found[name] = table
+            found[f"{origin}-{preset}" if len(presets) > 1 else origin] = table
     return found
 
 

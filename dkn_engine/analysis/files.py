@@ -58,10 +58,10 @@ def comparisons_csv(tables: Mapping[str, Table]) -> str:
 
 
 def samples_csv(tables: Mapping[str, Table]) -> str:
-    """The measured values behind the rows, one a line."""
+    """The values behind the rows, one a line, in the column ``measured``."""
     every = [(run, t.seed, s) for run, t in tables.items() for s in t.samples]
     names = _names(s.conditions for _, _, s in every)
-    head = ("run", "unit", "figure", *names, "group", "value", "seed")
+    head = ("run", "unit", "figure", *names, "group", "measured", "seed")
     body = (
         (run, s.unit, s.figure, *_values(s.conditions, names), s.group, _number(s.value), seed)
         for run, seed, s in every
@@ -87,6 +87,8 @@ def _number(value: object) -> object:
 
 
 def _csv(head: Sequence[str], body: Iterable[Sequence[object]]) -> str:
+    if len(set(head)) < len(head):
+        raise ValueError(f"conditions must not be named as other columns are; got {list(head)}")
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head)

@@ -7,7 +7,7 @@ the same things is read, not made again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +59,7 @@ class Cell:
         folder: where it is kept.
         model: its name.
         size: of the model.
+        seed: of everything in it.
         facts, results: of the run, in the same order.
         tables: by analysis.
         refused: analyses that could not be made, and why.
@@ -67,6 +68,7 @@ class Cell:
     folder: Path
     model: str
     size: ModelSize
+    seed: int
     facts: tuple[Fact, ...]
     results: tuple[FactResult, ...]
     tables: dict[str, Table]
@@ -143,9 +145,9 @@ def analyze_cell(
             continue
         content = files.to_json(tables[name], made_from=made_from)
         write_files(folder, {f"{name}.json": content.encode("utf-8", "backslashreplace")})
-    manifest = read_manifest(folder / RUN)
+    name = read_manifest(folder / RUN)["model"]["name"]
     size = model_size(model)
-    return Cell(folder, manifest["model"]["name"], size, tuple(facts), results, tables, refused)
+    return Cell(folder, name, size, config.seed, tuple(facts), results, tables, refused)
 
 
 def _made_from(folder: Path, config: Config, options: Options) -> dict[str, Any]:
@@ -214,15 +216,16 @@ class _Analyses:
             yield "checkpoint", self.folder / "training"
 
 
-def compare_models(cells: Sequence[Cell], seed: int) -> Table | None:
-    """Degeneracy against model size, over cells of the same facts; None for fewer than two models.
+def compare_models(cells: Mapping[str, Cell], seed: int) -> Table | None:
+    """Degeneracy against model size, over cells of the same facts; None for fewer than two.
 
     Args:
-        cells: that differ in their model alone.
+        cells: that differ in their model alone, by its short name.
         seed: of the resampling.
     """
-    results = {cell.model: cell.results for cell in cells}
-    if len(results) < 2:
+    if len(cells) < 2:
         return None
-    sizes = {cell.model: cell.size for cell in cells}
-    return complexity_of_models(cells[0].facts, results, sizes, seed=seed)
+    results = {name: cell.results for name, cell in cells.items()}
+    sizes = {name: cell.size for name, cell in cells.items()}
+    facts = next(iter(cells.values())).facts
+    return complexity_of_models(facts, results, sizes, seed=seed)

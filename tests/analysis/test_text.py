@@ -102,7 +102,13 @@ def test_csv_holds_every_row_comparison_and_value() -> None:
     assert comparisons[0]["against"] == "Rnd"
     assert comparisons[-1]["verdict"] == "too few to say"
     assert len(read(files.samples_csv(tables))) == sum(len(t.samples) for t in tables.values())
-    assert files.samples_csv({}).splitlines() == ["run,unit,figure,group,value,seed"]
+    assert files.samples_csv({}).splitlines() == ["run,unit,figure,group,measured,seed"]
+
+
+def test_a_condition_has_a_column_of_its_own() -> None:
+    clash = tabulate("a", [Sample("f", "D", "x", 1.0, (("group", "y"),))], seed=0)
+    with pytest.raises(ValueError, match="must not be named as other columns are"):
+        files.rows_csv({"run": clash})
 
 
 def test_json_is_read_back_as_it_was() -> None:

@@ -1,0 +1,212 @@
+"""``dkn-engine analyze all`` on planted models: every file, what is kept, what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dkn_engine import cli, grid_commands
+from dkn_engine.analysis.grid import ANALYSES, Options, Watcher, analyze_cell
+from dkn_engine.analysis.headlines import HEADLINES, Headline
+from dkn_engine.analysis.table import Row
+from dkn_engine.facts import write_facts
+from dkn_engine.report.statistics import Estimate
+from dkn_engine.settings import config_from_options
+from dkn_engine.types import Fact
+from tests.planted import BOTH, EITHER, planted_model
+from tests.report.pages import Page
+from tests.words import words_tokenizer
+
+# As in tests/test_planted.py: the leaves of the merge tree are the planted sets.
+SETTINGS = [
+    *("--set", "selection.threshold=0.4"),
+    *("--set", "topology.end=largest_merge"),
+    *("--set", "topology.end_value=none"),
+    *("--set", "topology.allow_root=false"),
+    *("--set", "filter.min_alone=0.5"),
+    *("--set", "filter.max_none=0.5"),
+]
+MADE = ("robustness", "complexity", "sharing")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two folders; the models differ in their noise alone."""
+    folders = tuple(tmp_path_factory.mktemp("models") / name for name in ("calm", "noisy"))
+    for folder, noise in zip(folders, (0.01, 0.02), strict=True):
+        planted_model(noise).save_pretrained(folder)
+        words_tokenizer().save_pretrained(folder)
+    return folders  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("facts") / "planted.jsonl"
+    write_facts(path, [EITHER.fact, BOTH.fact])
+    return path
+
+
+def command(out: Path, models: Any, facts: Path, *more: str) -> list[str]:
+    names = [str(m) for m in models]
+    head = ["analyze", "all", "--models", *names, "--facts", str(facts), "--out", str(out)]
+    return [*head, "--quiet", "--draws", "20", *SETTINGS, *more]
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory, models: tuple[Path, Path], facts: Path) -> Path:
+    out = tmp_path_factory.mktemp("grid") / "out"
+    assert cli.main(command(out, models, facts, "--analyses", *MADE)) == 0
+    return out
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_tables_hold_every_run(grid: Path) -> None:
+    for name in MADE:
+        assert {r["run"] for r in rows(grid / f"{name}.csv")} == {"calm", "noisy"}
+        assert {r["run"] for r in rows(grid / f"{name}_values.csv")} == {"calm", "noisy"}
+        assert (grid / f"{name}_comparisons.csv").exists()
+    sizes = rows(grid / "complexity_of_models.csv")
+    assert {r["run"] for r in sizes} == {"planted"}
+    assert {"calm", "noisy"} <= {r["group"] for r in sizes}
+
+
+def test_the_planted_fact_is_lost_with_its_neurons_and_not_with_random_ones(grid: Path) -> None:
+    wanted = {
+        "run": "calm",
+        "unit": EITHER.fact.id,
+        "figure": "drop",
+        "action": "suppress",
+        "value": "zero",
+        "on": "answer",
+        "query": "clean",
+    }
+    found = {
+        r["group"]: float(r["measured"])
+        for r in rows(grid / "robustness_values.csv")
+        if wanted.items() <= r.items()
+    }
+    assert found["D"] > 0.5
+    assert abs(found["Rnd"]) < 0.1
+
+
+def test_page_shows_every_analysis_and_leads_to_every_run(grid: Path) -> None:
+    page = Page((grid / "report.html").read_text(encoding="utf-8"))
+    titles = [h.text for h in page.root.all("h2")]
+    for label in ("calm", "noisy"):
+        for name in MADE:
+            assert f"{name.capitalize()}: {label}" in titles
+    assert any(t.startswith("Complexity of models") for t in titles)
+    links = [a.attributes["href"] for a in page.root.all("a")]
+    runs = [link for link in links if link and link.endswith("/run/report.html")]
+    assert len(runs) == 2
+    assert all((grid / link).is_file() for link in runs)
+    assert page.root.all("svg")
+    assert sorted((grid / "figures").glob("calm-robustness-*.png"))
+    ids = [e.attributes["id"] for e in page.root.walk() if "id" in e.attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_what_is_there_is_not_made_again(
+    grid: Path,
+    models: tuple[Path, Path],
+    facts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = {p.name: p.read_bytes() for p in grid.glob("*.csv")}
+    page = (grid / "report.html").read_bytes()
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("made again")
+
+    for name in MADE:
+        monkeypatch.setattr(f"dkn_engine.analysis.{name}", fail)
+    assert cli.main(command(grid, models, facts, "--analyses", *MADE, "--json")) == 0
+    assert {p.name: p.read_bytes() for p in grid.glob("*.csv")} == before
+    assert (grid / "report.html").read_bytes() == page
+    document = json.loads(capsys.readouterr().out)
+    assert set(document["analyses"]["sharing"]) == {"calm", "noisy"}
+    assert document["not_made"] == {"calm": {}, "noisy": {}}
+
+
+def test_other_options_make_other_tables(tmp_path: Path) -> None:
+    watcher = Watcher(lambda _: None, lambda _: contextlib.nullcontext(lambda *_: None))
+    model, tokenizer = planted_model(), words_tokenizer()
+    for draws in (20, 21):
+        analyze_cell(
+            tmp_path,
+            model,
+            tokenizer,
+            [EITHER.fact, BOTH.fact],
+            config_from_options(changes=[s for s in SETTINGS if s != "--set"]),
+            ["sharing"],
+            Options(n_random=draws),
+            watcher,
+        )
+        document = json.loads((tmp_path / "sharing.json").read_text(encoding="utf-8"))
+        assert document["made_from"]["n_random"] == draws
+
+
+def test_an_analysis_that_refuses_is_noted_and_the_others_go_on(
+    tmp_path: Path, models: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    unknown, out = tmp_path / "unknown.jsonl", tmp_path / "out"
+    write_facts(unknown, [Fact("u", EITHER.fact.prompt, "w30")])
+    asked = command(out, [models[0]], unknown, "--analyses", "robustness", "complexity")
+    assert cli.main(asked) == 0
+    said = capsys.readouterr().out
+    assert "robustness of calm was not made: " in said
+    assert "COMPLEXITY: calm" in said
+    page = Page((out / "report.html").read_text(encoding="utf-8"))
+    assert "Robustness of calm was not made" in page.root.text
+    assert not (out / "calm" / "robustness.json").exists()
+    alone = ["analyze", "robustness", "--model", str(models[0]), "--facts", str(unknown)]
+    assert cli.main([*alone, "--out", str(tmp_path / "alone"), "--quiet"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("dkn-engine: error: the model knows none of the 1 facts")
+
+
+def test_names_of_cells() -> None:
+    alone = grid_commands._labels(["a/b"], ["x.jsonl"], ["default"])
+    assert list(alone.values()) == ["b"]
+    same = grid_commands._labels(["a/m", "b/m"], ["x.jsonl", "y.jsonl"], ["default", "paper"])
+    assert list(same.values()) == [
+        *("m-x-default", "m-x-paper", "m-y-default", "m-y-paper"),
+        *("m-2-x-default", "m-2-x-paper", "m-2-y-default", "m-2-y-paper"),
+    ]
+    assert grid_commands._slug("some model/with spaces.v1") == "with-spaces"
+
+
+def test_presets_that_read_facts_differently_are_not_mixed(
+    tmp_path: Path, models: Any, facts: Path, capsys: Any
+) -> None:
+    asked = command(tmp_path / "out", models, facts)
+    asked = [a for a in asked if a != "--set" and "=" not in a]
+    assert cli.main([*asked, "--presets", "default", "released"]) == 2
+    assert "run them one by one" in capsys.readouterr().err
+
+
+def test_headlines_name_analyses_and_take_their_rows() -> None:
+    assert set(HEADLINES) - {"complexity_of_models"} == set(ANALYSES)
+    e = Estimate(1, 0, 2, 3)
+    every = [
+        Row.of("drop", "D", (("on", "all"), ("query", "clean")), e),
+        Row.of("drop", "D", (("on", "all"), ("query", "word")), e),
+        Row.of("drop", "N", (("query", "clean"),), e),
+        Row.of("other", "D", (("on", "all"), ("query", "clean")), e),
+    ]
+    table: Any = type("T", (), {"rows": every})
+    assert Headline("drop", "", {"query": "clean|word"}).rows(table) == every[:3]
+    assert Headline("drop", "", {"on": ""}).rows(table) == [every[2]]
+    assert Headline("drop", "", {}, ("N",)).rows(table) == [every[2]]
+    assert Headline("drop", "").labels(every[:2]) == ["clean, D", "word, D"]
+    assert Headline("drop", "").labels(every[:3]) == ["all, clean, D", "all, word, D", "clean, N"]
