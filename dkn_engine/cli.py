@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dkn_engine import analysis_commands, commands
+from dkn_engine import analysis_commands, commands, grid_commands
 from dkn_engine.console import detach_broken_pipes
 from dkn_engine.errors import DknError, UserError
 from dkn_engine.report.html import CARDS, FACT_FIGURES
@@ -27,10 +27,9 @@ examples:
   dkn-engine find --model demo --facts demo --limit 8 --out runs/first
   dkn-engine report runs/first
   dkn-engine analyze clusterers --model demo --facts demo
+  dkn-engine analyze all --models demo --facts demo --out runs/analyses
   dkn-engine info
 """
-_FIND_EXAMPLES = """\
-examples:
 _ANALYSES = {
     "robustness": "suppress and enhance neurons under clean and perturbed queries",
     "fact-check": "tell true statements from false ones by neurons' attributions",
@@ -38,6 +37,8 @@ _ANALYSES = {
     "complexity": "degeneracy of the same facts in short and long texts",
     "sharing": "how much of a component other facts share",
 }
+_FIND_EXAMPLES = """\
+examples:
   dkn-engine find --model demo --facts demo --out runs/first
   dkn-engine find --model gpt2 --facts facts.jsonl --limit 100 --out runs/gpt2
   dkn-engine find --model demo --facts demo --out runs/paper --preset paper \\
@@ -140,8 +141,6 @@ def _add_find(subparsers: Any) -> None:
         metavar="R",
         help="use facts of this relation only; may be repeated",
     )
-    _add_output(find)
-
     find.add_argument(
         "--where",
         metavar="known>P",
@@ -154,16 +153,82 @@ def _add_find(subparsers: Any) -> None:
         metavar="N",
         help="compute in N processes of --threads threads, 1 if not given",
     )
+    _add_output(find)
+
 
 def _add_analyze(subparsers: Any) -> None:
     analyze = subparsers.add_parser(
         "analyze",
         formatter_class=_Help,
-        help="run one of the paper's analyses",
-        description="Run one of the paper's analyses.",
+        help="run the paper's analyses, one or all",
+        description="Run the paper's analyses, one or all.",
     )
     analyses = analyze.add_subparsers(title="analyses", metavar="ANALYSIS", required=True)
+    _add_all(analyses)
+    for name, words in _ANALYSES.items():
+        _add_single(analyses, name, words)
     _add_clusterers(analyses)
+
+
+def _add_all(analyses: Any) -> None:
+    every = analyses.add_parser(
+        "all",
+        formatter_class=_Help,
+        help="every analysis of every model, facts and preset",
+        description="Find DKNs and make every analysis for every model, file of facts and preset,\n"
+        "with tables, figures and a page. What is there already is not made again.",
+    )
+    every.set_defaults(command=grid_commands.every)
+    add = every.add_argument
+    add("--models", required=True, nargs="+", metavar="M", help="'demo', hub ids or local paths")
+    add("--facts", required=True, nargs="+", metavar="F", help="'demo' or files of facts")
+    add(
+        "--presets",
+        nargs="+",
+        default=["default"],
+        choices=tuple(PRESETS),
+        metavar="P",
+        help=f"of settings: {', '.join(PRESETS)} (default: default)",
+    )
+    add(
+        "--analyses",
+        nargs="+",
+        choices=tuple(name.replace("-", "_") for name in _ANALYSES),
+        metavar="A",
+        help=f"make these only: {', '.join(n.replace('-', '_') for n in _ANALYSES)}",
+    )
+    every.set_defaults(config=None)
+    _add_changes(every)
+    _add_reading(every)
+    _add_analysis(every)
+    _add_new_facts(every)
+    _add_output(every)
+
+
+def _add_single(analyses: Any, name: str, words: str) -> None:
+    single = analyses.add_parser(
+        name, formatter_class=_Help, help=words, description=f"{words[0].upper()}{words[1:]}."
+    )
+    single.set_defaults(
+        command=grid_commands.single, analysis=name.replace("-", "_"), new_facts=None
+    )
+    _add_input(single)
+    _add_analysis(single)
+    if name == "evolvability":
+        _add_new_facts(single)
+    _add_output(single)
+
+
+def _add_analysis(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--out", required=True, metavar="DIR", type=Path, help="for runs, tables and the page")
+    add("--draws", type=_positive, metavar="N", help="of random neurons")
+
+
+def _add_new_facts(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--new-facts", metavar="FILE", help="for evolvability to teach (default: made-up ones)"
+    )
 
 
 def _add_clusterers(analyses: Any) -> None:
@@ -194,14 +259,17 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", required=True, help="'demo', a hub id or a local path")
     add("--facts", required=True, help="'demo' or a file of facts")
-    add("--format", default="auto", choices=FORMATS, help="of the facts (default: auto)")
-    add("--limit", type=_positive, metavar="N", help="use the first N facts only")
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--preset", default="default", choices=tuple(PRESETS), help="of settings (default: default)"
     )
     source.add_argument("--config", metavar="FILE", help="settings from a .toml or .json file")
-    add(
+    _add_changes(parser)
+    _add_reading(parser)
+
+
+def _add_changes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
@@ -209,6 +277,13 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="change one setting, as in selection.threshold=0.1; may be repeated",
     )
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    """How facts and models are read."""
+    add = parser.add_argument
+    add("--format", default="auto", choices=FORMATS, help="of the facts (default: auto)")
+    add("--limit", type=_positive, metavar="N", help="use the first N facts only")
     add("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     add("--dtype", default="auto", choices=DTYPES, help="of the weights (default: auto)")
     add("--threads", type=_positive, metavar="N", help="CPU threads of torch")
