@@ -95,7 +95,9 @@ def complexity(
 def degeneracy_samples(group: str, name: str, results: Sequence[FactResult]) -> Iterator[Sample]:
     """What :func:`dkn_engine.find_dkns` found, fact by fact, as figures of one group.
 
-    ``known`` is of every fact that could be asked; everything else of the known ones. Partial
+    ``known`` is of every fact that could be asked; everything else of the known ones.
+    ``relative_persistence`` is persistence / death, which has no unit, so that it can be compared
+    between models. Partial
     drop, full drop and redundancy are those of all candidates (two or more; under the condition
     ``sets``), and again of the DKN beside random sets matched to it, as groups ``D`` and ``Rnd``
     under the condition ``name=group``.
@@ -126,12 +128,15 @@ def degeneracy_samples(group: str, name: str, results: Sequence[FactResult]) -> 
 def _figures(r: FactResult) -> dict[str, float]:
     sizes = [len(c.neurons) for c in r.components]
     persistence = [c.persistence for c in r.components]
+    # Heights are positive: a component of two neurons or more has merged.
+    relative = [c.persistence / c.death for c in r.components if c.death > 0]
     return {
         "probability": r.probability,
         "knowledge_neurons": len(r.neurons),
         "components": len(sizes),
         "component_size": float(np.mean(sizes)) if sizes else math.nan,
         "persistence": float(np.mean(persistence)) if sizes else math.nan,
+        "relative_persistence": float(np.mean(relative)) if relative else math.nan,
         "degenerate": float(r.is_degenerate),
         "dkn_components": len(r.dkn) if r.is_degenerate else math.nan,
     }

@@ -304,6 +304,8 @@ def test_samples_of_one_result() -> None:
         "components": 2,
         "component_size": 3.0,
         "persistence": 2.0,
+        # 3 / 3.5 and 1 / 1.5
+        "relative_persistence": pytest.approx((6 / 7 + 2 / 3) / 2),
         "degenerate": 1.0,
         "dkn_components": 2,
     }
@@ -352,6 +354,8 @@ def test_a_degenerate_model_is_told_from_one_that_is_not(found: list[FactResult]
     trend = table.row("degenerate", TREND)
     assert (trend.mean, trend.ci_low, trend.ci_high, trend.n) == (-1.0, -1.0, -1.0, COPIES - 1)
     assert table.row("components", TREND).mean == -1.0
+    assert "relative_persistence" in {r.figure for r in table.rows}
+    assert "persistence" not in {r.figure for r in table.rows}  # its unit is the model's own
     assert table.settings["known"] == {"either": COPIES, "both": COPIES - 1}
 
 
