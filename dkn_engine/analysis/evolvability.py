@@ -47,14 +47,15 @@ def evolvability(
     *,
     seed: int = 0,
     n_random: int = 3,
-    steps: int = 15,
+    steps: int = 20,
+    stop_loss: float | None = 0.1,
     lr: float | Mapping[str, float] | None = None,
     rates: Mapping[str, Sequence[float]] = RATES,
-    rate_steps: int = 5,
+    rate_steps: int = 8,
     batch_size: int | None = None,
     n_rephrased: int = 2,
     shares: Sequence[float] = (0.01, 0.05),
-    threshold: float = 0.5,
+    threshold: float = 0.8,
     checkpoint: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Table:
@@ -72,11 +73,15 @@ def evolvability(
             packaged made-up facts, ``load_facts("demo-new")``.
         seed: of draws, of the order of facts and of resampling.
         n_random: draws of Rnd, each of which is trained.
-        steps: of each training.
-        lr: learning rate, or one for ``neurons`` (D, N, Rnd) and one for ``whole`` (all MLP
-            neurons, all weights). None: chosen of ``rates`` for each of the two, by the lowest loss
-            on the new facts after ``rate_steps`` steps of another random draw (of a draw matched to
-            N without any DKN), or of all weights.
+        steps: of each training, at most.
+        stop_loss: a training ends when the loss of the new facts (mean negative log-probability
+            of an answer token) is this or less, so that sets are compared at equal learning; None:
+            after all steps.
+        lr: learning rate, or one for ``D`` (and Rnd), one for ``N`` and one for ``whole`` (all MLP
+            neurons, all weights). None: chosen of ``rates`` for each: the smallest with which the
+            loss is ``stop_loss`` or less after ``rate_steps`` steps, else that of the lowest loss.
+            For D and N it is decided on a further random draw, matched to each by layer, so for no
+            set that is compared; for ``whole`` on all weights.
         rates: to be chosen from.
         rate_steps: steps of the trainings that decide.
         batch_size: facts a step; None: all.
@@ -104,28 +109,29 @@ def evolvability(
     chosen = list(load_facts("demo-new") if new_facts is None else new_facts)
     asked = _Asked(model, tokenizer, chosen, [g.fact for g in groups], n_rephrased)
     sets = _sets(groups, layout.width, n_random, seed)
-    rule = _Rule(lr, rates, rate_steps)
+    rule = _Rule(lr, rates, rate_steps, stop_loss)
     trainer = _Trainer(
         model,
         tokenizer,
         asked.new,
-        {"batch_size": batch_size, "seed": seed},
-        _Steps(len(sets.trained) * steps + rule.total(), progress),
+        {"stop_loss": stop_loss, "batch_size": batch_size, "seed": seed},
+        _Steps(len(sets.trained) * steps + rule.total(sets), progress),
     )
     chosen_rates, losses = rule.choose(trainer, sets)
     answers = {"none": asked.ask(model)}
-    changes = {}
+    changes, taken = {}, {}
     for name, trainable in sets.trained.items():
-        rate = chosen_rates["whole" if isinstance(trainable, str) else "neurons"]
+        rate = chosen_rates[_kind(name)]
         where = None if checkpoint is None else Path(checkpoint) / name.replace(" ", "-")
         with trainer.trained(trainable, steps=steps, lr=rate, checkpoint=where) as training:
-            answers[name] = asked.ask(model)
+            answers[name], taken[name] = asked.ask(model), len(training.losses)
             if isinstance(trainable, str):
                 changes[name] = training.neuron_change()
-    trainer.progress.finish()
     rows, comparisons = _overlaps(sets, changes, shares, threshold)
     settings = {
         "steps": steps,
+        "stop_loss": stop_loss,
+        "steps_taken": taken,
         "lr": chosen_rates,
         "loss_by_rate": losses,
         "rate_steps": rate_steps,
@@ -239,14 +245,14 @@ class _Sets:
     Attributes:
         compared: neurons of D (if there are any) and N.
         draws: of Rnd.
-        probe: another draw, on which a learning rate is chosen.
+        probes: for each kind of set what a learning rate is chosen on: another draw.
         trained: everything, by the name of its training.
         n_facts: facts that ``compared`` is pooled over.
     """
 
     compared: dict[str, Neurons]
     draws: tuple[Neurons, ...]
-    probe: Neurons
+    probes: dict[str, Trainable]
     n_facts: int
     trained: dict[str, Trainable] = field(init=False)
 
@@ -261,35 +267,34 @@ def _sets(groups: Sequence[NeuronGroups], width: int, n_random: int, seed: int) 
     pooled = list(with_dkn(groups)) or list(groups)
     d, n = union([g.d for g in pooled]), union([g.n for g in pooled])
     compared = {"D": d, "N": n} if len(d) else {"N": n}
-    matched = d if len(d) else n
 
-    def draw(*names: str) -> Neurons:
+    def draw(matched: Neurons, *names: str) -> Neurons:
         rng = generator(seed, "evolvability", *names)
         return sort_neurons(random_sets([matched], located, width, rng)[0])
 
-    draws = tuple(draw("Rnd", str(i)) for i in range(n_random)) if len(d) else ()
-    return _Sets(compared, draws, draw("probe"), len(pooled))
+    draws = tuple(draw(d, "Rnd", str(i)) for i in range(n_random)) if len(d) else ()
+    probes = {name: draw(neurons, "probe", name) for name, neurons in compared.items()}
+    return _Sets(compared, draws, {**probes, "whole": "all"}, len(pooled))
+
+
+def _kind(name: str) -> str:
+    """Which learning rate a training has."""
+    if name in {"mlp", "all"}:
+        return "whole"
+    return "N" if name == "N" else "D"
 
 
 class _Steps:
-    """Progress over several trainings."""
+    """Progress over several trainings, each of which ends with all of its steps."""
 
     def __init__(self, total: int, progress: Callable[[int, int], None] | None) -> None:
-        self._total, self._progress, self._done = total, progress, 0
+        self._total, self._progress, self._before = total, progress, 0
 
-    def __call__(self, _done: int, _steps: int) -> None:
-        self._done += 1
-        self._report()
-
-    def finish(self) -> None:
-        """Steps that need not be taken (of trainings that diverged, or are complete) count too."""
-        if self._done < self._total:
-            self._done = self._total
-            self._report()
-
-    def _report(self) -> None:
+    def __call__(self, done: int, steps: int) -> None:
         if self._progress is not None:
-            self._progress(self._done, self._total)
+            self._progress(self._before + done, self._total)
+        if done == steps:
+            self._before += steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -322,15 +327,18 @@ class _Rule:
     lr: float | Mapping[str, float] | None
     rates: Mapping[str, Sequence[float]]
     steps: int
+    enough: float | None
 
     def __post_init__(self) -> None:
         name, given = ("rates", self.rates) if self.lr is None else ("lr", self.lr)
         if isinstance(given, Mapping) and (set(given) != set(KINDS) or not all(given.values())):
             raise UserError(f"{name} must have a value for each of {', '.join(KINDS)}; got {given}")
 
-    def total(self) -> int:
+    def total(self, sets: _Sets) -> int:
         """Steps that choosing takes."""
-        return 0 if self.lr is not None else self.steps * sum(len(r) for r in self.rates.values())
+        if self.lr is not None:
+            return 0
+        return self.steps * sum(len(self.rates[kind]) for kind in sets.probes)
 
     def choose(
         self, trainer: _Trainer, sets: _Sets
@@ -339,25 +347,22 @@ class _Rule:
         if isinstance(self.lr, Mapping):
             return dict(self.lr), {}
         if self.lr is not None:
-            return dict.fromkeys(KINDS, self.lr), {}
-        probes: dict[str, Trainable] = {"neurons": sets.probe, "whole": "all"}
+            return dict.fromkeys(sets.probes, self.lr), {}
         losses = {
             kind: loss_by_rate(
                 trainer.model,
                 trainer.tokenizer,
                 trainer.facts,
-                probes[kind],
+                probe,
                 self.rates[kind],
                 steps=self.steps,
                 progress=trainer.progress,
                 **trainer.common,
             )
-            for kind in KINDS
+            for kind, probe in sets.probes.items()
         }
-        shown = {
-            kind: {f"{r:g}": loss for r, loss in found.items()} for kind, found in losses.items()
-        }
-        return {kind: best_rate(found) for kind, found in losses.items()}, shown
+        chosen = {kind: best_rate(found, self.enough) for kind, found in losses.items()}
+        return chosen, {k: {f"{r:g}": x for r, x in found.items()} for k, found in losses.items()}
 
 
 def _samples(answers: Mapping[str, Answer], sets: _Sets) -> Iterator[Sample]:

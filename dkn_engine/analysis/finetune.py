@@ -51,7 +51,7 @@ class FineTuning:
     """A model while it is changed by training.
 
     Attributes:
-        losses: float64 ``[steps]``, of each step's facts before the step: mean negative
+        losses: float64 ``[steps taken]``, of each step's facts before the step: mean negative
             log-probability of an answer token.
         n_trainable: weights that could change.
         n_state: values that the optimiser holds, its counts of steps aside.
@@ -80,6 +80,7 @@ def finetuned(
     *,
     steps: int,
     lr: float,
+    stop_loss: float | None = None,
     batch_size: int | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
@@ -98,14 +99,15 @@ def finetuned(
         facts: prompts and answers; their paraphrases are not trained on.
         trainable: neurons int ``[n, 2]`` (layer, index): their rows of the gate and up projections
             (with biases) and of the down projection; ``"mlp"``: those of all neurons; ``"all"``.
-        steps: of the optimiser.
+        steps: of the optimiser, at most.
         lr: learning rate.
+        stop_loss: the first step before which the loss of its facts is this or less is the last.
         batch_size: facts a step, drawn without replacement until all were seen; None: all.
         seed: of the order of facts.
         checkpoint: directory of the training's state. What is found there goes on, to the same
             weights, bit for bit, as without the interruption.
         checkpoint_every: steps from one state to the next; the last step's is always kept.
-        progress: called as ``progress(done, steps)``.
+        progress: called as ``progress(done, steps)``; at the end with ``done == steps``.
 
     Yields:
         What was trained; the model carries the trained weights until the block ends or raises.
@@ -116,7 +118,7 @@ def finetuned(
         UnsupportedModelError: a layout that the engine does not know.
         DknError: a weight changed that should not have; Diverged: the loss is not finite.
     """
-    _check(facts, steps, lr, batch_size, checkpoint_every)
+    _check(facts, steps, lr, stop_loss, batch_size, checkpoint_every)
     layout = find_layout(model)
     config = FactsConfig()
     sequences = [
@@ -124,7 +126,7 @@ def finetuned(
         for f in facts
     ]
     with _borrowed(model, layout, trainable) as blocks:
-        plan = _Plan(sequences, steps, float(lr), batch_size, seed)
+        plan = _Plan(sequences, steps, float(lr), stop_loss, batch_size, seed)
         keeper = None
         rest = digest_of_rest(model, blocks)
         if checkpoint is not None:
@@ -141,7 +143,12 @@ def finetuned(
 
 
 def _check(
-    facts: Sequence[Fact], steps: int, lr: float, batch_size: int | None, every: int
+    facts: Sequence[Fact],
+    steps: int,
+    lr: float,
+    stop_loss: float | None,
+    batch_size: int | None,
+    every: int,
 ) -> None:
     if not facts:
         raise UserError("facts must hold at least one fact to train on; got none")
@@ -149,8 +156,9 @@ def _check(
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
         if not whole and not (name == "batch_size" and value is None):
             raise UserError(f"{name} must be an integer of 1 or more; got {value!r}")
-    if isinstance(lr, bool) or not isinstance(lr, int | float) or not 0 < lr < math.inf:
-        raise UserError(f"lr must be a positive number; got {lr!r}")
+    for name, real in (("lr", lr), ("stop_loss", 1.0 if stop_loss is None else stop_loss)):
+        if isinstance(real, bool) or not isinstance(real, int | float) or not 0 < real < math.inf:
+            raise UserError(f"{name} must be a positive number; got {real!r}")
 
 
 @contextlib.contextmanager
@@ -171,6 +179,7 @@ class _Plan:
     sequences: Sequence[AnswerSequence]
     steps: int
     lr: float
+    stop_loss: float | None
     batch_size: int | None
     seed: int
 
@@ -180,9 +189,15 @@ class _Plan:
             "facts": hashlib.sha256(tokens.encode()).hexdigest(),
             "steps": self.steps,
             "lr": self.lr,
+            "stop_loss": self.stop_loss,
             "batch_size": self.batch_size,
             "seed": self.seed,
         }
+
+    def done(self, losses: Sequence[float]) -> bool:
+        """Whether the step of the last of these losses is the last one."""
+        last = losses[-1] if losses and self.stop_loss is not None else math.inf
+        return len(losses) >= self.steps or (self.stop_loss is not None and last <= self.stop_loss)
 
     def batch(self, step: int) -> list[AnswerSequence]:
         """The facts of a step, which depend on nothing but the seed and the step."""
@@ -218,18 +233,21 @@ def _train(
     )
     with guest(model, grad=True), differentiable(layout, blocks):
         losses = [] if keeper is None else keeper.checkpoint.load(blocks, optimiser).tolist()
-        for step in range(len(losses), plan.steps):
-            losses.append(_gradients(model, blocks, plan.batch(step)))
+        if progress is not None and plan.done(losses):
+            progress(plan.steps, plan.steps)
+        while not plan.done(losses):
+            losses.append(_gradients(model, blocks, plan.batch(len(losses))))
             if not math.isfinite(losses[-1]):
                 raise Diverged(
-                    f"fine-tuning: the loss is {losses[-1]} before step {step + 1}; "
+                    f"fine-tuning: the loss is {losses[-1]} before step {len(losses)}; "
                     "a smaller lr may help"
                 )
             _step(optimiser, blocks)
-            if keeper is not None and ((step + 1) % keeper.every == 0 or step + 1 == plan.steps):
+            done = plan.done(losses)
+            if keeper is not None and (done or len(losses) % keeper.every == 0):
                 keeper.checkpoint.save(blocks, optimiser, losses)
             if progress is not None:
-                progress(step + 1, plan.steps)
+                progress(plan.steps if done else len(losses), plan.steps)
     n_state = sum(
         value.numel()
         for state in optimiser.state.values()

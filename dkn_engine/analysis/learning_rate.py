@@ -1,4 +1,4 @@
-"""Learning rates by a rule: of a few, the one after which the trained facts are likeliest."""
+"""Learning rates by a rule: of a few, the smallest with which the facts are learnt in time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dkn_engine.analysis.answers import read_answers
-from dkn_engine.analysis.finetune import Diverged, finetuned
+from dkn_engine.analysis.finetune import Diverged, Progress, finetuned
 from dkn_engine.analysis.trainable import Trainable
 from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import FactsConfig
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-# Kinds of trainable sets: some thousand weights need larger steps than all of a model's.
-KINDS = ("neurons", "whole")
+# Kinds of trainable sets: the fewer weights, the larger the steps they need. Rnd goes with D.
+KINDS = ("D", "N", "whole")
 RATES: Mapping[str, Sequence[float]] = {
-    "neurons": (3e-3, 1e-2, 3e-2),
+    "D": (3e-3, 1e-2, 3e-2),
+    "N": (1e-3, 3e-3, 1e-2),
     "whole": (3e-5, 1e-4, 3e-4),
 }
 
@@ -34,6 +35,9 @@ def loss_by_rate(
     facts: Sequence[Fact],
     trainable: Trainable,
     rates: Sequence[float],
+    *,
+    steps: int,
+    progress: Progress | None = None,
     **training: Any,
 ) -> dict[float, float]:
     """Loss of the facts after a training at each rate, infinite where it diverged.
@@ -41,7 +45,7 @@ def loss_by_rate(
     Args:
         model, tokenizer, facts, trainable: of :func:`dkn_engine.analysis.finetune.finetuned`.
         rates: to be tried.
-        training: its other arguments.
+        steps, progress, training: its other arguments.
 
     Returns:
         Mean negative log-probability of an answer token, by rate.
@@ -55,10 +59,21 @@ def loss_by_rate(
     found = {}
     for rate in rates:
         try:
-            with finetuned(model, tokenizer, facts, trainable, lr=rate, **training):
+            with finetuned(
+                model,
+                tokenizer,
+                facts,
+                trainable,
+                lr=rate,
+                steps=steps,
+                progress=progress,
+                **training,
+            ):
                 probability = read_answers(model, sequences).probability
         except Diverged:
             found[rate] = math.inf
+            if progress is not None:
+                progress(steps, steps)
             continue
         with np.errstate(divide="ignore"):
             loss = -float(np.log(probability).sum()) / n_tokens
@@ -66,12 +81,17 @@ def loss_by_rate(
     return found
 
 
-def best_rate(losses: Mapping[float, float]) -> float:
-    """The rate of the lowest loss, the smallest of equal ones.
+def best_rate(losses: Mapping[float, float], enough: float | None = None) -> float:
+    """The smallest rate whose loss is ``enough`` or less; without one, that of the lowest loss.
+
+    Of equal losses the smallest rate counts.
 
     Raises:
         UserError: every training diverged.
     """
+    good = [rate for rate, loss in losses.items() if enough is not None and loss <= enough]
+    if good:
+        return min(good)
     rate = min(losses, key=lambda r: (losses[r], r))
     if not math.isfinite(losses[rate]):
         raise UserError(f"rates: fine-tuning diverged at every one of {sorted(losses)}")

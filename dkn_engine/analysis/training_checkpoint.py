@@ -50,7 +50,7 @@ class Checkpoint:
         index = {"format": _FORMAT, "state": name, "identity": dict(self.identity)}
         text = json.dumps(index, indent=1) + "\n"
         write_files(self.directory, {name: save(tensors), _INDEX: text.encode()})
-        for old in self.directory.glob("step-*.safetensors"):
+        for old in self.directory.glob("step-*"):
             if old.name != name:
                 old.unlink()
 

@@ -70,7 +70,7 @@ def result(planted: Any, degenerate: bool) -> FactResult:
 
 
 RESULTS = [result(EITHER, True), result(BOTH, False)]
-HOW: dict[str, Any] = {"n_random": 2, "steps": 25, "lr": 0.02, "threshold": 0.0}
+HOW: dict[str, Any] = {"n_random": 2, "steps": 25, "lr": 0.02, "stop_loss": None, "threshold": 0.0}
 MOVED = "above 0 of the largest"
 
 
@@ -161,7 +161,7 @@ def test_overlap_with_what_changed(table: Table) -> None:
 def test_settings_and_notes_say_what_was_done(table: Table) -> None:
     n = len(EITHER.neurons)
     assert table.settings["neurons"] == {"D": n, "N": n}
-    assert table.settings["lr"] == {"neurons": 0.02, "whole": 0.02}
+    assert table.settings["lr"] == {"D": 0.02, "N": 0.02, "whole": 0.02}
     expected = {"new": len(NEW), "new but answered before training": 0, "old": 2}
     assert table.settings["facts"] == expected | {"rephrased prompts": 2 * len(NEW)}
     assert any("pooled over 1 facts with a DKN" in note for note in table.notes)
@@ -227,23 +227,56 @@ def test_new_facts_that_are_answered_are_left_out(model: Any) -> None:
     assert any("1 rephrased prompts cannot" in note for note in found.notes)
 
 
-def test_the_learning_rate_is_the_best_of_the_grid(model: Any) -> None:
-    rates = {"neurons": (1e-3, 0.02, 1e30), "whole": (0.01,)}
-    how = {"n_random": 1, "steps": 2, "rate_steps": 4, "rates": rates}
-    found = evolvability(planted_model(), words_tokenizer(), FACTS, RESULTS, NEW, **how)
+def test_the_learning_rate_is_chosen_of_the_grid(model: Any) -> None:
+    counted: list[int] = []
+    rates = {"D": (1e-3, 0.02, 1e30), "N": (0.01,), "whole": (0.005, 0.01, 0.02)}
+    how: dict[str, Any] = {"n_random": 1, "steps": 2, "rate_steps": 4, "rates": rates}
+    guest = planted_model()
+    found = evolvability(
+        guest,
+        words_tokenizer(),
+        FACTS,
+        RESULTS,
+        NEW,
+        stop_loss=2.0,
+        progress=lambda n, _: counted.append(n),
+        **how,
+    )
     losses = found.settings["loss_by_rate"]
-    assert losses["neurons"].keys() == {"0.001", "0.02", "1e+30"}
-    best = min(losses["neurons"], key=losses["neurons"].get)
-    assert found.settings["lr"] == {"neurons": float(best), "whole": 0.01}
-    tried = loss_by_rate(planted_model(), words_tokenizer(), NEW, "all", (0.01,), steps=4)
-    assert losses["whole"] == {"0.01": tried[0.01]}
+    assert losses["D"].keys() == {"0.001", "0.02", "1e+30"}
+    tried = loss_by_rate(
+        guest, words_tokenizer(), NEW, "all", rates["whole"], steps=4, stop_loss=2.0
+    )
+    assert losses["whole"] == {f"{r:g}": loss for r, loss in tried.items()}
+    # Random neurons do not learn it in four steps, so the lowest loss decides; all weights do.
+    assert min(losses["D"].values()) > 2
+    best = min(losses["D"], key=losses["D"].get)
+    enough = min(float(r) for r, loss in losses["whole"].items() if loss <= 2)
+    assert found.settings["lr"] == {"D": float(best), "N": 0.01, "whole": enough}
+    assert counted == sorted(counted)
+    assert counted[-1] == 7 * 4 + 5 * 2
 
 
-def test_the_lowest_loss_decides() -> None:
-    assert best_rate({0.1: 2.0, 0.2: 1.0, 0.3: math.inf}) == 0.2
+def test_sets_are_compared_at_equal_learning(model: Any) -> None:
+    found = evolvability(
+        model, words_tokenizer(), FACTS, RESULTS, NEW, **(HOW | {"steps": 60, "stop_loss": 0.2})
+    )
+    taken = found.settings["steps_taken"]
+    assert taken["Rnd 1"] == taken["Rnd 2"] == 60  # dead neurons never get there
+    for group in ("D", "N", "mlp", "all"):
+        assert taken[group] < 60
+        # The step that was the last lowers it further.
+        loss = -np.log(found.row("probability", group, query="Q_new").mean)
+        assert 0 < loss < 0.2
+
+
+def test_the_smallest_rate_that_is_good_enough_decides() -> None:
+    losses = {0.1: 2.0, 0.2: 1.0, 0.3: 0.5, 0.4: math.inf}
+    assert best_rate(losses, enough=1.0) == 0.2
+    assert best_rate(losses, enough=0.4) == best_rate(losses) == 0.3
     assert best_rate({0.3: 1.0, 0.1: 1.0, 0.2: 1.5}) == 0.1
     with pytest.raises(UserError, match="diverged at every one"):
-        best_rate({0.1: math.inf})
+        best_rate({0.1: math.inf}, enough=1.0)
 
 
 def test_loss_by_rate_is_the_loss_after_training(model: Any) -> None:
@@ -285,8 +318,8 @@ def test_a_stopped_analysis_goes_on(tmp_path: Path, model: Any, table: Table) ->
     )
     assert again.samples == table.samples
     assert again.rows == table.rows
-    # Fifteen steps of the fourth training were left, and two trainings.
-    assert counted == [*range(1, 15 + 50 + 1), 150]
+    # Three trainings were complete, and ten steps of the fourth.
+    assert counted == [25, 50, 75, *range(86, 151)]
     with pytest.raises(RunDirectoryError, match="its steps is"):
         evolvability(model, words_tokenizer(), FACTS, RESULTS, NEW, **(how | {"steps": 3}))
 
@@ -297,8 +330,8 @@ def test_a_stopped_analysis_goes_on(tmp_path: Path, model: Any, table: Table) ->
         ({"new_facts": []}, "new_facts must hold at least one"),
         ({"new_facts": [NEW[0], NEW[0]]}, "'new-0' twice"),
         ({"new_facts": FACTS}, "it answers all of the 2"),
-        ({"lr": {"neurons": 0.1}}, "lr must have a value for each of neurons, whole"),
-        ({"lr": None, "rates": {"neurons": (), "whole": (0.1,)}}, "rates must have a value"),
+        ({"lr": {"D": 0.1}}, "lr must have a value for each of D, N, whole"),
+        ({"lr": None, "rates": {"D": (), "N": (0.1,), "whole": (0.1,)}}, "rates must have a value"),
         (
             {"results": [dataclasses.replace(r, status="not_known") for r in RESULTS]},
             "that the model",
@@ -358,7 +391,7 @@ def test_packaged_new_facts_are_new_and_rephrased() -> None:
 
 
 def test_the_demo_model_answers_no_new_fact() -> None:
-    model, tokenizer = dkn.load_model("demo")
+    model, tokenizer = dkn.load_model("demo", device="cpu")
     facts = dkn.load_facts("demo-new")
     config = FactsConfig()
     asked = [encode_sequence(model, tokenizer, f.prompt, f.answer, config=config) for f in facts]

@@ -260,7 +260,7 @@ def test_a_training_that_was_killed_goes_on(
     ):
         pass
     assert len(list((tmp_path / "run").iterdir())) == 2  # one state and its index
-    for expected_steps in ([5, 6, 7], []):  # goes on; then it is complete
+    for expected_steps in ([5, 6, 7], [7]):  # goes on; then it is complete
         done: list[int] = []
         with finetuned(
             model,
@@ -292,6 +292,7 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
         "facts": {"facts": FACTS[:2]},
         "trained weights": {"trainable": NEURONS[::2]},
         "lr": {"lr": 0.02},
+        "stop_loss": {"stop_loss": 0.1},
         "steps": {"steps": 3},
         "seed": {"seed": 1},
         "batch_size": {"batch_size": 2},
@@ -330,6 +331,24 @@ def test_a_broken_checkpoint_is_one_line(tmp_path: Path) -> None:
         run()
     index.write_text(text_)
     run()
+
+
+def test_training_stops_when_the_loss_is_low_enough(tmp_path: Path) -> None:
+    model = tiny("gpt2", torch.float32)
+    how: dict[str, Any] = {"lr": 0.01, "checkpoint_every": 100}
+    with finetuned(model, words_tokenizer(), FACTS, "mlp", steps=8, **how) as training:
+        losses = training.losses
+    assert (np.diff(losses) < 0).all()
+    with finetuned(model, words_tokenizer(), FACTS, "mlp", steps=6, **how):
+        expected = weights(model)
+    how |= {"steps": 8, "stop_loss": float(losses[5]), "checkpoint": tmp_path}
+    for counted in ([1, 2, 3, 4, 5, 8], [8]):  # the second time from its state
+        done: list[int] = []
+        how["progress"] = lambda n, _, done=done: done.append(n)
+        with finetuned(model, words_tokenizer(), FACTS, "mlp", **how) as training:
+            assert training.losses.tolist() == losses[:6].tolist()
+            assert weights(model) == expected
+        assert done == counted
 
 
 def test_other_seeds_see_facts_in_another_order() -> None:
@@ -403,6 +422,7 @@ def test_change_of_a_neuron_is_relative_to_all_its_weights(name: str) -> None:
         ({"steps": 0}, "steps must be"),
         ({"lr": 0.0}, "lr must be"),
         ({"lr": float("nan")}, "lr must be"),
+        ({"stop_loss": -1.0}, "stop_loss must be"),
         ({"batch_size": 0}, "batch_size must be"),
         ({"checkpoint_every": True}, "checkpoint_every must be"),
         ({"facts": []}, "facts must hold"),
