@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dkn_engine.analysis import detection
 from dkn_engine.analysis.asking import yes_over_no
-from dkn_engine.analysis.detection import Bools, Reals
+from dkn_engine.analysis.detection import Reals
 from dkn_engine.analysis.groups import NeuronGroups, neuron_groups
 from dkn_engine.analysis.neuron_scores import (
     Sets,
@@ -21,6 +20,7 @@ from dkn_engine.analysis.neuron_scores import (
     mean_attributions,
     practical_sets,
 )
+from dkn_engine.analysis.scored import ASK, PROB, Scored
 from dkn_engine.analysis.statements import (
     FORMS,
     Form,
@@ -28,12 +28,12 @@ from dkn_engine.analysis.statements import (
     make_statements,
     packaged_templates,
 )
-from dkn_engine.analysis.table import Comparison, Conditions, Row, Sample, Table, tabulate
+from dkn_engine.analysis.table import Table, tabulate
 from dkn_engine.attribution.contexts import AnswerSequence
 from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import AttributionConfig, Config
 from dkn_engine.errors import FactError, UserError
-from dkn_engine.layout import find_layout
+from dkn_engine.layout import Layout, find_layout
 from dkn_engine.tokens import mask_token_id
 from dkn_engine.types import Fact, FactResult
 
@@ -42,9 +42,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SETTINGS = ("golden", "practical")
-OWN, SAME = "all", "with DKN"
-PROB = "prob"
-COMPARED = ("Rnd", "N", PROB)
 
 
 def fact_check(
@@ -124,37 +121,23 @@ def fact_check(
         raise UserError(f"none of the {len(facts)} facts can be stated both true and false")
     said = {s.fact_id for s in statements}
     stated = [f for f in facts if f.id in said]
-    folds = deal(stated, n_folds, seed)
     known = {g.fact.id: g for g in groups if g.fact.id in said}
+    folds = deal(stated, n_folds, seed)
     sets = {
         "golden": {i: golden_sets(g) for i, g in known.items()},
         "practical": practical_sets(
             stated, folds, known, relation_share, layout.width, n_random, seed
         ),
     }
-    mask_id = mask_token_id(tokenizer) if attribution.baseline == "masked" else None
-    means, probability = mean_attributions(
-        model,
-        layout,
-        [coder.encode(s.prompt, s.answer) for s in statements],
-        [_flat(sets, s.fact_id) for s in statements],
-        attribution,
-        mask_id,
-        None if progress is None else lambda done: progress(done, len(statements)),
-    )
-    scores = _neuron_scores(sets, statements, means, n_random)
-    with np.errstate(divide="ignore"):
-        shared = {PROB: np.log(probability)[None]}
+    scores = _scores(coder, layout, statements, sets, n_random, attribution, progress)
     for name, template in templates.items():
-        asked = yes_over_no(
-            model, tokenizer, [s.sentence for s in statements], template, config.facts
-        )
-        shared[f"ask {name}"] = asked[None]
-    bench = _Bench(statements, folds, seed, n_resamples)
+        sentences = [s.sentence for s in statements]
+        asked = yes_over_no(model, tokenizer, sentences, template, config.facts)[None]
+        for setting in SETTINGS:
+            scores[setting][f"{ASK}{name}"] = asked
+    bench = Scored(statements, folds, seed, n_resamples)
     measured = [
-        bench.measure(setting, form, {**scores[setting], **shared})
-        for setting in SETTINGS
-        for form in queries
+        bench.measure(setting, form, scores[setting]) for setting in SETTINGS for form in queries
     ]
     return tabulate(
         "fact_check",
@@ -232,6 +215,32 @@ def _flat(sets: _BySetting, fact_id: str) -> list[np.ndarray]:
     ]
 
 
+def _scores(
+    coder: _Coder,
+    layout: Layout,
+    statements: Sequence[Statement],
+    sets: _BySetting,
+    n_random: int,
+    attribution: AttributionConfig,
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, dict[str, Reals]]:
+    """By setting and scorer ``[draws, n_statements]``: D, N, Rnd and prob."""
+    masked = attribution.baseline == "masked"
+    means, probability = mean_attributions(
+        coder.model,
+        layout,
+        [coder.encode(s.prompt, s.answer) for s in statements],
+        [_flat(sets, s.fact_id) for s in statements],
+        attribution,
+        mask_token_id(coder.tokenizer) if masked else None,
+        None if progress is None else lambda done: progress(done, len(statements)),
+    )
+    found = _neuron_scores(sets, statements, means, n_random)
+    with np.errstate(divide="ignore"):
+        prob = np.log(probability)[None]
+    return {setting: {**scores, PROB: prob} for setting, scores in found.items()}
+
+
 def _neuron_scores(
     sets: _BySetting, statements: Sequence[Statement], means: Sequence[Reals], n_random: int
 ) -> dict[str, dict[str, Reals]]:
@@ -246,126 +255,6 @@ def _neuron_scores(
                 found[setting][group][: len(some), column] = values[at : at + len(some)]
                 at += len(some)
     return found
-
-
-@dataclass(frozen=True, eq=False)
-class _Measured:
-    samples: list[Sample]
-    rows: list[Row]
-    comparisons: list[Comparison]
-
-
-class _Bench:
-    """Measures scorers, ``[draws, n_statements]`` each, on the statements of one form."""
-
-    def __init__(
-        self,
-        statements: Sequence[Statement],
-        folds: Mapping[str, int],
-        seed: int,
-        n_resamples: int,
-    ) -> None:
-        self.seed, self.n_resamples = seed, n_resamples
-        self.facts = list(dict.fromkeys(s.fact_id for s in statements))
-        number = {fact_id: i for i, fact_id in enumerate(self.facts)}
-        self.form = np.array([s.form for s in statements])
-        self.fact = np.array([number[s.fact_id] for s in statements])
-        self.label = np.array([s.is_true for s in statements])
-        self.fold = np.array([folds[s.fact_id] for s in statements])
-
-    def measure(self, setting: str, form: str, scorers: Mapping[str, Reals]) -> _Measured:
-        under = (("setting", setting), ("query", form))
-        found = _Measured([], [], [])
-        usable = {name: self._usable(scores, form) for name, scores in scorers.items()}
-        for facts in (OWN, SAME):
-            conditions = (*under, ("facts", facts))
-            for name, scores in scorers.items():
-                where = usable[name] & usable["D"] if facts == SAME else usable[name]
-                if where.any():
-                    found.rows.extend(self._rows(name, scores, where, conditions))
-                if facts == OWN:
-                    found.samples.extend(self._ranked(name, scores, where, conditions))
-        for against in COMPARED:
-            where = usable["D"] & usable[against]
-            if where.any():
-                first, second = (self._auroc(scorers[n], where) for n in ("D", against))
-                gap = detection.gap(first, second, self._n(where))
-                e = gap.estimate
-                found.comparisons.append(
-                    Comparison(
-                        "auroc",
-                        "D",
-                        against,
-                        (*under, ("facts", SAME)),
-                        e.mean,
-                        e.ci_low,
-                        e.ci_high,
-                        e.n,
-                        gap.p_value,
-                    )
-                )
-        return found
-
-    def _usable(self, scores: Reals, form: str) -> Bools:
-        """Statements of the form whose facts have a score for each of them."""
-        missing = ~np.isfinite(scores).all(0)
-        bad = np.isin(self.fact, self.fact[missing & (self.form == form)])
-        found: Bools = (self.form == form) & ~bad
-        return found
-
-    def _n(self, where: Bools) -> int:
-        return len(np.unique(self.fact[where]))
-
-    def _weights(self, where: Bools) -> Reals:
-        """Resamples of the facts, as weights of their statements."""
-        _, fact = np.unique(self.fact[where], return_inverse=True)
-        return detection.resamples(self._n(where), self.seed, self.n_resamples)[:, fact]
-
-    def _auroc(self, scores: Reals, where: Bools) -> Reals:
-        weights, label = self._weights(where), self.label[where]
-        draws = [detection.auroc(s, label, weights) for s in scores[:, where]]
-        found: Reals = np.mean(draws, axis=0)
-        return found
-
-    def _rows(
-        self, name: str, scores: Reals, where: Bools, conditions: Conditions
-    ) -> Iterator[Row]:
-        n = self._n(where)
-        area = detection.summarise(self._auroc(scores, where), n)
-        yield Row.of("auroc", name, conditions, area)
-        yield from self._called(name, scores, where, conditions, "fitted", n)
-        if name.startswith("ask "):
-            yield from self._called(name, scores, where, conditions, "none", n)
-
-    def _called(
-        self,
-        name: str,
-        scores: Reals,
-        where: Bools,
-        conditions: Conditions,
-        threshold: str,
-        n: int,
-    ) -> Iterator[Row]:
-        weights, label = self._weights(where), self.label[where]
-        draws = []
-        for s in scores[:, where]:
-            limit = np.zeros(len(s))
-            if threshold == "fitted":
-                limit = detection.cross_fitted(s, label, self.fold[where])
-            draws.append(detection.precision_recall_f1(s > limit, label, weights))
-        for figure in draws[0]:
-            values = np.mean([d[figure] for d in draws], axis=0)
-            under = (*conditions, ("threshold", threshold))
-            yield Row.of(figure, name, under, detection.summarise(values, n))
-
-    def _ranked(
-        self, name: str, scores: Reals, where: Bools, conditions: Conditions
-    ) -> Iterator[Sample]:
-        for fact in np.unique(self.fact[where]):
-            mine = where & (self.fact == fact)
-            true, false = scores[:, mine & self.label], scores[:, mine & ~self.label]
-            right = (np.sign(true - false) + 1).mean() / 2
-            yield Sample(self.facts[fact], name, "ranked_right", float(right), conditions)
 
 
 def _notes(
