@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,6 +139,8 @@ def evolvability(
         "batch_size": batch_size,
         "n_random": n_random,
         "n_rephrased": n_rephrased,
+        "shares": list(shares),
+        "threshold": threshold,
         "facts": asked.counts(),
         "neurons": {name: len(neurons) for name, neurons in sets.compared.items()},
     }
@@ -342,8 +345,8 @@ class _Rule:
 
     def choose(
         self, trainer: _Trainer, sets: _Sets
-    ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-        """The rate of each kind of set, and the losses that decided by kind and rate."""
+    ) -> tuple[dict[str, float], dict[str, dict[str, float | None]]]:
+        """The rate of each kind of set, and the losses that decided; None where one diverged."""
         if isinstance(self.lr, Mapping):
             return dict(self.lr), {}
         if self.lr is not None:
@@ -362,7 +365,12 @@ class _Rule:
             for kind, probe in sets.probes.items()
         }
         chosen = {kind: best_rate(found, self.enough) for kind, found in losses.items()}
-        return chosen, {k: {f"{r:g}": x for r, x in found.items()} for k, found in losses.items()}
+        return chosen, {
+            kind: {
+                f"{rate:g}": loss if math.isfinite(loss) else None for rate, loss in found.items()
+            }
+            for kind, found in losses.items()
+        }
 
 
 def _samples(answers: Mapping[str, Answer], sets: _Sets) -> Iterator[Sample]:
@@ -412,6 +420,9 @@ def _notes(sets: _Sets, asked: _Asked, n_random: int) -> Iterator[str]:
         "Overlap: n counts neurons; the interval of chance is that of random sets, the interval of "
         "Rnd its smallest and largest draw, and p-values are exact."
     )
+    if "D" in sets.compared:
+        sizes = " and ".join(f"{name} {len(s)}" for name, s in sets.compared.items())
+        yield f"{sizes} neurons: what sets D and N apart may be their size."
     if asked.n_known:
         yield f"{asked.n_known} new facts were answered before training and are left out."
     if asked.n_unusable:

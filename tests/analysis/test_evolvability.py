@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import math
@@ -16,6 +17,7 @@ import dkn_engine as dkn
 from dkn_engine.analysis.answers import read_answers
 from dkn_engine.analysis.changed import overlap_rows, targets
 from dkn_engine.analysis.evolvability import evolvability
+from dkn_engine.analysis.files import from_json, to_json
 from dkn_engine.analysis.finetune import finetuned
 from dkn_engine.analysis.learning_rate import best_rate, loss_by_rate
 from dkn_engine.analysis.overlap import overlap
@@ -165,7 +167,8 @@ def test_settings_and_notes_say_what_was_done(table: Table) -> None:
     expected = {"new": len(NEW), "new but answered before training": 0, "old": 2}
     assert table.settings["facts"] == expected | {"rephrased prompts": 2 * len(NEW)}
     assert any("pooled over 1 facts with a DKN" in note for note in table.notes)
-    assert len(table.notes) == 3
+    assert any(f"D {n} and N {n} neurons" in note for note in table.notes)
+    assert len(table.notes) == 4
 
 
 def test_it_is_what_training_by_hand_gives(model: Any, table: Table) -> None:
@@ -242,19 +245,21 @@ def test_the_learning_rate_is_chosen_of_the_grid(model: Any) -> None:
         progress=lambda n, _: counted.append(n),
         **how,
     )
-    losses = found.settings["loss_by_rate"]
+    losses = copy.deepcopy(found.settings["loss_by_rate"])
     assert losses["D"].keys() == {"0.001", "0.02", "1e+30"}
     tried = loss_by_rate(
         guest, words_tokenizer(), NEW, "all", rates["whole"], steps=4, stop_loss=2.0
     )
     assert losses["whole"] == {f"{r:g}": loss for r, loss in tried.items()}
     # Random neurons do not learn it in four steps, so the lowest loss decides; all weights do.
+    assert losses["D"].pop("1e+30") is None  # diverged
     assert min(losses["D"].values()) > 2
     best = min(losses["D"], key=losses["D"].get)
     enough = min(float(r) for r, loss in losses["whole"].items() if loss <= 2)
     assert found.settings["lr"] == {"D": float(best), "N": 0.01, "whole": enough}
     assert counted == sorted(counted)
     assert counted[-1] == 7 * 4 + 5 * 2
+    assert from_json(to_json(found), Path("table.json"))[0].settings == found.settings
 
 
 def test_sets_are_compared_at_equal_learning(model: Any) -> None:
