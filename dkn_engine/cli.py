@@ -296,8 +296,8 @@ def _add_report(subparsers: Any) -> None:
         formatter_class=_Help,
         help="print a run's results, rewrite its summary, write its page",
         description="Print the results of a run directory, rewrite its summary.md and\n"
-        "summary.json, and write report.html, a page that needs no network, with its figures\n"
-        "as SVG and PNG in figures/. Works while the run goes on.",
+        "summary.json, and write report.html, one page that needs no network, with its\n"
+        "figures as SVG and PNG in figures/. Works while the run goes on.",
     )
     report.set_defaults(command=commands.report)
     report.add_argument("directory", metavar="DIR", type=Path, help="a run directory")

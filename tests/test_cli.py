@@ -598,7 +598,8 @@ def test_reader_that_goes_away_is_no_error(engine: Engine, tmp_path: Path) -> No
 def test_narrow_encoding_is_no_error(engine: Engine, tmp_path: Path) -> None:
     assert find(tmp_path, "--quiet") == 0
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    with program("report", str(tmp_path), stdout=subprocess.PIPE, env=environment) as process:
+    command = ["report", str(tmp_path), "--quiet"]
+    with program(*command, stdout=subprocess.PIPE, env=environment) as process:
         out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
     assert "The capital of land 0 is ? Rome" in out
