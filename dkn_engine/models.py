@@ -120,7 +120,7 @@ def _read_other(name: str | Path, dtype: Any) -> tuple[Any, Any]:
     try:
         return _read(name, dtype)
     except Exception as error:  # The libraries raise whatever they like here.
-        reason = _first_line(error)
+        reason = _broken_file(Path(name)) or _first_line(error)
         raise UserError(f"model {str(name)!r} cannot be loaded: {reason}") from error
 
 
@@ -135,9 +135,19 @@ def _require_folder(path: Path) -> None:
     pickled = [n for n in names if n.endswith((".bin", ".pt", ".pth", ".ckpt"))]
     if pickled and not any(".safetensors" in n for n in names):
         raise UserError(
-            f"model {str(path)!r} cannot be loaded: its weights are pickled ({pickled[0]}), which can "
-            "run code and is never read; expected safetensors"
+            f"model {str(path)!r} cannot be loaded: its weights are pickled ({pickled[0]}), which "
+            "can run code and is never read; expected safetensors"
         )
+
+
+def _broken_file(folder: Path) -> str | None:
+    """The first file of a model's folder that is no JSON, which the libraries do not name."""
+    for file in sorted(folder.glob("*.json")):
+        try:
+            json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            return f"{file.name} is broken: {error}"
+    return None
 
 
 def _require_whole(found: Any) -> None:

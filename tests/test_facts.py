@@ -396,7 +396,7 @@ def test_bad_entry_names_file_line_and_id(
         ({"obj_label": ...}, "missing key 'obj_label'"),
         ({"masked_sentences": ...}, "missing key 'masked_sentences'"),
         ({"masked_sentences": "x [MASK]"}, "must be a list of texts; got str"),
-        ({"masked_sentences": [1]}, "got a int in it"),
+        ({"masked_sentences": [1]}, "got int in it"),
         ({"masked_sentences": []}, "(0 given)"),
         ({"template": "no slots"}, "must hold [X] and one [Y]"),
         ({"template": "[X] in [Y]", "sub_label": ...}, "missing key 'sub_label'"),

@@ -198,7 +198,7 @@ def entry_id(value: Any) -> str | None:
     if isinstance(value, Mapping):
         for key in ("id", "uuid", "case_id"):
             name = value.get(key)
-            if isinstance(name, str | int) and not isinstance(name, bool):
+            if isinstance(name, str | int) and not isinstance(name, bool) and str(name).strip():
                 # Half of a surrogate pair could not be printed.
                 return str(name).encode("utf-8", "backslashreplace").decode("utf-8")
     return None
@@ -247,7 +247,7 @@ def texts(value: Mapping[str, Any], key: str) -> tuple[str, ...]:
         raise BadEntry(f"{key!r} must be a list of texts; got {type(content).__name__}")
     for item in content:
         if not isinstance(item, str):
-            raise BadEntry(f"{key!r} must be a list of texts; got a {type(item).__name__} in it")
+            raise BadEntry(f"{key!r} must be a list of texts; got {type(item).__name__} in it")
     return tuple(_checked(item, key) for item in content)
 
 
