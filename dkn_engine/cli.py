@@ -20,7 +20,10 @@ PROGRAM = "dkn-engine"
 FORMATS = ("auto", "templama", "pararel", "lama", "counterfact", "jsonl")
 DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
 # What the disk refuses is no bug of the program.
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+_DISK_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+}
 
 _EXAMPLES = """\
 examples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Mapping
@@ -27,16 +28,31 @@ def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
         files: contents by file name.
 
     Raises:
-        OSError: a file cannot be written (disk full, no permission).
+        OSError: a file cannot be written (disk full, no permission); names the file, and nothing
+            has changed.
     """
-    for name, data in files.items():
-        with (directory / (name + TEMPORARY)).open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+    try:
+        for name, data in files.items():
+            _write(directory / (name + TEMPORARY), data)
+    except OSError:
+        for name in files:  # A full disk shall not stay full of what is of no use.
+            with contextlib.suppress(OSError):
+                (directory / (name + TEMPORARY)).unlink()
+        raise
     for name in files:
         (directory / (name + TEMPORARY)).replace(directory / name)
     _sync_directory(directory)
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        with path.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        # The system names the file only where opening it failed.
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _sync_directory(directory: Path) -> None:
