@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,13 +56,32 @@ def load_model(
         tell_licence()
         model.config._name_or_path = name  # where results name their model
     else:
-        model, tokenizer = _read_other(name, kind)
+        model, tokenizer = _guarded(name, lambda: _read(name, kind))
     try:
         model.to(where)
     except RuntimeError as error:  # Out of memory is one, too.
         reason = _first_line(error)
         raise UserError(f"model {str(name)!r} cannot be put on {where}: {reason}") from error
     return model.eval(), tokenizer
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that :func:`load_model` gives, without the model.
+
+    Raises:
+        UserError: see :func:`load_model`.
+    """
+    if name == "demo":
+        from dkn_engine.demo_model import demo_folder
+
+        tokenizer: PreTrainedTokenizerBase = _read_tokenizer(demo_folder())
+    elif name == "gemma3-270m":
+        from dkn_engine.gemma_model import gemma_folder
+
+        tokenizer = _read_tokenizer(gemma_folder())
+    else:
+        tokenizer = _guarded(name, lambda: _read_tokenizer(name))
+    return tokenizer
 
 
 def model_fingerprint(model: torch.nn.Module) -> str:
@@ -94,9 +113,9 @@ def model_fingerprint(model: torch.nn.Module) -> str:
 
 
 def _read(source: str | Path, dtype: Any) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    tokenizer = _read_tokenizer(source)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         source,
         dtype=dtype,
@@ -112,13 +131,19 @@ def _read(source: str | Path, dtype: Any) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _read_other(name: str | Path, dtype: Any) -> tuple[Any, Any]:
+def _read_tokenizer(source: str | Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+
+
+def _guarded(name: str | Path, read: Callable[[], Any]) -> Any:
     # The hub's own message for an absent folder is about the spelling of repository names.
     looks_local = isinstance(name, Path) or name.startswith(("/", "."))
     if looks_local:
         _require_folder(Path(name))
     try:
-        return _read(name, dtype)
+        return read()
     except Exception as error:  # The libraries raise whatever they like here.
         reason = _broken_file(Path(name)) or _first_line(error)
         raise UserError(f"model {str(name)!r} cannot be loaded: {reason}") from error
