@@ -35,27 +35,42 @@ def forward_log_probabilities(
         edits: what changes.
         chosen: int64 ``[n]``, contexts to look at.
         positions: where edits act: ``answer``, the position that predicts the context's own
-            token, so one forward a context; ``answer_all``, those of all answer tokens of the
-            sequence; ``all``, every position.
+            token, so one forward a context (else one a sequence); ``answer_all``, those of all
+            answer tokens of the sequence; ``all``, every position.
         max_tokens: most positions in one forward.
 
     Returns:
         Its log-probability ``[P, n]``, and bool ``[P, n]``: whether no token is more probable.
     """
-    entries = [(p, c) for p in range(len(edits)) for c in range(len(chosen))]
+    groups = _sharing(contexts, chosen, positions)
+    # Sequence by sequence, so that few of a batch are longer than others.
+    entries = [(p, columns) for columns in groups for p in range(len(edits))]
     step = max(1, max_tokens // contexts.ids.shape[1])
-    found: list[tuple[Tensor, Tensor]] = []
+    shape = len(edits), len(chosen)
+    log_p = torch.empty(shape, device=chosen.device)
+    first = torch.empty(shape, dtype=torch.bool, device=chosen.device)
     for start in range(0, len(entries), step):
         batch = entries[start : start + step]
-        context = chosen[torch.tensor([c for _, c in batch], device=chosen.device)]
-        mask = _mask(contexts, context, positions)
-        found.append(_forward(model, layout, contexts, [edits[p] for p, _ in batch], context, mask))
-    shape = len(edits), len(chosen)
-    if not found:
-        nothing = torch.empty(shape, device=chosen.device)
-        return nothing, nothing.bool()
-    log_p, first = (torch.cat(column).view(shape) for column in zip(*found, strict=True))
+        asked = [(k, p, c) for k, (p, columns) in enumerate(batch) for c in columns]
+        entry, edit, column = torch.tensor(asked, device=chosen.device).T
+        leader = chosen[torch.tensor([columns[0] for _, columns in batch], device=chosen.device)]
+        changes = [edits[p] for p, _ in batch]
+        # Nothing behind the last token that is looked at can change it.
+        length = int(contexts.position[chosen[column]].max()) + 1
+        mask = _mask(contexts, leader, positions)[:, :length]
+        gold, hit = _forward(model, layout, contexts, changes, leader, mask, entry, chosen[column])
+        log_p = log_p.to(gold.dtype)
+        log_p[edit, column], first[edit, column] = gold, hit
     return log_p, first
+
+
+def _sharing(contexts: Contexts, chosen: Tensor, positions: str) -> list[list[int]]:
+    """Columns of ``chosen`` that one forward serves: with ``answer`` every token has its own."""
+    sequence = contexts.sequence[chosen].tolist()
+    found: dict[int, list[int]] = {}
+    for column, s in enumerate(sequence):
+        found.setdefault(column if positions == "answer" else s, []).append(column)
+    return list(found.values())
 
 
 def _mask(contexts: Contexts, context: Tensor, positions: str) -> Tensor:
@@ -76,16 +91,21 @@ def _forward(
     layout: Layout,
     contexts: Contexts,
     edits: Sequence[Edit],
-    context: Tensor,
+    leader: Tensor,
     mask: Tensor,
+    entry: Tensor,
+    context: Tensor,
 ) -> tuple[Tensor, Tensor]:
+    """Of each ``context``, a token that batch entry ``entry`` predicts, ``[k]`` each.
+
+    The batch has an edit, a context of its sequence (``leader``) and a row of ``mask`` an entry.
+    """
     handles = [
         layout.mlps[layer].down.register_forward_pre_hook(change_at(edit, mask))
         for layer, edit in by_layer(edits).items()
     ]
-    entry = torch.arange(len(context), device=context.device)
     with hooks(handles):
-        ids = contexts.ids[contexts.sequence[context]]
+        ids = contexts.ids[contexts.sequence[leader], : mask.shape[1]]
         logits = position_logits(model, ids, entry, contexts.position[context])
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     gold = wide.gather(-1, contexts.target[context].unsqueeze(-1)).squeeze(-1)
