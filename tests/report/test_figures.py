@@ -256,7 +256,7 @@ def test_sampled_subsets_become_dots_by_size() -> None:
 
 
 def test_subsets_without_a_clean_probability_are_refused() -> None:
-    with pytest.raises(ValueError, match="needs a positive probability"):
+    with pytest.raises(ValueError, match="needs subsets and a positive probability"):
         subset_drops(dataclasses.replace(FACT, subset_probabilities=np.zeros(8)))
 
 

@@ -38,6 +38,7 @@ MANIFEST: dict[str, Any] = {
     "model": {"name": "tiny <model>", "fingerprint": "abc"},
     "created": "2026-11-24T10:00:00+00:00",
     "config_hash": "123",
+    "facts": {"n": 1},
     "config": {"seed": 7, "note": "</pre><script>"},
     "versions": {"torch": "2.13"},
 }
@@ -213,6 +214,21 @@ def test_runs_without_a_dkn_or_a_known_fact_or_any_fact() -> None:
     unknown = run_page([FactResult("a", "not_known", "rank 9")])
     assert "The model knows none of these facts" in unknown.text
     assert "No facts." in run_page([]).text
+
+
+def test_a_run_that_is_not_complete_says_so() -> None:
+    assert "of the run are there so far" not in run_page(several()).text
+    results = several()
+    html = render_run(results, summarize(results), manifest=MANIFEST | {"facts": {"n": 1234}})
+    assert "7 of the 1,234 facts of the run are there so far." in read(html).text
+
+
+def test_a_fact_whose_probability_is_nothing_has_a_card_without_subsets(tmp_path: Path) -> None:
+    fact = known("a", subset_probabilities=np.zeros(8))
+    page, _ = write_page(tmp_path, [fact], summarize([fact]))
+    (card,) = cards(read(page.read_text(encoding="utf-8")))
+    assert [h.text for h in card.all("h3")] == ["Components", "Controls"]
+    assert len(card.all("svg")) == 2
 
 
 def test_relations_left_out_facts_and_provenance() -> None:

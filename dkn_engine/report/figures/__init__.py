@@ -14,7 +14,7 @@ from dkn_engine.report.figures.files import save, to_png, to_svg
 from dkn_engine.report.figures.neurons import neuron_map
 from dkn_engine.report.figures.overlap import overlap
 from dkn_engine.report.figures.style import available
-from dkn_engine.report.figures.subsets import subset_drops, subset_map
+from dkn_engine.report.figures.subsets import has_drops, subset_drops, subset_map
 
 __all__ = [
     "Series",
@@ -22,6 +22,7 @@ __all__ = [
     "bands",
     "barcode",
     "bars",
+    "has_drops",
     "neuron_map",
     "overlap",
     "save",

@@ -9,7 +9,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from dkn_engine.report.figures.style import (
     DARK,
-    INK,
     MIDDLE,
     MOST_VECTORS,
     PAPER,
@@ -86,9 +85,8 @@ def neuron_map(
     dress(place, "index of the neuron in its layer", "layer")
     dress(counts, "neurons")
     counts.tick_params(axis="y", length=0, labelleft=False)
-    for axes, axis in ((place, place.yaxis), (counts, counts.xaxis)):
+    for axis in (place.yaxis, counts.xaxis):
         axis.get_major_locator().set_params(integer=True)
-        axes.spines["left"].set_color(INK)
     legend(place)
     return figure
 

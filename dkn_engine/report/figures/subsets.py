@@ -51,6 +51,12 @@ def subset_map(result: FactResult) -> Figure:
     return _dots(drop, result)
 
 
+def has_drops(result: FactResult) -> bool:
+    """Whether subsets were measured, and a probability with nothing suppressed that can fall."""
+    clean = result.subset_probabilities[result.subset_masks == 0]
+    return len(result.subset_masks) > 1 and bool(clean.size and clean[0] > 0)
+
+
 def subset_drops(result: FactResult) -> NDArray[np.float64]:
     """Relative drops ``[subsets]`` in the order of ``result.subset_masks``.
 
@@ -58,10 +64,10 @@ def subset_drops(result: FactResult) -> NDArray[np.float64]:
         ValueError: no subsets, or a clean probability that is not positive.
     """
     clean = result.subset_probabilities[result.subset_masks == 0]
-    if not (clean.size and clean[0] > 0):
+    if not has_drops(result):
         raise ValueError(
-            f"fact {result.fact_id!r} needs a positive probability with nothing suppressed; "
-            f"got {clean.tolist() or 'none'}"
+            f"fact {result.fact_id!r} needs subsets and a positive probability with nothing "
+            f"suppressed; got {clean.tolist() or 'none'}"
         )
     drops: NDArray[np.float64] = 1 - result.subset_probabilities / clean[0]
     return drops

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dkn_engine.report.figures.subsets import subset_drops
+from dkn_engine.report.figures.subsets import has_drops, subset_drops
 from dkn_engine.report.html.markup import Markup, escape, join
 from dkn_engine.report.html.parts import HtmlTable, Picture
 from dkn_engine.report.html.pictures import render_picture
@@ -118,7 +118,7 @@ def _attribution(result: FactResult) -> str:
 def _parts(result: FactResult) -> list[str]:
     """Components, what suppressing them does, and the controls."""
     lines = ["<h3>Components</h3>", _family(result), render_table(_components(result))]
-    if len(result.subset_probabilities) > 1:
+    if has_drops(result):
         lines += ["<h3>Subsets suppressed</h3>", *map(render_table, _subsets(result))]
     return [*lines, "<h3>Controls</h3>", *_controls(result)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from dkn_engine.report import figures
 from dkn_engine.report.html.parts import Picture
 from dkn_engine.report.summary import Summary
-from dkn_engine.report.table import drop_rows
+from dkn_engine.report.table import drop_rows, number
 from dkn_engine.report.text import clean, shorten
 from dkn_engine.types import FactResult
 
@@ -64,15 +65,15 @@ def draw_run(folder: Path, results: Sequence[FactResult], summary: Summary) -> d
     return made
 
 
-def draw_fact(folder: Path, result: FactResult, number: int) -> list[Picture]:
+def draw_fact(folder: Path, result: FactResult, place: int) -> list[Picture]:
     """Draw and save one fact's barcode, subset map and layer map.
 
     Args:
         folder: made if absent.
         result: with components.
-        number: of the fact in the run, from 1; part of the files' names.
+        place: of the fact in the run, from 1; part of the files' names.
     """
-    stem = folder / f"fact-{number:05d}"
+    stem = folder / f"fact-{place:05d}"
     members = ", ".join(f"C{i + 1}" for i in result.dkn) or "none"
     pictures = [
         _kept(
@@ -83,13 +84,14 @@ def draw_fact(folder: Path, result: FactResult, number: int) -> list[Picture]:
             "Life of the components in the filtration. Dark: in the DKN.",
         )
     ]
-    if len(result.subset_probabilities) > 1:
+    if figures.has_drops(result):
+        full = result.candidates.full_drop if result.candidates is not None else math.nan
         pictures.append(
             _kept(
                 figures.subset_map(result),
                 stem.with_name(f"{stem.name}-subsets"),
-                "Map of the relative drop with each subset of components suppressed; all "
-                f"suppressed: {figures.subset_drops(result)[-1]:.2f}.",
+                "Map of the relative drop with each subset of components suppressed; with all "
+                f"suppressed: {number(full)}.",
                 "Drop with each subset suppressed: a square says that a component is, a plus "
                 "that the probability rose. Framed: subsets of the DKN alone.",
             )

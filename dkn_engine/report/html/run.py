@@ -51,7 +51,11 @@ def render_run(
     """
     drawn = pictures or {}
     comparisons = verdicts(results)
-    sections = [_glance(summary, [*verdict_sentences(comparisons), *notes])]
+    said = [*verdict_sentences(comparisons), *notes]
+    if manifest is not None and manifest["facts"]["n"] > summary.n_facts:
+        total = manifest["facts"]["n"]
+        said.append(f"{summary.n_facts:,} of the {total:,} facts of the run are there so far.")
+    sections = [_glance(summary, said)]
     if summary.candidates.n:
         sections.append(_drops(summary, comparisons, [drawn[n] for n in ("drops",) if n in drawn]))
     where = [drawn[name] for name in ("neurons", "overlap") if name in drawn]
