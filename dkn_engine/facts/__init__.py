@@ -192,5 +192,7 @@ def _seen(item: Record | FactProblem | None) -> str:
     if isinstance(item, FactProblem):
         return f"line {item.line}: {item.reason}"
     if isinstance(item.value, dict):
-        return f"line {item.line} holds an object with the keys {', '.join(item.value) or '(none)'}"
+        # Keys may be anything, line breaks too.
+        keys = " ".join(", ".join(item.value).split())[:200] or "(none)"
+        return f"line {item.line} holds an object with the keys {keys}"
     return f"line {item.line} holds a {type(item.value).__name__}"

@@ -35,7 +35,8 @@ class FactProblem:
     kind: Literal["broken", "blank"] = "broken"
 
     def __str__(self) -> str:
-        parts = (self.file, self.line, self.id)
+        # An id may hold line breaks, the text is one line.
+        parts = (self.file, self.line, self.id and " ".join(self.id.split()))
         return f"{':'.join(str(p) for p in parts if p is not None)}: {self.reason}"
 
 

@@ -72,7 +72,7 @@ def parse_pairs(value: object, where: str) -> NDArray[np.int32]:
     for pair in value:
         if not _is_pair(pair):
             raise UserError(
-                f"{where} must hold [layer, index] pairs of integers from 0; got {_short(pair)}"
+                f"{where} must hold [layer, index] pairs of integers from 0; got {short(pair)}"
             )
     return np.array(value, dtype=np.int32).reshape(-1, 2)
 
@@ -85,7 +85,8 @@ def _is_pair(pair: object) -> bool:
     )
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """The value for a message: on one line, and not endless."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 

@@ -18,6 +18,7 @@ from dkn_engine.interchange.neurons import (
     index_of,
     pairs,
     parse_pairs,
+    short,
 )
 from dkn_engine.types import FactResult
 
@@ -84,9 +85,9 @@ def _parse(fact_id: str, entry: object, key: str, where: str) -> FactNeurons:
         raise UserError(f"{where} must be an object; got {type(entry).__name__}")
     name = "kn" if "kn" in entry else "neurons"
     if name not in entry:
-        raise UserError(f"{where} has neither 'neurons' nor 'kn'; found {', '.join(entry) or '{}'}")
+        raise UserError(f"{where} has neither 'neurons' nor 'kn'; found {short(list(entry))}")
     if key not in entry:
-        raise UserError(f"{where} has no {key!r}; found {', '.join(entry)}")
+        raise UserError(f"{where} has no {key!r}; found {short(list(entry))}")
     kept = _clusters(entry, key, where)
     candidates = _clusters(entry, _CANDIDATES, where) if _CANDIDATES in entry else kept
     dkn = []

@@ -147,8 +147,8 @@ def test_broken_eleuther_files_are_refused(tmp_path: Path, text: str, message: s
     ("text", "message"),
     [
         ('{"a": []}', "fact 'a' must be an object; got list"),
-        ('{"a": {}}', "fact 'a' has neither 'neurons' nor 'kn'; found {}"),
-        ('{"a": {"kn": []}}', "fact 'a' has no 'dkn_cluster_2'; found kn"),
+        ('{"a": {}}', "fact 'a' has neither 'neurons' nor 'kn'; found []"),
+        ('{"a": {"kn": []}}', "fact 'a' has no 'dkn_cluster_2'; found ['kn']"),
         ('{"a": {"kn": [], "dkn_cluster_2": {}}}', "'dkn_cluster_2' must be a list of clusters"),
         ('{"a": {"kn": [], "dkn_cluster_2": [[1, 2]]}}', "'dkn_cluster_2'[0] must hold [layer"),
         ('{"a": {"kn": [1], "dkn_cluster_2": []}}', "'kn' must hold [layer, index] pairs"),

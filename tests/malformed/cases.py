@@ -774,7 +774,7 @@ CASES: tuple[Case, ...] = (
         "released",
         "no clusters",
         b'{"a": {"kn": []}}',
-        "{folder}/results.jsonl: fact 'a' has no 'dkn_cluster_2'; found kn",
+        "{folder}/results.jsonl: fact 'a' has no 'dkn_cluster_2'; found ['kn']",
     ),
     Case(
         "released",
