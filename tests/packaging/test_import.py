@@ -13,6 +13,7 @@ from dkn_engine import _native
 
 ROOT = Path(__file__).parents[2]
 LAZY = ["transformers", "triton", "matplotlib", "scipy.cluster", "sklearn", "hdbscan", "numba"]
+LAZY += ["pandas", "datasets", "pyarrow"]
 
 
 @pytest.mark.parametrize("module", ["dkn_engine", "dkn_engine.topology", "dkn_engine.cli"])
