@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from dkn_engine import analysis_commands, commands, grid_commands
 from dkn_engine.console import detach_broken_pipes
 from dkn_engine.errors import DknError, UserError
+from dkn_engine.plan import WHOLE, Shard
 from dkn_engine.report.html import CARDS, FACT_FIGURES
 from dkn_engine.settings import PRESETS
 
@@ -48,6 +49,13 @@ examples:
       --set filter.n_random=50 --set topology.end_value=0.2
 
 A run that was stopped goes on where it was: give the same command again.
+"""
+
+_MERGE_EXAMPLES = """\
+examples:
+  dkn-engine find --model gpt2 --facts facts.jsonl --out runs/0 --shard 0/2
+  dkn-engine find --model gpt2 --facts facts.jsonl --out runs/1 --shard 1/2
+  dkn-engine merge runs/whole runs/0 runs/1
 """
 
 
@@ -116,6 +124,7 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {_version()}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_find(subparsers)
+    _add_merge(subparsers)
     _add_analyze(subparsers)
     _add_report(subparsers)
     _add_bench(subparsers)
@@ -156,7 +165,31 @@ def _add_find(subparsers: Any) -> None:
         metavar="N",
         help="compute in N processes of --threads threads, 1 if not given",
     )
+    find.add_argument(
+        "--shard",
+        default=WHOLE,
+        type=_shard,
+        metavar="I/N",
+        help="compute part I of N (from 0), for 'merge' to put together",
+    )
     _add_output(find)
+
+
+def _add_merge(subparsers: Any) -> None:
+    merge = subparsers.add_parser(
+        "merge",
+        formatter_class=_Help,
+        help="put the run directories of shards together",
+        description="Put the run directories of 'find --shard' together. The result is that of\n"
+        "a run without shards.",
+        epilog=_MERGE_EXAMPLES,
+    )
+    merge.set_defaults(command=commands.merge)
+    merge.add_argument("out", metavar="OUT", type=Path, help="run directory to make")
+    merge.add_argument(
+        "directories", metavar="DIR", type=Path, nargs="+", help="run directories of all shards"
+    )
+    _add_output(merge)
 
 
 def _add_analyze(subparsers: Any) -> None:
@@ -366,6 +399,15 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be a positive integer; got {text!r}")
     return value
+
+
+def _shard(text: str) -> Shard:
+    index, _, of = text.partition("/")
+    if not (index.isdecimal() and of.isdecimal() and int(index) < int(of)):
+        raise argparse.ArgumentTypeError(
+            f"must be I/N with I from 0 to N - 1, as in 0/4; got {text!r}"
+        )
+    return Shard(int(index), int(of))
 
 
 def _version() -> str:

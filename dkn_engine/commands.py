@@ -71,7 +71,7 @@ def _prepare(args: argparse.Namespace, config: Config) -> tuple[Run, list[dict[s
         strict=args.strict,
     )
     try:
-        run = prepare(facts, config)
+        run = prepare(facts, config, args.shard)
     except OSError as error:
         raise UserError(
             f"facts {args.facts!r} cannot be read: {error.strerror or error}"
@@ -145,6 +145,25 @@ def _overview(results: Iterable[FactResult], n: int = _HELD) -> _Overview:
 
     summary = summarize(each())
     return _Overview(first, summary, unusable, bad[0] if bad else None)
+
+
+def merge(args: argparse.Namespace) -> int:
+    """``dkn-engine merge``: one run directory out of those of shards, with the table at the end.
+
+    Raises:
+        UserError: the shards are not those of one run, or not all of them.
+    """
+    from dkn_engine import store
+    from dkn_engine.report.files import read_summary
+
+    console = Console(quiet=args.quiet)
+    console.step(1, 2, f"putting {len(args.directories)} run directories together ...")
+    store.merge(args.out, args.directories)
+    console.step(2, 2, "summing up ...")
+    problems = read_summary(args.directories[0]).get("problems", [])
+    overview = _overview(store.iter_results(args.out))
+    _finish(args.out, overview, problems, None, as_json=args.json, limit=_ROWS)
+    return 0
 
 
 def report(args: argparse.Namespace) -> int:

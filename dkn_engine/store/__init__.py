@@ -10,11 +10,13 @@ from dkn_engine.store.directory import (
     read_results,
     require_same_config,
 )
+from dkn_engine.store.merging import merge
 
 __all__ = [
     "RunDirectory",
     "count_done",
     "iter_results",
+    "merge",
     "read_manifest",
     "read_results",
     "require_same_config",

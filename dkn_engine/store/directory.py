@@ -217,6 +217,16 @@ def read_window(path: Path, plan: Plan, window: int) -> list[FactResult]:
     return tables.decode(tables.in_order([_read_chunk(path, i) for i in done]))
 
 
+def read_positions(path: Path, chunk: int) -> list[int]:
+    """Positions of a done chunk's facts among all facts of the run.
+
+    Raises:
+        RunDirectoryError: the chunk is damaged inside.
+    """
+    positions: list[int] = _read_chunk(path, chunk)["facts"]["position"].to_pylist()
+    return positions
+
+
 def file_name(table: str, chunk: int) -> str:
     """Name of a chunk's file."""
     return f"{table}-{chunk:05d}.parquet"

@@ -1,0 +1,97 @@
+"""One run directory out of those of a run's shards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dkn_engine.errors import RunDirectoryError, UserError
+from dkn_engine.plan import Plan
+from dkn_engine.store import manifest as manifests
+from dkn_engine.store.directory import RunDirectory, done_chunks, file_name, read_positions
+from dkn_engine.store.schema import TABLES
+
+
+def merge(out: str | Path, directories: Sequence[str | Path]) -> int:
+    """Put the chunks of shards together; returns the number of facts.
+
+    The files are copied as they are, so the result equals the run directory of an undisturbed
+    single run. It can be called again after a kill.
+
+    Args:
+        out: run directory, new or begun by the same call; not one of the shards'.
+        directories: of the shards, together the whole run.
+
+    Raises:
+        RunDirectoryError: the shards do not belong to the same run, a chunk is missing or there
+            twice, or chunks do not hold each fact once; names what differs.
+        UserError: there is no shard, or ``out`` is among them.
+    """
+    out, shards = Path(out), [Path(d) for d in directories]
+    if not shards:
+        raise UserError("merge needs the directories of shards; got none")
+    for i, shard in enumerate(shards):
+        if shard.resolve() in {out.resolve(), *(s.resolve() for s in shards[:i])}:
+            raise UserError(f"{shard} is given twice")
+    whole = _common_manifest(shards)
+    plan = manifests.plan_of(whole)
+    homes = _homes(shards, plan)
+    for window in range(plan.n_windows):
+        _require_every_position(plan, window, homes)
+    with RunDirectory.adopt(out, whole) as directory:
+        there = directory.done_chunks()
+        for chunk, home in homes.items():
+            if chunk not in there:
+                files = {t: (home / file_name(t, chunk)).read_bytes() for t in TABLES}
+                directory.write_chunk(chunk, files)
+    return plan.n_facts
+
+
+def _common_manifest(shards: Sequence[Path]) -> dict[str, Any]:
+    """The manifest of the whole run, of which every directory holds a part."""
+    found = [manifests.read(shard) for shard in shards]
+    for shard, other in zip(shards[1:], found[1:], strict=True):
+        manifests.require_same_run(shard, other, found[0])
+    whole = {key: value for key, value in found[0].items() if key != "continued"}
+    whole["created"] = min(manifest["created"] for manifest in found)
+    whole["shard"] = {"index": 0, "of": 1}
+    entries = [entry for manifest in found for entry in manifest.get("continued", [])]
+    entries += [
+        {"time": manifest["created"], "versions": manifest["versions"]}
+        for manifest in found
+        if manifest["versions"] != whole["versions"]
+    ]
+    if entries:
+        whole["continued"] = entries
+    return whole
+
+
+def _homes(shards: Sequence[Path], plan: Plan) -> dict[int, Path]:
+    """Where each chunk is."""
+    homes: dict[int, Path] = {}
+    for shard in shards:
+        for chunk in done_chunks(shard, plan):
+            if chunk in homes:
+                raise RunDirectoryError(
+                    f"chunk {chunk} is in {homes[chunk]} and in {shard}; shards must not overlap"
+                )
+            homes[chunk] = shard
+    missing = [chunk for chunk in plan.chunks if chunk not in homes]
+    if missing:
+        raise RunDirectoryError(
+            f"{len(missing)} of {plan.n_chunks} chunks are in none of the directories, the first "
+            f"is {missing[0]}; finish the shards that hold them, or name their directories"
+        )
+    return dict(sorted(homes.items()))
+
+
+def _require_every_position(plan: Plan, window: int, homes: dict[int, Path]) -> None:
+    """The chunks of a window hold each of its facts once."""
+    positions = [p for i in plan.chunks_of(window) for p in read_positions(homes[i], i)]
+    first = window * plan.window
+    if sorted(positions) != list(range(first, min(first + plan.window, plan.n_facts))):
+        raise RunDirectoryError(
+            f"chunks {plan.chunks_of(window).start} to {plan.chunks_of(window).stop - 1} do not "
+            "hold each of their facts once; the shards come from different tokenizers"
+        )
