@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dkn_engine.analysis.groups import NeuronGroups, union
+from dkn_engine.analysis.statements import topic
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.attribution.contexts import AnswerSequence
 from dkn_engine.config import AttributionConfig
@@ -126,14 +127,19 @@ def _common(sets: Sequence[NDArray[np.int32]], share: float | None) -> NDArray[n
 
 
 def deal(facts: Sequence[Fact], n_folds: int, seed: int) -> dict[str, int]:
-    """A fold for each fact id; every relation's facts are dealt as evenly as can be."""
-    by_relation: dict[str | None, list[str]] = {}
+    """A fold for each fact id; each relation's topics are dealt as evenly as can be.
+
+    Facts that differ in their date alone are one topic: else a fold would know what it is tested
+    on from another year.
+    """
+    topics: dict[str | None, dict[object, list[str]]] = {}
     for fact in facts:
-        by_relation.setdefault(fact.relation, []).append(fact.id)
+        topics.setdefault(fact.relation, {}).setdefault(topic(fact), []).append(fact.id)
     folds: dict[str, int] = {}
-    for relation, ids in by_relation.items():
+    for relation, by_topic in topics.items():
+        some = list(by_topic.values())
         rng = generator(seed, "folds", relation or "")
         first = int(rng.integers(n_folds))  # or small relations would all lie in the first folds
-        for place, i in enumerate(rng.permutation(len(ids)).tolist()):
-            folds[ids[i]] = (first + place) % n_folds
+        for place, i in enumerate(rng.permutation(len(some)).tolist()):
+            folds.update(dict.fromkeys(some[i], (first + place) % n_folds))
     return folds

@@ -28,7 +28,13 @@ class Figures:
 
 
 class Scored:
-    """Measures scorers, ``[draws, n_statements]`` each, on the statements of one form."""
+    """Measures scorers, ``[draws, n_statements]`` each, on the statements of one form.
+
+    Args:
+        statements: a true and a false one in turn.
+        folds: of the facts, by their ids; a fold's threshold comes from the others.
+        seed, n_resamples: of the bootstrap over facts.
+    """
 
     def __init__(
         self,
@@ -38,6 +44,7 @@ class Scored:
         n_resamples: int,
     ) -> None:
         self.seed, self.n_resamples = seed, n_resamples
+        self._resamples: dict[int, Reals] = {}  # by the number of facts
         self.facts = list(dict.fromkeys(s.fact_id for s in statements))
         number = {fact_id: i for i, fact_id in enumerate(self.facts)}
         self.form = np.array([s.form for s in statements])
@@ -90,8 +97,11 @@ class Scored:
 
     def _weights(self, where: Bools) -> Reals:
         """Resamples of the facts, as weights of their statements."""
-        _, fact = np.unique(self.fact[where], return_inverse=True)
-        return detection.resamples(self._n(where), self.seed, self.n_resamples)[:, fact]
+        each, fact = np.unique(self.fact[where], return_inverse=True)
+        n = len(each)
+        if n not in self._resamples:
+            self._resamples[n] = detection.resamples(n, self.seed, self.n_resamples)
+        return self._resamples[n][:, fact]
 
     def _auroc(self, scores: Reals, where: Bools) -> Reals:
         weights, label = self._weights(where), self.label[where]
@@ -133,8 +143,8 @@ class Scored:
     def _ranked(
         self, name: str, scores: Reals, where: Bools, conditions: Conditions
     ) -> Iterator[Sample]:
-        for fact in np.unique(self.fact[where]):
-            mine = where & (self.fact == fact)
-            true, false = scores[:, mine & self.label], scores[:, mine & ~self.label]
-            right = (np.sign(true - false) + 1).mean() / 2
-            yield Sample(self.facts[fact], name, "ranked_right", float(right), conditions)
+        # Statements come fact by fact, so the two lists are of the same facts.
+        true, false = np.flatnonzero(where & self.label), np.flatnonzero(where & ~self.label)
+        right = (np.sign(scores[:, true] - scores[:, false]) + 1).mean(0) / 2
+        for fact, value in zip(self.fact[true], right, strict=True):
+            yield Sample(self.facts[fact], name, "ranked_right", float(value), conditions)

@@ -140,7 +140,7 @@ class _Known:
         for fact in facts:
             for key in _same(fact):
                 self._true.setdefault(key, set()).update(map(_plain, (fact.answer, *fact.aliases)))
-            for key in (_topic(fact), (fact.relation,)):
+            for key in (topic(fact), (fact.relation,)):
                 self._elsewhere.setdefault(key, {})[fact.answer] = None
 
     def false_answers(self, fact: Fact, answer: str, seed: int) -> Iterator[str]:
@@ -148,9 +148,9 @@ class _Known:
         rng = generator(seed, "false answer", fact.id)
         true = {_plain(a) for a in (answer, fact.answer, *fact.aliases)}
         true = true.union(*(self._true.get(key, set()) for key in _same(fact)))
-        topic = [] if fact.date is None else self._elsewhere.get(_topic(fact), {})
+        dated = [] if fact.date is None else self._elsewhere.get(topic(fact), {})
         relation = [] if fact.relation is None else self._elsewhere.get((fact.relation,), {})
-        for kind in (fact.wrong_answers, topic, relation):
+        for kind in (fact.wrong_answers, dated, relation):
             candidates = [a for a in kind if _plain(a) not in true]
             for i in rng.permutation(len(candidates)):
                 yield candidates[i]
@@ -164,7 +164,7 @@ def _same(fact: Fact) -> list[tuple[str | None, ...]]:
     return found
 
 
-def _topic(fact: Fact) -> tuple[str | None, ...]:
+def topic(fact: Fact) -> tuple[str | None, ...]:
     """What facts share that differ in their date alone; TempLAMA names no subjects."""
     about = fact.prompt if fact.subject is None else fact.subject
     return ("topic", about, fact.relation)

@@ -81,6 +81,18 @@ def test_relations_are_dealt_evenly(n_folds: int) -> None:
     assert deal(some, n_folds, 0) == {f.id: folds[f.id] for f in some}
 
 
+def test_years_of_one_topic_are_dealt_together() -> None:
+    facts = [
+        Fact(f"{player}-{year}", f"{player} plays for", "a", relation="team", date=year)
+        for player in ("Rossi", "Stoner", "Bayliss", "Biaggi")
+        for year in ("2010", "2011", "2012")
+    ]
+    folds = deal(facts, 2, seed=0)
+    by_player = {f.prompt: {folds[g.id] for g in facts if g.prompt == f.prompt} for f in facts}
+    assert all(len(some) == 1 for some in by_player.values())
+    assert Counter(next(iter(some)) for some in by_player.values()) == {0: 2, 1: 2}
+
+
 def test_golden_sets_are_the_facts_own() -> None:
     fact = facts_of(1)[0]
     sets = golden_sets(group(fact, neurons(1, 2), neurons(1, 2, 3)))
