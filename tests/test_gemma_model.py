@@ -48,15 +48,19 @@ def test_it_is_what_transformers_reads_from_the_file(
     gemma: tuple[Any, Any], tmp_path: Path
 ) -> None:
     """Configuration, weights and tokenizer, by another reader of the same file."""
-    from transformers import AutoTokenizer
-    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model, tokenizer = gemma
     path = tmp_path / "gemma.gguf"
     gemma_model._assemble(find_parts(), path)
-    other = load_gguf_checkpoint(str(path), return_tensors=False)["config"]
-    for name in ("hidden_size", "num_hidden_layers", "head_dim", "sliding_window", "rms_norm_eps"):
-        assert getattr(model.config, name) == pytest.approx(other[name], rel=1e-6)
+    other = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name, dtype=torch.float32)
+    for name in ("layer_types", "rope_parameters", "sliding_window", "query_pre_attn_scalar"):
+        assert getattr(model.config, name) == getattr(other.config, name)
+    # Stored as float32 in the file.
+    assert model.config.rms_norm_eps == pytest.approx(other.config.rms_norm_eps, rel=1e-7)
+    weights, expected = model.state_dict(), other.state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[n], expected[n]) for n in weights)
     texts = AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
     for text in (
         "The capital of Germany is Berlin.",
