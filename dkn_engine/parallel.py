@@ -7,26 +7,22 @@ import multiprocessing
 import signal
 import threading
 import traceback
-from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from multiprocessing import connection as pipes
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from dkn_engine import errors
 from dkn_engine.config import Config
-from dkn_engine.errors import DknError, UserError, WorkerError
+from dkn_engine.errors import UserError
 from dkn_engine.models import load_tokenizer
-from dkn_engine.pipeline import Facts, Files, Identity, Progress, Run, on_disk, prepare
+from dkn_engine.pipeline import Facts, Progress, Run, on_disk, prepare
 from dkn_engine.plan import WHOLE, Shard, Task
+from dkn_engine.pool import Pool, Worker, failure
 from dkn_engine.types import FactResult
 from dkn_engine.worker import ChunkWorker, Job, ModelSpec
 
-MOST_LOSSES = 3  # of workers at one chunk, or before their model is loaded
 _PATIENCE = 5.0  # seconds for a worker to end by itself
 
 
@@ -73,17 +69,14 @@ def iter_run_in_workers(
         yield from on_disk(run, out, pool.identity(), tokenizer, pool.compute, progress)
 
 
-@dataclass(eq=False)
-class _Worker:
-    number: int
-    process: SpawnProcess
-    pipe: Connection
-    task: Task | None = None
-    identity: Identity | None = None
+class _Process(Worker):
+    def __init__(self, number: int, process: SpawnProcess, pipe: Connection) -> None:
+        super().__init__(number)
+        self.process, self.pipe = process, pipe
 
 
-class WorkerPool:
-    """Processes that compute chunks; all have ended when the ``with`` block has.
+class WorkerPool(Pool[_Process]):
+    """Processes of this machine.
 
     Args:
         job: what each is to do.
@@ -91,74 +84,25 @@ class WorkerPool:
     """
 
     def __init__(self, job: Job, n: int) -> None:
-        self._job, self._n = job, n
-        self._context = multiprocessing.get_context("spawn")
-        self._workers: list[_Worker] = []
-        self._losses: Counter[int | None] = Counter()
-        self._again: deque[Task] = deque()
+        super().__init__(n)
+        self._job, self._context = job, multiprocessing.get_context("spawn")
 
-    def __enter__(self) -> Self:
-        try:
-            for number in range(self._n):
-                self._start(number)
-        except BaseException:
-            self._end()
-            raise
-        return self
+    def _start(self, number: int) -> _Process:
+        mine, other = self._context.Pipe()
+        process = self._context.Process(
+            target=_serve, args=(other, self._job, number), daemon=True, name=f"worker {number}"
+        )
+        with _without_interrupts():
+            process.start()
+        other.close()
+        return _Process(number, process, mine)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._end()
+    def _send(self, worker: _Process, task: Task) -> None:
+        # A worker that is gone is noticed when its end of the pipe is read.
+        with contextlib.suppress(OSError):
+            worker.pipe.send(task)
 
-    def identity(self) -> Identity:
-        """The model's, as soon as one worker has loaded it.
-
-        Raises:
-            WorkerError, DknError: see :meth:`compute`.
-        """
-        while True:
-            for worker in self._workers:
-                if worker.identity is not None:
-                    return worker.identity
-            for worker, message in self._messages():
-                self._take(worker, message)
-
-    def compute(self, tasks: Iterator[Task]) -> Iterator[tuple[int, Files]]:
-        """Chunks and their files, in the order in which they are ready.
-
-        Args:
-            tasks: taken one by one as workers become free.
-
-        Raises:
-            WorkerError: too many workers were lost at one chunk, or while loading the model.
-            DknError: what a worker raised.
-            RuntimeError: a worker met an error of the program; with its traceback.
-        """
-        self._feed(tasks)
-        while any(worker.task is not None for worker in self._workers):
-            for worker, message in self._messages():
-                done = self._take(worker, message)
-                # First the next chunk, so that the worker computes while this one is written.
-                self._feed(tasks)
-                if done is not None:
-                    yield done
-
-    def _feed(self, tasks: Iterator[Task]) -> None:
-        for worker in self._workers:
-            if worker.task is None:
-                worker.task = self._again.popleft() if self._again else next(tasks, None)
-                if worker.task is None:
-                    return
-                # A worker that is gone is noticed when its end of the pipe is read.
-                with contextlib.suppress(OSError):
-                    worker.pipe.send(worker.task)
-
-    def _messages(self) -> Iterator[tuple[_Worker, Any]]:
-        """What workers have to say; None from those that are gone."""
+    def _messages(self) -> Iterator[tuple[_Process, Any]]:
         heard = pipes.wait([worker.pipe for worker in self._workers])
         for worker in [w for w in self._workers if w.pipe in heard]:
             try:
@@ -167,75 +111,21 @@ class WorkerPool:
                 message = None
             yield worker, message
 
-    def _take(self, worker: _Worker, message: Any) -> tuple[int, Files] | None:
-        if message is None:
-            self._replace(worker)
-            return None
-        kind, content = message
-        if kind == "loaded":
-            worker.identity = content
-            self._losses[None] = 0
-            others = {w.identity for w in self._workers} - {None, content}
-            if others:
-                raise WorkerError("workers loaded different models; did the model's files change?")
-            return None
-        if kind == "failed":
-            raise _error(*content)
-        task, worker.task = worker.task, None
-        assert task is not None
-        return task.chunk, content
-
-    def _replace(self, worker: _Worker) -> None:
-        """Another worker in the place of one that was lost; its chunk is done again."""
+    def _bury(self, worker: _Process) -> str:
         worker.process.join()
         worker.pipe.close()
-        self._workers.remove(worker)
-        task = worker.task
-        key = task.chunk if worker.identity is not None and task is not None else None
-        self._losses[key] += 1
-        if self._losses[key] >= MOST_LOSSES:
-            raise WorkerError(_lost(worker, key))
-        if task is not None:
-            self._again.append(task)
-        self._start(worker.number)
+        code = worker.process.exitcode or 0
+        return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
 
-    def _start(self, number: int) -> None:
-        mine, other = self._context.Pipe()
-        process = self._context.Process(
-            target=_serve, args=(other, self._job, number), daemon=True, name=f"worker {number}"
-        )
-        with _without_interrupts():
-            process.start()
-        other.close()
-        self._workers.append(_Worker(number, process, mine))
-
-    def _end(self) -> None:
-        for worker in self._workers:
+    def _end(self, workers: list[_Process]) -> None:
+        for worker in workers:
             worker.process.terminate()
-        for worker in self._workers:
+        for worker in workers:
             worker.process.join(_PATIENCE)
             if worker.process.is_alive():
                 worker.process.kill()
                 worker.process.join()
             worker.pipe.close()
-        self._workers.clear()
-
-
-def _lost(worker: _Worker, chunk: int | None) -> str:
-    code = worker.process.exitcode or 0
-    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    hint = "; if memory ran out, take fewer workers or a smaller attribution.rows_per_batch"
-    if chunk is None:
-        return f"a worker {how} before its model was loaded, {MOST_LOSSES} times in a row{hint}"
-    return f"chunk {chunk} was given up: at it a worker {how}, {MOST_LOSSES} times{hint}"
-
-
-def _error(kind: str, text: str) -> Exception:
-    """A worker's error; an error of the engine as itself, another with its traceback."""
-    found = getattr(errors, kind, None)
-    if isinstance(found, type) and issubclass(found, DknError):
-        return found(text)
-    return RuntimeError(f"in a worker: {text}")
 
 
 @contextlib.contextmanager
@@ -261,7 +151,5 @@ def _serve(pipe: Connection, job: Job, number: int) -> None:
             pipe.send(("done", worker.files(task)))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
-    except DknError as error:
-        pipe.send(("failed", (type(error).__name__, str(error))))
-    except Exception:
-        pipe.send(("failed", ("", traceback.format_exc())))
+    except Exception as error:
+        pipe.send(failure(error, traceback.format_exc()))

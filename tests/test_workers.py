@@ -18,10 +18,12 @@ import torch
 
 import dkn_engine as dkn
 from dkn_engine import parallel
+from dkn_engine import pool as pools
 from dkn_engine.errors import WorkerError
 from dkn_engine.facts import write_facts
-from dkn_engine.parallel import MOST_LOSSES, WorkerPool, iter_dkns_in_workers
+from dkn_engine.parallel import WorkerPool, iter_dkns_in_workers
 from dkn_engine.plan import Task
+from dkn_engine.pool import MOST_LOSSES
 from dkn_engine.worker import ModelSpec, device_of
 from tests import lives
 from tests.saved import many_facts, save_tiny
@@ -196,7 +198,7 @@ def test_a_workers_error_is_raised_as_itself_or_with_its_traceback(
     ((kind, content),) = pipe.said
     assert kind == "failed"
     with pytest.raises(expected, match=message):
-        raise parallel._error(*content)
+        raise pools._error(*content)
 
 
 def test_workers_share_the_gpus() -> None:

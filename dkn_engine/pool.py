@@ -1,0 +1,184 @@
+"""Workers that compute chunks: lost ones are replaced, whatever they run on."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter, deque
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from dkn_engine import errors
+from dkn_engine.errors import DknError, WorkerError
+from dkn_engine.pipeline import Files, Identity
+from dkn_engine.plan import Task
+
+MOST_LOSSES = 3  # of workers at one chunk, or before their model is loaded
+
+
+class Worker:
+    """What a pool knows of a worker.
+
+    Attributes:
+        number: of its place in the pool; a worker that replaces it has the same.
+        task: what it computes now.
+        identity: of its model, once it is loaded.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.task: Task | None = None
+        self.identity: Identity | None = None
+
+
+W = TypeVar("W", bound=Worker)
+
+
+class Pool(ABC, Generic[W]):
+    """Workers that have all ended when the ``with`` block has.
+
+    Args:
+        n: number of workers.
+    """
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self._workers: list[W] = []
+        self._losses: Counter[int | None] = Counter()
+        self._again: deque[Task] = deque()
+
+    @abstractmethod
+    def _start(self, number: int) -> W:
+        """A new worker, which begins to load its model."""
+
+    @abstractmethod
+    def _send(self, worker: W, task: Task) -> None:
+        """Let a worker compute a chunk; if it is gone, its next message says so."""
+
+    @abstractmethod
+    def _messages(self) -> Iterator[tuple[W, Any]]:
+        """Wait for what workers say.
+
+        ``("loaded", identity)``, ``("done", files)``, ``("failed", (kind, text))`` as in
+        :func:`failure`; None from a worker that is gone.
+        """
+
+    @abstractmethod
+    def _bury(self, worker: W) -> str:
+        """Clear up after a worker that is gone; says how it went."""
+
+    @abstractmethod
+    def _end(self, workers: list[W]) -> None:
+        """End workers, whatever they do."""
+
+    def __enter__(self) -> Self:
+        try:
+            for number in range(self._n):
+                self._workers.append(self._start(number))
+        except BaseException:
+            self._end(self._workers)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end(self._workers)
+        self._workers.clear()
+
+    def identity(self) -> Identity:
+        """The model's, as soon as one worker has loaded it.
+
+        Raises:
+            WorkerError, DknError: see :meth:`compute`.
+        """
+        while True:
+            for worker in self._workers:
+                if worker.identity is not None:
+                    return worker.identity
+            for worker, message in self._messages():
+                self._take(worker, message)
+
+    def compute(self, tasks: Iterator[Task]) -> Iterator[tuple[int, Files]]:
+        """Chunks and their files, in the order in which they are ready.
+
+        Args:
+            tasks: taken one by one as workers become free.
+
+        Raises:
+            WorkerError: too many workers were lost at one chunk, or while loading the model.
+            DknError: what a worker raised.
+            RuntimeError: a worker met an error of the program; with its traceback.
+        """
+        self._feed(tasks)
+        while any(worker.task is not None for worker in self._workers):
+            for worker, message in self._messages():
+                done = self._take(worker, message)
+                # First the next chunk, so that the worker computes while this one is written.
+                self._feed(tasks)
+                if done is not None:
+                    yield done
+
+    def _feed(self, tasks: Iterator[Task]) -> None:
+        for worker in self._workers:
+            if worker.task is None:
+                worker.task = self._again.popleft() if self._again else next(tasks, None)
+                if worker.task is None:
+                    return
+                self._send(worker, worker.task)
+
+    def _take(self, worker: W, message: Any) -> tuple[int, Files] | None:
+        if message is None:
+            self._replace(worker)
+            return None
+        kind, content = message
+        if kind == "loaded":
+            worker.identity = content
+            self._losses[None] = 0
+            others = {w.identity for w in self._workers} - {None, content}
+            if others:
+                raise WorkerError("workers loaded different models; did the model's files change?")
+            return None
+        if kind == "failed":
+            raise _error(*content)
+        task, worker.task = worker.task, None
+        assert task is not None
+        return task.chunk, content
+
+    def _replace(self, worker: W) -> None:
+        """Another worker in the place of one that was lost; its chunk is done again."""
+        how = self._bury(worker)
+        self._workers.remove(worker)
+        task = worker.task
+        key = task.chunk if worker.identity is not None and task is not None else None
+        self._losses[key] += 1
+        if self._losses[key] >= MOST_LOSSES:
+            raise WorkerError(_lost(how, key))
+        if task is not None:
+            self._again.append(task)
+        self._workers.append(self._start(worker.number))
+
+
+def failure(error: Exception, trace: str) -> tuple[str, tuple[str, str]]:
+    """What a worker says of an error: the engine's own by name and words, another by its trace."""
+    if isinstance(error, DknError):
+        return "failed", (type(error).__name__, str(error))
+    return "failed", ("", trace)
+
+
+def _error(kind: str, text: str) -> Exception:
+    """Inverse of :func:`failure`."""
+    found = getattr(errors, kind, None)
+    if isinstance(found, type) and issubclass(found, DknError):
+        return found(text)
+    return RuntimeError(f"in a worker: {text}")
+
+
+def _lost(how: str, chunk: int | None) -> str:
+    hint = "; if memory ran out, take fewer workers or a smaller attribution.rows_per_batch"
+    if chunk is None:
+        return f"a worker {how} before its model was loaded, {MOST_LOSSES} times in a row{hint}"
+    return f"chunk {chunk} was given up: at it a worker {how}, {MOST_LOSSES} times{hint}"
