@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+# What quantised weights are packed into; masks are bool, positions int64.
+_PACKED = {"int8", "uint8", "int16", "int32", "float8_e4m3fn", "float8_e5m2"}
+
 
 def plain_weight(weight: Any) -> bool:
     """Whether a tensor holds its own numbers, in a dtype that multiplies as it is.
@@ -42,15 +45,11 @@ def _refuse_quantised(model: nn.Module, name: str) -> None:
         if not plain_weight(parameter):
             _refuse(name, f"{path!r}, {type(parameter).__name__} of {_short(parameter)}")
     for path, buffer in model.named_buffers():
-        # Masks are bool, positions int64; packed weights are what is left.
         if buffer.numel() > 1 and _short(buffer) in _PACKED:
             _refuse(name, f"{path!r}, a buffer of {_short(buffer)}")
     for path, module in model.named_modules():
         if callable(getattr(module, "weight", None)):
             _refuse(name, f"{path!r}, {type(module).__name__} with a packed weight")
-
-
-_PACKED = {"int8", "uint8", "int16", "int32", "float8_e4m3fn", "float8_e5m2"}
 
 
 def _short(tensor: torch.Tensor) -> str:
