@@ -160,10 +160,17 @@ def _add_find(subparsers: Any) -> None:
     )
     find.add_argument(
         "--workers",
-        default=1,
         type=_positive,
         metavar="N",
         help="compute in N processes of --threads threads, 1 if not given",
+    )
+    find.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="compute on a Ray cluster (default: one on this machine), by a worker for each "
+        "GPU or CPU, or by --workers of them",
     )
     find.add_argument(
         "--shard",

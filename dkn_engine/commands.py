@@ -43,8 +43,9 @@ def find(args: argparse.Namespace) -> int:
     console.step(1, 4, f"reading facts from {args.facts} ...")
     run, problems = _prepare(args, config)
     tell_problems(console, problems)
-    if args.workers > 1:
-        console.step(2, 4, f"starting {args.workers} workers that load {args.model} ...")
+    if args.ray is not None or (args.workers or 1) > 1:
+        where = "" if args.ray is None else " on Ray"
+        console.step(2, 4, f"starting workers{where} that load {args.model} ...")
         overview, seconds = _find_all(args.out, _in_workers(args, run), run, console)
     else:
         console.step(2, 4, f"loading model {args.model} ...")
@@ -99,6 +100,12 @@ def _in_workers(args: argparse.Namespace, run: Run) -> _Find:
     from dkn_engine.worker import ModelSpec
 
     spec = ModelSpec(args.model, args.device, args.dtype, args.threads or 1)
+    if args.ray is not None:
+        from dkn_engine.ray_workers import iter_run_on_ray
+
+        return lambda progress: iter_run_on_ray(
+            spec, run, args.out, address=args.ray, workers=args.workers, progress=progress
+        )
     return lambda progress: iter_run_in_workers(
         spec, run, args.out, workers=args.workers, progress=progress
     )
