@@ -84,6 +84,27 @@ def test_every_size_of_argument_is_as_exact_as_torchs(act: str) -> None:
 
 
 @pytest.mark.parametrize("act", ACTIVATIONS)
+def test_far_out_each_value_is_the_reference(act: str) -> None:
+    ends = torch.tensor([[-1e4, -200.0, -30.0, -5.0, 0.0, 5.0, 30.0, 200.0, 1e4]])
+    given, module = (torch.ones(1), torch.zeros_like(ends), ends, None), ACTIVATIONS[act][0]
+    found = path_activation(*given, module, backend="numba")
+    plain = path_activation(*given, module, backend="reference")
+    exact = path_activation(*converted(given, Tensor.double), module, backend="reference")
+    for i in range(ends.shape[1]):
+        require_no_worse(found[:, i], [plain[:, i]], exact[:, i], f"at {ends[0, i]}")
+
+
+def test_in_double_precision_the_slope_of_silu_is_exact_far_out() -> None:
+    """At 22 it is 1 + 6e-9: beyond 20 only gelu's is its limit."""
+    z = torch.tensor([[-22.0, 22.0]], dtype=torch.float64)
+    one, segment = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+    path = (one[0], torch.zeros_like(z), z, None, nn.SiLU())
+    ones = torch.ones_like(z)
+    found = ig_accumulate(one, one, segment, ones.T, ones, path=path, backend="numba")
+    torch.testing.assert_close(found[0], ACTIVATIONS["silu"][2](z), rtol=1e-14, atol=1e-15)
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
 def test_what_is_not_a_number_stays_none(act: str) -> None:
     nan = torch.full((1, 9), float("nan"))
     one, module = torch.ones(1), ACTIVATIONS[act][0]
@@ -221,6 +242,8 @@ def test_only_an_explicit_request_imports_numba() -> None:
 
 
 def test_matrix_products_run_as_the_reference_does() -> None:
+    for operation in ("prefix_attention", "answer_probability"):
+        assert dispatch.choose(operation, "numba", torch.ones(1)) == "reference"
     query, key, value = (normal(2, 4, 3, 5, dtype=torch.float32, seed=i) for i in range(3))
     visible = torch.ones(2, 3, dtype=torch.bool)
     targets = torch.arange(7)
