@@ -166,9 +166,10 @@ def _save_weights(reader: GGUFReader, folder: Path) -> None:
     for tensor in reader.tensors:
         weight = dequantized(tensor)
         parts = tensor.name.split(".")
-        inside = parts[0] == "blk"
-        name = f"layers.{parts[1]}.{_BLOCK[parts[2]]}" if inside else ""
-        name = f"model.{name}" if inside else _OUTSIDE[parts[0]]
+        if parts[0] == "blk":
+            name = f"model.layers.{parts[1]}.{_BLOCK[parts[2]]}"
+        else:
+            name = _OUTSIDE[parts[0]]
         weights[f"{name}.weight"] = weight - 1 if name.endswith("norm") else weight
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
