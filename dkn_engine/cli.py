@@ -244,7 +244,7 @@ def _add_all(analyses: Any) -> None:
     _add_changes(every)
     _add_reading(every)
     _add_analysis(every)
-    _add_new_facts(every)
+    _add_training(every)
     _add_output(every)
 
 
@@ -253,12 +253,15 @@ def _add_single(analyses: Any, name: str, words: str) -> None:
         name, formatter_class=_Help, help=words, description=f"{words[0].upper()}{words[1:]}."
     )
     single.set_defaults(
-        command=grid_commands.single, analysis=name.replace("-", "_"), new_facts=None
+        command=grid_commands.single,
+        analysis=name.replace("-", "_"),
+        new_facts=None,
+        checkpoint=False,
     )
     _add_input(single)
     _add_analysis(single)
     if name == "evolvability":
-        _add_new_facts(single)
+        _add_training(single)
     _add_output(single)
 
 
@@ -268,9 +271,14 @@ def _add_analysis(parser: argparse.ArgumentParser) -> None:
     add("--draws", type=_positive, metavar="N", help="of random neurons")
 
 
-def _add_new_facts(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--new-facts", metavar="FILE", help="for evolvability to teach (default: made-up ones)"
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--new-facts", metavar="FILE", help="for evolvability to teach (default: made-up ones)")
+    add(
+        "--checkpoint",
+        action="store_true",
+        help="keep states of trainings, three times the size of the model, so that one that was "
+        "stopped goes on",
     )
 
 

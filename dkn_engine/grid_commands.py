@@ -74,7 +74,7 @@ def _run(
     configs = {p: config_from_options(p, args.config, args.changes) for p in presets}
     read = [_read(args, source, configs, console) for source in sources]
     new = None if args.new_facts is None else tuple(_facts(args, args.new_facts, "skip")[0])
-    options = Options(args.draws, new)
+    options = Options(args.draws, new, args.checkpoint)
     with Threads(args.threads):
         cells = dict(_cells(args, models, read, configs, analyses, options, console, strict))
     across = _across(cells, models, sources, presets)

@@ -41,10 +41,13 @@ class Options:
     Attributes:
         n_random: draws of random neurons; None for each analysis's own number.
         new_facts: what evolvability teaches; None for the packaged ones.
+        checkpoint: keep the states of trainings beside the tables, so that one that was stopped
+            goes on; three times the size of the model.
     """
 
     n_random: int | None = None
     new_facts: tuple[Fact, ...] | None = None
+    checkpoint: bool = False
 
     def __post_init__(self) -> None:
         if self.n_random is not None and self.n_random < 1:
@@ -213,7 +216,7 @@ class _Analyses:
             yield "out", self.folder / "long"
         if name == "evolvability":
             yield "new_facts", self.options.new_facts
-            yield "checkpoint", self.folder / "training"
+            yield "checkpoint", self.folder / "training" if self.options.checkpoint else None
 
 
 def compare_models(cells: Mapping[str, Cell], seed: int) -> Table | None:
