@@ -1,4 +1,4 @@
-# make demo, make test, make test-all, make bench; make lint and make build while working on the code.
+# make demo, test, test-all, bench, report, kernels; make lint and make build while coding.
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +15,7 @@ NATIVE := $(VENV)/native.stamp
 SOURCES := $(wildcard csrc/*.cpp csrc/*.hpp) CMakeLists.txt setup.py
 REQUIREMENTS := constraints.txt pyproject.toml
 
-.PHONY: demo test test-all test-native lint bench kernels build clean
+.PHONY: demo test test-all test-native lint bench report kernels build clean
 .DELETE_ON_ERROR:
 
 # One thread: the model is so small that two are hardly faster, and three times slower where
@@ -58,6 +58,15 @@ bench: $(TEST) $(NATIVE)
 	$(PY) -m benchmarks.topology
 	$(PY) -m benchmarks.run $(CASES)
 	$(PY) -m benchmarks.plots
+
+# The paper's analyses on the demo model; what it finds is committed as an example. Run it alone.
+report: $(TEST) $(NATIVE)
+	$(VENV)/bin/dkn-engine analyze all --models demo --facts demo --out runs/report --threads 1
+	mkdir -p docs/example/demo/run docs/example/figures
+	cp runs/report/report.html runs/report/*.csv docs/example
+	rm docs/example/*_values.csv
+	cp runs/report/figures/*.svg docs/example/figures
+	cp runs/report/demo/run/report.html docs/example/demo/run
 
 # Every kernel compiled for GPUs that need not be there; the table is in benchmarks/results.
 kernels: $(TEST) $(NATIVE)
