@@ -75,22 +75,25 @@ def require_inside(edits: Sequence[Edit], layout: Layout) -> None:
     Raises:
         ValueError: names the first that it has not.
     """
+    if not edits:
+        return
+    every = np.concatenate([edit.neurons for edit in edits])
     limit = np.array([layout.n_layers, layout.width])
-    for edit in edits:
-        outside = (edit.neurons >= limit).any(axis=1)
-        if outside.any():
-            layer, index = edit.neurons[outside][0].tolist()
-            raise ValueError(
-                f"neurons must be below layer {limit[0]} and index {limit[1]}; got "
-                f"({layer}, {index})"
-            )
+    outside = (every >= limit).any(axis=1)
+    if outside.any():
+        layer, index = every[outside][0].tolist()
+        raise ValueError(
+            f"neurons must be below layer {limit[0]} and index {limit[1]}; got ({layer}, {index})"
+        )
 
 
 def _distinct(neurons: ArrayLike) -> NDArray[np.int32]:
     array = as_neurons(neurons)
-    unique, counts = np.unique(array, axis=0, return_counts=True)
-    if len(unique) != len(array):
-        layer, index = unique[counts > 1][0].tolist()
+    # One number a neuron: far faster than rows in np.unique.
+    keys = np.sort(array[:, 0].astype(np.int64) << 32 | array[:, 1])
+    twice = keys[:-1] == keys[1:]
+    if twice.any():
+        layer, index = divmod(int(keys[:-1][twice][0]), 1 << 32)
         raise ValueError(f"neurons must be distinct; got ({layer}, {index}) twice")
     return array
 

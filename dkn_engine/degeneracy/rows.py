@@ -101,7 +101,7 @@ def _split(
 def _of_groups(edit: LayerEdit, group: NDArray[np.int64]) -> LayerEdit:
     """The edit with groups for rows, each neuron of a group once."""
     row = group[edit.row]
-    _, once = np.unique(np.stack([row, edit.index]), axis=1, return_index=True)
+    _, once = np.unique(row << 32 | edit.index, return_index=True)
     return LayerEdit(row[once], edit.index[once], edit.factor[once], edit.offset[once])
 
 

@@ -48,6 +48,43 @@ def components(sets: list[np.ndarray] = SETS) -> tuple[Component, ...]:
     return tuple(Component(s, 0.0, 1.0, 1.0 - 0.1 * i) for i, s in enumerate(sets))
 
 
+# --- edits of subsets ---
+
+
+@pytest.mark.parametrize("with_means", [False, True])
+@pytest.mark.parametrize("masks", [np.arange(8), np.array([0, 5, 7]), np.array([], np.int64)])
+def test_edits_of_subsets_are_those_of_their_members_one_after_another(
+    masks: np.ndarray, with_means: bool
+) -> None:
+    means = np.random.default_rng(0).normal(size=(3, 40)) if with_means else None
+    found = controls.subset_edits(SETS, masks, means)
+    assert len(found) == len(masks)
+    for mask, edit in zip(masks.tolist(), found, strict=True):
+        members = [SETS[i] for i in members_of(mask)]
+        expected = suppress(np.concatenate([np.empty((0, 2), np.int32), *members]), means)
+        for name in ("neurons", "factor", "offset"):
+            ours, theirs = getattr(edit, name), getattr(expected, name)
+            assert ours.dtype == theirs.dtype
+            assert np.array_equal(ours, theirs)
+
+
+def test_edits_of_the_highest_component_that_a_mask_can_name() -> None:
+    sets = [np.array([[0, i]], dtype=np.int32) for i in range(62)]
+    (edit,) = controls.subset_edits(sets, np.array([1 << 61 | 1]))
+    assert edit.neurons.tolist() == [[0, 0], [0, 61]]
+
+
+def test_edits_of_no_sets() -> None:
+    (edit,) = controls.subset_edits([], np.array([0]))
+    assert edit.neurons.shape == (0, 2)
+
+
+def test_edits_of_sets_that_overlap_are_refused() -> None:
+    sets = [np.array([[2, 7], [1, 3]]), np.array([[1, 3], [2, 7]])]
+    with pytest.raises(ValueError, match=r"distinct; got \(1, 3\) twice"):
+        controls.subset_edits(sets, np.arange(4))
+
+
 # --- random sets ---
 
 
