@@ -26,9 +26,9 @@ from typing import Any
 import torch
 
 import dkn_engine as dkn
-from dkn_engine.analysis.files import comparisons_csv, rows_csv
 from dkn_engine.analysis.model_sizes import complexity_of_models, model_size
-from dkn_engine.analysis.table import Table
+from dkn_engine.analysis.tables.files import comparisons_csv, rows_csv
+from dkn_engine.analysis.tables.table import Table
 from dkn_engine.cache import cached_folder
 from dkn_engine.types import Fact
 

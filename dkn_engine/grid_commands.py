@@ -19,8 +19,8 @@ from dkn_engine.settings import config_from_options
 from dkn_engine.types import Fact
 
 if TYPE_CHECKING:
-    from dkn_engine.analysis.grid import Cell, Options
-    from dkn_engine.analysis.table import Table
+    from dkn_engine.analysis.grid.cells import Cell, Options
+    from dkn_engine.analysis.tables.table import Table
 
 _LINES = 40  # of each table's figures on the terminal; the rest is in the files
 
@@ -42,7 +42,7 @@ def every(args: argparse.Namespace) -> int:
     Raises:
         UserError: options, facts, model or folder cannot be used.
     """
-    from dkn_engine.analysis.grid import ANALYSES
+    from dkn_engine.analysis.grid.cells import ANALYSES
 
     analyses = args.analyses or ANALYSES
     return _run(args, args.models, args.facts, args.presets, analyses, strict=args.strict)
@@ -66,7 +66,7 @@ def _run(
     *,
     strict: bool,
 ) -> int:
-    from dkn_engine.analysis.grid import Options
+    from dkn_engine.analysis.grid.cells import Options
 
     console = Console(quiet=args.quiet)
     if args.out.exists() and not args.out.is_dir():
@@ -116,7 +116,7 @@ def _cells(
     strict: bool,
 ) -> Iterator[tuple[str, Cell]]:
     """Every cell under its label; a model is loaded once."""
-    from dkn_engine.analysis.grid import RUN, Watcher, analyze_cell
+    from dkn_engine.analysis.grid.cells import RUN, Watcher, analyze_cell
     from dkn_engine.report import summarize, write_summary
     from dkn_engine.report.html import write_page
 
@@ -185,7 +185,7 @@ def _across(
     presets: Sequence[str],
 ) -> dict[str, Table]:
     """Degeneracy against model size, for each list of facts and preset."""
-    from dkn_engine.analysis.grid import compare_models
+    from dkn_engine.analysis.grid.cells import compare_models
 
     labels = _labels(models, sources, presets)
     names, origins = (_distinct([_slug(n) for n in every]) for every in (models, sources))
@@ -202,8 +202,8 @@ def _write(
     out: Path, cells: Mapping[str, Cell], across: Mapping[str, Table], console: Console
 ) -> None:
     """The tables of all cells as CSV, and the page."""
-    from dkn_engine.analysis import files
-    from dkn_engine.analysis.page import PAGE, render_grid
+    from dkn_engine.analysis.grid.page import PAGE, render_grid
+    from dkn_engine.analysis.tables import files
     from dkn_engine.report import figures
     from dkn_engine.report.html import NO_FIGURES
     from dkn_engine.store.files import write_files
@@ -235,8 +235,8 @@ def _by_analysis(
 def _print(
     args: argparse.Namespace, cells: Mapping[str, Cell], across: Mapping[str, Table]
 ) -> None:
-    from dkn_engine.analysis import files
-    from dkn_engine.analysis.text import render, words
+    from dkn_engine.analysis.tables import files
+    from dkn_engine.analysis.tables.text import render, words
 
     every = _by_analysis(cells, across)
     if args.json:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dkn_engine.analysis.groups import require_results_of
-from dkn_engine.analysis.long_forms import PARAPHRASE, TEMPLATED, known_forms, long_form
-from dkn_engine.analysis.table import COMPARED, Sample, Table, tabulate
-from dkn_engine.analysis.text_complexity import TextComplexity, text_complexity
+from dkn_engine.analysis.tables.groups import require_results_of
+from dkn_engine.analysis.tables.table import COMPARED, Sample, Table, tabulate
+from dkn_engine.analysis.texts.long_forms import PARAPHRASE, TEMPLATED, known_forms, long_form
+from dkn_engine.analysis.texts.text_complexity import TextComplexity, text_complexity
 from dkn_engine.config import Config, FactsConfig
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.pipeline import find_dkns

@@ -11,14 +11,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.analysis.answers import read_answers
-from dkn_engine.analysis.changed import overlap_rows, targets
-from dkn_engine.analysis.finetune import finetuned
-from dkn_engine.analysis.groups import NeuronGroups, neuron_groups, sort_neurons, union, with_dkn
-from dkn_engine.analysis.learning_rate import KINDS, RATES, best_rate, loss_by_rate
-from dkn_engine.analysis.rephrase import rephrase
-from dkn_engine.analysis.table import Comparison, Row, Sample, Table, tabulate
-from dkn_engine.analysis.trainable import Trainable
+from dkn_engine.analysis.finetuning.answers import read_answers
+from dkn_engine.analysis.finetuning.changed import overlap_rows, targets
+from dkn_engine.analysis.finetuning.finetune import finetuned
+from dkn_engine.analysis.finetuning.learning_rate import KINDS, RATES, best_rate, loss_by_rate
+from dkn_engine.analysis.finetuning.rephrase import rephrase
+from dkn_engine.analysis.finetuning.trainable import Trainable
+from dkn_engine.analysis.tables.groups import (
+    NeuronGroups,
+    neuron_groups,
+    sort_neurons,
+    union,
+    with_dkn,
+)
+from dkn_engine.analysis.tables.table import Comparison, Row, Sample, Table, tabulate
 from dkn_engine.attribution.contexts import AnswerSequence
 from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import FactsConfig

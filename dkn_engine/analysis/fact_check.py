@@ -10,25 +10,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dkn_engine.analysis.asking import yes_over_no
-from dkn_engine.analysis.detection import Reals
-from dkn_engine.analysis.groups import NeuronGroups, neuron_groups
-from dkn_engine.analysis.neuron_scores import (
+from dkn_engine.analysis.checking.asking import yes_over_no
+from dkn_engine.analysis.checking.detection import Reals
+from dkn_engine.analysis.checking.neuron_scores import (
     Sets,
     deal,
     golden_sets,
     mean_attributions,
     practical_sets,
 )
-from dkn_engine.analysis.scored import ASK, PROB, Scored
-from dkn_engine.analysis.statements import (
+from dkn_engine.analysis.checking.scored import ASK, PROB, Scored
+from dkn_engine.analysis.checking.statements import (
     FORMS,
     Form,
     Statement,
     make_statements,
     packaged_templates,
 )
-from dkn_engine.analysis.table import Table, tabulate
+from dkn_engine.analysis.tables.groups import NeuronGroups, neuron_groups
+from dkn_engine.analysis.tables.table import Table, tabulate
 from dkn_engine.attribution.contexts import AnswerSequence
 from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import AttributionConfig, Config

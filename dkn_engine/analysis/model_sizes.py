@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dkn_engine.analysis.complexity import degeneracy_samples
-from dkn_engine.analysis.groups import require_results_of
-from dkn_engine.analysis.table import COMPARED, Conditions, Row, Sample, Table, tabulate
+from dkn_engine.analysis.tables.groups import require_results_of
+from dkn_engine.analysis.tables.table import COMPARED, Conditions, Row, Sample, Table, tabulate
 from dkn_engine.errors import UserError
 from dkn_engine.layout import find_layout
 from dkn_engine.report.statistics import Estimate, bootstrap_statistic

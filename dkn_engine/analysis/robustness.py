@@ -10,11 +10,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.analysis.groups import NeuronGroups, neuron_groups, with_dkn
-from dkn_engine.analysis.perturb import KINDS, Kind
-from dkn_engine.analysis.queries import CLEAN, PERTURBED, Queries, Query, columns
-from dkn_engine.analysis.table import Conditions, Sample, Table, tabulate
-from dkn_engine.analysis.treatments import On, Outcome, Treatment, Trial, Value, treatments
+from dkn_engine.analysis.perturbation.perturb import KINDS, Kind
+from dkn_engine.analysis.perturbation.queries import CLEAN, PERTURBED, Queries, Query, columns
+from dkn_engine.analysis.perturbation.treatments import (
+    On,
+    Outcome,
+    Treatment,
+    Trial,
+    Value,
+    treatments,
+)
+from dkn_engine.analysis.tables.groups import NeuronGroups, neuron_groups, with_dkn
+from dkn_engine.analysis.tables.table import Conditions, Sample, Table, tabulate
 from dkn_engine.config import Config
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.intervene import Positions

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.analysis.groups import require_results_of, union
-from dkn_engine.analysis.table import COMPARED, Conditions, Sample, Table, tabulate
+from dkn_engine.analysis.tables.groups import require_results_of, union
+from dkn_engine.analysis.tables.table import COMPARED, Conditions, Sample, Table, tabulate
 from dkn_engine.degeneracy.controls import random_sets
 from dkn_engine.degeneracy.reference import generator
 from dkn_engine.errors import UserError

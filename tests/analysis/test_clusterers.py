@@ -131,27 +131,27 @@ def test_pairs_are_those_of_brute_force(model: Any, planted: Planted) -> None:
 
 
 def test_facts_are_attributed_once_for_all(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dkn_engine import pipeline
+    from dkn_engine import stages
 
     seen = []
-    before = pipeline.attribute_chunk
+    before = stages.attribute_chunk
 
     def counted(model: Any, layout: Any, sequences: Any, *args: Any, **options: Any) -> Any:
         seen.extend(sequences)
         return before(model, layout, sequences, *args, **options)
 
-    monkeypatch.setattr(pipeline, "attribute_chunk", counted)
+    monkeypatch.setattr(stages, "attribute_chunk", counted)
     compare_clusterers(model, words_tokenizer(), FACTS, CONFIG, methods=["dbscan"])
     assert len(seen) == 2
 
 
 def test_a_directory_continues(model: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dkn_engine import pipeline
+    from dkn_engine import stages
 
     once = compare_clusterers(
         model, words_tokenizer(), FACTS, CONFIG, methods=["dbscan"], out=tmp_path
     )
-    monkeypatch.setattr(pipeline, "attribute_chunk", None)
+    monkeypatch.setattr(stages, "attribute_chunk", None)
     again = compare_clusterers(
         model, words_tokenizer(), FACTS, CONFIG, methods=["dbscan"], out=tmp_path
     )

@@ -12,9 +12,7 @@ import torch
 from scipy.stats import spearmanr
 
 import dkn_engine as dkn
-from dkn_engine.analysis import long_forms
 from dkn_engine.analysis.complexity import complexity, degeneracy_samples
-from dkn_engine.analysis.long_forms import known_forms, long_form, templates
 from dkn_engine.analysis.model_sizes import (
     TREND,
     ModelSize,
@@ -22,8 +20,10 @@ from dkn_engine.analysis.model_sizes import (
     model_size,
     spearman,
 )
-from dkn_engine.analysis.table import Table
-from dkn_engine.analysis.text_complexity import text_complexity
+from dkn_engine.analysis.tables.table import Table
+from dkn_engine.analysis.texts import long_forms
+from dkn_engine.analysis.texts.long_forms import known_forms, long_form, templates
+from dkn_engine.analysis.texts.text_complexity import text_complexity
 from dkn_engine.config import AttributionConfig, Config, FactsConfig
 from dkn_engine.errors import UserError
 from dkn_engine.types import Component, Drops, Fact, FactResult

@@ -14,15 +14,15 @@ import pytest
 import torch
 
 import dkn_engine as dkn
-from dkn_engine.analysis.answers import read_answers
-from dkn_engine.analysis.changed import overlap_rows, targets
 from dkn_engine.analysis.evolvability import evolvability
-from dkn_engine.analysis.files import from_json, to_json
-from dkn_engine.analysis.finetune import finetuned
-from dkn_engine.analysis.learning_rate import best_rate, loss_by_rate
-from dkn_engine.analysis.overlap import overlap
-from dkn_engine.analysis.rephrase import rephrase
-from dkn_engine.analysis.table import Table
+from dkn_engine.analysis.finetuning.answers import read_answers
+from dkn_engine.analysis.finetuning.changed import overlap_rows, targets
+from dkn_engine.analysis.finetuning.finetune import finetuned
+from dkn_engine.analysis.finetuning.learning_rate import best_rate, loss_by_rate
+from dkn_engine.analysis.finetuning.overlap import overlap
+from dkn_engine.analysis.finetuning.rephrase import rephrase
+from dkn_engine.analysis.tables.files import from_json, to_json
+from dkn_engine.analysis.tables.table import Table
 from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import FactsConfig
 from dkn_engine.errors import RunDirectoryError, UserError

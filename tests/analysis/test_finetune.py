@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from dkn_engine import Fact
-from dkn_engine.analysis.answers import read_answers
-from dkn_engine.analysis.finetune import Diverged, finetuned
+from dkn_engine.analysis.finetuning.answers import read_answers
+from dkn_engine.analysis.finetuning.finetune import Diverged, finetuned
 from dkn_engine.attribution.contexts import AnswerSequence
 from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import FactsConfig

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from dkn_engine import cli, grid_commands
-from dkn_engine.analysis.grid import ANALYSES, Options, Watcher, analyze_cell
-from dkn_engine.analysis.headlines import HEADLINES, Headline
-from dkn_engine.analysis.table import Row
+from dkn_engine.analysis.grid.cells import ANALYSES, Options, Watcher, analyze_cell
+from dkn_engine.analysis.grid.headlines import HEADLINES, Headline
+from dkn_engine.analysis.tables.table import Row
 from dkn_engine.facts import write_facts
 from dkn_engine.report.statistics import Estimate
 from dkn_engine.settings import config_from_options

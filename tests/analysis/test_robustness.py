@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from dkn_engine.analysis.perturb import KINDS, perturb
+from dkn_engine.analysis.perturbation.perturb import KINDS, perturb
+from dkn_engine.analysis.perturbation.treatments import Treatment, Trial, treatments
 from dkn_engine.analysis.robustness import robustness
-from dkn_engine.analysis.table import Sample, Table
-from dkn_engine.analysis.treatments import Treatment, Trial, treatments
+from dkn_engine.analysis.tables.table import Sample, Table
 from dkn_engine.attribution.contexts import AnswerSequence
 from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import Config, FactsConfig, FilterConfig

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dkn_engine.analysis import files, text
-from dkn_engine.analysis.table import Row, Sample, Table, tabulate
+from dkn_engine.analysis.tables import files, text
+from dkn_engine.analysis.tables.table import Row, Sample, Table, tabulate
 from dkn_engine.errors import UserError
 from dkn_engine.report.statistics import Estimate
 from dkn_engine.report.text import width

@@ -20,7 +20,7 @@ from dkn_engine.report.table import DASH, STATUS_WORDS, drop_rows, interval, num
 from dkn_engine.types import FactResult
 
 if TYPE_CHECKING:
-    from dkn_engine.analysis.table import Comparison
+    from dkn_engine.analysis.tables.table import Comparison
 
 TITLE = "Degenerate knowledge neurons"
 CARDS = 200

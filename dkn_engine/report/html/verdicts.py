@@ -10,7 +10,7 @@ from dkn_engine.report.table import CONTROL_WORDS, number
 from dkn_engine.types import FactResult
 
 if TYPE_CHECKING:
-    from dkn_engine.analysis.table import Comparison
+    from dkn_engine.analysis.tables.table import Comparison
 
 _WORDS = {"higher": "larger than the control's", "lower": "smaller than the control's"}
 # In a list, the comma would make two of it.
@@ -37,7 +37,7 @@ def verdicts(results: Sequence[FactResult], seed: int = 0) -> tuple[Comparison, 
     if not any(r.controls for r in known):
         return ()
     # Imported here, since the analyses import torch.
-    from dkn_engine.analysis.table import compare, corrected
+    from dkn_engine.analysis.tables.table import compare, corrected
 
     families = {
         "DKN families": [r for r in known if r.is_degenerate],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dkn_engine.analysis.trainable import Block
+from dkn_engine.analysis.finetuning.trainable import Block
 from dkn_engine.guest import hooks
 from dkn_engine.layout import Layout, Mlp
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dkn_engine.analysis.trainable import Block
+from dkn_engine.analysis.finetuning.trainable import Block
 from dkn_engine.errors import RunDirectoryError
 from dkn_engine.store.files import write_files
 

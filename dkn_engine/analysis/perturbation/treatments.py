@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.analysis.table import Conditions
+from dkn_engine.analysis.tables.table import Conditions
 from dkn_engine.attribution.contexts import AnswerSequence
 from dkn_engine.attribution.prefill import token_log_probabilities
 from dkn_engine.degeneracy.edits import Edit, enhance, suppress

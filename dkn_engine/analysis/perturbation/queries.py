@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dkn_engine.analysis.groups import NeuronGroups
-from dkn_engine.analysis.perturb import KINDS, Kind, perturb
+from dkn_engine.analysis.perturbation.perturb import KINDS, Kind, perturb
+from dkn_engine.analysis.tables.groups import NeuronGroups
 from dkn_engine.attribution.contexts import AnswerSequence
 from dkn_engine.attribution.sequences import encode_sequence, encode_sequences
 from dkn_engine.config import Config

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dkn_engine.analysis import files
 from dkn_engine.analysis.model_sizes import ModelSize, complexity_of_models, model_size
-from dkn_engine.analysis.table import Table
+from dkn_engine.analysis.tables import files
+from dkn_engine.analysis.tables.table import Table
 from dkn_engine.config import Config
 from dkn_engine.errors import DknError, UserError
 from dkn_engine.info import versions

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dkn_engine.analysis.answers import read_answers
-from dkn_engine.analysis.finetune import Diverged, Progress, finetuned
-from dkn_engine.analysis.trainable import Trainable
+from dkn_engine.analysis.finetuning.answers import read_answers
+from dkn_engine.analysis.finetuning.finetune import Diverged, Progress, finetuned
+from dkn_engine.analysis.finetuning.trainable import Trainable
 from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import FactsConfig
 from dkn_engine.errors import UserError

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dkn_engine.analysis.grid import RUN, Cell
-from dkn_engine.analysis.headlines import HEADLINES, Headline
-from dkn_engine.analysis.table import Comparison, Row, Table
-from dkn_engine.analysis.text import cell as shown
-from dkn_engine.analysis.text import findings, words
+from dkn_engine.analysis.grid.cells import RUN, Cell
+from dkn_engine.analysis.grid.headlines import HEADLINES, Headline
+from dkn_engine.analysis.tables.table import Comparison, Row, Table
+from dkn_engine.analysis.tables.text import cell as shown
+from dkn_engine.analysis.tables.text import findings, words
 from dkn_engine.report import figures
 from dkn_engine.report.html.markup import Markup, escape
 from dkn_engine.report.html.page import render_page

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dkn_engine.analysis.answers import answer_logits, batches, token_log_probabilities
-from dkn_engine.analysis.taps import differentiable
-from dkn_engine.analysis.trainable import (
+from dkn_engine.analysis.finetuning.answers import answer_logits, batches, token_log_probabilities
+from dkn_engine.analysis.finetuning.taps import differentiable
+from dkn_engine.analysis.finetuning.trainable import (
     Block,
     Trainable,
     digest_of_originals,
@@ -25,7 +25,7 @@ from dkn_engine.analysis.trainable import (
     neuron_change,
     trainable_blocks,
 )
-from dkn_engine.analysis.training_checkpoint import Checkpoint
+from dkn_engine.analysis.finetuning.training_checkpoint import Checkpoint
 from dkn_engine.attribution.contexts import AnswerSequence
 from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import FactsConfig

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.analysis.overlap import Overlap, above, overlap, top_changed
-from dkn_engine.analysis.table import Comparison, Conditions, Row
+from dkn_engine.analysis.finetuning.overlap import Overlap, above, overlap, top_changed
+from dkn_engine.analysis.tables.table import Comparison, Conditions, Row
 from dkn_engine.report.statistics import Estimate
 
 FIGURE = "overlap"

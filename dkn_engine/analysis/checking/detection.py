@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.analysis.table import FEWEST
+from dkn_engine.analysis.tables.table import FEWEST
 from dkn_engine.report.statistics import Estimate
 
 Reals = NDArray[np.float64]

@@ -13,7 +13,7 @@ from dkn_engine.facts.records import distinct
 from dkn_engine.facts.templama import MARK
 from dkn_engine.types import Fact
 
-_FILE = Path(__file__).resolve().parent.parent / "data" / "rephrasings.jsonl"
+_FILE = Path(__file__).resolve().parents[2] / "data" / "rephrasings.jsonl"
 _SUBJECT, _ANSWER = "[X]", "[Y]"
 
 

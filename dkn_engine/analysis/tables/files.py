@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dkn_engine.analysis.table import Comparison, Conditions, Row, Sample, Table
-from dkn_engine.analysis.text import findings
+from dkn_engine.analysis.tables.table import Comparison, Conditions, Row, Sample, Table
+from dkn_engine.analysis.tables.text import findings
 from dkn_engine.errors import UserError
 from dkn_engine.report.records import plain
 

@@ -1,0 +1,1 @@
+"""Parts of fact checking: statements, scorers and how well they tell."""

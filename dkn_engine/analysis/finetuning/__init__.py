@@ -1,0 +1,1 @@
+"""Parts of evolvability: training of chosen neurons alone, and what it changes."""

@@ -1,0 +1,1 @@
+"""Parts of robustness: perturbed queries and what is done to neurons."""

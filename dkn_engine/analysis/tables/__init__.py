@@ -1,0 +1,1 @@
+"""What all analyses share: samples, tables, tests of differences, text and files."""

@@ -1,0 +1,1 @@
+"""Parts of complexity: longer forms of prompts and measures of them."""
