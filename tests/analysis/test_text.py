@@ -51,6 +51,12 @@ def test_long_conditions_get_a_line_of_their_own() -> None:
     assert found[at + 1].strip() == "120"
 
 
+def test_a_figure_that_is_not_defined_is_a_dash() -> None:
+    row = Row.of("x", "D", (), Estimate(math.nan, math.nan, math.nan, 3))
+    assert text.cell(row) == "–"
+    assert text.cell(Row.of("x", "D", (), Estimate(0.5, math.nan, math.nan, 3))) == "0.50"
+
+
 def test_what_was_found_and_what_was_not() -> None:
     sentences = text.findings(table())
     assert sentences[0] == (

@@ -58,7 +58,9 @@ def _lines(rows: Sequence[Row], groups: Sequence[str]) -> Iterator[str]:
 
 
 def cell(row: Row | Comparison) -> str:
-    """Mean and interval in a few characters; a dash where nothing was measured."""
+    """Mean and interval in a few characters; a dash where nothing was measured or is defined."""
+    if not math.isfinite(row.mean):
+        return DASH
     return interval(Estimate(row.mean, row.ci_low, row.ci_high, row.n), digits(row))
 
 
