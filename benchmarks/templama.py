@@ -1,0 +1,346 @@
+"""The whole of TempLAMA end to end: throughput, memory, disk, workers, a kill and its resume.
+
+``python -m benchmarks.templama [CASE ...] --facts FILE``, FILE being TempLAMA's training file.
+Every case runs ``dkn-engine find`` at the default configuration in a process of its own, as users
+do, and replaces its rows in benchmarks/results/templama.csv. The small GPT-2 is trained on first
+use (see ``benchmarks.templama_model``). Run it alone: every row has the load beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dkn_engine as dkn
+from benchmarks.rows import Row, read, row, write
+from benchmarks.templama_model import BUILD, Training, dated_facts, trained
+from benchmarks.templama_paper import paper
+from dkn_engine.config import Config
+from dkn_engine.facts import write_facts
+from dkn_engine.store import iter_results
+from dkn_engine.types import Fact
+
+RESULTS = "templama.csv"
+SHARES = (0.1, 0.5, 1.0)
+PAUSE = 0.5  # seconds between two looks at a running process
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the cases run on.
+
+    Attributes:
+        facts: TempLAMA's training file.
+        some: facts of the cases that run the same facts several times.
+        demo: facts of the case on the demo model.
+        workers: processes of the cases that have several.
+        training: of the small model.
+        root: where models, facts and runs are kept.
+    """
+
+    facts: Path
+    some: int = 1000
+    demo: int = 200
+    workers: int = 2
+    training: Training = field(default_factory=Training)
+    root: Path = BUILD
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One process from start to end.
+
+    Attributes:
+        seconds: wall-clock, everything: imports, loading, the summary at the end.
+        cpu: seconds of processor time of the process and its workers.
+        peaks: the most resident MiB of process and workers together, until each of ``SHARES`` of
+            the facts was done.
+        exit: its exit code.
+    """
+
+    seconds: float
+    cpu: float
+    peaks: tuple[float, ...]
+    exit: int
+
+
+def find(
+    model: str, facts: Path, out: Path, n: int, *options: str, kill_at: float | None = None
+) -> Measured:
+    """Run ``dkn-engine find`` and watch it.
+
+    Args:
+        model, facts, out, options: of the command.
+        n: number of facts.
+        kill_at: kill the process and its workers with SIGKILL at this share of the chunks.
+
+    Raises:
+        SystemExit: the run fails.
+    """
+    command = [sys.executable, "-m", "dkn_engine", "find", "--model", model, "--facts", str(facts)]
+    command += ["--out", str(out), "--threads", "1", "--quiet", *options]
+    chunks = -(-n // Config().facts_per_chunk)
+    start = time.perf_counter()
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True
+        )
+        samples: list[tuple[float, float]] = []
+        while True:
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                break
+            done = sum(1 for _ in out.glob("facts-*.parquet")) / chunks
+            samples.append((done, resident(process.pid)))
+            if kill_at is not None and done >= kill_at:
+                os.killpg(process.pid, signal.SIGKILL)
+            time.sleep(PAUSE)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        seconds = time.perf_counter() - start
+        said.seek(0)
+        if process.returncode != (0 if kill_at is None else -signal.SIGKILL):
+            raise SystemExit(f"{' '.join(command)}: {said.read().decode()}")
+    peaks = tuple(max(m for done, m in samples if done <= share) for share in SHARES)
+    cpu = usage.ru_utime + usage.ru_stime
+    return Measured(seconds, cpu, peaks, process.returncode)
+
+
+def resident(pid: int) -> float:
+    """MiB that a process and those it started hold; 0 of those that have ended."""
+    total = 0.0
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        total = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            total += sum(resident(int(child)) for child in (task / "children").read_text().split())
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return total
+
+
+def train(setting: Setting) -> Iterator[Row]:
+    """The small model: trained, or taken from the folder in which it is kept."""
+    folder = small(setting)
+    said = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    for metric in ("seconds", "cpu_seconds", "epochs", "facts", "vocabulary"):
+        yield row("training", setting.training.name, metric, [said[metric]])
+    yield row("training", setting.training.name, "share_known", [said["known"]])
+
+
+def small(setting: Setting) -> Path:
+    """Folder of the small model and its facts."""
+    facts = dated_facts(setting.facts)
+    return trained(setting.training, facts, setting.root)
+
+
+def whole(setting: Setting) -> Iterator[Row]:
+    """All facts through the small model in one process."""
+    facts, out = facts_file(setting, dated_facts(setting.facts)), fresh(setting, "whole")
+    case, name = "all facts, 1 worker", setting.training.name
+    found = find(str(small(setting)), facts.path, out, facts.n)
+    yield from speed(case, name, facts.n, found)
+    yield from contents(case, name, out)
+
+
+def workers(setting: Setting) -> Iterator[Row]:
+    """All facts by several workers; the tables must be those of one."""
+    facts, out = facts_file(setting, dated_facts(setting.facts)), fresh(setting, "workers")
+    case, name = f"all facts, {setting.workers} workers", setting.training.name
+    found = find(str(small(setting)), facts.path, out, facts.n, "--workers", str(setting.workers))
+    yield from speed(case, name, facts.n, found)
+    n = require_bit_equal(out, run_folder(setting, "whole"))
+    yield row(case, name, "files_bit_equal_to_1_worker", [n])
+
+
+def resume(setting: Setting) -> Iterator[Row]:
+    """Facts by several workers, undisturbed; then killed with SIGKILL at half, and once more."""
+    facts, name = some_facts(setting), setting.training.name
+    undisturbed, killed = fresh(setting, "undisturbed"), fresh(setting, "killed")
+    command, more = (str(small(setting)), facts.path), ("--workers", str(setting.workers))
+    straight = find(*command, undisturbed, facts.n, *more)
+    first = find(*command, killed, facts.n, *more, kill_at=0.5)
+    there = sum(1 for _ in killed.glob("facts-*.parquet"))
+    second = find(*command, killed, facts.n, *more)
+    case, both = f"{facts.n} facts, killed at half", first.seconds + second.seconds
+    yield row(case, name, "files_bit_equal", [require_bit_equal(killed, undisturbed)])
+    yield row(case, name, "seconds_undisturbed", [straight.seconds])
+    yield row(case, name, "seconds_until_killed", [first.seconds])
+    yield row(case, name, "chunks_there_when_killed", [there])
+    yield row(case, name, "seconds_resumed", [second.seconds])
+    yield row(case, name, "seconds_more", [both - straight.seconds])
+
+
+def require_bit_equal(found: Path, expected: Path) -> int:
+    """The number of tables of two run directories, which end the run if they differ."""
+    names = sorted(f.name for f in expected.glob("*.parquet"))
+    if not names or names != sorted(f.name for f in found.glob("*.parquet")):
+        raise SystemExit(f"{found} has other tables than {expected}; it must be measured first")
+    for name in names:
+        if (found / name).read_bytes() != (expected / name).read_bytes():
+            raise SystemExit(f"{name} differs between {found} and {expected}")
+    return len(names)
+
+
+def speed(case: str, provider: str, n: int, found: Measured) -> Iterator[Row]:
+    """Rows about a process."""
+    yield row(case, provider, "seconds", [found.seconds])
+    yield row(case, provider, "facts_per_second", [n / found.seconds])
+    yield row(case, provider, "cpu_milliseconds_per_fact", [1e3 * found.cpu / n])
+    for share, peak in zip(SHARES, found.peaks, strict=True):
+        yield row(case, provider, f"peak_mib_until_{share:.0%}", [peak])
+
+
+def contents(case: str, provider: str, out: Path) -> Iterator[Row]:
+    """Rows about what a run directory holds."""
+    size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
+    yield row(case, provider, "output_mib", [size / 2**20])
+    results = list(iter_results(out))
+    yield row(case, provider, "facts", [len(results)])
+    for status, count in sorted(Counter(r.status for r in results).items()):
+        yield row(case, provider, status, [count])
+    known = [r for r in results if r.status == "ok"]
+    degenerate = sum(r.is_degenerate for r in known)
+    yield row(case, provider, "degenerate", [degenerate])
+    share = degenerate / len(known) if known else float("nan")
+    yield row(case, provider, "share_degenerate_of_known", [share])
+    for metric, values in (
+        ("neurons_per_known_fact", [len(r.neurons) for r in known]),
+        ("components_per_known_fact", [len(r.components) for r in known]),
+        ("points_per_layer", [float(r.n_points.mean()) for r in known]),
+    ):
+        yield row(case, provider, metric, values or [float("nan")])
+
+
+def pairs(setting: Setting) -> Iterator[Row]:
+    """The same facts in one process and in several, in turn, twice."""
+    facts, name = some_facts(setting), setting.training.name
+    found: dict[int, list[Measured]] = {1: [], setting.workers: []}
+    for _ in range(2):
+        for number, runs in found.items():
+            out = fresh(setting, "pairs")
+            options = ("--workers", str(number))
+            runs.append(find(str(small(setting)), facts.path, out, facts.n, *options))
+    for number, runs in found.items():
+        case = f"{facts.n} facts, {number} worker{'s' * (number > 1)}"
+        yield row(case, name, "facts_per_second", [facts.n / m.seconds for m in runs])
+        yield row(case, name, "cpu_milliseconds_per_fact", [1e3 * m.cpu / facts.n for m in runs])
+    ratios = [a.seconds / b.seconds for a, b in zip(*found.values(), strict=True)]
+    yield row(case, name, "times_as_fast_as_1_worker", ratios)
+
+
+def demo(setting: Setting) -> Iterator[Row]:
+    """Packaged facts, again and again under other ids, through the demo model.
+
+    Of TempLAMA's first 200 facts it knows none, and facts that are not known cost next to nothing.
+    """
+    packaged = dkn.load_facts("demo")
+    copies = (
+        dataclasses.replace(fact, id=f"{fact.id}-{i}")
+        for i in itertools.count()
+        for fact in packaged
+    )
+    facts = facts_file(setting, list(itertools.islice(copies, setting.demo)))
+    out, case, name = fresh(setting, "demo"), f"{facts.n} facts, 1 worker", "SmolLM2-135M"
+    found = find("demo", facts.path, out, facts.n)
+    yield from speed(case, name, facts.n, found)
+    yield from contents(case, name, out)
+
+
+@dataclass(frozen=True)
+class FactsOnDisk:
+    """A file of facts and their number."""
+
+    path: Path
+    n: int
+
+
+def facts_file(setting: Setting, facts: Sequence[Fact]) -> FactsOnDisk:
+    """Facts written to a file beside the models."""
+    setting.root.mkdir(parents=True, exist_ok=True)
+    path = setting.root / f"{len(facts)}-facts.jsonl"
+    write_facts(path, facts)
+    return FactsOnDisk(path, len(facts))
+
+
+def some_facts(setting: Setting) -> FactsOnDisk:
+    """Dated facts spread over all of them."""
+    every = dated_facts(setting.facts)
+    step = max(1, len(every) // setting.some)
+    return facts_file(setting, every[::step][: setting.some])
+
+
+def run_folder(setting: Setting, name: str) -> Path:
+    return setting.root / "runs" / name
+
+
+def fresh(setting: Setting, name: str) -> Path:
+    """A run directory that is not there yet; it is kept after the case."""
+    folder = run_folder(setting, name)
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+CASES: dict[str, Callable[[Setting], Iterator[Row]]] = {
+    "train": train,
+    "whole": whole,
+    "workers": workers,
+    "resume": resume,
+    "pairs": pairs,
+    "demo": demo,
+    "paper": lambda _: paper(),
+}
+
+
+def measure(setting: Setting, names: Sequence[str]) -> None:
+    """Run cases one after the other; each replaces its own rows when it is done."""
+    for name in names:
+        rows = []
+        for one in CASES[name](setting):
+            print(f"{one.case:28} {one.provider:12} {one.metric:26} {one.median:.4g}", flush=True)
+            rows.append(one)
+        replaced = {one.case for one in rows}
+        kept = [Row(**typed(r)) for r in read(RESULTS) if r["case"] not in replaced]
+        print(write(RESULTS, [*kept, *rows]))
+
+
+def typed(record: Mapping[str, str]) -> dict[str, Any]:
+    """A record of a file with numbers for the columns that hold numbers."""
+    kinds: dict[str, Callable[[str], Any]] = {"repeats": int, "threads": int, "load": float}
+    kinds |= dict.fromkeys(("median", "q20", "q80"), float)
+    return {key: kinds.get(key, str)(text) for key, text in record.items()}
+
+
+def main() -> None:
+    """Parse the options; see the module's text."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}")
+    parser.add_argument("--facts", required=True, type=Path, help="TempLAMA's training file")
+    parser.add_argument("--some", type=int, default=Setting.some, help="facts of repeated runs")
+    parser.add_argument("--workers", type=int, default=Setting.workers)
+    args = parser.parse_args()
+    unknown = sorted(set(args.cases) - set(CASES))
+    if unknown:
+        parser.error(f"CASE must be one of {', '.join(CASES)}; got {unknown[0]!r}")
+    torch.set_num_threads(1)
+    setting = Setting(args.facts, some=args.some, workers=args.workers)
+    measure(setting, args.cases or list(CASES))
+
+
+if __name__ == "__main__":
+    main()
