@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import re
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from dkn_engine.analysis.grid.cells import Cell, Options
     from dkn_engine.analysis.tables.table import Table
 
-_LINES = 40  # of each table's figures on the terminal; the rest is in the files
+_LINES = 60  # of each table's figures on the terminal; the rest is in the files
 
 
 def single(args: argparse.Namespace) -> int:
@@ -235,6 +236,7 @@ def _by_analysis(
 def _print(
     args: argparse.Namespace, cells: Mapping[str, Cell], across: Mapping[str, Table]
 ) -> None:
+    from dkn_engine.analysis.grid.headlines import headline_rows
     from dkn_engine.analysis.tables import files
     from dkn_engine.analysis.tables.text import render, words
 
@@ -251,8 +253,9 @@ def _print(
         return
     for name, tables in every.items():
         for label, table in tables.items():
-            put(f"{words(name).upper()}: {label}\n{render(table, limit=_LINES)}\n")
+            short = dataclasses.replace(table, rows=headline_rows(table))
+            put(f"{words(name).upper()}: {label}\n{render(short, limit=_LINES)}\n")
     for label, cell in cells.items():
         for name, reason in cell.refused.items():
             put(f"{words(name)} of {label} was not made: {reason}\n")
-    put(f"Files in {args.out}: report.html, figures/, a .csv of each analysis\n")
+    put(f"All figures are in {args.out}: report.html, and .csv files of each analysis\n")

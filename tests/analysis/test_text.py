@@ -35,9 +35,9 @@ def table(n: int = 8, extra_rows: tuple[Row, ...] = ()) -> Table:
 def test_figures_stand_group_beside_group_in_80_columns() -> None:
     found = text.render(table()).splitlines()
     assert max(map(width, found)) <= 80
-    at = found.index("prob drop, by query, edit")
+    at = found.index("prob drop (suppress), by query")
     assert found[at + 1].split() == ["D", "N", "Rnd"]
-    assert found[at + 3].startswith("clean, suppress         0.54 [0.52, 0.55] ")
+    assert found[at + 3].startswith("clean                   0.54 [0.52, 0.55] ")
     assert found[at + 5].split() == ["none"]
     at = found.index("log drop")
     assert found[at + 3].startswith("all  ")
@@ -46,7 +46,9 @@ def test_figures_stand_group_beside_group_in_80_columns() -> None:
 
 def test_long_conditions_get_a_line_of_their_own() -> None:
     under = (("perturbation", "replace"), ("on", "answer_positions"), ("query", "perturbed"))
-    found = text.render(tabulate("a", [Sample("f", "D", "x", 120.0, under)], seed=0)).splitlines()
+    other = tuple((name, f"other {value}") for name, value in under)
+    samples = [Sample("f", "D", "x", 120.0, conditions) for conditions in (under, other)]
+    found = text.render(tabulate("a", samples, seed=0)).splitlines()
     at = found.index("replace, answer positions, perturbed")
     assert found[at + 1].strip() == "120"
 

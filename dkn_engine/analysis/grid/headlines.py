@@ -51,6 +51,12 @@ class Headline:
         return found
 
 
+def headline_rows(table: Table) -> tuple[Row, ...]:
+    """The rows that are drawn, for where there is no room for all."""
+    every = [row for headline in HEADLINES.get(table.analysis, ()) for row in headline.rows(table)]
+    return tuple(dict.fromkeys(every)) or table.rows
+
+
 HEADLINES: Mapping[str, tuple[Headline, ...]] = {
     "robustness": (
         Headline(

@@ -10,7 +10,7 @@ from dkn_engine.analysis.grid.cells import RUN, Cell
 from dkn_engine.analysis.grid.headlines import HEADLINES, Headline
 from dkn_engine.analysis.tables.table import Comparison, Row, Table
 from dkn_engine.analysis.tables.text import cell as shown
-from dkn_engine.analysis.tables.text import findings, words
+from dkn_engine.analysis.tables.text import counted, words
 from dkn_engine.report import figures
 from dkn_engine.report.html.markup import Markup, escape
 from dkn_engine.report.html.page import render_page
@@ -89,17 +89,13 @@ def _section(table: Table, label: str, several: bool, drawn: Path | None) -> Sec
         for headline in HEADLINES.get(table.analysis, ()):
             picture = _picture(table, headline, drawn / f"{label}-{table.analysis}")
             pictures += [] if picture is None else [picture]
-    tables = [_comparisons(table.comparisons)] if table.comparisons else []
     return Section(
         f"{name}: {label}" if several else name,
-        [ABOUT.get(table.analysis, ""), *_said(table)],
+        [ABOUT.get(table.analysis, ""), *map(_sentence, [*counted(table), *table.notes])],
         pictures=pictures,
-        body=_details([*tables, *_figures(table.rows)], table.settings, table.seed),
+        tables=[_comparisons(table.comparisons)] if table.comparisons else [],
+        body=_details(_figures(table.rows), table.settings, table.seed),
     )
-
-
-def _said(table: Table) -> list[str]:
-    return [_sentence(text) for text in [*findings(table), *table.notes]]
 
 
 def _sentence(text: str) -> str:
@@ -122,7 +118,7 @@ def _picture(table: Table, headline: Headline, stem: Path) -> Picture | None:
     )
     figures.save(figure, stem.with_name(f"{stem.name}-{headline.figure}"))
     means = "; ".join(f"{text} {shown(r)}" for text, r in zip(labels, rows, strict=True))
-    under = ", ".join(v.replace("|", " or ") for v in headline.keep.values() if v)
+    under = "; ".join(f"{k}: {v.replace('|', ', ')}" for k, v in headline.keep.items() if v)
     caption = f"{_sentence(headline.axis)}{f' ({words(under)})' if under else ''}."
     return Picture(figures.to_svg(figure), f"Bars with intervals: {means}", caption)
 

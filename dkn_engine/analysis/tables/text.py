@@ -35,22 +35,33 @@ def _figures(table: Table) -> Iterator[str]:
     yield f"Means [95% intervals]; seed {table.seed}"
     for figure in dict.fromkeys(r.figure for r in table.rows):
         rows = [r for r in table.rows if r.figure == figure]
-        names = list(dict.fromkeys(name for r in rows for name, _ in r.conditions))
         yield ""
-        yield words(figure) + (f", by {', '.join(map(words, names))}" if names else "")
+        fixed, varied = _names(rows)
+        by = f", by {', '.join(map(words, varied))}" if varied else ""
+        under = f" ({where(fixed)})" if fixed else ""
+        yield from textwrap.wrap(f"{words(figure)}{under}{by}", COLUMNS - 1)
         every = list(dict.fromkeys(r.group for r in rows))
         for start in range(0, len(every), _ACROSS):
             groups = every[start : start + _ACROSS]
             yield f"{'':<{_LABEL}}{''.join(f'{fit(words(g), _CELL)}' for g in groups)}".rstrip()
             yield "─" * COLUMNS
-            yield from _lines(rows, groups)
+            yield from _lines(rows, groups, varied)
 
 
-def _lines(rows: Sequence[Row], groups: Sequence[str]) -> Iterator[str]:
+def _names(rows: Sequence[Row]) -> tuple[Conditions, list[str]]:
+    """Conditions that all rows have, and the names of those in which they differ."""
+    names = dict.fromkeys(name for r in rows for name, _ in r.conditions)
+    values = {name: {dict(r.conditions).get(name) for r in rows} for name in names}
+    varied = [name for name in names if len(values[name]) > 1]
+    fixed = tuple((n, v) for n, v in rows[0].conditions if n not in varied)
+    return fixed, varied
+
+
+def _lines(rows: Sequence[Row], groups: Sequence[str], varied: Sequence[str]) -> Iterator[str]:
     for conditions in dict.fromkeys(r.conditions for r in rows):
         cells = {r.group: cell(r) for r in rows if r.conditions == conditions}
         text = "".join(fit(cells.get(g, DASH), _CELL) for g in groups).rstrip()
-        label = where(conditions) or "all"
+        label = where(tuple(c for c in conditions if c[0] in varied)) or "all"
         if len(label) >= _LABEL:
             yield label
             label = ""
@@ -83,15 +94,20 @@ def where(conditions: Conditions) -> str:
 
 def findings(table: Table) -> list[str]:
     """One sentence for each difference found, then how many were not, and how many were unclear."""
-    found = [sentence(c) for c in table.comparisons if c.different]
+    return [*(sentence(c) for c in table.comparisons if c.different), *counted(table)]
+
+
+def counted(table: Table) -> list[str]:
+    """In how many comparisons a difference was found, and how many had too few pairs to say."""
     tested = [c for c in table.comparisons if math.isfinite(c.p_value)]
     few = len(table.comparisons) - len(tested)
+    found = []
     if tested:
-        same = len(tested) - len(found)
-        counted = f"no difference found in {same} of {len(tested)}" if same else "all differ"
+        same = sum(not c.different for c in tested)
+        outcome = f"no difference found in {same} of {len(tested)}" if same else "all differ"
         found.append(
             f"{len(tested)} paired comparisons, p-values corrected for their number (Holm, "
-            f"{ALPHA:g}): {counted}."
+            f"{ALPHA:g}): {outcome}."
         )
     if few:
         found.append(
