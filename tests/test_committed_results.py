@@ -98,3 +98,35 @@ def test_the_readme_shows_the_measured_clusterers() -> None:
         )
     found = table(ROOT / "README.md", "| clusterer")
     assert [row[1:] for row in found] == expected
+
+
+# Rows of the README's table of analyses: file, figure, and the conditions that rows must have.
+_SUPPRESSED = {"action": "suppress", "value": "zero", "on": "answer"}
+_GOLDEN = {"query": "short", "facts": "with DKN"}
+ANALYSES = [
+    ("robustness", "drop", {**_SUPPRESSED, "query": "clean"}),
+    ("robustness", "drop", {**_SUPPRESSED, "query": "perturbed"}),
+    ("robustness", "drop", {**_SUPPRESSED, "query": "paraphrase"}),
+    ("robustness", "recovered", {"action": "enhance", "on": "answer", "query": "perturbed"}),
+    ("fact_check", "auroc", {**_GOLDEN, "setting": "golden"}),
+    ("fact_check", "auroc", {**_GOLDEN, "setting": "practical"}),
+    ("evolvability", "greedy_match", {"query": "Q_new", "draw": ""}),
+    ("evolvability", "greedy_match", {"query": "Q_old", "draw": ""}),
+    ("sharing", "shared", {"matched": "D", "with": "N", "others": "other relations"}),
+]
+
+
+def test_the_readme_shows_what_the_example_of_the_analyses_holds() -> None:
+    def shown(row: dict[str, str]) -> str:
+        mean, low, high = (f"{float(row[k]) + 0.0:.2f}" for k in ("mean", "ci_low", "ci_high"))
+        return f"{mean} [{low}, {high}]".replace("-0.00", "0.00")
+
+    expected = []
+    for name, figure, conditions in ANALYSES:
+        path = ROOT / "docs" / "example" / f"{name}.csv"
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [r for r in csv.DictReader(file) if conditions.items() <= r.items()]
+        by_group = {r["group"]: shown(r) for r in rows if r["figure"] == figure}
+        expected.append([by_group[group] for group in ("D", "N", "Rnd")])
+    found = table(ROOT / "README.md", "| analysis")
+    assert [row[2:] for row in found] == expected
