@@ -29,6 +29,7 @@ import torch
 
 import dkn_engine as dkn
 from benchmarks.rows import Row, read, row, write
+from benchmarks.stage_clock import BEGINNINGS, PARTS, STAGES, StageClock
 from benchmarks.templama_model import BUILD, Training, dated_facts, trained
 from benchmarks.templama_paper import paper
 from dkn_engine.config import Config
@@ -49,14 +50,16 @@ class Setting:
         facts: TempLAMA's training file.
         some: facts of the cases that run the same facts several times.
         demo: facts of the case on the demo model.
+        timed: facts whose time is taken apart.
         workers: processes of the cases that have several.
         training: of the small model.
         root: where models, facts and runs are kept.
     """
 
     facts: Path
-    some: int = 1000
+    some: int = 600
     demo: int = 200
+    timed: int = 96
     workers: int = 2
     training: Training = field(default_factory=Training)
     root: Path = BUILD
@@ -262,6 +265,23 @@ def demo(setting: Setting) -> Iterator[Row]:
     yield from contents(case, name, out)
 
 
+def stages(setting: Setting) -> Iterator[Row]:
+    """Where the processor's time goes, in this process."""
+    every = dated_facts(setting.facts)
+    facts = every[:: max(1, len(every) // setting.timed)][: setting.timed]
+    model, tokenizer = dkn.load_model(small(setting), device="cpu")
+    # What is imported when it is first used must not count.
+    dkn.find_dkns(model, tokenizer, facts[:8], out=fresh(setting, "stages"))
+    for names, beginnings in ((STAGES, BEGINNINGS), (tuple(PARTS), PARTS)):
+        out, clock = fresh(setting, "stages"), StageClock()
+        with clock.told(beginnings):
+            dkn.find_dkns(model, tokenizer, facts, out=out)
+        clock.switch(STAGES[0])
+        for name in names:
+            share = clock.seconds[name] / clock.seconds.total()
+            yield row(f"{len(facts)} facts, time", setting.training.name, f"share_{name}", [share])
+
+
 @dataclass(frozen=True)
 class FactsOnDisk:
     """A file of facts and their number."""
@@ -302,6 +322,7 @@ CASES: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "workers": workers,
     "resume": resume,
     "pairs": pairs,
+    "stages": stages,
     "demo": demo,
     "paper": lambda _: paper(),
 }

@@ -8,15 +8,11 @@ are those of ``benchmarks.kernel_estimate``. No GPU was used.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import importlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -39,31 +35,20 @@ from benchmarks.kernel_estimate import (
     Shape,
 )
 from benchmarks.rows import Row, row
+from benchmarks.stage_clock import BEGINNINGS, STAGES, ByStage
 from dkn_engine.config import Config, FactsConfig
 from dkn_engine.guest import hooks
 from dkn_engine.layout import find_layout
 from dkn_engine.stages import Stages
 from dkn_engine.tokens import encode_fact
 
-STAGES = ("clean", "attribution", "lattice", "controls")
 KINDS = ("layers", "head")
 GPUS = (1, 8, 64)
 DEMO = "SmolLM2-135M"
 COUNTED = "operations of 8 facts"
-# Where a stage begins; what lies in none of them is the clean pass.
-_BEGINNINGS = {
-    "attribution": ["dkn_engine.stages:attribute_chunk"],
-    "lattice": ["dkn_engine.degeneracy.controls:lattice_of", "dkn_engine.degeneracy.examine:_rest"],
-    "controls": [
-        "dkn_engine.degeneracy.controls:random_control",
-        "dkn_engine.degeneracy.examine:_on_paraphrases",
-        "dkn_engine.degeneracy.examine:_on_unrelated",
-        "dkn_engine.degeneracy.examine:_with_means",
-    ],
-}
 
 
-class Counts(TorchDispatchMode):
+class Counts(ByStage, TorchDispatchMode):
     """Floating-point operations in products of matrices, and calls of layers, by stage.
 
     Args:
@@ -72,7 +57,6 @@ class Counts(TorchDispatchMode):
 
     def __init__(self, head: torch.Tensor) -> None:
         super().__init__()
-        self.stage = "clean"
         self.flop: Counter[tuple[str, str]] = Counter()
         self.calls: Counter[str] = Counter()
         self._head = head.untyped_storage().data_ptr()
@@ -89,34 +73,9 @@ class Counts(TorchDispatchMode):
             self.flop[self.stage, kind] += count(*args, **(kwargs or {}), out_val=out)
         return out
 
-    def in_stage(self, stage: str, function: Any) -> Any:
-        """The function, in whose calls everything counts for a stage; the outermost has it."""
-
-        @functools.wraps(function)
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            before = self.stage
-            self.stage = stage if before == "clean" else before
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self.stage = before
-
-        return counted
-
     def called(self, *_: Any) -> None:
         """A hook that counts calls of layers."""
         self.calls[self.stage] += 1
-
-    @contextmanager
-    def stages(self) -> Iterator[None]:
-        """Tell the engine's stages apart inside the block."""
-        with ExitStack() as stack:
-            for stage, places in _BEGINNINGS.items():
-                for place in places:
-                    module, name = place.split(":")
-                    function = getattr(importlib.import_module(module), name)
-                    stack.enter_context(patch(f"{module}.{name}", self.in_stage(stage, function)))
-            yield
 
 
 def count(model: Any, tokenizer: Any, facts: list[dkn.Fact]) -> tuple[Counts, float]:
@@ -130,7 +89,7 @@ def count(model: Any, tokenizer: Any, facts: list[dkn.Fact]) -> tuple[Counts, fl
     assert stages.reference is not None
     counts = Counts(model.get_output_embeddings().weight)
     handles = [layer.register_forward_pre_hook(counts.called) for layer in layout.layers]
-    with hooks(handles), counts.stages(), counts:
+    with hooks(handles), counts.told(BEGINNINGS), counts:
         results = stages.results(facts)
     unknown = [r.fact_id for r in results if r.status != "ok"]
     if unknown:
@@ -192,7 +151,8 @@ def scaled(figures: Mapping[str, float], m: Shape) -> dict[str, Stage]:
         points = m.layers / base.layers if stage == "attribution" else 1.0
         layers = figures[f"{stage}_layers_gflop"] * depth * m.layer / base.layer
         head = figures[f"{stage}_head_gflop"] * points * m.d * m.v / (base.d * base.v)
-        passes = figures[f"{stage}_passes"]
+        # Longer answers need more batches of rows: at most as many times more as there are tokens.
+        passes = figures[f"{stage}_passes"] * (tokens if stage in {"lattice", "controls"} else 1)
         # A backward pass reads the weights and launches as often as the forward one.
         both = 2 if stage == "attribution" else 1
         weights = both * passes * (m.layers * m.layer + m.d * m.v) * m.size

@@ -1,0 +1,92 @@
+"""Which stage of the engine is at work: told by wrapping the functions in which stages begin."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+STAGES = ("clean", "attribution", "lattice", "controls")
+# What lies in none of the others belongs to the clean pass and the rest of a run.
+BEGINNINGS = {
+    "attribution": ["dkn_engine.stages:attribute_chunk"],
+    "lattice": ["dkn_engine.degeneracy.controls:lattice_of", "dkn_engine.degeneracy.examine:_rest"],
+    "controls": [
+        "dkn_engine.degeneracy.controls:random_control",
+        "dkn_engine.degeneracy.examine:_on_paraphrases",
+        "dkn_engine.degeneracy.examine:_on_unrelated",
+        "dkn_engine.degeneracy.examine:_with_means",
+    ],
+}
+# Parts that cut across the stages: the head under edits, and Python's bookkeeping.
+PARTS = {
+    "head": ["dkn_engine.degeneracy.rows:answer_probability"],
+    "edits": [
+        "dkn_engine.degeneracy.controls:subset_edits",
+        "dkn_engine.degeneracy.controls:random_sets",
+        "dkn_engine.degeneracy.prompts:require_inside",
+        "dkn_engine.degeneracy.rows:by_layer",
+        "dkn_engine.degeneracy.rows:_split",
+        "dkn_engine.degeneracy.rows:_of_groups",
+    ],
+    "reading_off": [
+        "dkn_engine.degeneracy.controls:drops",
+        "dkn_engine.degeneracy.examine:drops",
+        "dkn_engine.degeneracy.examine:degenerate_family",
+    ],
+    "tables": ["dkn_engine.stages:chunk_files"],
+}
+
+
+class ByStage:
+    """Knows the stage; in nested ones the outermost."""
+
+    stage = STAGES[0]
+
+    def switch(self, stage: str) -> None:
+        """Another stage begins."""
+        self.stage = stage
+
+    def in_stage(self, stage: str, function: Any) -> Any:
+        """The function, with a stage of its own."""
+
+        @functools.wraps(function)
+        def told(*args: Any, **kwargs: Any) -> Any:
+            before = self.stage
+            self.switch(stage if before == STAGES[0] else before)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.switch(before)
+
+        return told
+
+    @contextmanager
+    def told(self, beginnings: Mapping[str, Sequence[str]]) -> Iterator[None]:
+        """Follow the engine inside the block."""
+        with ExitStack() as stack:
+            for stage, places in beginnings.items():
+                for place in places:
+                    module, name = place.split(":")
+                    function = getattr(importlib.import_module(module), name)
+                    stack.enter_context(patch(f"{module}.{name}", self.in_stage(stage, function)))
+            yield
+
+
+class StageClock(ByStage):
+    """Processor seconds of this process by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+        self._since = time.process_time()
+
+    def switch(self, stage: str) -> None:
+        now = time.process_time()
+        self.seconds[self.stage] += now - self._since
+        self._since = now
+        super().switch(stage)
