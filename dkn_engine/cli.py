@@ -143,7 +143,11 @@ def _add_find(subparsers: Any) -> None:
     find.set_defaults(command=commands.find)
     _add_input(find)
     find.add_argument(
-        "--out", required=True, metavar="DIR", type=Path, help="run directory, new or to continue"
+        "--out",
+        required=True,
+        metavar="DIR",
+        type=_run_path,
+        help="run directory, new or to continue: a folder, or a URL that fsspec knows",
     )
     find.add_argument(
         "--relation",
@@ -192,9 +196,13 @@ def _add_merge(subparsers: Any) -> None:
         epilog=_MERGE_EXAMPLES,
     )
     merge.set_defaults(command=commands.merge)
-    merge.add_argument("out", metavar="OUT", type=Path, help="run directory to make")
+    merge.add_argument("out", metavar="OUT", type=_run_path, help="run directory to make")
     merge.add_argument(
-        "directories", metavar="DIR", type=Path, nargs="+", help="run directories of all shards"
+        "directories",
+        metavar="DIR",
+        type=_run_path,
+        nargs="+",
+        help="run directories of all shards",
     )
     _add_output(merge)
 
@@ -267,7 +275,7 @@ def _add_single(analyses: Any, name: str, words: str) -> None:
 
 def _add_analysis(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--out", required=True, metavar="DIR", type=Path, help="for runs, tables and the page")
+    add("--out", required=True, metavar="DIR", type=_folder, help="for runs, tables and the page")
     add("--draws", type=_positive, metavar="N", help="of random neurons")
 
 
@@ -293,7 +301,9 @@ def _add_clusterers(analyses: Any) -> None:
     clusterers.set_defaults(command=analysis_commands.clusterers)
     _add_input(clusterers)
     add = clusterers.add_argument
-    add("--out", metavar="DIR", type=Path, help="for the tables, and a run that can be continued")
+    add(
+        "--out", metavar="DIR", type=_folder, help="for the tables, and a run that can be continued"
+    )
     add(
         "--method",
         action="append",
@@ -351,7 +361,7 @@ def _add_report(subparsers: Any) -> None:
         "figures as SVG and PNG in figures/. Works while the run goes on.",
     )
     report.set_defaults(command=commands.report)
-    report.add_argument("directory", metavar="DIR", type=Path, help="a run directory")
+    report.add_argument("directory", metavar="DIR", type=_run_path, help="a run directory")
     report.add_argument("--all", action="store_true", help="print every fact, not only the first")
     report.add_argument(
         "--cards",
@@ -393,7 +403,7 @@ def _add_info(subparsers: Any) -> None:
         "directory holds.",
     )
     info.set_defaults(command=commands.info)
-    info.add_argument("directory", metavar="DIR", type=Path, nargs="?", help="a run directory")
+    info.add_argument("directory", metavar="DIR", type=_run_path, nargs="?", help="a run directory")
     info.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -423,6 +433,16 @@ def _shard(text: str) -> Shard:
             f"must be I/N with I from 0 to N - 1, as in 0/4; got {text!r}"
         )
     return Shard(int(index), int(of))
+
+
+def _run_path(text: str) -> str | Path:
+    return text if "://" in text else Path(text)
+
+
+def _folder(text: str) -> Path:
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"must be a folder of this machine; got {text!r}")
+    return Path(text)
 
 
 def _version() -> str:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dkn_engine.console import Progress
     from dkn_engine.pipeline import Run
     from dkn_engine.report import Summary
+    from dkn_engine.store import RunPath
 
 _ROWS = 40  # of the printed table; the rest is in the files
 _HELD = 1000  # first results that are held for the tables
@@ -111,7 +112,9 @@ def _in_workers(args: argparse.Namespace, run: Run) -> _Find:
     )
 
 
-def _find_all(out: Path, find: _Find, run: Run, console: Console) -> tuple[_Overview, float | None]:
+def _find_all(
+    out: RunPath, find: _Find, run: Run, console: Console
+) -> tuple[_Overview, float | None]:
     """Results in short, and the time they took (None for a continued run)."""
     done, total = _already_done(out), run.plan.n_own
     there = f", {done} of them are there" if done else ""
@@ -214,19 +217,22 @@ def _write_page(
     """The page and its figures; without matplotlib the page alone, which is said."""
     from dkn_engine.report import summarize
     from dkn_engine.report.html import NO_FIGURES, write_page
-    from dkn_engine.store import iter_results
+    from dkn_engine.store import as_folder, iter_results, place_of
 
     console.say("drawing figures and writing the page ...")
-    page, drawn = write_page(
-        args.directory,
-        iter_results(args.directory),
-        summarize(iter_results(args.directory), seconds=seconds),
-        problems=problems,
-        cards=args.cards,
-        fact_figures=args.fact_figures,
-    )
+    with as_folder(args.directory, "manifest.json") as folder:
+        written, drawn = write_page(
+            folder,
+            iter_results(args.directory),
+            summarize(iter_results(args.directory), seconds=seconds),
+            problems=problems,
+            cards=args.cards,
+            fact_figures=args.fact_figures,
+        )
+    place = place_of(args.directory)
+    page = place.at(written.name)
     if drawn:
-        console.say(f"{page} is written, its figures are in {page.parent / 'figures'}")
+        console.say(f"{page} is written, its figures are in {place.at('figures')}")
     else:
         console.say(f"{page} is written")
         console.warn(NO_FIGURES)
@@ -380,14 +386,15 @@ class Threads:
             torch.set_num_threads(self._before)
 
 
-def _already_done(directory: Path) -> int:
-    from dkn_engine.store import count_done
+def _already_done(directory: RunPath) -> int:
+    from dkn_engine.store import count_done, place_of
+    from dkn_engine.store.manifest import exists
 
-    return count_done(directory)[0] if (directory / "manifest.json").exists() else 0
+    return count_done(directory)[0] if exists(place_of(directory)) else 0
 
 
 def _finish(
-    directory: Path,
+    directory: RunPath,
     overview: _Overview,
     problems: Sequence[Mapping[str, Any]],
     seconds: float | None,
@@ -397,11 +404,13 @@ def _finish(
 ) -> None:
     """Write the summary files, then print the results as a table or one JSON document."""
     from dkn_engine.report import render_report, write_summary
+    from dkn_engine.store import as_folder
 
     summary = replace(overview.summary, seconds=seconds)
     refused: OSError | None = None
     try:
-        write_summary(directory, overview.first, summary, problems=problems)
+        with as_folder(directory, "manifest.json") as folder:
+            write_summary(folder, overview.first, summary, problems=problems)
     except OSError as error:  # The results shall be seen all the same.
         refused = error
     if as_json:
@@ -412,7 +421,9 @@ def _finish(
         raise refused
 
 
-def _put_document(directory: Path, summary: Summary, problems: Sequence[Mapping[str, Any]]) -> None:
+def _put_document(
+    directory: RunPath, summary: Summary, problems: Sequence[Mapping[str, Any]]
+) -> None:
     """One JSON document, its list of facts written as it is read."""
     from dkn_engine.report import fact_record
     from dkn_engine.store import iter_results, read_manifest
@@ -437,7 +448,7 @@ def _put_document(directory: Path, summary: Summary, problems: Sequence[Mapping[
     put(f"\n  ]{after}\n")
 
 
-def _files(directory: Path) -> str:
+def _files(directory: RunPath) -> str:
     text = (
         f"Files in {directory}: summary.md and summary.json; facts-*.parquet (one row a fact), "
         "neurons-*, components-* and attribution-*.parquet; manifest.json"

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from multiprocessing import connection as pipes
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
 from typing import Any
 
 from dkn_engine.config import Config
@@ -20,6 +19,7 @@ from dkn_engine.models import load_tokenizer
 from dkn_engine.pipeline import Facts, Progress, Run, on_disk, prepare
 from dkn_engine.plan import WHOLE, Shard, Task
 from dkn_engine.pool import Pool, Worker, failure
+from dkn_engine.store import RunPath
 from dkn_engine.types import FactResult
 from dkn_engine.worker import ChunkWorker, Job, ModelSpec
 
@@ -30,7 +30,7 @@ def iter_dkns_in_workers(
     model: ModelSpec,
     facts: Facts,
     config: Config | None = None,
-    out: str | Path | None = None,
+    out: RunPath | None = None,
     *,
     workers: int,
     shard: Shard = WHOLE,
@@ -55,11 +55,11 @@ def iter_dkns_in_workers(
     if out is None:
         raise UserError("out must be a run directory where workers compute; got None")
     run = prepare(facts, Config() if config is None else config, shard)
-    return iter_run_in_workers(model, run, Path(out), workers=workers, progress=progress)
+    return iter_run_in_workers(model, run, out, workers=workers, progress=progress)
 
 
 def iter_run_in_workers(
-    model: ModelSpec, run: Run, out: Path, *, workers: int, progress: Progress | None = None
+    model: ModelSpec, run: Run, out: RunPath, *, workers: int, progress: Progress | None = None
 ) -> Iterator[FactResult]:
     """As :func:`iter_dkns_in_workers`, with facts that were read already."""
     if workers < 1:

@@ -17,7 +17,7 @@ from dkn_engine.info import versions
 from dkn_engine.models import model_fingerprint
 from dkn_engine.plan import WHOLE, Plan, Shard, Task, iter_tasks, plan_for
 from dkn_engine.stages import Stages
-from dkn_engine.store import RunDirectory
+from dkn_engine.store import RunDirectory, RunPath
 from dkn_engine.tokens import encode_fact
 from dkn_engine.types import Fact, FactResult
 
@@ -37,7 +37,7 @@ def find_dkns(
     tokenizer: PreTrainedTokenizerBase,
     facts: Facts,
     config: Config | None = None,
-    out: str | Path | None = None,
+    out: RunPath | None = None,
     *,
     shard: Shard = WHOLE,
     progress: Progress | None = None,
@@ -54,7 +54,7 @@ def iter_dkns(
     tokenizer: PreTrainedTokenizerBase,
     facts: Facts,
     config: Config | None = None,
-    out: str | Path | None = None,
+    out: RunPath | None = None,
     *,
     shard: Shard = WHOLE,
     progress: Progress | None = None,
@@ -74,8 +74,8 @@ def iter_dkns(
         facts: a file, which is read several times and never held; or facts with unique ids, of
             which a mere iterator is made a list.
         config: all choices; None for :class:`dkn_engine.Config`'s measured defaults.
-        out: run directory, created or continued: what is there is not computed again. None keeps
-            nothing on disk.
+        out: run directory, created or continued: what is there is not computed again; a path, or
+            a URL that fsspec knows. None keeps nothing on disk.
         shard: compute this part of the chunks only; see :func:`dkn_engine.store.merge`.
         progress: called with (facts done, facts of the run) after every chunk.
 
@@ -96,7 +96,7 @@ def iter_run(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     run: Run,
-    out: str | Path | None = None,
+    out: RunPath | None = None,
     *,
     progress: Progress | None = None,
 ) -> Iterator[FactResult]:
@@ -109,7 +109,7 @@ def iter_run(
     def compute(tasks: Iterator[Task]) -> Iterator[tuple[int, Files]]:
         return ((task.chunk, stages.files(task)) for task in tasks)
 
-    return on_disk(run, Path(out), identity, tokenizer, compute, progress)
+    return on_disk(run, out, identity, tokenizer, compute, progress)
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def model_name(model: nn.Module) -> str:
 
 def on_disk(
     run: Run,
-    out: Path,
+    out: RunPath,
     identity: Identity,
     tokenizer: PreTrainedTokenizerBase,
     compute: Compute,

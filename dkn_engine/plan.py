@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 from dkn_engine.dataset import Scan, read_windows
 from dkn_engine.errors import UserError
@@ -70,10 +69,14 @@ class Plan:
         """The run's own chunks."""
         return range(self.shard.index, self.n_chunks, self.shard.of)
 
-    @cached_property
+    @property
     def n_own(self) -> int:
         """Facts of the run's own chunks."""
-        return sum(map(self.size, self.chunks))
+        chunks = self.chunks
+        if not chunks:
+            return 0
+        n = (chunks[-1] - chunks.start) // chunks.step + 1  # More than len() counts, if need be.
+        return (n - 1) * self.facts_per_chunk + self.size(chunks[-1])
 
     def size(self, chunk: int) -> int:
         """Facts of a chunk."""

@@ -7,7 +7,6 @@ import importlib
 import logging
 import traceback
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from dkn_engine.config import Config
@@ -16,6 +15,7 @@ from dkn_engine.models import load_tokenizer
 from dkn_engine.pipeline import Facts, Progress, Run, on_disk, prepare
 from dkn_engine.plan import WHOLE, Shard, Task
 from dkn_engine.pool import Pool, Worker, failure
+from dkn_engine.store import RunPath
 from dkn_engine.types import FactResult
 from dkn_engine.worker import ChunkWorker, Job, ModelSpec
 
@@ -26,7 +26,7 @@ def iter_dkns_on_ray(
     model: ModelSpec,
     facts: Facts,
     config: Config | None = None,
-    out: str | Path | None = None,
+    out: RunPath | None = None,
     *,
     address: str = LOCAL,
     workers: int | None = None,
@@ -53,14 +53,14 @@ def iter_dkns_on_ray(
         raise UserError("out must be a run directory where workers compute; got None")
     run = prepare(facts, Config() if config is None else config, shard)
     return iter_run_on_ray(
-        model, run, Path(out), address=address, workers=workers, progress=progress
+        model, run, out, address=address, workers=workers, progress=progress
     )
 
 
 def iter_run_on_ray(
     model: ModelSpec,
     run: Run,
-    out: Path,
+    out: RunPath,
     *,
     address: str = LOCAL,
     workers: int | None = None,

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 from dkn_engine.errors import UserError
-from dkn_engine.result_tables import iter_tables
+from dkn_engine.store import RunPath, read_results, read_tables
 from dkn_engine.store.schema import TABLES
-from dkn_engine.store.tables import decode, in_order
 from dkn_engine.types import FactResult
 
 if TYPE_CHECKING:
@@ -21,22 +19,23 @@ Table = Literal["facts", "neurons", "components", "attribution"]
 
 
 @overload
-def load_results(path: str | Path, as_: Literal["facts"] = "facts") -> list[FactResult]: ...
+def load_results(path: RunPath, as_: Literal["facts"] = "facts") -> list[FactResult]: ...
 @overload
 def load_results(
-    path: str | Path, as_: Literal["pandas"], *, table: Table = "facts"
+    path: RunPath, as_: Literal["pandas"], *, table: Table = "facts"
 ) -> pd.DataFrame: ...
 @overload
 def load_results(
-    path: str | Path, as_: Literal["datasets"], *, table: Table = "facts"
+    path: RunPath, as_: Literal["datasets"], *, table: Table = "facts"
 ) -> datasets.Dataset: ...
-def load_results(path: str | Path, as_: As = "facts", *, table: Table = "facts") -> Any:
+def load_results(path: RunPath, as_: As = "facts", *, table: Table = "facts") -> Any:
     """The results of a run directory, complete or not, in the order of the facts.
 
-    Every table is checked against the others before anything is returned.
+    Every chunk is checked before anything of it is returned: its digests, the columns of its
+    tables, and what they say of one another.
 
     Args:
-        path: a run directory.
+        path: a run directory, or the URL of one that fsspec knows.
         as_: ``facts``, a list of :class:`dkn_engine.FactResult` with every array bit-equal to what
             was written; ``pandas``, a DataFrame, or ``datasets``, a ``datasets.Dataset`` of one
             table with the columns of ``docs/interchange.md``. In a DataFrame a column of integers
@@ -58,9 +57,9 @@ def load_results(path: str | Path, as_: As = "facts", *, table: Table = "facts")
                 f"table must be 'facts' with as_='facts', whose records hold all tables; "
                 f"got {table!r}"
             )
-        return decode(in_order(list(iter_tables(path))))
+        return read_results(path)
     package = _package(as_)
-    whole = in_order(list(iter_tables(path)))[table]
+    whole = read_tables(path)[table]
     return whole.to_pandas() if as_ == "pandas" else package.Dataset(whole)
 
 

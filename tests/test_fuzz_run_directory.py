@@ -126,7 +126,7 @@ def test_a_chunk_that_lacks_a_table_is_refused(run: Path, tmp_path: Path, table:
     path = tmp_path / "run"
     shutil.copytree(run, path)
     (path / f"{table}-00001.parquet").unlink()
-    with pytest.raises(RunDirectoryError, match=rf"{table}-00001\.parquet: cannot be read"):
+    with pytest.raises(RunDirectoryError, match=rf"{table}-00001\.parquet: is not there"):
         dkn.load_results(path)
 
 

@@ -142,7 +142,7 @@ def test_a_chunk_of_other_facts_is_refused(runs: Path, tmp_path: Path) -> None:
     """As from a tokenizer that sorts the facts of a window another way."""
     other = copied(runs / "1", tmp_path / "other")
     for table in ("neurons", "components", "attribution", "facts"):
-        shutil.copy(other / f"{table}-00004.parquet", other / f"{table}-00001.parquet")
+        shutil.copy(runs / "0" / f"{table}-00000.parquet", other / f"{table}-00001.parquet")
     refuses(
         tmp_path / "out", [runs / "0", other, runs / "2"], "do not hold each of their facts once"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import io
 import json
 import os
 import re
@@ -23,8 +24,9 @@ import pytest
 from dkn_engine.config import AttributionConfig, Config, SelectionConfig
 from dkn_engine.dataset import scan
 from dkn_engine.errors import RunDirectoryError
-from dkn_engine.plan import CHUNKS_PER_WINDOW
+from dkn_engine.plan import CHUNKS_PER_WINDOW, Shard
 from dkn_engine.store import RunDirectory, count_done, iter_results, read_manifest, read_results
+from dkn_engine.store.schema import TABLES, to_parquet
 from dkn_engine.store.tables import chunk_files
 from dkn_engine.types import Component, Drops, Fact, FactResult
 
@@ -335,7 +337,12 @@ def test_damaged_chunk_is_computed_again(
         file.write_bytes(whole[: len(whole) // 2] if damage == "truncated" else b"")
     (path / "facts-00002.parquet.tmp").write_bytes(b"leftover")
 
-    assert [r.fact_id for r in read_results(path)] == ["f0", "f1", "f4"]
+    if (table, damage) == ("facts", "missing"):  # As a kill would leave it.
+        assert [r.fact_id for r in read_results(path)] == ["f0", "f1", "f4"]
+    else:
+        with pytest.raises(RunDirectoryError, match=rf"{file.name}: is .*(damaged|not there)"):
+            read_results(path)
+    assert count_done(path) == (3, 5)
     with open_run(path) as run:
         assert run.done_chunks() == {0, 2}
         assert not list(path.glob("*.tmp"))
@@ -344,7 +351,11 @@ def test_damaged_chunk_is_computed_again(
     assert parquet_bytes(path) == parquet_bytes(undisturbed)
 
 
-def test_flipped_bit_is_reported(tmp_path: Path, undisturbed: Path) -> None:
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_flipped_bit_is_reported_and_its_chunk_computed_again(
+    tmp_path: Path, undisturbed: Path, noted: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the digests of the files, and without them by the checksum of the page."""
     path = tmp_path / "run"
     shutil.copytree(undisturbed, path)
     file = path / "neurons-00001.parquet"
@@ -352,8 +363,127 @@ def test_flipped_bit_is_reported(tmp_path: Path, undisturbed: Path) -> None:
     column = pq.read_metadata(file).row_group(0).column(3)
     data[column.data_page_offset + column.total_compressed_size - 1] ^= 1
     file.write_bytes(data)
-    with pytest.raises(RunDirectoryError, match=r"neurons-00001\.parquet cannot be read"):
+    if not noted:
+        forget_digests(path)
+    with pytest.raises(
+        RunDirectoryError, match=r"neurons-00001\.parquet: " + ("is cut" if noted else ".*CRC")
+    ):
         read_results(path)
+    with open_run(path) as run:
+        assert run.done_chunks() == {0, 2}
+        (record,) = caplog.records
+        assert record.getMessage().startswith(f"{path}: neurons-00001.parquet ")
+        assert record.getMessage().endswith("; its chunk is computed again")
+        write_all(run)
+    assert [bits(r) for r in read_results(path)] == [bits(result_for(f)) for f in FACTS]
+
+
+def test_files_without_digests_can_be_read_and_continued(tmp_path: Path, undisturbed: Path) -> None:
+    """As engines before the digests wrote them."""
+    path = tmp_path / "run"
+    shutil.copytree(undisturbed, path)
+    forget_digests(path)
+    there = parquet_bytes(path)
+    assert there["facts-00001.parquet"] != parquet_bytes(undisturbed)["facts-00001.parquet"]
+    assert [bits(r) for r in read_results(path)] == [bits(result_for(f)) for f in FACTS]
+    with open_run(path) as run:
+        assert run.done_chunks() == {0, 1, 2}
+    assert parquet_bytes(path) == there
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_file_spliced_from_two_is_computed_again(
+    tmp_path: Path, table: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two equally laid out files whose pages all pass their checksums, one's head in the other."""
+    path = tmp_path / "run"
+    second, (first, at) = chunk_with(0, table), alike(table)
+    head, tail = first[table], second[table]
+    spliced = head[:at] + tail[at:]  # The footer has the largest value of each column.
+    assert spliced not in {head, tail}
+    pq.ParquetFile(io.BytesIO(spliced), page_checksum_verification=True).read()
+    with open_run(path) as run:
+        run.write_chunk(1, second)
+    (path / f"{table}-00001.parquet").write_bytes(spliced)
+    with pytest.raises(RunDirectoryError, match=f"{table}-00001.parquet: is cut short or damaged"):
+        read_results(path)
+    with open_run(path) as run:
+        assert run.done_chunks() == set()
+    assert f"{table}-00001.parquet is cut short or damaged" in caplog.text
+
+
+def chunk_with(variant: int, table: str) -> dict[str, bytes]:
+    """The files of a chunk, where only a figure of one table depends on the variant."""
+    result, x = result_for(FACTS[2]), 1 + variant / 1024
+    changed: dict[str, Any] = {
+        "neurons": {"scores": np.array([x, 0.9, 0.8, 0.7], dtype=np.float32)},
+        "components": {
+            "components": (result.components[0], Component(result.neurons[[3]], x, 2.0, 2.0))
+        },
+        "attribution": {"convergence_delta": np.array([x, NAN, -0.0], dtype=np.float32)},
+        "facts": {"full_drop": x},
+    }[table]
+    results = [dataclasses.replace(result, **changed), result_for(FACTS[3])]
+    return chunk_files(results, [2, 3], CONFIG.hash)
+
+
+def alike(table: str) -> tuple[dict[str, bytes], int]:
+    """A variant of the chunk whose file is laid out as variant 0's, and where its figure ends."""
+    column = {"neurons": 3, "components": 5, "attribution": 2, "facts": 14}[table]
+    wanted = chunk_with(0, table)[table]
+    for variant in range(1, 200):
+        files = chunk_with(variant, table)
+        ends = [column_end(f, column) for f in (files[table], wanted)]
+        if len(files[table]) == len(wanted) and ends[0] == ends[1]:
+            return files, ends[0]
+    raise AssertionError("no file is laid out alike")
+
+
+def column_end(file: bytes, i: int) -> int:
+    """Where the pages of a column end."""
+    column = pq.read_metadata(io.BytesIO(file)).row_group(0).column(i)
+    starts = [column.data_page_offset, column.dictionary_page_offset or column.data_page_offset]
+    return int(min(starts) + column.total_compressed_size)
+
+
+def test_a_chunk_of_another_shard_is_refused_and_kept(tmp_path: Path, undisturbed: Path) -> None:
+    """As from someone who copies the files of all shards into one directory."""
+    path = tmp_path / "run"
+    open_run(path, shard=Shard(1, 2)).close()
+    for file in undisturbed.glob("*.parquet"):
+        shutil.copy(file, path)
+    there = parquet_bytes(path)
+    for use in (open_run, lambda p, **_: read_results(p), lambda p, **_: count_done(p)):
+        with pytest.raises(RunDirectoryError, match=r"facts-0000[02]\.parquet is of a chunk that"):
+            use(path, shard=Shard(1, 2))
+    assert parquet_bytes(path) == there
+
+
+@pytest.mark.parametrize("key", ["config_hash", "facts_per_chunk"])
+def test_a_manifest_that_contradicts_itself_is_refused(tmp_path: Path, key: str) -> None:
+    open_run(tmp_path).close()
+    manifest = read_manifest(tmp_path)
+    manifest[key] = {"config_hash": "moon", "facts_per_chunk": 3}[key]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RunDirectoryError, match=f"damaged: {key} is"):
+        open_run(tmp_path)
+
+
+def test_a_manifest_of_too_many_facts_takes_no_time(tmp_path: Path, undisturbed: Path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(undisturbed, path)
+    manifest = read_manifest(path)
+    manifest["facts"]["n"] = 10**18
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    assert count_done(path) == (4, 10**18)
+    with pytest.raises(RunDirectoryError, match=r"facts-00002\.parquet: has 1 facts instead of 2"):
+        read_results(path)
+
+
+def forget_digests(path: Path) -> None:
+    """Write the facts tables as engines did before digests were noted."""
+    for file in path.glob("facts-*.parquet"):
+        file.write_bytes(to_parquet(pq.ParquetFile(file).read().replace_schema_metadata()))
 
 
 def test_chunk_must_be_whole_and_the_runs_own(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from dkn_engine.errors import RunDirectoryError
 from dkn_engine.report.markdown import render_markdown
 from dkn_engine.report.records import plain
 from dkn_engine.report.summary import Summary
-from dkn_engine.store import read_manifest
+from dkn_engine.store import RunPath, place_of, read_manifest
 from dkn_engine.store.files import write_files
 from dkn_engine.types import FactResult
 
@@ -57,10 +57,10 @@ def write_summary(
     return directory / MARKDOWN, directory / JSON
 
 
-def read_summary(directory: str | Path) -> dict[str, Any]:
+def read_summary(directory: RunPath) -> dict[str, Any]:
     """What ``summary.json`` holds; empty if there is none that can be read."""
     try:
-        data = json.loads((Path(directory) / JSON).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        data = json.loads(place_of(directory).read(JSON).decode("utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}

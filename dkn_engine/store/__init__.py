@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from dkn_engine.store.directory import (
-    RunDirectory,
+from dkn_engine.store.directory import RunDirectory, require_same_config
+from dkn_engine.store.merging import merge
+from dkn_engine.store.places import RunPath, as_folder, place_of
+from dkn_engine.store.reading import (
     count_done,
     iter_results,
     read_manifest,
     read_results,
-    require_same_config,
+    read_tables,
 )
-from dkn_engine.store.merging import merge
 
 __all__ = [
     "RunDirectory",
+    "RunPath",
+    "as_folder",
     "count_done",
     "iter_results",
     "merge",
+    "place_of",
     "read_manifest",
     "read_results",
+    "read_tables",
     "require_same_config",
 ]

@@ -112,6 +112,9 @@ class DirectoryLock:
         """Whether :meth:`release` has not been called yet."""
         return self._file is not None
 
+    def require(self) -> None:
+        """Nothing: the system keeps the lock."""
+
     def release(self) -> None:
         """Let another writer in; safe to call twice."""
         if self._file is not None:

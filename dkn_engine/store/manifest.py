@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from dkn_engine.config import Config
 from dkn_engine.errors import RunDirectoryError
 from dkn_engine.plan import Plan, Shard
+from dkn_engine.store.places import Place
 
 NAME = "manifest.json"
 FORMAT = "dkn_engine run directory"
 FORMAT_VERSION = 2
 _ABSENT = "(not set)"
+_LARGEST = 2**63 - 1  # what the column of positions holds
 # A table, a type, or the least value of an integer.
 _FORM: dict[str, Any] = {
     "created": str,
@@ -65,17 +66,30 @@ def to_bytes(manifest: Mapping[str, Any]) -> bytes:
     )
 
 
-def read(directory: Path) -> dict[str, Any]:
+def exists(directory: Place) -> bool:
+    """Whether there is a manifest, readable or not."""
+    try:
+        directory.read(NAME)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def read(directory: Place) -> dict[str, Any]:
     """The manifest of a run directory.
 
     Raises:
         RunDirectoryError: there is none, it is not ours, or a newer version wrote it.
     """
-    path = directory / NAME
+    path = directory.at(NAME)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(directory.read(NAME).decode("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise RunDirectoryError(f"{directory} is not a run directory: no {NAME} there") from None
+    except RecursionError:
+        raise RunDirectoryError(f"{path} is damaged: nested too deeply") from None
     except (OSError, ValueError) as error:
         raise RunDirectoryError(f"{path} cannot be read: {error}") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
@@ -104,12 +118,12 @@ def plan_of(manifest: Mapping[str, Any]) -> Plan:
     )
 
 
-def _require_form(path: Path, data: Mapping[str, Any], form: Mapping[str, Any], at: str) -> None:
+def _require_form(path: str, data: Mapping[str, Any], form: Mapping[str, Any], at: str) -> None:
     """Everything that the engine reads is there and of its kind."""
     for key, kind in form.items():
         value = data.get(key)
         if isinstance(kind, int):
-            ok = type(value) is int and value >= kind
+            ok = type(value) is int and kind <= value <= _LARGEST
         else:
             ok = isinstance(value, dict if isinstance(kind, dict) else kind)
         if value is None or not ok:
@@ -118,7 +132,7 @@ def _require_form(path: Path, data: Mapping[str, Any], form: Mapping[str, Any], 
             _require_form(path, value, kind, f"{at}{key}.")
 
 
-def require_same_run(directory: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def require_same_run(directory: Place, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Check that a run may continue a directory.
 
     Args:
@@ -140,9 +154,12 @@ def require_same_run(directory: Path, old: Mapping[str, Any], new: Mapping[str, 
     if old["chunks_per_window"] != new["chunks_per_window"]:
         there, here = (m["chunks_per_window"] for m in (old, new))
         _refuse(directory, f"version of the engine: chunks_per_window was {there}, is now {here}")
+    for key in ("config_hash", "facts_per_chunk"):  # They follow from the configuration.
+        if old[key] != new[key]:
+            raise RunDirectoryError(f"{directory.at(NAME)} is damaged: {key} is {old[key]!r}")
 
 
-def require_same_shard(directory: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def require_same_shard(directory: Place, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Check that a run computes the chunks that a directory is for.
 
     Raises:
@@ -153,13 +170,15 @@ def require_same_shard(directory: Path, old: Mapping[str, Any], new: Mapping[str
         _refuse(directory, f"shard: was {there}, is now {here}")
 
 
-def require_same_config(directory: Path, old: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+def require_same_config(
+    directory: Place, old: Mapping[str, Any], config: Mapping[str, Any]
+) -> None:
     """The part of :func:`require_same_run` that needs neither model nor facts."""
     for key, there, here in _differences(old["config"], config):
         _refuse(directory, f"configuration: {key} was {there!r}, is now {here!r}")
 
 
-def _refuse(directory: Path, difference: str) -> None:
+def _refuse(directory: Place, difference: str) -> None:
     raise RunDirectoryError(
         f"run directory {directory} belongs to another {difference}; "
         "give another directory or the first run's settings"

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from dkn_engine.errors import RunDirectoryError, UserError
 from dkn_engine.plan import Plan
 from dkn_engine.store import manifest as manifests
-from dkn_engine.store.directory import RunDirectory, done_chunks, file_name, read_positions
+from dkn_engine.store.chunks import file_name
+from dkn_engine.store.directory import RunDirectory
+from dkn_engine.store.places import Place, RunPath, place_of
+from dkn_engine.store.reading import done_chunks, read_positions
 from dkn_engine.store.schema import TABLES
 
 
-def merge(out: str | Path, directories: Sequence[str | Path]) -> int:
+def merge(out: RunPath, directories: Sequence[RunPath]) -> int:
     """Put the chunks of shards together; returns the number of facts.
 
     The files are copied as they are, so the result equals the run directory of an undisturbed
@@ -28,27 +30,29 @@ def merge(out: str | Path, directories: Sequence[str | Path]) -> int:
             twice, or chunks do not hold each fact once; names what differs.
         UserError: there is no shard, or ``out`` is among them.
     """
-    out, shards = Path(out), [Path(d) for d in directories]
+    shards = [place_of(directory) for directory in directories]
     if not shards:
         raise UserError("merge needs the directories of shards; got none")
-    for i, shard in enumerate(shards):
-        if shard.resolve() in {out.resolve(), *(s.resolve() for s in shards[:i])}:
+    seen = {place_of(out).identity}
+    for shard in shards:
+        if shard.identity in seen:
             raise UserError(f"{shard} is given twice")
+        seen.add(shard.identity)
     whole = _common_manifest(shards)
     plan = manifests.plan_of(whole)
     homes = _homes(shards, plan)
     for window in range(plan.n_windows):
-        _require_every_position(plan, window, homes)
+        _require_every_position(whole, window, homes)
     with RunDirectory.adopt(out, whole) as directory:
         there = directory.done_chunks()
         for chunk, home in homes.items():
             if chunk not in there:
-                files = {t: (home / file_name(t, chunk)).read_bytes() for t in TABLES}
+                files = {t: home.read(file_name(t, chunk)) for t in TABLES}
                 directory.write_chunk(chunk, files)
     return plan.n_facts
 
 
-def _common_manifest(shards: Sequence[Path]) -> dict[str, Any]:
+def _common_manifest(shards: Sequence[Place]) -> dict[str, Any]:
     """The manifest of the whole run, of which every directory holds a part."""
     found = [manifests.read(shard) for shard in shards]
     for shard, other in zip(shards[1:], found[1:], strict=True):
@@ -67,9 +71,9 @@ def _common_manifest(shards: Sequence[Path]) -> dict[str, Any]:
     return whole
 
 
-def _homes(shards: Sequence[Path], plan: Plan) -> dict[int, Path]:
+def _homes(shards: Sequence[Place], plan: Plan) -> dict[int, Place]:
     """Where each chunk is."""
-    homes: dict[int, Path] = {}
+    homes: dict[int, Place] = {}
     for shard in shards:
         for chunk in done_chunks(shard, plan):
             if chunk in homes:
@@ -86,9 +90,10 @@ def _homes(shards: Sequence[Path], plan: Plan) -> dict[int, Path]:
     return dict(sorted(homes.items()))
 
 
-def _require_every_position(plan: Plan, window: int, homes: dict[int, Path]) -> None:
+def _require_every_position(manifest: dict[str, Any], window: int, homes: dict[int, Place]) -> None:
     """The chunks of a window hold each of its facts once."""
-    positions = [p for i in plan.chunks_of(window) for p in read_positions(homes[i], i)]
+    plan = manifests.plan_of(manifest)
+    positions = [p for i in plan.chunks_of(window) for p in read_positions(homes[i], manifest, i)]
     first = window * plan.window
     if sorted(positions) != list(range(first, min(first + plan.window, plan.n_facts))):
         raise RunDirectoryError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from dkn_engine.types import Drops
@@ -78,15 +79,26 @@ def schema(table: str) -> pa.Schema:
     return pa.schema(fields[table])
 
 
-def to_parquet(table: pa.Table) -> bytes:
-    """A table as a Parquet file's contents, with page checksums."""
+def to_parquet(table: pa.Table, notes: Mapping[bytes, str] | None = None) -> bytes:
+    """A table as a Parquet file's contents, with page checksums.
+
+    Args:
+        table: of any schema.
+        notes: key-value metadata of the file.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     strings = [f.name for f in table.schema if pa.types.is_string(f.type)]
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        table, sink, compression="zstd", use_dictionary=strings, write_page_checksum=True
-    )
+    with pq.ParquetWriter(
+        sink,
+        table.schema,
+        compression="zstd",
+        use_dictionary=strings,
+        write_page_checksum=True,
+    ) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata(dict(notes or {}))
     contents: bytes = sink.getvalue().to_pybytes()
     return contents

@@ -6,14 +6,13 @@ NaN stays NaN, and null means absent.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dkn_engine.store import digests
 from dkn_engine.store.schema import (
     COMPONENT_FIGURES,
     CONTROLS,
@@ -33,7 +32,10 @@ def chunk_files(
 ) -> dict[str, bytes]:
     """The Parquet files of a chunk by table name, in the order of writing; see :func:`encode`."""
     encoded = encode(results, positions, config_hash)
-    return {name: to_parquet(table) for name, table in encoded.items()}
+    *others, last = TABLES
+    files = {name: to_parquet(encoded[name]) for name in others}
+    noted = {digests.KEY: digests.note(files, last)}
+    return files | {last: digests.sealed(to_parquet(encoded[last], noted))}
 
 
 def encode(
@@ -115,27 +117,6 @@ def n_rows(file: bytes) -> int:
     import pyarrow.parquet as pq
 
     rows: int = pq.read_metadata(pa.BufferReader(file)).num_rows
-    return rows
-
-
-def rows_of_file(path: Path) -> int | None:
-    """Rows of a Parquet file; None if it is absent or not whole.
-
-    Raises:
-        OSError: the system does not let it be read, so nobody knows.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        rows: int = pq.read_metadata(path).num_rows
-    except pa.ArrowException:
-        return None
-    except OSError as error:
-        # Without a number it is Arrow's own and says that the file is broken.
-        if error.errno in {None, errno.ENOENT}:
-            return None
-        raise
     return rows
 
 

@@ -1,22 +1,21 @@
-"""The tables of a run directory, read whole and checked against one another before use."""
+"""The tables of a chunk against their schema and against one another.
+
+What no digest or checksum tells (files of older versions, of another program) is seen from the
+columns that say the same thing twice.
+"""
 
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, get_args
 
-from dkn_engine.errors import RunDirectoryError
-from dkn_engine.store import read_manifest
-from dkn_engine.store.schema import CONTROLS, DROP_FIELDS, TABLES, schema
+from dkn_engine.store.schema import CONTROLS, DROP_FIELDS, schema
 from dkn_engine.types import Status
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_FACTS_FILE = re.compile(r"facts-(\d+)\.parquet")
 _MAY_BE_NULL = {
     "neurons": {"score", "borderline_order"},
     "components": set[str](),
@@ -25,73 +24,11 @@ _MAY_BE_NULL = {
 }
 
 
-def iter_tables(path: str | Path) -> Iterator[dict[str, pa.Table]]:
-    """The four tables of one chunk after the other; ``position`` tells the order of the facts.
-
-    A chunk counts once its ``facts`` table is there, which is written last. What a checksum cannot
-    see (files of another run, of another chunk, rows that are missing) is seen from the columns
-    that say the same thing twice.
-
-    Args:
-        path: a run directory, complete or not.
-
-    Raises:
-        RunDirectoryError: ``path`` is not a run directory, or a table in it is damaged or does not
-            belong to the others; the message names the file.
-    """
-    path = Path(path)
-    manifest = _manifest(path)
-    seen: dict[str | int, str] = {}
-    for number in _chunks(path):
-        files = {name: path / f"{name}-{number}.parquet" for name in TABLES}
-        tables = {name: _read(file, name) for name, file in files.items()}
-        for name, file in files.items():
-            reason = _nulls(tables[name], name) or _misfit(name, tables)
-            if reason is not None:
-                raise _damaged(file, reason)
-        facts = tables["facts"]
-        reason = _foreign(facts, manifest)
-        if reason is not None:
-            raise _damaged(files["facts"], reason)
-        for column in ("fact_id", "position"):
-            for key in facts[column].to_pylist():
-                if key in seen:
-                    raise _damaged(files["facts"], f"{column} {key!r} is in {seen[key]}, too")
-                seen[key] = files["facts"].name
-        yield tables
-
-
-def _manifest(path: Path) -> Mapping[str, Any]:
-    try:
-        return read_manifest(path)
-    except RecursionError:
-        raise RunDirectoryError(f"{path}: the manifest is nested too deeply") from None
-
-
-def _chunks(path: Path) -> list[str]:
-    """The numbers of the chunks that are there, as they are spelt in file names."""
-    found = [match[1] for file in path.iterdir() if (match := _FACTS_FILE.fullmatch(file.name))]
-    return sorted(found, key=int)
-
-
-def _read(file: Path, name: str) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        # Not read_table: it takes "name=value" folders of the path for columns.
-        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-            expected = schema(name)
-            if not parquet.schema_arrow.equals(expected):
-                raise _damaged(file, _other_columns(parquet.schema_arrow, expected))
-            table = parquet.read()
-        table.validate(full=True)
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise _damaged(file, f"cannot be read: {' '.join(str(error).split())}") from error
-    return table
-
-
-def _other_columns(found: pa.Schema, expected: pa.Schema) -> str:
+def other_columns(found: pa.Schema, name: str) -> str | None:
+    """Why a file's columns are not those of a table, or None."""
+    expected = schema(name)
+    if found.equals(expected):
+        return None
     for field in expected:
         if field.name not in found.names:
             return f"has no column {field.name!r}"
@@ -100,6 +37,19 @@ def _other_columns(found: pa.Schema, expected: pa.Schema) -> str:
                 f"column {field.name!r} must be {field.type}; found {found.field(field.name).type}"
             )
     return f"must have the columns {', '.join(expected.names)}; found {', '.join(found.names)}"
+
+
+def misfit(tables: Mapping[str, pa.Table]) -> tuple[str, str] | None:
+    """The first table that is not in order or does not belong to ``facts``, and why; or None.
+
+    Args:
+        tables: of a chunk, by name, each with the columns of its schema.
+    """
+    for name, table in tables.items():
+        reason = _nulls(table, name) or _stranger(name, tables)
+        if reason is not None:
+            return name, reason
+    return None
 
 
 def _nulls(table: pa.Table, name: str) -> str | None:
@@ -114,12 +64,12 @@ def _nulls(table: pa.Table, name: str) -> str | None:
     return None
 
 
-def _misfit(name: str, tables: Mapping[str, pa.Table]) -> str | None:
+def _stranger(name: str, tables: Mapping[str, pa.Table]) -> str | None:
     """Why a table's rows do not belong to those of ``facts``, or None."""
     facts, table = tables["facts"], tables[name]
-    if name == "facts":
-        return _inner(facts)
     ids = facts["fact_id"].to_pylist()
+    if name == "facts":
+        return _repeated(facts) or _inner(facts)
     groups = [key for key, _ in itertools.groupby(table["fact_id"].to_pylist())]
     present = set(groups)
     if groups != [i for i in ids if i in present]:
@@ -137,6 +87,14 @@ def _misfit(name: str, tables: Mapping[str, pa.Table]) -> str | None:
             return "layers and indices are not equally long"
         return _numbered(table, "component") or _counted(table, facts, "n_components")
     return _numbered(table, "layer") or _summed(table, facts)
+
+
+def _repeated(facts: pa.Table) -> str | None:
+    for column in ("fact_id", "position"):
+        values = facts[column].to_pylist()
+        if len(set(values)) < len(values):
+            return f"{column} {next(v for v in values if values.count(v) > 1)!r} is there twice"
+    return None
 
 
 def _true(column: pa.ChunkedArray) -> int:
@@ -157,18 +115,6 @@ def _inner(facts: pa.Table) -> str | None:
             return f"fact {fact_id!r} has the unknown status {status!r}"
         if any(not 0 <= i < n for i in dkn) or degenerate != (len(dkn) >= 2):
             return f"fact {fact_id!r} has the DKN {dkn} of {n} components"
-    return None
-
-
-def _foreign(facts: pa.Table, manifest: Mapping[str, Any]) -> str | None:
-    """Why a chunk is not of the manifest's run, or None."""
-    config_hash, n = manifest["config_hash"], manifest["facts"]["n"]
-    others = set(facts["config_hash"].to_pylist()) - {config_hash}
-    if others:
-        return f"belongs to the configuration {min(others)}, the manifest to {config_hash}"
-    beyond = [i for i in facts["position"].to_pylist() if not 0 <= i < n]
-    if beyond:
-        return f"has the fact of position {beyond[0]}, the manifest {n} facts"
     return None
 
 
@@ -198,7 +144,3 @@ def _summed(table: pa.Table, facts: pa.Table) -> str | None:
         if sums[fact_id] != n:
             return f"fact {fact_id!r} has {sums[fact_id]} points; the facts beside it say {n}"
     return None
-
-
-def _damaged(file: Path, reason: str) -> RunDirectoryError:
-    return RunDirectoryError(f"{file}: {reason}; remove it and rerun the command that wrote it")
