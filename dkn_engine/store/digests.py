@@ -35,7 +35,9 @@ def sealed(file: bytes) -> bytes:
 
 
 def unlike(files: Mapping[str, bytes], noted: bytes) -> str | None:
-    """The first table whose file is not the noted one, or None.
+    """The table whose file is not the noted one, or None.
+
+    Where none of the others is, it is the last that belongs elsewhere.
 
     Args:
         files: contents by table, the last one holding the note.
@@ -48,11 +50,11 @@ def unlike(files: Mapping[str, bytes], noted: bytes) -> str | None:
     if not isinstance(wanted, dict) or set(wanted) != set(files):
         raise ValueError("not a note of digests")
     *others, last = files
-    for table in others:
-        if wanted[table] != digest(files[table]):
-            return table
     own = str(wanted[last])
-    return None if digest(_replaced(files[last], own, _BLANK)) == own else last
+    wrong = [table for table in others if wanted[table] != digest(files[table])]
+    if digest(_replaced(files[last], own, _BLANK)) != own or len(wrong) == len(others):
+        return last
+    return wrong[0] if wrong else None
 
 
 def _replaced(file: bytes, old: str, new: str) -> bytes:
