@@ -27,13 +27,17 @@ if TYPE_CHECKING:
         RunDirectoryError,
         UnsupportedModelError,
         UserError,
+        WorkerError,
     )
     from dkn_engine.facts import iter_facts, load_facts
     from dkn_engine.info import build_info
     from dkn_engine.models import load_model
+    from dkn_engine.parallel import iter_dkns_in_workers
     from dkn_engine.pipeline import find_dkns, iter_dkns
+    from dkn_engine.plan import Shard
+    from dkn_engine.ray_workers import iter_dkns_on_ray
     from dkn_engine.results import load_results
-    from dkn_engine.store import read_results
+    from dkn_engine.store import merge, read_results
     from dkn_engine.types import (
         Attribution,
         Component,
@@ -42,10 +46,16 @@ if TYPE_CHECKING:
         FactAttribution,
         FactResult,
     )
+    from dkn_engine.worker import ModelSpec
 
 _HOME = {
     "find_dkns": "pipeline",
     "iter_dkns": "pipeline",
+    "iter_dkns_in_workers": "parallel",
+    "iter_dkns_on_ray": "ray_workers",
+    "ModelSpec": "worker",
+    "Shard": "plan",
+    "merge": "store",
     "load_model": "models",
     "load_facts": "facts",
     "iter_facts": "facts",
@@ -78,6 +88,7 @@ _HOME = {
             "UnsupportedModelError",
             "BackendError",
             "RunDirectoryError",
+            "WorkerError",
         ),
         "errors",
     ),
@@ -86,6 +97,11 @@ _HOME = {
 __all__ = [
     "find_dkns",
     "iter_dkns",
+    "iter_dkns_in_workers",
+    "iter_dkns_on_ray",
+    "ModelSpec",
+    "Shard",
+    "merge",
     "load_model",
     "load_facts",
     "iter_facts",
@@ -118,6 +134,7 @@ __all__ = [
     "UnsupportedModelError",
     "BackendError",
     "RunDirectoryError",
+    "WorkerError",
 ]
 
 

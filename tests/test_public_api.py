@@ -31,7 +31,7 @@ def test_public_names_are_listed_once_and_all() -> None:
     assert len(set(dkn.__all__)) == len(dkn.__all__)
     assert set(dkn._HOME) <= set(dkn.__all__)
     promised = (
-        "find_dkns iter_dkns attribute iter_attribute answer_probability intervene load_model "
+        "find_dkns iter_dkns iter_dkns_in_workers ModelSpec Shard merge attribute iter_attribute answer_probability intervene load_model "
         "load_facts iter_facts build_info topology Config AttributionConfig Fact FactResult "
         "Component Attribution"
     )
@@ -47,6 +47,14 @@ def test_an_unknown_name_raises() -> None:
 
 def parameters(function: object) -> dict[str, inspect.Parameter]:
     return dict(inspect.signature(function).parameters)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["iter_dkns_in_workers", "iter_dkns_on_ray"])
+def test_workers_take_what_the_pipeline_takes(name: str) -> None:
+    found, here = parameters(getattr(dkn, name)), parameters(dkn.iter_dkns)
+    assert set(here) - set(found) == {"tokenizer"}
+    assert list(found)[:4] == ["model", "facts", "config", "out"]
+    assert all(found[p].default is here[p].default for p in ("config", "out", "shard", "progress"))
 
 
 @pytest.mark.parametrize("name", ["find_dkns", "iter_dkns"])

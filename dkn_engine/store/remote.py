@@ -30,7 +30,7 @@ def remote_place(url: str) -> Place:
         system, path = fsspec.url_to_fs(url)
     except (ImportError, ValueError) as error:
         raise UserError(f"{url} cannot be used: {_line(error)}") from error
-    if isinstance(system, LocalFileSystem):
+    if type(system) is LocalFileSystem:
         return LocalPlace(Path(path))
     return RemotePlace(system, path, url)
 
