@@ -73,7 +73,7 @@ class Measured:
         seconds: wall-clock, everything: imports, loading, the summary at the end.
         cpu: seconds of processor time of the process and its workers.
         peaks: the most resident MiB of process and workers together, until each of ``SHARES`` of
-            the facts was done.
+            the facts was done; NaN where it began with more.
         exit: its exit code.
     """
 
@@ -119,7 +119,10 @@ def find(
         said.seek(0)
         if process.returncode != (0 if kill_at is None else -signal.SIGKILL):
             raise SystemExit(f"{' '.join(command)}: {said.read().decode()}")
-    peaks = tuple(max(m for done, m in samples if done <= share) for share in SHARES)
+    # A continued run begins with more than a tenth of its facts.
+    peaks = tuple(
+        max((m for done, m in samples if done <= share), default=float("nan")) for share in SHARES
+    )
     cpu = usage.ru_utime + usage.ru_stime
     return Measured(seconds, cpu, peaks, process.returncode)
 
