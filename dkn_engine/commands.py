@@ -204,27 +204,27 @@ def report(args: argparse.Namespace) -> int:
     except PermissionError as error:  # Someone else's run can still be read.
         console.warn(f"the summary was not rewritten: {error.filename}: {error.strerror}")
         return 0
-    _write_page(args, problems, seconds, console)
+    _write_page(args, overview, problems, seconds, console)
     return 0
 
 
 def _write_page(
     args: argparse.Namespace,
+    overview: _Overview,
     problems: Sequence[Mapping[str, Any]],
     seconds: float | None,
     console: Console,
 ) -> None:
     """The page and its figures; without matplotlib the page alone, which is said."""
-    from dkn_engine.report import summarize
     from dkn_engine.report.html import NO_FIGURES, write_page
-    from dkn_engine.store import as_folder, iter_results, place_of
+    from dkn_engine.store import as_folder, place_of
 
     console.say("drawing figures and writing the page ...")
     with as_folder(args.directory, "manifest.json") as folder:
         written, drawn = write_page(
             folder,
-            iter_results(args.directory),
-            summarize(iter_results(args.directory), seconds=seconds),
+            overview.first,
+            replace(overview.summary, seconds=seconds),
             problems=problems,
             cards=args.cards,
             fact_figures=args.fact_figures,

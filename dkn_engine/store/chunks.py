@@ -172,7 +172,7 @@ def _parsed(place: Place, file: str, name: str, data: bytes) -> pa.Table:
             reason = other_columns(parquet.schema_arrow, name)
             if reason is not None:
                 raise DamagedChunk(place, file, reason)
-            table = parquet.read()
+            table = parquet.read(use_threads=False)  # Threads cost more than such files.
         table.validate(full=True)
     except (OSError, pa.ArrowException, UnicodeDecodeError, MemoryError) as error:
         raise DamagedChunk(place, file, f"cannot be read: {error}") from error
