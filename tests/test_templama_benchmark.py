@@ -276,6 +276,10 @@ def test_the_page_shows_the_calculation() -> None:
     assert found == expected
 
 
+def share(name: str) -> str:
+    return f"{100 * float(figures()['96 facts, time', f'share_{name}']['median']):.0f} %"
+
+
 def test_the_text_of_the_page_has_the_figures_of_the_rows() -> None:
     killed = "600 facts, killed at half"
     one, two = (
@@ -294,5 +298,10 @@ def test_the_text_of_the_page_has_the_figures_of_the_rows() -> None:
         f"all {median(killed, 'files_bit_equal')} tables",
         f"all {median('all facts, 2 workers', 'files_bit_equal_to_1_worker')} tables",
         f"{one / two:.2f} times as fast",
+        f"controls {share('controls')}, the subset lattice {share('lattice')}, attribution "
+        f"{share('attribution')}, the rest (clean pass, selection, topology, tables) "
+        f"{share('clean')}.",
+        f"under edits takes {share('head')}, building and grouping edits in Python "
+        f"{share('edits')}, reading figures off lattices {share('reading_off')},",
     ):
         assert sentence in text
