@@ -37,18 +37,37 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture(scope="module")
-def facts(folder: Path) -> list[dkn.Fact]:
+def some_facts(folder: Path) -> list[dkn.Fact]:
     model, _ = dkn.load_model(folder, device="cpu")
     return [*many_facts(model, 40), dkn.Fact("empty", "w5", " ")]
 
 
 @pytest.fixture(scope="module")
-def whole(folder: Path, facts: list[dkn.Fact], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of one process with one thread."""
+def facts(folder: Path) -> list[dkn.Fact]:
+    return some_facts(folder)
+
+
+ALONE = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import dkn_engine as dkn
+from tests.test_workers import CONFIG, some_facts
+
+folder = Path(sys.argv[1])
+dkn.find_dkns(*dkn.load_model(folder, device="cpu"), some_facts(folder), CONFIG, Path(sys.argv[2]))
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of one fresh process with one thread, as each worker is."""
     out = tmp_path_factory.mktemp("run") / "whole"
-    found = dkn.find_dkns(*dkn.load_model(folder, device="cpu"), facts, CONFIG, out)
-    assert {r.status for r in found} == {"ok", "not_known", "skipped"}
+    command = [sys.executable, "-c", ALONE, str(folder), str(out)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, cwd=ROOT, env=env, check=True, timeout=120)
+    assert {r.status for r in dkn.read_results(out)} == {"ok", "not_known", "skipped"}
     return out
 
 
