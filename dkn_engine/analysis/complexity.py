@@ -51,7 +51,7 @@ def complexity(
     Args:
         model, tokenizer, facts: as in :func:`dkn_engine.find_dkns`.
         results: what it gave for these facts.
-        forms: names of :func:`dkn_engine.analysis.long_forms.known_forms`.
+        forms: names of :func:`dkn_engine.analysis.texts.long_forms.known_forms`.
         seed: of the draw of templates and of the resampling.
         config: the one that ``results`` were found with; the defaults if None.
         out: folder of a run directory for each form, created or continued; None keeps nothing.

@@ -317,7 +317,7 @@ class _Trainer:
     progress: _Steps
 
     def trained(self, trainable: Trainable, **how: Any) -> Any:
-        """See :func:`dkn_engine.analysis.finetune.finetuned`."""
+        """See :func:`dkn_engine.analysis.finetuning.finetune.finetuned`."""
         return finetuned(
             self.model,
             self.tokenizer,

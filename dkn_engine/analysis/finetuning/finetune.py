@@ -66,7 +66,7 @@ class FineTuning:
     def neuron_change(self) -> NDArray[np.float64]:
         """Relative L2 change of each MLP neuron, float64 ``[L, F]``; only inside the block.
 
-        See :func:`dkn_engine.analysis.trainable.neuron_change`.
+        See :func:`dkn_engine.analysis.finetuning.trainable.neuron_change`.
         """
         return neuron_change(self._layout, self._blocks)
 
