@@ -43,7 +43,8 @@ def loss_by_rate(
     """Loss of the facts after a training at each rate, infinite where it diverged.
 
     Args:
-        model, tokenizer, facts, trainable: of :func:`dkn_engine.analysis.finetuning.finetune.finetuned`.
+        model, tokenizer, facts, trainable: of
+            :func:`dkn_engine.analysis.finetuning.finetune.finetuned`.
         rates: to be tried.
         steps, progress, training: its other arguments.
 
