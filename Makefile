@@ -27,7 +27,7 @@ demo: $(DEMO) $(NATIVE)
 test: $(TEST) $(NATIVE) test-native
 	$(PY) -m pytest -m "not slow" $(PYTEST_ARGS)
 
-# Adds the tests marked slow: hundreds of kills, memory over 20,000 facts, a Ray cluster.
+# Adds the tests marked slow: memory over 20,000 facts, a Ray cluster.
 test-all: $(TEST) $(NATIVE) test-native
 	$(PIP) ray
 	@echo "all tests, and those that 'make test' leaves out:"

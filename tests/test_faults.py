@@ -32,12 +32,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a child a run")
-@pytest.mark.parametrize("kills", [12, pytest.param(300, marks=pytest.mark.slow)])
-def test_a_run_killed_anywhere_any_number_of_times_ends_bit_equal(
-    tmp_path: Path, kills: int
-) -> None:
+def test_a_run_killed_anywhere_any_number_of_times_ends_bit_equal(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "tests/kill_harness.py", str(tmp_path), str(kills)],
+        [sys.executable, "tests/kill_harness.py", str(tmp_path), "300"],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -45,7 +42,7 @@ def test_a_run_killed_anywhere_any_number_of_times_ends_bit_equal(
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert int(done.stdout.split()[0]) >= kills
+    assert int(done.stdout.split()[0]) >= 300
 
 
 # --- the program, on a model and facts in files ---
