@@ -61,7 +61,7 @@ bench: $(TEST) $(NATIVE)
 
 # The paper's analyses on the demo model; what it finds is committed as an example. Run it alone.
 report: $(TEST) $(NATIVE)
-	$(VENV)/bin/dkn-engine analyze all --models demo --facts demo --out runs/report --threads 1
+	$(VENV)/bin/dkn-engine analyze all --models demo --facts demo --out runs/report --workers 2
 	$(VENV)/bin/dkn-engine report runs/report/demo/run --fact-figures 3 --quiet > runs/report/run.txt
 	mkdir -p docs/example/demo/run docs/example/figures
 	cp runs/report/report.html runs/report/*.csv docs/example

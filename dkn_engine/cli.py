@@ -277,6 +277,13 @@ def _add_analysis(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--out", required=True, metavar="DIR", type=_folder, help="for runs, tables and the page")
     add("--draws", type=_positive, metavar="N", help="of random neurons")
+    add(
+        "--workers",
+        default=1,
+        type=_positive,
+        metavar="N",
+        help="find, then make analyses, in N processes of --threads threads, 1 if not given",
+    )
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:

@@ -20,7 +20,9 @@ from dkn_engine.settings import config_from_options
 from dkn_engine.types import Fact
 
 if TYPE_CHECKING:
-    from dkn_engine.analysis.grid.cells import Cell, Options
+    from dkn_engine.analysis.grid.cells import Cell
+    from dkn_engine.analysis.grid.engines import Engine
+    from dkn_engine.analysis.grid.making import Options
     from dkn_engine.analysis.tables.table import Table
 
 _LINES = 60  # of each table's figures on the terminal; the rest is in the files
@@ -67,7 +69,7 @@ def _run(
     *,
     strict: bool,
 ) -> int:
-    from dkn_engine.analysis.grid.cells import Options
+    from dkn_engine.analysis.grid.making import Options
 
     console = Console(quiet=args.quiet)
     if args.out.exists() and not args.out.is_dir():
@@ -116,23 +118,23 @@ def _cells(
     console: Console,
     strict: bool,
 ) -> Iterator[tuple[str, Cell]]:
-    """Every cell under its label; a model is loaded once."""
-    from dkn_engine.analysis.grid.cells import RUN, Watcher, analyze_cell
+    """Every cell under its label."""
+    from dkn_engine.analysis.grid.cells import analyze_cell
+    from dkn_engine.analysis.grid.engines import Watcher
+    from dkn_engine.analysis.grid.making import RUN
     from dkn_engine.report import summarize, write_summary
     from dkn_engine.report.html import write_page
 
     watcher = Watcher(console.say, console.progress)
     labels = _labels(models, [s.name for s in sources], list(configs))
     for m, model_name in enumerate(models):
-        console.say(f"loading model {model_name} ...")
-        model, tokenizer = load_model(argparse.Namespace(**{**vars(args), "model": model_name}))
+        engine = _engine(args, model_name, console)
         for (s, source), preset in itertools.product(enumerate(sources), configs):
             label = labels[m, s, preset]
             console.say(f"{label}:")
             cell = analyze_cell(
                 args.out / label,
-                model,
-                tokenizer,
+                engine,
                 source.facts,
                 configs[preset],
                 analyses,
@@ -144,6 +146,19 @@ def _cells(
             write_summary(run, cell.results, summary, problems=source.problems)
             write_page(run, cell.results, summary, problems=source.problems)
             yield label, cell
+
+
+def _engine(args: argparse.Namespace, model_name: str, console: Console) -> Engine:
+    """The model in this process, loaded once for all cells, or the processes that will load it."""
+    from dkn_engine.analysis.grid.engines import Here, InWorkers
+    from dkn_engine.worker import ModelSpec
+
+    if args.workers > 1:
+        console.say(f"model {model_name}, in {args.workers} processes:")
+        spec = ModelSpec(model_name, args.device, args.dtype, args.threads or 1)
+        return InWorkers(spec, args.workers)
+    console.say(f"loading model {model_name} ...")
+    return Here(*load_model(argparse.Namespace(**{**vars(args), "model": model_name})))
 
 
 def _labels(

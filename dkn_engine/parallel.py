@@ -1,4 +1,4 @@
-"""Chunks computed by worker processes on one machine; this process alone writes the results."""
+"""Tasks done by worker processes on one machine, such as the chunks of a run."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from dkn_engine.config import Config
 from dkn_engine.errors import UserError
 from dkn_engine.models import load_tokenizer
 from dkn_engine.pipeline import Facts, Progress, Run, on_disk, prepare
-from dkn_engine.plan import WHOLE, Shard, Task
+from dkn_engine.plan import WHOLE, Shard
 from dkn_engine.pool import Pool, Worker, failure
 from dkn_engine.store import RunPath
 from dkn_engine.types import FactResult
-from dkn_engine.worker import ChunkWorker, Job, ModelSpec
+from dkn_engine.worker import Job, ModelSpec
 
 _PATIENCE = 5.0  # seconds for a worker to end by itself
 
@@ -97,7 +97,7 @@ class WorkerPool(Pool[_Process]):
         other.close()
         return _Process(number, process, mine)
 
-    def _send(self, worker: _Process, task: Task) -> None:
+    def _send(self, worker: _Process, task: Any) -> None:
         # A worker that is gone is noticed when its end of the pipe is read.
         with contextlib.suppress(OSError):
             worker.pipe.send(task)
@@ -144,11 +144,12 @@ def _without_interrupts() -> Iterator[None]:
 def _serve(pipe: Connection, job: Job, number: int) -> None:
     """The life of a worker: until it is ended, or the process that began it is gone."""
     try:
-        worker = ChunkWorker(job, number)
+        worker = job.start(number)
         pipe.send(("loaded", worker.identity))
         while True:
-            task: Task = pipe.recv()
-            pipe.send(("done", worker.files(task)))
+            task = pipe.recv()
+            made = worker.do(task, lambda done, total: pipe.send(("progress", (done, total))))
+            pipe.send(("done", made))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
     except Exception as error:

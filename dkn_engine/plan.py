@@ -108,6 +108,9 @@ class Task:
     positions: tuple[int, ...]
     facts: tuple[Fact, ...]
 
+    def __str__(self) -> str:
+        return f"chunk {self.chunk}"
+
 
 def iter_tasks(
     plan: Plan,

@@ -1,10 +1,10 @@
-"""Workers that compute chunks: lost ones are replaced, whatever they run on."""
+"""Workers that do tasks: lost ones are replaced, whatever they run on."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -13,7 +13,9 @@ from dkn_engine.errors import DknError, WorkerError
 from dkn_engine.pipeline import Files, Identity
 from dkn_engine.plan import Task
 
-MOST_LOSSES = 3  # of workers at one chunk, or before their model is loaded
+MOST_LOSSES = 3  # of workers at one task, or before their model is loaded
+# Told of a task that is being done: (task, done, total).
+Told = Callable[[Any, int, int], None]
 
 
 class Worker:
@@ -21,13 +23,13 @@ class Worker:
 
     Attributes:
         number: of its place in the pool; a worker that replaces it has the same.
-        task: what it computes now.
+        task: what it does now; its words, ``str(task)``, name it.
         identity: of its model, once it is loaded.
     """
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.task: Task | None = None
+        self.task: Any = None
         self.identity: Identity | None = None
 
 
@@ -44,23 +46,23 @@ class Pool(ABC, Generic[W]):
     def __init__(self, n: int) -> None:
         self._n = n
         self._workers: list[W] = []
-        self._losses: Counter[int | None] = Counter()
-        self._again: deque[Task] = deque()
+        self._losses: Counter[str | None] = Counter()
+        self._again: deque[Any] = deque()
 
     @abstractmethod
     def _start(self, number: int) -> W:
         """A new worker, which begins to load its model."""
 
     @abstractmethod
-    def _send(self, worker: W, task: Task) -> None:
-        """Let a worker compute a chunk; if it is gone, its next message says so."""
+    def _send(self, worker: W, task: Any) -> None:
+        """Let a worker do a task; if it is gone, its next message says so."""
 
     @abstractmethod
     def _messages(self) -> Iterator[tuple[W, Any]]:
         """Wait for what workers say.
 
-        ``("loaded", identity)``, ``("done", files)``, ``("failed", (kind, text))`` as in
-        :func:`failure`; None from a worker that is gone.
+        ``("loaded", identity)``, ``("progress", (done, total))``, ``("done", what it made)``,
+        ``("failed", (kind, text))`` as in :func:`failure`; None from a worker that is gone.
         """
 
     @abstractmethod
@@ -93,7 +95,7 @@ class Pool(ABC, Generic[W]):
         """The model's, as soon as one worker has loaded it.
 
         Raises:
-            WorkerError, DknError: see :meth:`compute`.
+            WorkerError, DknError: see :meth:`each`.
         """
         while True:
             for worker in self._workers:
@@ -103,26 +105,31 @@ class Pool(ABC, Generic[W]):
                 self._take(worker, message)
 
     def compute(self, tasks: Iterator[Task]) -> Iterator[tuple[int, Files]]:
-        """Chunks and their files, in the order in which they are ready.
+        """Chunks and their files, in the order in which they are ready; see :meth:`each`."""
+        return ((task.chunk, files) for task, files in self.each(tasks))
+
+    def each(self, tasks: Iterator[Any], told: Told | None = None) -> Iterator[tuple[Any, Any]]:
+        """Tasks and what was made of them, in the order in which they are done.
 
         Args:
             tasks: taken one by one as workers become free.
+            told: called when a worker says how far it is.
 
         Raises:
-            WorkerError: too many workers were lost at one chunk, or while loading the model.
+            WorkerError: too many workers were lost at one task, or while loading the model.
             DknError: what a worker raised.
             RuntimeError: a worker met an error of the program; with its traceback.
         """
         self._feed(tasks)
         while any(worker.task is not None for worker in self._workers):
             for worker, message in self._messages():
-                done = self._take(worker, message)
-                # First the next chunk, so that the worker computes while this one is written.
+                done = self._take(worker, message, told)
+                # First the next task, so that the worker is busy while this one is stored.
                 self._feed(tasks)
                 if done is not None:
                     yield done
 
-    def _feed(self, tasks: Iterator[Task]) -> None:
+    def _feed(self, tasks: Iterator[Any]) -> None:
         for worker in self._workers:
             if worker.task is None:
                 worker.task = self._again.popleft() if self._again else next(tasks, None)
@@ -130,7 +137,7 @@ class Pool(ABC, Generic[W]):
                     return
                 self._send(worker, worker.task)
 
-    def _take(self, worker: W, message: Any) -> tuple[int, Files] | None:
+    def _take(self, worker: W, message: Any, told: Told | None = None) -> tuple[Any, Any] | None:
         if message is None:
             self._replace(worker)
             return None
@@ -144,16 +151,19 @@ class Pool(ABC, Generic[W]):
             return None
         if kind == "failed":
             raise _error(*content)
+        if kind == "progress":
+            if told is not None:
+                told(worker.task, *content)
+            return None
         task, worker.task = worker.task, None
-        assert task is not None
-        return task.chunk, content
+        return task, content
 
     def _replace(self, worker: W) -> None:
-        """Another worker in the place of one that was lost; its chunk is done again."""
+        """Another worker in the place of one that was lost; its task is done again."""
         how = self._bury(worker)
         self._workers.remove(worker)
         task = worker.task
-        key = task.chunk if worker.identity is not None and task is not None else None
+        key = str(task) if worker.identity is not None and task is not None else None
         self._losses[key] += 1
         if self._losses[key] >= MOST_LOSSES:
             raise WorkerError(_lost(how, key))
@@ -177,8 +187,8 @@ def _error(kind: str, text: str) -> Exception:
     return RuntimeError(f"in a worker: {text}")
 
 
-def _lost(how: str, chunk: int | None) -> str:
+def _lost(how: str, task: str | None) -> str:
     hint = "; if memory ran out, take fewer workers or a smaller attribution.rows_per_batch"
-    if chunk is None:
+    if task is None:
         return f"a worker {how} before its model was loaded, {MOST_LOSSES} times in a row{hint}"
-    return f"chunk {chunk} was given up: at it a worker {how}, {MOST_LOSSES} times{hint}"
+    return f"{task} was given up: at it a worker {how}, {MOST_LOSSES} times{hint}"

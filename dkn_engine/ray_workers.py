@@ -17,7 +17,7 @@ from dkn_engine.plan import WHOLE, Shard, Task
 from dkn_engine.pool import Pool, Worker, failure
 from dkn_engine.store import RunPath
 from dkn_engine.types import FactResult
-from dkn_engine.worker import ChunkWorker, Job, ModelSpec
+from dkn_engine.worker import Job, ModelSpec
 
 LOCAL = "local"
 
@@ -110,14 +110,14 @@ class _Actor:
 
     def load(self) -> Any:
         try:
-            self._worker = ChunkWorker(self._job)
+            self._worker = self._job.start()
         except Exception as error:
             return failure(error, traceback.format_exc())
         return "loaded", self._worker.identity
 
-    def files(self, task: Task) -> Any:
+    def do(self, task: Task) -> Any:
         try:
-            return "done", self._worker.files(task)
+            return "done", self._worker.do(task, lambda done, total: None)
         except Exception as error:
             return failure(error, traceback.format_exc())
 
@@ -149,7 +149,7 @@ class RayPool(Pool[_Remote]):
         return _Remote(number, self._class.options(**self._options).remote(self._job))
 
     def _send(self, worker: _Remote, task: Task) -> None:
-        worker.pending.append(worker.actor.files.remote(task))
+        worker.pending.append(worker.actor.do.remote(task))
 
     def _messages(self) -> Iterator[tuple[_Remote, Any]]:
         ray = _ray()

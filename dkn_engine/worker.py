@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dkn_engine.config import Config
 from dkn_engine.pipeline import Files, Identity, model_name
-from dkn_engine.plan import Task
 from dkn_engine.types import Fact
 
 
@@ -30,7 +31,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Job:
-    """All that a worker must know beside its chunks.
+    """All that a worker must know beside its tasks.
 
     Attributes:
         model: what to load.
@@ -41,6 +42,10 @@ class Job:
     model: ModelSpec
     config: Config
     sample: tuple[Fact, ...]
+
+    def start(self, number: int = 0) -> ChunkWorker:
+        """A worker for it; see there."""
+        return ChunkWorker(self, number)
 
 
 class ChunkWorker:
@@ -65,13 +70,19 @@ class ChunkWorker:
         torch.set_num_threads(job.model.threads)
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # untyped in transformers
         device = device_of(job.model.device, number, torch.cuda.device_count())
-        model, tokenizer = load_model(job.model.name, device, job.model.dtype)
-        self.identity = Identity(model_fingerprint(model), model_name(model))
-        self._stages = Stages(model, tokenizer, job.sample, job.config)
+        self.model, self.tokenizer = load_model(job.model.name, device, job.model.dtype)
+        self.identity = Identity(model_fingerprint(self.model), model_name(self.model))
+        self._stages = Stages(self.model, self.tokenizer, job.sample, job.config)
 
-    def files(self, task: Task) -> Files:
-        """A chunk's tables as Parquet files by table name."""
-        return self._stages.files(task)
+    def do(self, task: Any, tell: Callable[[int, int], None]) -> Any:
+        """What becomes of a task: of a chunk, its tables as Parquet files by table name.
+
+        Args:
+            task: a :class:`dkn_engine.plan.Task`.
+            tell: takes how far it is, (done, total); a chunk is too short for that.
+        """
+        files: Files = self._stages.files(task)
+        return files
 
 
 def device_of(device: str, number: int, n_gpus: int) -> str:

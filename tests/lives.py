@@ -17,6 +17,16 @@ def works(pipe: Any, job: Any, number: int) -> None:
         pipe.send(("done", {"facts": b"%d" % task.chunk}))
 
 
+def tells(pipe: Any, job: Any, number: int) -> None:
+    """Says twice how far it is with each task."""
+    pipe.send(("loaded", "model"))
+    while True:
+        task = pipe.recv()
+        pipe.send(("progress", (1, 2)))
+        pipe.send(("progress", (2, 2)))
+        pipe.send(("done", str(task)))
+
+
 def dies_at_chunk_1(pipe: Any, job: Any, number: int) -> None:
     pipe.send(("loaded", "model"))
     while True:

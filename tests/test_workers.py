@@ -24,7 +24,7 @@ from dkn_engine.facts import write_facts
 from dkn_engine.parallel import WorkerPool, iter_dkns_in_workers
 from dkn_engine.plan import Task
 from dkn_engine.pool import MOST_LOSSES
-from dkn_engine.worker import ModelSpec, device_of
+from dkn_engine.worker import Job, ModelSpec, device_of
 from tests import lives
 from tests.saved import many_facts, save_tiny
 from tests.test_pipeline import CONFIG, assert_equal, parquet
@@ -151,6 +151,17 @@ def test_tasks_are_taken_as_workers_become_free() -> None:
             assert len(taken) <= i + 1 + 2
 
 
+def test_how_far_each_task_is_is_told() -> None:
+    heard: list[tuple[Task, int, int]] = []
+    some_tasks = list(tasks(5))
+    with pool(lives.tells) as some:
+        made = dict(some.each(iter(some_tasks), lambda *told: heard.append(told)))
+        assert dict(some.each(iter(some_tasks))) == made  # Nobody need listen.
+    assert made == {task: f"chunk {task.chunk}" for task in some_tasks}
+    for task in some_tasks:
+        assert [told[1:] for told in heard if told[0] == task] == [(1, 2), (2, 2)]
+
+
 def test_no_tasks_are_no_work() -> None:
     with pool(lives.works) as some:
         assert list(some.compute(iter([]))) == []
@@ -206,14 +217,14 @@ class Pipe:
     ],
 )
 def test_a_workers_error_is_raised_as_itself_or_with_its_traceback(
-    monkeypatch: pytest.MonkeyPatch, raised: Exception, expected: type[Exception], message: str
+    raised: Exception, expected: type[Exception], message: str
 ) -> None:
-    def broken(*_: Any) -> None:
-        raise raised
+    class Broken(Job):
+        def start(self, number: int = 0) -> Any:
+            raise raised
 
-    monkeypatch.setattr(parallel, "ChunkWorker", broken)
     pipe: Any = Pipe()
-    parallel._serve(pipe, None, 0)  # type: ignore[arg-type]
+    parallel._serve(pipe, Broken(ModelSpec("none"), CONFIG, ()), 0)
     ((kind, content),) = pipe.said
     assert kind == "failed"
     with pytest.raises(expected, match=message):

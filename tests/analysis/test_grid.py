@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dkn_engine import cli, grid_commands
-from dkn_engine.analysis.grid.cells import ANALYSES, Options, Watcher, analyze_cell
+from dkn_engine.analysis.grid.cells import ANALYSES, analyze_cell
+from dkn_engine.analysis.grid.engines import Here, Watcher
 from dkn_engine.analysis.grid.headlines import HEADLINES, Headline
+from dkn_engine.analysis.grid.making import Options
 from dkn_engine.analysis.tables.table import Row
 from dkn_engine.facts import write_facts
 from dkn_engine.report.statistics import Estimate
@@ -138,14 +142,46 @@ def test_what_is_there_is_not_made_again(
     assert document["not_made"] == {"calm": {}, "noisy": {}}
 
 
+def test_two_processes_make_the_bits_of_one(
+    tmp_path: Path, models: tuple[Path, Path], facts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A fresh process of one thread, as each of the two is."""
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    asked = command(alone, [models[0]], facts, "--analyses", *MADE, "--threads", "1")
+    subprocess.run([sys.executable, "-m", "dkn_engine", *asked], check=True, stdout=subprocess.PIPE)
+    asked = command(shared, [models[0]], facts, "--analyses", *MADE, "--workers", "2")
+    assert cli.main([a for a in asked if a != "--quiet"]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert "  robustness, complexity, sharing ..." in said
+    assert {f"  {name}: done" for name in MADE} <= set(said)
+    assert sum(line.startswith("  6/6 facts") for line in said) == 1
+    for path in (*alone.glob("*.csv"), *alone.glob("*/*.json")):
+        assert (shared / path.relative_to(alone)).read_bytes() == path.read_bytes(), path
+    assert len(list(alone.glob("*/*.json"))) == len(MADE)
+
+
+def test_what_a_worker_refuses_is_noted_or_raised(
+    tmp_path: Path, models: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    unknown, out = tmp_path / "unknown.jsonl", tmp_path / "out"
+    write_facts(unknown, [Fact("u", EITHER.fact.prompt, "w30")])
+    names = ("robustness", "complexity")
+    asked = command(out, [models[0]], unknown, "--workers", "2", "--analyses", *names)
+    assert cli.main(asked) == 0
+    assert "robustness of calm was not made: the model knows none" in capsys.readouterr().out
+    assert (out / "calm" / "complexity.json").exists()
+    assert cli.main([*asked, "--strict"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("dkn-engine: error: the model knows none of the 1 facts")
+
+
 def test_other_options_make_other_tables(tmp_path: Path) -> None:
     watcher = Watcher(lambda _: None, lambda _: contextlib.nullcontext(lambda *_: None))
-    model, tokenizer = planted_model(), words_tokenizer()
+    engine = Here(planted_model(), words_tokenizer())
     for draws in (20, 21):
         analyze_cell(
             tmp_path,
-            model,
-            tokenizer,
+            engine,
             [EITHER.fact, BOTH.fact],
             config_from_options(changes=[s for s in SETTINGS if s != "--set"]),
             ["sharing"],

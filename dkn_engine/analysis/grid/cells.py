@@ -7,51 +7,25 @@ the same things is read, not made again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dkn_engine.analysis.model_sizes import ModelSize, complexity_of_models, model_size
+from dkn_engine.analysis.grid.engines import Engine, Watcher
+from dkn_engine.analysis.grid.making import RUN, Options, Refusal, Request
+from dkn_engine.analysis.model_sizes import ModelSize, complexity_of_models
 from dkn_engine.analysis.tables import files
 from dkn_engine.analysis.tables.table import Table
 from dkn_engine.config import Config
-from dkn_engine.errors import DknError, UserError
+from dkn_engine.errors import UserError
 from dkn_engine.info import versions
-from dkn_engine.pipeline import iter_dkns
 from dkn_engine.report.records import plain
 from dkn_engine.store import read_manifest
 from dkn_engine.store.files import write_files
 from dkn_engine.types import Fact, FactResult
 
-if TYPE_CHECKING:
-    from torch import nn
-    from transformers import PreTrainedTokenizerBase
-
-Progress = Callable[[int, int], None]
 ANALYSES = ("robustness", "fact_check", "evolvability", "complexity", "sharing")
-RUN = "run"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What analyses take beside a run.
-
-    Attributes:
-        n_random: draws of random neurons; None for each analysis's own number.
-        new_facts: what evolvability teaches; None for the packaged ones.
-        checkpoint: keep the states of trainings beside the tables, so that one that was stopped
-            goes on; three times the size of the model.
-    """
-
-    n_random: int | None = None
-    new_facts: tuple[Fact, ...] | None = None
-    checkpoint: bool = False
-
-    def __post_init__(self) -> None:
-        if self.n_random is not None and self.n_random < 1:
-            raise UserError(f"n_random must be at least 1; got {self.n_random}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,23 +52,9 @@ class Cell:
     refused: dict[str, str]
 
 
-@dataclass(frozen=True)
-class Watcher:
-    """Who is told what goes on.
-
-    Attributes:
-        say: takes one line.
-        progress: makes a context that gives a callable of (done, total).
-    """
-
-    say: Callable[[str], None]
-    progress: Callable[[int], AbstractContextManager[Progress]]
-
-
 def analyze_cell(
     folder: Path,
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    engine: Engine,
     facts: Sequence[Fact],
     config: Config,
     analyses: Sequence[str],
@@ -107,9 +67,10 @@ def analyze_cell(
 
     Args:
         folder: of the cell; made if absent.
-        model, tokenizer, facts, config: see :func:`dkn_engine.find_dkns`. The configuration's seed
-            is that of the analyses.
-        analyses: names of :data:`ANALYSES`, made in this order.
+        engine: has the model.
+        facts, config: see :func:`dkn_engine.find_dkns`. The configuration's seed is that of the
+            analyses.
+        analyses: names of :data:`ANALYSES`, begun in this order.
         options: see there.
         watcher: see there.
         strict: raise what an analysis refuses; otherwise note it and go on.
@@ -122,35 +83,30 @@ def analyze_cell(
         if name not in ANALYSES:
             raise UserError(f"analysis must be one of {', '.join(ANALYSES)}; got {name!r}")
     folder.mkdir(parents=True, exist_ok=True)
-    watcher.say(f"  finding DKNs of {len(facts)} facts ...")
-    with watcher.progress(len(facts)) as progress:
-        found = iter_dkns(model, tokenizer, facts, config, folder / RUN, progress=progress)
-        results = tuple(found)
-    made_from = _made_from(folder, config, options)
-    run = _Analyses(folder, model, tokenizer, tuple(facts), results, config, options)
-    tables: dict[str, Table] = {}
-    refused: dict[str, str] = {}
-    for name in analyses:
-        kept = _kept(folder / f"{name}.json", made_from)
-        if kept is not None:
+    with engine.on(facts, config) as work:
+        watcher.say(f"  finding DKNs of {len(facts)} facts ...")
+        with watcher.progress(len(facts)) as progress:
+            results = tuple(work.find(folder / RUN, progress))
+        made_from = _made_from(folder, config, options)
+        tables = _kept(folder, analyses, made_from)
+        for name in tables:
             watcher.say(f"  {name.replace('_', ' ')}: is there")
-            tables[name] = kept
-            continue
-        watcher.say(f"  {name.replace('_', ' ')} ...")
-        try:
-            with watcher.progress(len(facts)) as progress:
-                tables[name] = run.make(name, progress)
-        except DknError as error:
-            if strict:
-                raise
-            watcher.say(f"  {name.replace('_', ' ')}: not made: {error}")
-            refused[name] = str(error)
-            continue
-        content = files.to_json(tables[name], made_from=made_from)
-        write_files(folder, {f"{name}.json": content.encode("utf-8", "backslashreplace")})
+        requests = [
+            Request(name, folder, tuple(facts), config, options, strict)
+            for name in analyses
+            if name not in tables
+        ]
+        refused: dict[str, str] = {}
+        for request, made in work.tables(requests, results, watcher):
+            if isinstance(made, Refusal):
+                watcher.say(f"  {request}: not made: {made.reason}")
+                refused[request.name] = made.reason
+            else:
+                _keep(folder, request.name, made, made_from)
+                tables[request.name] = made
+    tables = {name: tables[name] for name in analyses if name in tables}
     name = read_manifest(folder / RUN)["model"]["name"]
-    size = model_size(model)
-    return Cell(folder, name, size, config.seed, tuple(facts), results, tables, refused)
+    return Cell(folder, name, work.size, config.seed, tuple(facts), results, tables, refused)
 
 
 def _made_from(folder: Path, config: Config, options: Options) -> dict[str, Any]:
@@ -169,54 +125,21 @@ def _made_from(folder: Path, config: Config, options: Options) -> dict[str, Any]
     return made
 
 
-def _kept(path: Path, made_from: dict[str, Any]) -> Table | None:
-    """The table on disk, if it was made from the same things."""
-    if not path.exists():
-        return None
-    table, document = files.from_json(path.read_text(encoding="utf-8"), path)
-    return table if document.get("made_from") == made_from else None
+def _kept(folder: Path, analyses: Sequence[str], made_from: Mapping[str, Any]) -> dict[str, Table]:
+    """Tables on disk that were made from the same things."""
+    found: dict[str, Table] = {}
+    for name in analyses:
+        path = folder / f"{name}.json"
+        if path.exists():
+            table, document = files.from_json(path.read_text(encoding="utf-8"), path)
+            if document.get("made_from") == made_from:
+                found[name] = table
+    return found
 
 
-@dataclass(frozen=True, eq=False)
-class _Analyses:
-    """Each analysis with the arguments that it takes."""
-
-    folder: Path
-    model: nn.Module
-    tokenizer: PreTrainedTokenizerBase
-    facts: tuple[Fact, ...]
-    results: tuple[FactResult, ...]
-    config: Config
-    options: Options
-
-    def make(self, name: str, progress: Progress) -> Table:
-        """The table of one analysis."""
-        from dkn_engine import analysis
-
-        own = dict(self._own(name))
-        if self.options.n_random is not None and name != "complexity":
-            own["n_random"] = self.options.n_random
-        function = getattr(analysis, name)
-        made: Table = function(
-            self.model,
-            self.tokenizer,
-            self.facts,
-            self.results,
-            seed=self.config.seed,
-            progress=progress,
-            **own,
-        )
-        return made
-
-    def _own(self, name: str) -> Iterator[tuple[str, Any]]:
-        """Arguments that not all of them take."""
-        if name in {"robustness", "fact_check", "complexity"}:
-            yield "config", self.config
-        if name == "complexity":
-            yield "out", self.folder / "long"
-        if name == "evolvability":
-            yield "new_facts", self.options.new_facts
-            yield "checkpoint", self.folder / "training" if self.options.checkpoint else None
+def _keep(folder: Path, name: str, table: Table, made_from: Mapping[str, Any]) -> None:
+    content = files.to_json(table, made_from=made_from)
+    write_files(folder, {f"{name}.json": content.encode("utf-8", "backslashreplace")})
 
 
 def compare_models(cells: Mapping[str, Cell], seed: int) -> Table | None:

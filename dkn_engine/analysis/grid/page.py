@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dkn_engine.analysis.grid.cells import RUN, Cell
+from dkn_engine.analysis.grid.cells import Cell
 from dkn_engine.analysis.grid.headlines import HEADLINES, Headline
+from dkn_engine.analysis.grid.making import RUN
 from dkn_engine.analysis.tables.table import Comparison, Row, Table
 from dkn_engine.analysis.tables.text import cell as shown
 from dkn_engine.analysis.tables.text import counted, words
