@@ -1,12 +1,7 @@
-"""The guard in front of every use of rows: they must reproduce the model's own probabilities.
-
-Attribution needs the gradient of the same clean rows (the end point alpha = 1 of every path), so
-the trial run can keep what its backward pass needs.
-"""
+"""The guard in front of every use of rows: they must reproduce the model's own probabilities."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,65 +18,31 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-@dataclass(frozen=True, eq=False)
-class Trial:
-    """Clean rows that ran through all layers, ready for one backward pass.
-
-    Attributes:
-        probes: for each layer zeros ``[C, 1, d]`` that were added to the MLP's output.
-        hidden: ``[C, d]``, output of the last layer.
-    """
-
-    probes: list[Tensor]
-    hidden: Tensor
-
-
 def checked_rows(
     model: nn.Module, layout: Layout, contexts: Contexts, clean: Prefill, backend: str
 ) -> RowEngine:
     """The rows of a chunk, after a trial run.
 
+    What breaks in a layer of an unforeseen kind also means no sweep. An error of the model's own
+    comes back from the general path, which runs it as the user does.
+
     Raises:
         SweepUnsupported: rows cannot run in this model, or give other probabilities than it.
     """
-    return _checked(model, layout, contexts, clean, backend, keep=False)[0]
-
-
-def checked_trial(
-    model: nn.Module, layout: Layout, contexts: Contexts, clean: Prefill, backend: str
-) -> tuple[RowEngine, Trial]:
-    """:func:`checked_rows`, and the trial run itself; gradients must be enabled."""
-    return _checked(model, layout, contexts, clean, backend, keep=True)
-
-
-def _checked(
-    model: nn.Module,
-    layout: Layout,
-    contexts: Contexts,
-    clean: Prefill,
-    backend: str,
-    *,
-    keep: bool,
-) -> tuple[RowEngine, Trial]:
-    """What breaks in a layer of an unforeseen kind also means no sweep.
-
-    An error of the model's own comes back from the general path, which runs it as the user does.
-    """
     engine = RowEngine(model, layout, contexts, clean, backend)
     try:
-        with torch.set_grad_enabled(keep):
-            trial = _run(engine, keep)
+        _try(engine)
     except (torch.OutOfMemoryError, BackendError):
         raise
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         message = f"rows fail in its layers ({type(error).__name__}: {error})"
         raise SweepUnsupported(message) from error
-    if not keep:
-        engine.row_layers = 0
-    return engine, trial
+    engine.row_layers = 0
+    return engine
 
 
-def _run(engine: RowEngine, keep: bool) -> Trial:
+@torch.no_grad()
+def _try(engine: RowEngine) -> None:
     """Refuse the sweep unless its rows reproduce the model's own forward.
 
     Each layer is run as the sweep runs it, one row becoming two at the MLP's output. What comes
@@ -93,15 +54,11 @@ def _run(engine: RowEngine, keep: bool) -> Trial:
     rows = RowSet(context.unsqueeze(1), aligned=True)
     hidden = engine.clean_rows(context, 0)
     short = 64 * float(torch.finfo(hidden.dtype).eps) if hidden.dtype.itemsize < 4 else 0.0
-    probes: list[Tensor] = []
 
     def double(_module: Any, _args: Any, output: Tensor) -> Tensor:
         if output.shape != hidden.shape:
             # Without the shapes, so that the warning is the same for every chunk and shown once.
             raise SweepUnsupported("its MLP does not see one row a position")
-        if keep:
-            probes.append(torch.zeros_like(output, requires_grad=True))
-            output = output + probes[-1]
         return output.expand(-1, 2, -1)
 
     with engine.active():
@@ -113,13 +70,12 @@ def _run(engine: RowEngine, keep: bool) -> Trial:
             hidden, last = out[:, 1:], layer + 1 == engine.layout.n_layers
             # Both rows, since a hook of the user's may treat one place in the batch differently.
             own = hidden if last else engine.clean_rows(context, layer + 1)
-            apart = ((out - own).norm(dim=-1) / own.norm(dim=-1)).detach()
+            apart = (out - own).norm(dim=-1) / own.norm(dim=-1)
             finite = own.isfinite().all(-1).squeeze(1)
             _require(f"leave layer {layer}", apart[finite], max(1e-4, short))
-        top = hidden[:, 0]
         log_p, _ = answer_probability(
             engine.tail,
-            top,
+            hidden[:, 0],
             engine.contexts.target,
             objective="log_probability",
             gradient=False,
@@ -129,7 +85,6 @@ def _run(engine: RowEngine, keep: bool) -> Trial:
     apart = torch.stack([(log_p.exp() - own.exp()).abs(), (log_p - own).abs()])[:, own.isfinite()]
     _require("give p(x)", apart[0], max(1e-5, short))
     _require("give log p(x)", apart[1], max(1e-3, short))
-    return Trial(probes, top)
 
 
 def _require(what: str, apart: Tensor, allowed: float) -> None:

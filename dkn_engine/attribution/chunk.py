@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from dkn_engine.attribution.baselines import masked_baselines, shared_masked_baselines
-from dkn_engine.attribution.check import Trial, checked_trial
+from dkn_engine.attribution.check import checked_rows
 from dkn_engine.attribution.contexts import AnswerSequence, Contexts, build_contexts
 from dkn_engine.attribution.cut_gradients import refuse_cut_gradients
 from dkn_engine.attribution.general import General
@@ -88,7 +88,7 @@ def attribute_chunk(
             first = torch.nonzero(contexts.token == 0).squeeze(1)
             contexts, clean = contexts.take(first), clean.take(first)
         value, fixed = site_activation(layout, clean, config.site)
-        engine, trial = _rows(model, layout, contexts, clean, config.backend)
+        engine = _rows(model, layout, contexts, clean, config.backend)
         given = None if baselines is None else baselines[contexts.sequence.cpu()]
         baseline = _baseline(
             model, layout, contexts, config, value, mask_id, given, 4 * rows, engine
@@ -99,7 +99,7 @@ def attribute_chunk(
         if engine is None:
             evaluator = General(model, contexts, paths, config.objective, rows)
         else:
-            evaluator = Sweep(engine, paths, config.objective, rows, trial)
+            evaluator = Sweep(engine, paths, config.objective, rows)
         groups = contexts.sequence.cpu().numpy()
         counts = np.bincount(groups)
         weights = np.ones(len(groups)) if config.answer_tokens == "sum" else 1 / counts[groups]
@@ -127,16 +127,16 @@ def _of_answers(contexts: Contexts, log_probability: Tensor) -> NDArray[np.float
 
 def _rows(
     model: nn.Module, layout: Layout, contexts: Contexts, clean: Prefill, backend: str
-) -> tuple[RowEngine | None, Trial | None]:
+) -> RowEngine | None:
     """Rows, if they reproduce the model's own probabilities; else None, and a warning."""
     try:
-        return checked_trial(model, layout, contexts, clean, backend)
+        return checked_rows(model, layout, contexts, clean, backend)
     except SweepUnsupported as reason:
         warnings.warn(
             f"{type(model).__name__}: {reason}; using full forward passes (slower, same results)",
             stacklevel=2,
         )
-        return None, None
+        return None
 
 
 def _baseline(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dkn_engine.attribution.contexts import Contexts
-from dkn_engine.attribution.paths import Paths, Points
+from dkn_engine.attribution.paths import Ends, Paths, Points
 from dkn_engine.attribution.prefill import position_logits
 from dkn_engine.batches import in_batches
 from dkn_engine.guest import hooks
@@ -80,19 +80,16 @@ class General:
         (gradient,) = torch.autograd.grad(value.sum(), leaf)
         return gradient, value.detach()
 
-    def clean(self) -> tuple[Tensor, Tensor]:
-        """The end point alpha = 1: gradients ``[C, L, d]`` and the objective ``[C]``."""
-        contexts = self.contexts
-        n = len(contexts)
-        n_layers, d = self.paths.layout.n_layers, self.paths.layout.d_model
-        gradients = torch.empty(n, n_layers, d, dtype=self.paths.dtype, device=contexts.ids.device)
-        objective = torch.empty(
-            n, dtype=torch.promote_types(gradients.dtype, torch.float32), device=gradients.device
-        )
+    def begin(self, points: Points) -> tuple[Tensor, Tensor, Ends]:
+        """:meth:`evaluate`, and the end points."""
+        n, layout = len(self.contexts), self.paths.layout
+        device = self.contexts.ids.device
+        like = torch.empty(n, layout.d_model, dtype=self.paths.dtype, device=device)
+        ends = Ends.empty(like, layout.n_layers)
         for start in range(0, n, self.batch):
-            index = torch.arange(start, min(start + self.batch, n), device=gradients.device)
-            gradients[index], objective[index] = self._clean(index)
-        return gradients, objective
+            index = torch.arange(start, min(start + self.batch, n), device=device)
+            ends.gradients[index], ends.values[index] = self._clean(index)
+        return *self.evaluate(points), ends
 
     def _clean(self, index: Tensor) -> tuple[Tensor, Tensor]:
         contexts, layout = self.contexts, self.paths.layout

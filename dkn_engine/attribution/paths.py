@@ -37,6 +37,26 @@ class Points:
         return Points(self.context[index], self.layer[index], self.alpha[index])
 
 
+@dataclass(frozen=True, eq=False)
+class Ends:
+    """The end point alpha = 1 of every path: the clean activation, in all layers at once.
+
+    Attributes:
+        gradients: ``[C, L, d]`` at every MLP's output.
+        values: ``[C]``, the objective, in at least float32.
+    """
+
+    gradients: Tensor
+    values: Tensor
+
+    @classmethod
+    def empty(cls, like: Tensor, n_layers: int) -> Ends:
+        """Of the contexts, width, dtype and device of ``like`` ``[C, d]``, not filled in."""
+        wide = torch.promote_types(like.dtype, torch.float32)
+        n, d = like.shape
+        return cls(like.new_empty(n, n_layers, d), like.new_empty(n, dtype=wide))
+
+
 class Paths:
     """Straight paths from baseline to activation at one site, for every context and layer.
 

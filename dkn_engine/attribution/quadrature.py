@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dkn_engine.attribution.paths import Paths, Points
+from dkn_engine.attribution.paths import Ends, Paths, Points
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,9 +83,9 @@ def fixed_rule(name: str, n_steps: int) -> tuple[Array, Array]:
 class Evaluator(Protocol):
     """The sweep or the general path."""
 
-    def evaluate(self, points: Points) -> tuple[Tensor, Tensor]: ...
+    def begin(self, points: Points) -> tuple[Tensor, Tensor, Ends]: ...
 
-    def clean(self) -> tuple[Tensor, Tensor]: ...
+    def evaluate(self, points: Points) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,10 +111,9 @@ def integrate_fixed(evaluator: Evaluator, paths: Paths, rule: str, n_steps: int)
     nodes = alphas if alphas[0] == 0 else np.concatenate([[0.0], alphas])
     weights = weights if alphas[0] == 0 else np.concatenate([[0.0], weights])
     paid = nodes < 1
-    store = _Store(evaluator, paths)
-    n, n_layers = store.n, store.n_layers
+    n, n_layers = paths.value.shape[:2]
     keys = [(c, layer, a) for c in range(n) for layer in range(n_layers) for a in nodes[paid]]
-    store.pay(keys)
+    store = _Store(evaluator, paths, keys)
     scores = np.empty((n, n_layers, paths.layout.width), dtype=store.dtype)
     for layer in range(n_layers):
         panels = [_Panel(c, layer, 0.0, 1.0, nodes) for c in range(n)]
@@ -150,32 +149,49 @@ def _panel(context: int, layer: int, a: float, b: float, n: int) -> _Panel:
     return _Panel(context, layer, a, b, a + (b - a) * _NODES[list(_LEVELS[n])])
 
 
+_Key = tuple[int, int, float]
+
+
 class _Store:
-    """Every point evaluated so far: gradient and objective by (context, layer, alpha)."""
+    """Every point evaluated so far: gradient and objective by (context, layer, alpha).
 
-    def __init__(self, evaluator: Evaluator, paths: Paths) -> None:
+    Args:
+        evaluator: the sweep or the general path.
+        paths: where the points lie.
+        keys: the first points, some of every context; alpha = 1 comes with them for nothing.
+    """
+
+    def __init__(self, evaluator: Evaluator, paths: Paths, keys: list[_Key]) -> None:
         self.evaluator, self.paths = evaluator, paths
-        self.clean_gradients, self.clean_values = evaluator.clean()
-        self.n, self.n_layers = self.clean_gradients.shape[:2]
-        self.device = self.clean_gradients.device
-        self.dtype = np.float64 if self.clean_values.dtype == torch.float64 else np.float32
+        self.n, self.n_layers = paths.value.shape[:2]
+        self.device = paths.value.device
         self.gradients: list[Tensor] = []
-        self.values: dict[tuple[int, int, float], float] = {}
-        self.index: dict[tuple[int, int, float], tuple[int, int]] = {}
-        self.end_values = self.clean_values.double().cpu().numpy()
+        self.values: dict[_Key, float] = {}
+        self.index: dict[_Key, tuple[int, int]] = {}
+        fresh = self._fresh(keys)
+        gradients, values, self.ends = evaluator.begin(self._points(fresh))
+        self._keep(fresh, gradients, values)
+        self.dtype = np.float64 if self.ends.values.dtype == torch.float64 else np.float32
+        self.end_values = self.ends.values.double().cpu().numpy()
 
-    def pay(self, keys: list[tuple[int, int, float]]) -> None:
-        """Evaluate the points not seen before; alpha = 1 is known from the clean row."""
-        fresh = [k for k in dict.fromkeys(keys) if k[2] < 1.0 and k not in self.index]
-        if not fresh:
-            return
-        context, layer, alpha = zip(*fresh, strict=True)
-        points = Points(
+    def pay(self, keys: list[_Key]) -> None:
+        """Evaluate the points not seen before."""
+        fresh = self._fresh(keys)
+        if fresh:
+            self._keep(fresh, *self.evaluator.evaluate(self._points(fresh)))
+
+    def _fresh(self, keys: list[_Key]) -> list[_Key]:
+        return [k for k in dict.fromkeys(keys) if k[2] < 1.0 and k not in self.index]
+
+    def _points(self, keys: list[_Key]) -> Points:
+        context, layer, alpha = zip(*keys, strict=True)
+        return Points(
             torch.tensor(context, device=self.device),
             torch.tensor(layer, device=self.device),
             torch.tensor(alpha, dtype=torch.float64, device=self.device),
         )
-        gradients, values = self.evaluator.evaluate(points)
+
+    def _keep(self, fresh: list[_Key], gradients: Tensor, values: Tensor) -> None:
         batch = len(self.gradients)
         self.gradients.append(gradients)
         for i, (key, value) in enumerate(zip(fresh, values.double().tolist(), strict=True)):
@@ -193,9 +209,9 @@ class _Store:
             counts[context, layer] += 1
         return counts
 
-    def _rows(self, keys: list[tuple[int, int, float]]) -> Tensor:
+    def _rows(self, keys: list[_Key]) -> Tensor:
         """Gradients ``[N, d]`` of known points, in the order of ``keys``."""
-        out = self.clean_gradients.new_empty(len(keys), self.clean_gradients.shape[-1])
+        out = self.ends.gradients.new_empty(len(keys), self.ends.gradients.shape[-1])
         places: dict[int, tuple[list[int], list[int]]] = {}
         for row, (context, layer, alpha) in enumerate(keys):
             if alpha >= 1.0:
@@ -205,7 +221,7 @@ class _Store:
             rows, sources = places.setdefault(batch, ([], []))
             rows.append(row)
             sources.append(source)
-        flat = self.clean_gradients.reshape(-1, self.clean_gradients.shape[-1])
+        flat = self.ends.gradients.reshape(-1, self.ends.gradients.shape[-1])
         for batch, (rows, sources) in places.items():
             table = flat if batch < 0 else self.gradients[batch]
             out[torch.tensor(rows, device=out.device)] = table[
@@ -229,7 +245,7 @@ class _Store:
             panels[0].layer,
             self._rows(keys),
             torch.from_numpy(alpha).to(self.device),
-            torch.from_numpy(w).to(self.device, self.clean_values.dtype),
+            torch.from_numpy(w).to(self.device, self.ends.values.dtype),
             torch.arange(len(panels), device=self.device).repeat_interleave(k),
             torch.tensor([p.context for p in panels], device=self.device),
         )
@@ -272,13 +288,13 @@ def integrate_adaptive(
         max_points: most paid points a context and layer.
         complete: whether scores are (x - x') times the gradient, so that completeness holds.
     """
-    store = _Store(evaluator, paths)
-    n, n_layers = store.n, store.n_layers
+    n, n_layers = paths.value.shape[:2]
     panels = [_panel(c, layer, 0.0, 1.0, 4) for c in range(n) for layer in range(n_layers)]
+    store = _Store(evaluator, paths, _keys(panels))
     stuck = np.zeros((n, n_layers), dtype=bool)
     fresh = panels
     while fresh:
-        store.pay([(p.context, p.layer, float(a)) for p in fresh for a in p.nodes])
+        store.pay(_keys(fresh))
         _measure(store, fresh, complete)
         worst = _worst(panels, groups, weights, tolerance, n_layers, stuck)
         fresh, paid = [], store.n_paid()
@@ -293,6 +309,10 @@ def integrate_adaptive(
             panels.extend(children)
             fresh.extend(children)
     return _collect(store, panels, paths.layout.width, stuck, groups, weights, tolerance)
+
+
+def _keys(panels: list[_Panel]) -> list[_Key]:
+    return [(p.context, p.layer, float(a)) for p in panels for a in p.nodes]
 
 
 def _measure(store: _Store, panels: list[_Panel], complete: bool) -> None:
@@ -319,7 +339,7 @@ def _completeness_error(store: _Store, panel: _Panel) -> float:
     end = store.value(panel.context, panel.layer, float(panel.nodes[-1]))
     missed = abs(float(panel.score.sum(dtype=np.float64)) - (end - start))
     scale = max(abs(start), abs(end), 0.0 if 0 <= start <= 1 and 0 <= end <= 1 else 1.0)
-    rounding = 64 * float(torch.finfo(store.clean_gradients.dtype).eps) * scale
+    rounding = 64 * float(torch.finfo(store.ends.gradients.dtype).eps) * scale
     return missed if missed > rounding else 0.0
 
 

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dkn_engine.attribution.check import Trial
-from dkn_engine.attribution.paths import Paths, Points
+from dkn_engine.attribution.paths import Ends, Paths, Points
 from dkn_engine.attribution.rows import RowEngine, RowSet
 from dkn_engine.batches import in_batches
 from dkn_engine.guest import hooks
@@ -25,78 +24,119 @@ class Sweep:
         paths: where the points lie.
         objective: ``probability`` or ``log_probability``.
         rows_per_batch: most points climbing at once.
-        trial: of the engine; only :meth:`clean` needs it.
     """
 
     name = "sweep"
 
     def __init__(
-        self,
-        engine: RowEngine,
-        paths: Paths,
-        objective: str,
-        rows_per_batch: int,
-        trial: Trial | None = None,
+        self, engine: RowEngine, paths: Paths, objective: str, rows_per_batch: int
     ) -> None:
-        self.engine, self.paths, self.trial = engine, paths, trial
+        self.engine, self.paths = engine, paths
         self.objective, self.rows_per_batch = objective, rows_per_batch
 
     def evaluate(self, points: Points) -> tuple[Tensor, Tensor]:
         """Gradient at the MLP's output ``[N, d]`` and objective ``[N]`` of every point."""
+        return self._evaluate(points, None)
+
+    def begin(self, points: Points) -> tuple[Tensor, Tensor, Ends]:
+        """:meth:`evaluate`, and the end points, for which a clean row a context climbs along.
+
+        Args:
+            points: at least one of every context.
+        """
+        clean = self.engine.clean
+        ends = Ends.empty(clean.hidden[0], self.engine.layout.n_layers)
+        return *self._evaluate(points, ends), ends
+
+    def _evaluate(self, points: Points, ends: Ends | None) -> tuple[Tensor, Tensor]:
         clean = self.engine.clean.hidden[0]
         wide = torch.promote_types(clean.dtype, torch.float32)
         gradients = clean.new_empty(len(points), clean.shape[1])
         values = torch.empty(len(points), dtype=wide, device=clean.device)
         # Context-major batches: a batch then holds whole contexts with all their layers.
         order = torch.argsort(points.context, stable=True)
+        context = points.context[order]
+        first = torch.ones_like(context, dtype=torch.bool)
+        first[1:] = context[1:] != context[:-1]
 
         def climb(start: int, stop: int) -> None:
             index = order[start:stop]
+            # A clean row climbs with the first of its context's points.
+            own = context[:0] if ends is None else context[start:stop][first[start:stop]]
             with self.engine.active():
-                gradients[index], values[index] = self._climb(points.take(index))
+                one = _Climb(self, points.take(index), own)
+                one.up()
+                gradients[index], values[index] = one.finish(ends)
 
         # What did not fit once is not tried again for the next points.
         self.rows_per_batch = in_batches(len(points), self.rows_per_batch, climb)
         return gradients, values
 
-    def _climb(self, points: Points) -> tuple[Tensor, Tensor]:
-        engine = self.engine
-        n_layers, aligned = engine.layout.n_layers, _aligned(points)
-        first = int(points.layer.min())
-        hidden: Tensor | None = None
-        origin: list[Tensor] = []  # for each row of ``hidden``, its point
-        leaves: list[tuple[Tensor, Tensor]] = []  # (leaf [n, S, d], its points [n, S] or -1)
-        for layer in range(first, n_layers):
-            if hidden is not None:
-                rows = self._row_set(points, torch.cat(origin, dim=1), aligned)
-                hidden = engine.run_layer(layer, hidden, rows)
-            new = torch.nonzero(points.layer == layer).squeeze(1)
+
+class _Climb:
+    """A batch of points on its way up, in front of them the clean rows of some contexts.
+
+    Args:
+        sweep: whose batch it is.
+        points: of the batch.
+        own: contexts, ascending, that have a clean row; its number among the rows follows those
+            of the points.
+    """
+
+    def __init__(self, sweep: Sweep, points: Points, own: Tensor) -> None:
+        self.engine, self.paths, self.objective = sweep.engine, sweep.paths, sweep.objective
+        self.points, self.own = points, own
+        self.context = torch.cat([points.context, own])
+        self.aligned = _aligned(points) and len(own) in {0, len(torch.unique(points.context))}
+        self.hidden: Tensor | None = None
+        self.origin: list[Tensor] = []  # the numbers of the rows of ``hidden``
+        self.leaves: list[tuple[Tensor, Tensor]] = []  # (leaf [n, S, d], its points [n, S] or -1)
+        self.outputs: list[Tensor] = []  # of every layer's MLP, where clean rows are among them
+
+    def up(self) -> None:
+        """Through all layers, from the lowest that has a row."""
+        first = int(self.points.layer.min())
+        if len(self.own):
+            first = 0
+            table = torch.arange(len(self.points), len(self.context), device=self.own.device)
+            clean = self.engine.clean_rows(self.own, 0).detach().requires_grad_(True)
+            self._join(clean, table.unsqueeze(1))
+        for layer in range(first, self.engine.layout.n_layers):
+            if self.hidden is not None:
+                self.hidden = self._through(layer, self.hidden)
+            new = torch.nonzero(self.points.layer == layer).squeeze(1)
             if new.numel():
-                table, context = _by_context(points, new)
-                leaf, out = self._emerge(layer, points, table, context)
-                leaves.append((leaf, table))
-                if not aligned:
-                    out, table = out[table >= 0].unsqueeze(0), table[table >= 0].unsqueeze(0)
-                origin.append(table)
-                hidden = out if hidden is None else torch.cat([hidden, out], dim=1)
-        assert hidden is not None
-        return self._finish(points, hidden, torch.cat(origin, dim=1), leaves)
+                table, context = _by_context(self.points, new)
+                self._join(self._emerge(layer, table, context), table)
 
-    def _row_set(self, points: Points, origin: Tensor, aligned: bool) -> RowSet:
-        context = points.context[origin]
-        return RowSet(context[:, :1] if aligned else context, aligned)
+    def _join(self, rows: Tensor, table: Tensor) -> None:
+        """Rows ``[n, S, d]``, a context each entry, take their places behind the others."""
+        if not self.aligned:
+            rows, table = rows[table >= 0].unsqueeze(0), table[table >= 0].unsqueeze(0)
+        self.origin.append(table)
+        self.hidden = rows if self.hidden is None else torch.cat([self.hidden, rows], dim=1)
 
-    def _emerge(
-        self, layer: int, points: Points, table: Tensor, context: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _through(self, layer: int, hidden: Tensor) -> Tensor:
+        context = self.context[torch.cat(self.origin, dim=1)]
+        rows = RowSet(context[:, :1] if self.aligned else context, self.aligned)
+
+        def keep(_module: Any, _args: Any, output: Tensor) -> None:
+            self.outputs.append(output)
+
+        down = self.engine.layout.mlps[layer].down
+        with hooks([down.register_forward_hook(keep)] if len(self.own) else []):
+            return self.engine.run_layer(layer, hidden, rows)
+
+    def _emerge(self, layer: int, table: Tensor, context: Tensor) -> Tensor:
         """Run ``layer`` on one clean row a context; its MLP returns that context's path points.
 
         The residual addition broadcasts one row over the points, so attention and the MLP's
         first half are computed once.
         """
         flat = table.clamp(min=0).reshape(-1)
-        outputs = self.paths.outputs(layer, points.context[flat], points.alpha[flat])
+        outputs = self.paths.outputs(layer, self.context[flat], self.points.alpha[flat])
         leaf = outputs.view(*table.shape, -1).detach().requires_grad_(True)
+        self.leaves.append((leaf, table))
 
         def replace(_module: Any, _args: Any, _output: Tensor) -> Tensor:
             return leaf
@@ -105,52 +145,34 @@ class Sweep:
         clean = self.engine.clean_rows(context, layer)
         rows = RowSet(context.unsqueeze(1), aligned=True)
         with hooks([down.register_forward_hook(replace)]):
-            return leaf, self.engine.run_layer(layer, clean, rows)
+            return self.engine.run_layer(layer, clean, rows)
 
-    def _finish(
-        self,
-        points: Points,
-        hidden: Tensor,
-        origin: Tensor,
-        leaves: list[tuple[Tensor, Tensor]],
-    ) -> tuple[Tensor, Tensor]:
-        flat, index = hidden.reshape(-1, hidden.shape[-1]), origin.reshape(-1)
-        targets = self.engine.contexts.target[points.context[index]]
+    def finish(self, ends: Ends | None) -> tuple[Tensor, Tensor]:
+        """Gradient ``[N, d]`` and objective ``[N]`` of the points; ``ends`` gets the clean rows."""
+        assert self.hidden is not None
+        flat = self.hidden.reshape(-1, self.hidden.shape[-1])
+        index = torch.cat(self.origin, dim=1).reshape(-1)
         objective, top = answer_probability(
             self.engine.tail,
             flat,
-            targets,
+            self.engine.contexts.target[self.context[index]],
             objective=self.objective,
             gradient=True,
             backend=self.paths.backend,
         )
-        found = torch.autograd.grad(flat, [leaf for leaf, _ in leaves], grad_outputs=top)
-        gradients = flat.new_empty(len(points), flat.shape[1])
-        for gradient, (_, table) in zip(found, leaves, strict=True):
-            gradients[table[table >= 0]] = gradient[table >= 0]
+        leaves = [leaf for leaf, _ in self.leaves]
+        found = torch.autograd.grad(flat, [*leaves, *self.outputs], grad_outputs=top)
         values = torch.empty_like(objective)
         values[index] = objective
-        return gradients, values
-
-    def clean(self) -> tuple[Tensor, Tensor]:
-        """The end point alpha = 1 of every layer from one row a context; once.
-
-        Returns:
-            Gradients ``[C, L, d]`` at every MLP's output, and the objective ``[C]``.
-        """
-        assert self.trial is not None
-        trial, self.trial = self.trial, None
-        with self.engine.active():
-            objective, top = answer_probability(
-                self.engine.tail,
-                trial.hidden,
-                self.engine.contexts.target,
-                objective=self.objective,
-                gradient=True,
-                backend=self.paths.backend,
-            )
-        found = torch.autograd.grad(trial.hidden, trial.probes, grad_outputs=top)
-        return torch.cat(found, dim=1), objective
+        gradients = flat.new_empty(len(self.points), flat.shape[1])
+        for gradient, (_, table) in zip(found, self.leaves, strict=False):
+            gradients[table[table >= 0]] = gradient[table >= 0]
+        if ends is not None:
+            ends.values[self.own] = values[len(self.points) :]
+            for layer, gradient in enumerate(found[len(leaves) :]):
+                clean = gradient[:, 0] if self.aligned else gradient[0, : len(self.own)]
+                ends.gradients[self.own, layer] = clean
+        return gradients, values[: len(self.points)]
 
 
 def _aligned(points: Points) -> bool:

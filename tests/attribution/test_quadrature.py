@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import erf
 from torch import Tensor
 
-from dkn_engine.attribution.paths import Points
+from dkn_engine.attribution.paths import Ends, Points
 from dkn_engine.attribution.quadrature import (
     _LEVELS,
     _NODES,
@@ -44,7 +44,9 @@ class Planted:
     def __init__(self, curves: list[list[tuple[Curve, Curve]]]) -> None:
         self.curves = curves
         self.paid: Counter[tuple[int, int, float]] = Counter()
-        self.layout = SimpleNamespace(width=len(curves[0][0][0](0.0)))
+        width = len(curves[0][0][0](0.0))
+        self.layout = SimpleNamespace(width=width)
+        self.value = torch.zeros(len(curves), len(curves[0]), width, dtype=torch.float64)
 
     def evaluate(self, points: Points) -> tuple[Tensor, Tensor]:
         keys = list(
@@ -60,9 +62,10 @@ class Planted:
         primitive = self.curves[c][layer][1]
         return float((primitive(1.0) - primitive(alpha)).sum())
 
-    def clean(self) -> tuple[Tensor, Tensor]:
-        ends = np.array([[curve(1.0) for curve, _ in row] for row in self.curves])
-        return torch.tensor(ends), torch.full((len(self.curves),), 0.5, dtype=torch.float64)
+    def begin(self, points: Points) -> tuple[Tensor, Tensor, Ends]:
+        gradients = np.array([[curve(1.0) for curve, _ in row] for row in self.curves])
+        values = torch.full((len(self.curves),), 0.5, dtype=torch.float64)
+        return *self.evaluate(points), Ends(torch.tensor(gradients), values)
 
     def scores(
         self,
