@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 
-def in_batches(n: int, size: int, work: Callable[[int, int], None]) -> int:
+def in_batches(
+    n: int, size: int, work: Callable[[int, int], None], cuts: Sequence[int] = ()
+) -> int:
     """Call ``work(start, stop)`` over ``0 ... n`` and return the batch size that fitted.
 
     When ``work`` runs out of the device's memory, the batch is halved and tried again, with one
@@ -16,6 +19,7 @@ def in_batches(n: int, size: int, work: Callable[[int, int], None]) -> int:
         n: number of items.
         size: items a batch at first, at least 1.
         work: must write its results where they belong only when it has them all.
+        cuts: ascending; a batch ends at the last of these that it reaches, if it reaches one.
 
     Raises:
         torch.OutOfMemoryError: one item alone does not fit.
@@ -25,6 +29,10 @@ def in_batches(n: int, size: int, work: Callable[[int, int], None]) -> int:
     start = 0
     while start < n:
         stop = min(start + size, n)
+        if stop < n:
+            reached = bisect.bisect_right(cuts, stop) - 1
+            if reached >= 0 and cuts[reached] > start:
+                stop = cuts[reached]
         try:
             work(start, stop)
         except torch.OutOfMemoryError:

@@ -27,6 +27,21 @@ def test_batches_cover_everything_once() -> None:
     assert len(seen) == 3
 
 
+@pytest.mark.parametrize(
+    ("cuts", "expected"),
+    [
+        ([0, 4, 8], [(0, 4), (4, 8), (8, 11)]),  # one piece fits at a time
+        ([0, 2, 4, 9], [(0, 4), (4, 9), (9, 11)]),
+        ([0, 8], [(0, 5), (5, 8), (8, 11)]),  # a piece that does not fit is cut
+        ([], [(0, 5), (5, 10), (10, 11)]),
+    ],
+)
+def test_batches_end_at_cuts(cuts: list[int], expected: list[tuple[int, int]]) -> None:
+    seen: list[tuple[int, int]] = []
+    assert in_batches(11, 5, lambda start, stop: seen.append((start, stop)), cuts) == 5
+    assert seen == expected
+
+
 def test_batch_is_halved_until_it_fits_and_stays_small() -> None:
     done: list[int] = []
     tried: list[int] = []
@@ -54,10 +69,10 @@ def test_one_item_that_does_not_fit_is_an_error() -> None:
 def limited(real: Any, most: int) -> Any:
     """A batch function that has memory for so many points."""
 
-    def run(self: Any, points: Any) -> Any:
+    def run(self: Any, points: Any, *more: Any) -> Any:
         if len(points) > most:
             raise torch.OutOfMemoryError
-        return real(self, points)
+        return real(self, points, *more)
 
     return run
 

@@ -53,7 +53,8 @@ class Sweep:
         wide = torch.promote_types(clean.dtype, torch.float32)
         gradients = clean.new_empty(len(points), clean.shape[1])
         values = torch.empty(len(points), dtype=wide, device=clean.device)
-        # Context-major batches: a batch then holds whole contexts with all their layers.
+        # Context-major batches that end where a context does, if one fits: all contexts of a batch
+        # then have equally many rows, and need no padding.
         order = torch.argsort(points.context, stable=True)
         context = points.context[order]
         first = torch.ones_like(context, dtype=torch.bool)
@@ -63,14 +64,18 @@ class Sweep:
             index = order[start:stop]
             # A clean row climbs with the first of its context's points.
             own = context[:0] if ends is None else context[start:stop][first[start:stop]]
-            with self.engine.active():
-                one = _Climb(self, points.take(index), own)
-                one.up()
-                gradients[index], values[index] = one.finish(ends)
+            gradients[index], values[index] = self._climb(points.take(index), own, ends)
 
         # What did not fit once is not tried again for the next points.
-        self.rows_per_batch = in_batches(len(points), self.rows_per_batch, climb)
+        cuts = first.nonzero().squeeze(1).tolist()
+        self.rows_per_batch = in_batches(len(points), self.rows_per_batch, climb, cuts)
         return gradients, values
+
+    def _climb(self, points: Points, own: Tensor, ends: Ends | None) -> tuple[Tensor, Tensor]:
+        with self.engine.active():
+            climb = _Climb(self, points, own)
+            climb.up()
+            return climb.finish(ends)
 
 
 class _Climb:

@@ -60,7 +60,8 @@ def _log_probability(
         # The target stands apart: near p = 1 it would drown the others in its rounding.
         e[row[inside], targets[inside] - first] = 0
         shrink = (top - higher).exp()
-        total = total * shrink + e.sum(1, dtype=total.dtype)
+        # Terms are positive and torch sums in pairs: a block needs no wider type, its copy is dear.
+        total = total * shrink + e.sum(1)
         if gradient:
             e = e if g is None else e.mul_(g)
             sums.mul_(shrink.unsqueeze(1)).addmm_(e, weight)
