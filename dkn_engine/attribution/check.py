@@ -1,15 +1,27 @@
-"""The guard in front of every use of rows: they must reproduce the model's own probabilities."""
+"""The guard in front of every use of rows: they must reproduce the model's own forward.
+
+Clean rows must come out of every layer as what the model itself fed to the next one: within 1e-4 of
+its length; and at the top p(x) within 1e-5 and log p(x) within 1e-3, since p alone would not tell
+where every probability is small. A dtype shorter than float32 has 64 of its rounding steps.
+
+A sweep's clean rows climb with its first points and are checked there. That would miss a hook that
+treats one place among the rows differently, such as an intervention of the user's at a position;
+so where there is anything but the plain layers of a library, two rows are tried before.
+"""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.modules import module as torch_module
 
 from dkn_engine.attribution.contexts import Contexts
 from dkn_engine.attribution.prefill import Prefill
 from dkn_engine.attribution.rows import RowEngine, RowSet, SweepUnsupported
-from dkn_engine.errors import BackendError
+from dkn_engine.errors import DknError
 from dkn_engine.guest import hooks
 from dkn_engine.layout import Layout
 from dkn_engine.ops.answer_probability import answer_probability
@@ -17,62 +29,156 @@ from dkn_engine.ops.answer_probability import answer_probability
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+_LIBRARIES = ("torch.nn.", "transformers.models.", "transformers.activations")
+
 
 def checked_rows(
     model: nn.Module, layout: Layout, contexts: Contexts, clean: Prefill, backend: str
 ) -> RowEngine:
     """The rows of a chunk, after a trial run.
 
-    What breaks in a layer of an unforeseen kind also means no sweep. An error of the model's own
-    comes back from the general path, which runs it as the user does.
-
     Raises:
         SweepUnsupported: rows cannot run in this model, or give other probabilities than it.
     """
     engine = RowEngine(model, layout, contexts, clean, backend)
-    try:
+    with failures_mean_no_sweep():
         _try(engine)
-    except (torch.OutOfMemoryError, BackendError):
-        raise
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-        message = f"rows fail in its layers ({type(error).__name__}: {error})"
-        raise SweepUnsupported(message) from error
     engine.row_layers = 0
     return engine
 
 
-@torch.no_grad()
-def _try(engine: RowEngine) -> None:
-    """Refuse the sweep unless its rows reproduce the model's own forward.
+def rows_to_check(
+    model: nn.Module, layout: Layout, contexts: Contexts, clean: Prefill, backend: str
+) -> RowEngine:
+    """The rows of a chunk for a caller that checks them as it goes; tried only where need be.
 
-    Each layer is run as the sweep runs it, one row becoming two at the MLP's output. What comes
-    out must be what the model itself fed to the next layer: within 1e-4 of its length, and at the
-    top p(x) within 1e-5 and log p(x) within 1e-3; or 64 rounding steps of a dtype shorter than
-    float32. p alone would not tell where every probability is small.
+    Raises:
+        SweepUnsupported: as in :func:`checked_rows`.
     """
-    context = torch.arange(len(engine.contexts), device=engine.contexts.ids.device)
-    rows = RowSet(context.unsqueeze(1), aligned=True)
-    hidden = engine.clean_rows(context, 0)
-    short = 64 * float(torch.finfo(hidden.dtype).eps) if hidden.dtype.itemsize < 4 else 0.0
+    if _is_plain(layout):
+        return RowEngine(model, layout, contexts, clean, backend)
+    return checked_rows(model, layout, contexts, clean, backend)
 
-    def double(_module: Any, _args: Any, output: Tensor) -> Tensor:
+
+def _is_plain(layout: Layout) -> bool:
+    """Whether nothing but the code of torch and transformers, without hooks, runs in the layers."""
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        return False
+    return all(
+        type(m).__module__.startswith(_LIBRARIES)
+        and type(m).forward.__module__.startswith(_LIBRARIES)
+        and "forward" not in vars(m)
+        and not m._forward_hooks
+        and not m._forward_pre_hooks
+        for layer in layout.layers
+        for m in layer.modules()
+    )
+
+
+@contextlib.contextmanager
+def failures_mean_no_sweep() -> Iterator[None]:
+    """What breaks in a layer of an unforeseen kind raises :class:`SweepUnsupported`.
+
+    An error of the model's own comes back from the general path, which runs it as the user does.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, DknError):
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        message = f"rows fail in its layers ({type(error).__name__}: {error})"
+        raise SweepUnsupported(message) from error
+
+
+class Check:
+    """What clean rows give beside what the model gave.
+
+    Args:
+        engine: of the rows.
+        context: int64 ``[n]``, of each row.
+    """
+
+    def __init__(self, engine: RowEngine, context: Tensor) -> None:
+        self._engine, self._context = engine, context
+        self._apart: list[Tensor] = []
+        dtype = engine.clean.hidden[0].dtype
+        self._short = 64 * float(torch.finfo(dtype).eps) if dtype.itemsize < 4 else 0.0
+
+    @staticmethod
+    def mlp(output: Tensor, hidden: Tensor) -> None:
+        """Require that an MLP returns one row for each row ``[B, R, d]`` of the layer."""
         if output.shape != hidden.shape:
             # Without the shapes, so that the warning is the same for every chunk and shown once.
             raise SweepUnsupported("its MLP does not see one row a position")
+
+    @staticmethod
+    def emerged(layer: int, out: Tensor, shape: tuple[int, ...]) -> None:
+        """Require that a layer whose MLP returned several rows for one returns as many."""
+        if out.shape != shape:
+            raise SweepUnsupported(
+                f"layer {layer} returns {list(out.shape)} for {shape[1]} rows of its MLP"
+            )
+
+    def layer(self, layer: int, out: Tensor) -> None:
+        """Note clean rows ``[n, R, d]`` out of a layer; those of the last need only be alike."""
+        out, last = out.detach(), layer + 1 == self._engine.layout.n_layers
+        own = out[:, -1:] if last else self._engine.clean_rows(self._context, layer + 1)
+        apart = (out - own).norm(dim=-1) / own.norm(dim=-1)
+        # Contexts where the model gives NaN are left out.
+        self._apart.append(apart.where(own.isfinite().all(-1), 0).amax())
+
+    def objective(self, value: Tensor, objective: str) -> None:
+        """:meth:`answer` for the objective ``[n]`` of clean rows."""
+        if objective == "log_probability":
+            self.answer(value)
+            return
+        own, tiny = self._own(), torch.finfo(value.dtype).tiny
+        # The logarithm of a probability that underflows says nothing.
+        both = (value < tiny) & (own.exp() < tiny)
+        self.answer(torch.where(both, own, value.log()))
+
+    def _own(self) -> Tensor:
+        return self._engine.clean.log_probability[self._context]
+
+    def answer(self, log_p: Tensor) -> None:
+        """Require all that was noted, and log p(x) ``[n]`` at the top, to be the model's own."""
+        apart = torch.stack(self._apart)
+        allowed = max(1e-4, self._short)
+        for layer in torch.nonzero(~(apart <= allowed)).flatten().tolist()[:1]:
+            _refuse(f"leave layer {layer}", float(apart[layer]), allowed)
+        own = self._own()
+        known = own.isfinite()
+        for what, found, allowed in (
+            ("give p(x)", (log_p.exp() - own.exp())[known].abs(), max(1e-5, self._short)),
+            ("give log p(x)", (log_p - own)[known].abs(), max(1e-3, self._short)),
+        ):
+            if not bool((found <= allowed).all()):
+                _refuse(what, float(found.max()), allowed)
+
+
+def _refuse(what: str, apart: float, allowed: float) -> None:
+    raise SweepUnsupported(f"its rows {what} off by {apart:.1e} (allowed {allowed:.1e})")
+
+
+@torch.no_grad()
+def _try(engine: RowEngine) -> None:
+    """Run clean rows as the sweep does, one row becoming two at the MLP's output of each layer."""
+    context = torch.arange(len(engine.contexts), device=engine.contexts.ids.device)
+    rows, check = RowSet(context.unsqueeze(1), aligned=True), Check(engine, context)
+    hidden = engine.clean_rows(context, 0)
+
+    def double(_module: Any, _args: Any, output: Tensor) -> Tensor:
+        check.mlp(output, hidden)
         return output.expand(-1, 2, -1)
 
     with engine.active():
         for layer, mlp in enumerate(engine.layout.mlps):
             with hooks([mlp.down.register_forward_hook(double)]):
                 out = engine.run_layer(layer, hidden, rows)
-            if out.shape != (len(context), 2, hidden.shape[-1]):
-                raise SweepUnsupported(f"layer {layer} returns {list(out.shape)} for two rows")
-            hidden, last = out[:, 1:], layer + 1 == engine.layout.n_layers
+            check.emerged(layer, out, (len(context), 2, hidden.shape[-1]))
             # Both rows, since a hook of the user's may treat one place in the batch differently.
-            own = hidden if last else engine.clean_rows(context, layer + 1)
-            apart = (out - own).norm(dim=-1) / own.norm(dim=-1)
-            finite = own.isfinite().all(-1).squeeze(1)
-            _require(f"leave layer {layer}", apart[finite], max(1e-4, short))
+            check.layer(layer, out)
+            hidden = out[:, 1:]
         log_p, _ = answer_probability(
             engine.tail,
             hidden[:, 0],
@@ -81,14 +187,4 @@ def _try(engine: RowEngine) -> None:
             gradient=False,
             backend=engine.backend,
         )
-    own = engine.clean.log_probability
-    apart = torch.stack([(log_p.exp() - own.exp()).abs(), (log_p - own).abs()])[:, own.isfinite()]
-    _require("give p(x)", apart[0], max(1e-5, short))
-    _require("give log p(x)", apart[1], max(1e-3, short))
-
-
-def _require(what: str, apart: Tensor, allowed: float) -> None:
-    """Refuse unless all are within ``allowed``; contexts where the model gives NaN are left out."""
-    if not bool((apart <= allowed).all()):
-        worst = float(apart.max())
-        raise SweepUnsupported(f"its rows {what} off by {worst:.1e} (allowed {allowed:.1e})")
+    check.answer(log_p)

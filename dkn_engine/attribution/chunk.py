@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from dkn_engine.attribution.baselines import masked_baselines, shared_masked_baselines
-from dkn_engine.attribution.check import checked_rows
+from dkn_engine.attribution.check import failures_mean_no_sweep, rows_to_check
 from dkn_engine.attribution.contexts import AnswerSequence, Contexts, build_contexts
 from dkn_engine.attribution.cut_gradients import refuse_cut_gradients
 from dkn_engine.attribution.general import General
 from dkn_engine.attribution.paths import Paths
 from dkn_engine.attribution.prefill import Prefill, prefill
 from dkn_engine.attribution.quadrature import Integrals, integrate_adaptive, integrate_fixed
-from dkn_engine.attribution.rows import RowEngine, SweepUnsupported
+from dkn_engine.attribution.rows import SweepUnsupported
 from dkn_engine.attribution.sequences import n_tokens
 from dkn_engine.attribution.sites import require_site, site_activation
 from dkn_engine.attribution.sweep import Sweep
@@ -87,25 +87,19 @@ def attribute_chunk(
         if config.answer_tokens == "first":
             first = torch.nonzero(contexts.token == 0).squeeze(1)
             contexts, clean = contexts.take(first), clean.take(first)
-        value, fixed = site_activation(layout, clean, config.site)
-        engine = _rows(model, layout, contexts, clean, config.backend)
-        given = None if baselines is None else baselines[contexts.sequence.cpu()]
-        baseline = _baseline(
-            model, layout, contexts, config, value, mask_id, given, 4 * rows, engine
-        )
-        choices = (config.multiply_by, config.backend)
-        paths = Paths(layout, config.site, value, baseline, fixed, *choices)
-        evaluator: Sweep | General
-        if engine is None:
-            evaluator = General(model, contexts, paths, config.objective, rows)
-        else:
-            evaluator = Sweep(engine, paths, config.objective, rows)
-        groups = contexts.sequence.cpu().numpy()
-        counts = np.bincount(groups)
-        weights = np.ones(len(groups)) if config.answer_tokens == "sum" else 1 / counts[groups]
-        integrals = _integrate(evaluator, paths, config, groups, weights)
-    row_layers = evaluator.engine.row_layers if isinstance(evaluator, Sweep) else 0
-    return _combine(integrals, groups, weights, probability, evaluator.name, row_layers)
+        chunk = _Chunk(model, layout, contexts, clean, config, mask_id, baselines, rows)
+        try:
+            integrals, row_layers = chunk.swept()
+            path = Sweep.name
+        except SweepUnsupported as reason:
+            warnings.warn(
+                f"{type(model).__name__}: {reason}; using full forward passes (slower, same "
+                "results)",
+                stacklevel=2,
+            )
+            integrals, row_layers, path = chunk.in_full(), 0, General.name
+        groups, weights = chunk.groups()
+    return _combine(integrals, groups, weights, probability, path, row_layers)
 
 
 def _require_mask(model: nn.Module, mask_id: int | None) -> None:
@@ -125,62 +119,83 @@ def _of_answers(contexts: Contexts, log_probability: Tensor) -> NDArray[np.float
     return found
 
 
-def _rows(
-    model: nn.Module, layout: Layout, contexts: Contexts, clean: Prefill, backend: str
-) -> RowEngine | None:
-    """Rows, if they reproduce the model's own probabilities; else None, and a warning."""
-    try:
-        return checked_rows(model, layout, contexts, clean, backend)
-    except SweepUnsupported as reason:
-        warnings.warn(
-            f"{type(model).__name__}: {reason}; using full forward passes (slower, same results)",
-            stacklevel=2,
+@dataclass(frozen=True, eq=False)
+class _Chunk:
+    """What is integrated: by rows, or the general way where rows do not reproduce the model."""
+
+    model: nn.Module
+    layout: Layout
+    contexts: Contexts
+    clean: Prefill
+    config: AttributionConfig
+    mask_id: int | None
+    baselines: Tensor | None
+    rows: int
+
+    def swept(self) -> tuple[Integrals, int]:
+        """Integrals, and the (row, layer) pairs they took.
+
+        Raises:
+            SweepUnsupported: see :mod:`dkn_engine.attribution.check`.
+        """
+        whole = (self.model, self.layout, self.contexts, self.clean)
+        engine = rows_to_check(*whole, self.config.backend)
+
+        def masked(mask_id: int) -> Tensor:
+            with failures_mean_no_sweep():  # The rows are not checked yet.
+                return shared_masked_baselines(engine, self.config.site, mask_id, 4 * self.rows)
+
+        paths = self._paths(masked)
+        sweep = Sweep(engine, paths, self.config.objective, self.rows)
+        return self._integrate(sweep, paths), engine.row_layers
+
+    def in_full(self) -> Integrals:
+        """By full forward passes."""
+        whole = (self.model, self.layout, self.contexts)
+
+        def masked(mask_id: int) -> Tensor:
+            return masked_baselines(*whole, self.config.site, mask_id, 4 * self.rows)
+
+        paths = self._paths(masked)
+        general = General(self.model, self.contexts, paths, self.config.objective, self.rows)
+        return self._integrate(general, paths)
+
+    def _paths(self, masked: Callable[[int], Tensor]) -> Paths:
+        value, fixed = site_activation(self.layout, self.clean, self.config.site)
+        baseline = self._baseline(value, masked)
+        choices = (self.config.multiply_by, self.config.backend)
+        return Paths(self.layout, self.config.site, value, baseline, fixed, *choices)
+
+    def _baseline(self, value: Tensor, masked: Callable[[int], Tensor]) -> Tensor:
+        """x' at every context, ``[C, L, F]``."""
+        if self.config.baseline == "zero":
+            return torch.zeros_like(value)
+        if self.config.baseline == "given":
+            assert self.baselines is not None
+            return self.baselines[self.contexts.sequence.cpu()].to(value.device)
+        assert self.mask_id is not None
+        return masked(self.mask_id)
+
+    def groups(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The sequence of each context, and the context's weight in its scores."""
+        groups = self.contexts.sequence.cpu().numpy()
+        if self.config.answer_tokens == "sum":
+            return groups, np.ones(len(groups))
+        return groups, 1 / np.bincount(groups)[groups]
+
+    def _integrate(self, evaluator: Sweep | General, paths: Paths) -> Integrals:
+        config = self.config
+        if config.quadrature != "adaptive":
+            assert config.n_steps is not None
+            return integrate_fixed(evaluator, paths, config.quadrature, config.n_steps)
+        return integrate_adaptive(
+            evaluator,
+            paths,
+            *self.groups(),
+            config.tolerance,
+            config.max_points,
+            complete=config.multiply_by == "delta",
         )
-        return None
-
-
-def _baseline(
-    model: nn.Module,
-    layout: Layout,
-    contexts: Contexts,
-    config: AttributionConfig,
-    value: Tensor,
-    mask_id: int | None,
-    given: Tensor | None,
-    max_tokens: int,
-    engine: RowEngine | None,
-) -> Tensor:
-    """x' at every context, ``[C, L, F]``."""
-    if config.baseline == "zero":
-        return torch.zeros_like(value)
-    if config.baseline == "given":
-        assert given is not None
-        return given.to(value.device)
-    assert mask_id is not None
-    if engine is not None:
-        return shared_masked_baselines(engine, config.site, mask_id, max_tokens)
-    return masked_baselines(model, layout, contexts, config.site, mask_id, max_tokens)
-
-
-def _integrate(
-    evaluator: Sweep | General,
-    paths: Paths,
-    config: AttributionConfig,
-    groups: NDArray[np.int64],
-    weights: NDArray[np.float64],
-) -> Integrals:
-    if config.quadrature != "adaptive":
-        assert config.n_steps is not None
-        return integrate_fixed(evaluator, paths, config.quadrature, config.n_steps)
-    return integrate_adaptive(
-        evaluator,
-        paths,
-        groups,
-        weights,
-        config.tolerance,
-        config.max_points,
-        complete=config.multiply_by == "delta",
-    )
 
 
 def _combine(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dkn_engine.attribution.check import Check, failures_mean_no_sweep
 from dkn_engine.attribution.paths import Ends, Paths, Points
 from dkn_engine.attribution.rows import RowEngine, RowSet
 from dkn_engine.batches import in_batches
@@ -43,10 +44,13 @@ class Sweep:
 
         Args:
             points: at least one of every context.
+
+        Raises:
+            SweepUnsupported: clean rows do not reproduce the model's own forward.
         """
-        clean = self.engine.clean
-        ends = Ends.empty(clean.hidden[0], self.engine.layout.n_layers)
-        return *self._evaluate(points, ends), ends
+        ends = Ends.empty(self.engine.clean.hidden[0], self.engine.layout.n_layers)
+        with failures_mean_no_sweep():
+            return *self._evaluate(points, ends), ends
 
     def _evaluate(self, points: Points, ends: Ends | None) -> tuple[Tensor, Tensor]:
         clean = self.engine.clean.hidden[0]
@@ -97,6 +101,7 @@ class _Climb:
         self.origin: list[Tensor] = []  # the numbers of the rows of ``hidden``
         self.leaves: list[tuple[Tensor, Tensor]] = []  # (leaf [n, S, d], its points [n, S] or -1)
         self.outputs: list[Tensor] = []  # of every layer's MLP, where clean rows are among them
+        self.check = Check(self.engine, own) if len(own) else None
 
     def up(self) -> None:
         """Through all layers, from the lowest that has a row."""
@@ -125,12 +130,22 @@ class _Climb:
         context = self.context[torch.cat(self.origin, dim=1)]
         rows = RowSet(context[:, :1] if self.aligned else context, self.aligned)
 
+        if self.check is None:
+            return self.engine.run_layer(layer, hidden, rows)
+
         def keep(_module: Any, _args: Any, output: Tensor) -> None:
+            Check.mlp(output, hidden)
             self.outputs.append(output)
 
         down = self.engine.layout.mlps[layer].down
-        with hooks([down.register_forward_hook(keep)] if len(self.own) else []):
-            return self.engine.run_layer(layer, hidden, rows)
+        with hooks([down.register_forward_hook(keep)]):
+            out = self.engine.run_layer(layer, hidden, rows)
+        self.check.layer(layer, self._clean(out).unsqueeze(1))
+        return out
+
+    def _clean(self, rows: Tensor) -> Tensor:
+        """The clean ones ``[n, d]`` among all rows, which they are in front of."""
+        return rows[:, 0] if self.aligned else rows[0, : len(self.own)]
 
     def _emerge(self, layer: int, table: Tensor, context: Tensor) -> Tensor:
         """Run ``layer`` on one clean row a context; its MLP returns that context's path points.
@@ -150,7 +165,9 @@ class _Climb:
         clean = self.engine.clean_rows(context, layer)
         rows = RowSet(context.unsqueeze(1), aligned=True)
         with hooks([down.register_forward_hook(replace)]):
-            return self.engine.run_layer(layer, clean, rows)
+            out = self.engine.run_layer(layer, clean, rows)
+        Check.emerged(layer, out, leaf.shape)
+        return out
 
     def finish(self, ends: Ends | None) -> tuple[Tensor, Tensor]:
         """Gradient ``[N, d]`` and objective ``[N]`` of the points; ``ends`` gets the clean rows."""
@@ -165,18 +182,19 @@ class _Climb:
             gradient=True,
             backend=self.paths.backend,
         )
-        leaves = [leaf for leaf, _ in self.leaves]
-        found = torch.autograd.grad(flat, [*leaves, *self.outputs], grad_outputs=top)
         values = torch.empty_like(objective)
         values[index] = objective
+        if self.check is not None:
+            self.check.objective(values[len(self.points) :], self.objective)
+        leaves = [leaf for leaf, _ in self.leaves]
+        found = torch.autograd.grad(flat, [*leaves, *self.outputs], grad_outputs=top)
         gradients = flat.new_empty(len(self.points), flat.shape[1])
         for gradient, (_, table) in zip(found, self.leaves, strict=False):
             gradients[table[table >= 0]] = gradient[table >= 0]
         if ends is not None:
             ends.values[self.own] = values[len(self.points) :]
             for layer, gradient in enumerate(found[len(leaves) :]):
-                clean = gradient[:, 0] if self.aligned else gradient[0, : len(self.own)]
-                ends.gradients[self.own, layer] = clean
+                ends.gradients[self.own, layer] = self._clean(gradient)
         return gradients, values[: len(self.points)]
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from dkn_engine.attribution import check
+from dkn_engine.attribution.blocks import Block
+from dkn_engine.attribution.rows import RowEngine, RowSet
 from dkn_engine.config import AttributionConfig
 from dkn_engine.errors import BackendError
 from tests.attribution.brute_force import BruteForce
@@ -207,6 +212,89 @@ def test_a_hook_that_treats_one_position_differently_means_the_general_path(laye
         found = attributed("llama", model, fixed(), [one])
     expected = BruteForce("llama", model, "post").scores(one, LEFT).mean(0)
     assert relative_error(found.scores[0], expected) < FLOAT64
+
+
+def _mlp(model: Any) -> Any:
+    return model.get_submodule("model.layers.1.mlp")
+
+
+@contextlib.contextmanager
+def _global_hook(_model: Any) -> Iterator[None]:
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    yield
+    handle.remove()
+
+
+@contextlib.contextmanager
+def _hook(model: Any) -> Iterator[None]:
+    handle = _mlp(model).down_proj.register_forward_pre_hook(lambda *_: None)
+    yield
+    handle.remove()
+
+
+@contextlib.contextmanager
+def _own_forward(model: Any) -> Iterator[None]:
+    mlp = _mlp(model)
+    mlp.forward = mlp.forward
+    yield
+    del mlp.forward
+
+
+@contextlib.contextmanager
+def _class_patched(model: Any) -> Iterator[None]:
+    kind, forward = type(_mlp(model)), type(_mlp(model)).forward
+    kind.forward = lambda self, x: forward(self, x)
+    yield
+    kind.forward = forward
+
+
+@pytest.mark.parametrize("change", [_global_hook, _hook, _own_forward, _class_patched])
+def test_rows_are_tried_before_where_a_place_among_them_may_matter(
+    monkeypatch: pytest.MonkeyPatch, change: Any
+) -> None:
+    """In plain layers the clean rows of the climb are enough."""
+    tried: list[object] = []
+    real = check._try
+    monkeypatch.setattr(check, "_try", lambda engine: (tried.append(engine), real(engine)))
+    model = tiny("llama")
+    expected = attributed("llama", model, fixed())
+    assert not tried
+    with change(model):
+        found = attributed("llama", model, fixed())
+    assert len(tried) == 1
+    assert np.array_equal(found.scores, expected.scores)
+    attributed("llama", model, fixed())
+    assert len(tried) == 1
+
+
+@pytest.mark.parametrize("kind", [RowSet, Block])
+def test_what_fails_among_rows_that_were_not_tried_means_the_general_path(
+    monkeypatch: pytest.MonkeyPatch, kind: type
+) -> None:
+    model = tiny("llama")
+    expected = attributed("llama", model, fixed())
+    real = RowEngine.run_layer
+
+    def odd(self: Any, layer: int, hidden: Any, rows: Any) -> Any:
+        if isinstance(rows, kind):
+            raise RuntimeError("odd")
+        return real(self, layer, hidden, rows)
+
+    monkeypatch.setattr(RowEngine, "run_layer", odd)
+    with pytest.warns(UserWarning, match=r"rows fail in its layers \(RuntimeError: odd\)"):
+        found = attributed("llama", model, fixed())
+    assert (expected.path, found.path) == ("sweep", "general")
+    assert relative_error(found.scores, expected.scores) < FLOAT64
+
+
+@pytest.mark.parametrize("objective", ["probability", "log_probability"])
+def test_a_probability_that_underflows_is_no_reason_against_rows(objective: Any) -> None:
+    model, some = tiny("llama", torch.float32), sequences()
+    with torch.no_grad():
+        model.get_output_embeddings().weight *= 500
+    found = attributed("llama", model, fixed(objective=objective), some)
+    assert found.probability.min() < 1e-45  # 0 in float32
+    assert found.path == "sweep"
 
 
 def test_rows_that_fail_in_a_layer_mean_the_general_path() -> None:
