@@ -276,8 +276,9 @@ def integrate_adaptive(
 
     A panel's error is the larger of the norm of the difference of its two finest nested rules
     (less where four points already see a smooth integrand) and its completeness error. A path
-    begins with four points; one that must improve gets seven, then thirteen, then is bisected
-    into panels of seven.
+    begins with four points, in the first layer with seven: there the residual stream is still
+    short, so the MLP's output turns all of it, and four are often too few. A path that must improve
+    gets seven, then thirteen, then is bisected into panels of seven.
 
     Args:
         evaluator: the sweep or the general path.
@@ -289,7 +290,9 @@ def integrate_adaptive(
         complete: whether scores are (x - x') times the gradient, so that completeness holds.
     """
     n, n_layers = paths.value.shape[:2]
-    panels = [_panel(c, layer, 0.0, 1.0, 4) for c in range(n) for layer in range(n_layers)]
+    panels = [
+        _panel(c, layer, 0.0, 1.0, 4 if layer else 7) for c in range(n) for layer in range(n_layers)
+    ]
     store = _Store(evaluator, paths, _keys(panels))
     stuck = np.zeros((n, n_layers), dtype=bool)
     fresh = panels

@@ -207,13 +207,13 @@ def test_max_points_is_never_passed_and_never_silent(max_points: int) -> None:
 def test_a_fact_is_a_weighted_sum_of_contexts() -> None:
     """An error that a small weight hides, beside the others' scores, is not paid for."""
     peak = total(SMOOTH, bell([1, 1, 1], 0.01, SOMEWHERE))
-    planted = Planted([[SMOOTH], [peak]])
+    planted = Planted([[SMOOTH, SMOOTH], [SMOOTH, peak]])
     alike = planted.integrate(groups=np.array([0, 0]), weights=np.array([0.5, 0.5]))
     hidden = planted.integrate(groups=np.array([0, 0]), weights=np.array([1, 1e-5]))
-    assert alike.n_points[1, 0] > 3
-    assert hidden.n_points[1, 0] == 3
+    assert alike.n_points[1, 1] > 3
+    assert hidden.n_points[1, 1] == 3
     apart = planted.integrate(groups=np.array([0, 1]), weights=np.array([1, 1e-5]))
-    assert apart.n_points[1, 0] == alike.n_points[1, 0]
+    assert apart.n_points[1, 1] == alike.n_points[1, 1]
 
 
 def test_without_completeness_the_objective_is_not_asked() -> None:
@@ -231,12 +231,22 @@ def test_scores_that_are_not_numbers_are_not_converged() -> None:
     assert found.n_points.max() == 6  # more points would not help
 
 
+def test_the_first_layer_begins_with_seven_points() -> None:
+    """All three are exact at once: alpha = 1 costs nothing, so six and three are paid."""
+    line: tuple[Curve, Curve] = (lambda _: np.ones(3), lambda a: np.full(3, a))
+    planted = Planted([[line, line, line]])
+    found = planted.integrate()
+    assert found.n_points.tolist() == [[6, 3, 3]]
+    assert set(planted.paid.values()) == {1}
+    assert np.abs(found.scores - planted.exact).max() < 1e-14
+
+
 def test_zero_scores_converge_at_once() -> None:
     zero: tuple[Curve, Curve] = (lambda _: np.zeros(3), lambda _: np.zeros(3))
     found = Planted([[zero, zero]]).integrate()
     assert found.converged.all()
     assert not found.scores.any()
-    assert (found.n_points == 3).all()
+    assert found.n_points.tolist() == [[6, 3]]
 
 
 @pytest.mark.parametrize("n", [4, 7, 13])
