@@ -38,8 +38,8 @@ def test_equals_the_reference(
     hidden, targets = inputs(n, d, v, torch.float64)
     expected = reference.answer_probability(head.logits, hidden, targets, objective, True, 64)
     assert expected[1] is not None
-    for size in (1 << 20, 1):  # in one block of the vocabulary, and in blocks of 512
-        monkeypatch.setattr(blocked, "_LOGITS", size)
+    for size in (1 << 20, 100):  # in one block of the vocabulary, and in several
+        monkeypatch.setattr(blocked, "_BLOCK", size)
         value, gradient = blocked.answer_probability(head, hidden, targets, objective, True)
         assert gradient is not None
         assert value.shape == expected[0].shape

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dkn_engine.ops.answer_probability.tail import Head
 
-# Logits held at once: 4 MB in float32, about what a core has for itself.
-_LOGITS = 1 << 20
+# Tokens of a block: measured best, or within 1 % of it, for 8 to 720 rows of the demo model.
+_BLOCK = 1536
 
 
 def answer_probability(
@@ -49,14 +49,13 @@ def _log_probability(
     top = s_own.to(x.dtype)
     total = torch.zeros_like(s_own)  # of exp(s - top) over all tokens but the target
     sums = torch.zeros_like(x)
-    step = max(512, _LOGITS // n)
-    for first in range(0, vocabulary, step):
-        weight = head.weight[first : first + step]
-        bias = None if head.bias is None else head.bias[first : first + step]
+    for first in range(0, vocabulary, _BLOCK):
+        weight = head.weight[first : first + _BLOCK]
+        bias = None if head.bias is None else head.bias[first : first + _BLOCK]
         s, g = _cap(head, _affine(x @ weight.T, bias, head.scale))
         higher = torch.maximum(top, s.amax(1))
         e = s.sub_(higher.unsqueeze(1)).exp_()
-        inside = (targets >= first) & (targets < first + step)
+        inside = (targets >= first) & (targets < first + _BLOCK)
         # The target stands apart: near p = 1 it would drown the others in its rounding.
         e[row[inside], targets[inside] - first] = 0
         shrink = (top - higher).exp()
