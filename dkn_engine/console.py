@@ -23,7 +23,7 @@ class Console:
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._quiet = quiet
+        self._quiet, self._drawing = quiet, False
 
     def say(self, text: str) -> None:
         """One line about what is going on."""
@@ -32,7 +32,12 @@ class Console:
 
     def warn(self, text: str) -> None:
         """One line that is said in any case."""
-        sys.stderr.write(f"{text}\n")
+        if self._drawing:
+            from tqdm import tqdm
+
+            tqdm.write(text, file=sys.stderr)  # Above the bar, which is drawn again.
+        else:
+            sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
 
     def step(self, number: int, of: int, text: str) -> None:
@@ -50,8 +55,12 @@ class Console:
         if self._quiet:
             yield lambda done, total: None
         elif sys.stderr.isatty():
-            with _bar(total, done) as progress:
-                yield progress
+            self._drawing = True
+            try:
+                with _bar(total, done) as progress:
+                    yield progress
+            finally:
+                self._drawing = False
         else:
             yield _Log(self, done)
 

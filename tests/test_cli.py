@@ -201,6 +201,23 @@ def test_bar_on_a_terminal(
     assert "\r" in err
 
 
+def test_what_is_said_beside_a_bar_has_a_line_of_its_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    console = Console()
+    with console.progress(4) as progress:
+        progress(2, 4)
+        console.say("half of it")
+        progress(4, 4)
+    console.say("all of it")
+    lines = capsys.readouterr().err.splitlines()
+    (at,) = (i for i, line in enumerate(lines) if "half of it" in line)
+    assert lines[at].strip() == "half of it"
+    assert any("4/4" in line for line in lines[at:])
+    assert lines[-1] == "all of it"
+
+
 def test_log_is_not_flooded(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
