@@ -92,14 +92,18 @@ def attribute_chunk(
             integrals, row_layers = chunk.swept()
             path = Sweep.name
         except SweepUnsupported as reason:
-            warnings.warn(
-                f"{type(model).__name__}: {reason}; using full forward passes (slower, same "
-                "results)",
-                stacklevel=2,
-            )
+            _warn(model, reason)
             integrals, row_layers, path = chunk.in_full(), 0, General.name
         groups, weights = chunk.groups()
     return _combine(integrals, groups, weights, probability, path, row_layers)
+
+
+def _warn(model: nn.Module, reason: SweepUnsupported) -> None:
+    """Always from the same place, so that it is shown once, whoever asks for the chunks."""
+    warnings.warn(
+        f"{type(model).__name__}: {reason}; using full forward passes (slower, same results)",
+        stacklevel=2,
+    )
 
 
 def _require_mask(model: nn.Module, mask_id: int | None) -> None:
