@@ -57,8 +57,8 @@ class Sweep:
         wide = torch.promote_types(clean.dtype, torch.float32)
         gradients = clean.new_empty(len(points), clean.shape[1])
         values = torch.empty(len(points), dtype=wide, device=clean.device)
-        # Context-major batches that end where a context does, if one fits: all contexts of a batch
-        # then have equally many rows, and need no padding.
+        # Context-major batches that end where a context does, if one fits: contexts of equally many
+        # points then need no padding.
         order = torch.argsort(points.context, stable=True)
         context = points.context[order]
         first = torch.ones_like(context, dtype=torch.bool)

@@ -221,31 +221,39 @@ def _mlp(model: Any) -> Any:
 @contextlib.contextmanager
 def _global_hook(_model: Any) -> Iterator[None]:
     handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
-    yield
-    handle.remove()
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextlib.contextmanager
 def _hook(model: Any) -> Iterator[None]:
     handle = _mlp(model).down_proj.register_forward_pre_hook(lambda *_: None)
-    yield
-    handle.remove()
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextlib.contextmanager
 def _own_forward(model: Any) -> Iterator[None]:
     mlp = _mlp(model)
     mlp.forward = mlp.forward
-    yield
-    del mlp.forward
+    try:
+        yield
+    finally:
+        del mlp.forward
 
 
 @contextlib.contextmanager
 def _class_patched(model: Any) -> Iterator[None]:
     kind, forward = type(_mlp(model)), type(_mlp(model)).forward
     kind.forward = lambda self, x: forward(self, x)
-    yield
-    kind.forward = forward
+    try:
+        yield
+    finally:
+        kind.forward = forward
 
 
 @pytest.mark.parametrize("change", [_global_hook, _hook, _own_forward, _class_patched])
