@@ -8,6 +8,7 @@ import torch
 
 from dkn_engine.attribution.check import Check, failures_mean_no_sweep
 from dkn_engine.attribution.paths import Ends, Paths, Points
+from dkn_engine.attribution.rest import Rest, adds
 from dkn_engine.attribution.rows import RowEngine, RowSet
 from dkn_engine.batches import in_batches
 from dkn_engine.guest import hooks
@@ -34,6 +35,7 @@ class Sweep:
     ) -> None:
         self.engine, self.paths = engine, paths
         self.objective, self.rows_per_batch = objective, rows_per_batch
+        self.rest = Rest.empty(engine.clean.hidden[0], engine.layout.n_layers)
 
     def evaluate(self, points: Points) -> tuple[Tensor, Tensor]:
         """Gradient at the MLP's output ``[N, d]`` and objective ``[N]`` of every point."""
@@ -94,6 +96,7 @@ class _Climb:
 
     def __init__(self, sweep: Sweep, points: Points, own: Tensor) -> None:
         self.engine, self.paths, self.objective = sweep.engine, sweep.paths, sweep.objective
+        self.rest = sweep.rest
         self.points, self.own = points, own
         self.context = torch.cat([points.context, own])
         self.aligned = _aligned(points) and len(own) in {0, len(torch.unique(points.context))}
@@ -133,14 +136,21 @@ class _Climb:
         if self.check is None:
             return self.engine.run_layer(layer, hidden, rows)
 
+        step: list[Any] = []
+
         def keep(_module: Any, _args: Any, output: Tensor) -> None:
             Check.mlp(output, hidden)
             self.outputs.append(output)
+            step.append(output.grad_fn)
 
         down = self.engine.layout.mlps[layer].down
         with hooks([down.register_forward_hook(keep)]):
             out = self.engine.run_layer(layer, hidden, rows)
-        self.check.layer(layer, self._clean(out).unsqueeze(1))
+        clean, mlp = self._clean(out.detach()), self.outputs[-1]
+        self.check.layer(layer, clean.unsqueeze(1))
+        # An output that the layer has changed in place has another step by now.
+        if adds(out, step[0]) and mlp.grad_fn is step[0]:
+            self.rest.note(self.own, layer, clean, self._clean(mlp.detach()))
         return out
 
     def _clean(self, rows: Tensor) -> Tensor:
@@ -148,15 +158,19 @@ class _Climb:
         return rows[:, 0] if self.aligned else rows[0, : len(self.own)]
 
     def _emerge(self, layer: int, table: Tensor, context: Tensor) -> Tensor:
-        """Run ``layer`` on one clean row a context; its MLP returns that context's path points.
+        """What ``layer`` returns for path points, which are outputs of its MLP.
 
-        The residual addition broadcasts one row over the points, so attention and the MLP's
-        first half are computed once.
+        Where it does not only add them, it runs on one clean row a context, and its MLP returns
+        that context's points: the residual addition broadcasts one row over them, so attention and
+        the MLP's first half are computed once.
         """
         flat = table.clamp(min=0).reshape(-1)
         outputs = self.paths.outputs(layer, self.context[flat], self.points.alpha[flat])
         leaf = outputs.view(*table.shape, -1).detach().requires_grad_(True)
         self.leaves.append((leaf, table))
+        added = self.rest.plus(context, layer, leaf)
+        if added is not None:
+            return added
 
         def replace(_module: Any, _args: Any, _output: Tensor) -> Tensor:
             return leaf

@@ -150,18 +150,20 @@ def test_facts_together_and_one_by_one_agree(name: str, quadrature: str) -> None
 @pytest.mark.parametrize("rows", ["auto", 1, 5])
 @pytest.mark.parametrize("name", SWEPT)
 def test_rows_climb_only_the_layers_above_their_own(name: str, rows: Any) -> None:
-    """Of S path points a layer: at most S L (L + 1) / 2 row-layers a context, and L for alpha = 1.
-
-    A row-layer is one row through one decoder layer; a path point of layer l costs its emergence
-    from layer l (shared by the points of one context) and one row in each of the L - 1 - l above.
+    """A row-layer is one row through one decoder layer; a path point of layer l costs one in each
+    of the L - 1 - l above. A context's clean row costs L; where a layer does more to its MLP's
+    output than adding it, a context's points emerge from one more (from each its own, if cut).
     """
     found = attributed(name, tiny(name), fixed(rows_per_batch=rows))
     contexts = sum(len(s.targets) for s in sequences())
-    most = S * N_LAYERS * (N_LAYERS + 1) // 2 + N_LAYERS
-    shared = S * N_LAYERS * (N_LAYERS - 1) // 2 + N_LAYERS + N_LAYERS
-    assert contexts * shared <= found.row_layers <= contexts * most
-    if rows == "auto":
-        assert found.row_layers == contexts * shared
+    climbs = S * N_LAYERS * (N_LAYERS - 1) // 2 + N_LAYERS
+    if name != "gemma3":  # which norms it
+        assert found.row_layers == contexts * climbs
+    elif rows == "auto":
+        assert found.row_layers == contexts * (climbs + N_LAYERS)
+    else:
+        most = climbs + S * N_LAYERS
+        assert contexts * (climbs + N_LAYERS) <= found.row_layers <= contexts * most
 
 
 def test_adaptive_refinement_pays_row_layers_for_its_points_only() -> None:
@@ -299,7 +301,7 @@ def test_what_fails_among_rows_that_were_not_tried_means_the_general_path(
 def test_a_probability_that_underflows_is_no_reason_against_rows(objective: Any) -> None:
     model, some = tiny("llama", torch.float32), sequences()
     with torch.no_grad():
-        model.get_output_embeddings().weight *= 500
+        model.get_output_embeddings().weight *= 200
     found = attributed("llama", model, fixed(objective=objective), some)
     assert found.probability.min() < 1e-45  # 0 in float32
     assert found.path == "sweep"

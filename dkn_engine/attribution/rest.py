@@ -1,0 +1,73 @@
+"""What a decoder layer adds its MLP's output to, where adding is all that it does with it.
+
+Such a layer needs no run of its own to turn path points into rows: the rest, which is the same for
+all of a context's points, plus the points. Where the output is scaled or normed first, or of an
+unforeseen kind, nothing is noted, and the layer is run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Rest:
+    """The rests of a chunk's contexts.
+
+    Attributes:
+        value: ``[C, L, d]``, layer outputs without the MLPs', in at least float32.
+        known: bool ``[C, L]``, whether noted.
+    """
+
+    value: Tensor
+    known: Tensor
+
+    @classmethod
+    def empty(cls, like: Tensor, n_layers: int) -> Rest:
+        """Of the contexts, width and device of ``like`` ``[C, d]``, nothing noted."""
+        n, d = like.shape
+        wide = torch.promote_types(like.dtype, torch.float32)
+        value = like.new_empty(n, n_layers, d, dtype=wide)
+        return cls(value, torch.zeros(n, n_layers, dtype=torch.bool, device=like.device))
+
+    def note(self, context: Tensor, layer: int, out: Tensor, mlp: Tensor) -> None:
+        """Keep ``out - mlp``, rows ``[n, d]`` of a layer that adds its MLP's output."""
+        self.value[context, layer] = out.to(self.value.dtype) - mlp
+        self.known[context, layer] = True
+
+    def plus(self, context: Tensor, layer: int, outputs: Tensor) -> Tensor | None:
+        """Layer outputs ``[n, S, d]`` for ``outputs`` of the MLP; None if not all are noted."""
+        if not bool(self.known[context, layer].all()):
+            return None
+        return (self.value[context, layer].unsqueeze(1) + outputs).to(outputs.dtype)
+
+
+def adds(out: Tensor, part: Any) -> bool:
+    """Whether ``out`` is a tensor plus what does not depend on it, by autograd's record.
+
+    Args:
+        out: what was computed.
+        part: ``grad_fn`` of the tensor.
+
+    Every step from ``out`` down to ``part`` must be an addition whose other side is a leaf or older
+    than ``part``, since nothing depends on what comes after it.
+    """
+    step: Any = out.grad_fn
+    while step is not part:
+        if step is None or step.name() != "AddBackward0" or step._saved_alpha != 1:
+            return False
+        sides = [side for side, _ in step.next_functions]
+        # A side without a record may depend on anything.
+        if part is None or None in sides:
+            return False
+        newer = [s for s in sides if s.next_functions and s._sequence_nr() >= part._sequence_nr()]
+        if len(newer) != 1:
+            return False
+        (step,) = newer
+    return part is not None
