@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 import dkn_engine as dkn
+from benchmarks.small_gpt2 import small_gpt2
 from dkn_engine.analysis.model_sizes import complexity_of_models, model_size
 from dkn_engine.analysis.tables.files import comparisons_csv, rows_csv
 from dkn_engine.analysis.tables.table import Table
@@ -133,8 +134,6 @@ def train(settings: Training, facts: Sequence[Fact], folder: Path) -> None:
     Raises:
         SystemExit: it does not know them after ``most_steps``.
     """
-    from transformers import GPT2Config, GPT2LMHeadModel
-
     tokenizer = words_tokenizer(facts)
     prompts = [p for f in facts for p in (f.prompt, *f.paraphrases)]
     answers = [f.answer for f in facts for _ in (f.prompt, *f.paraphrases)]
@@ -142,20 +141,7 @@ def train(settings: Training, facts: Sequence[Fact], folder: Path) -> None:
     gold = torch.tensor(tokenizer(answers)["input_ids"])[:, 0]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        model = GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=len(tokenizer),
-                n_positions=16,
-                n_embd=settings.width,
-                n_layer=settings.layers,
-                n_head=settings.width // 32,
-                resid_pdrop=0.0,
-                embd_pdrop=0.0,
-                attn_pdrop=0.0,
-                bos_token_id=tokenizer.eos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-            )
-        )
+        model = small_gpt2(tokenizer, settings.layers, settings.width, positions=16)
         steps = _fit(model, settings, ids, gold, tokenizer.mask_token_id)
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)

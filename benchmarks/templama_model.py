@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 import dkn_engine as dkn
+from benchmarks.small_gpt2 import small_gpt2
 from dkn_engine.cache import cached_folder
 from dkn_engine.config import FactsConfig, FilterConfig
 from dkn_engine.tokens import encode_fact
@@ -147,27 +148,12 @@ def train(settings: Training, facts: Sequence[Fact], folder: Path) -> None:
     Raises:
         SystemExit: it does not know so many after ``most_epochs``.
     """
-    from transformers import GPT2Config, GPT2LMHeadModel
-
     start, cpu = time.perf_counter(), time.process_time()
     tokenizer = bpe_tokenizer(facts, settings.vocabulary)
     batches = _batches(facts, tokenizer, settings.batch)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        model = GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=len(tokenizer),
-                n_positions=64,
-                n_embd=settings.width,
-                n_layer=settings.layers,
-                n_head=settings.width // 32,
-                resid_pdrop=0.0,
-                embd_pdrop=0.0,
-                attn_pdrop=0.0,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-            )
-        )
+        model = small_gpt2(tokenizer, settings.layers, settings.width, positions=64)
         for epoch, loss, known in _epochs(model, settings, batches):
             print(f"epoch {epoch}: loss {loss:.3f}, {known:.1%} of facts known", flush=True)
     if known < settings.known:

@@ -368,25 +368,36 @@ def _worst(
     n_layers: int,
     stuck: NDArray[np.bool_],
 ) -> list[_Panel]:
-    """The fewest panels whose removal brings every group's error estimate within tolerance."""
+    """The fewest panels whose removal brings every group's error estimate within tolerance.
+
+    Where paths that may have no more points are not within it by themselves, the others are to be.
+    """
     chosen: list[_Panel] = []
     for group in np.unique(groups):
         mine = [p for p in panels if groups[p.context] == group]
         norm = _group_norm(mine, weights, n_layers)
         if not np.isfinite(norm):
             continue  # more points will not mend NaN
-        layer_error = np.zeros(n_layers)
-        for p in mine:
-            layer_error[p.layer] += weights[p.context] * p.error
+        layer_error = _layer_error([p for p in mine if stuck[p.key]], weights, n_layers)
+        if np.linalg.norm(layer_error) > tolerance * norm:
+            layer_error[:] = 0
+        mine = [p for p in mine if not stuck[p.key]]
+        layer_error += _layer_error(mine, weights, n_layers)
         mine.sort(key=lambda p: (-weights[p.context] * p.error, p.layer, p.context, p.a))
         for p in mine:
             if np.linalg.norm(layer_error) <= tolerance * norm:
                 break
-            if stuck[p.key]:
-                continue
             layer_error[p.layer] = max(0.0, layer_error[p.layer] - weights[p.context] * p.error)
             chosen.append(p)
     return [p for p in chosen if p.error > 0]
+
+
+def _layer_error(panels: list[_Panel], weights: Array, n_layers: int) -> Array:
+    """Sums ``[L]`` of the panels' errors in a group's score."""
+    total = np.zeros(n_layers)
+    for p in panels:
+        total[p.layer] += weights[p.context] * p.error
+    return total
 
 
 def _group_norm(panels: list[_Panel], weights: Array, n_layers: int) -> float:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# Longest that a layer's output may be beside its rest: so many times more is lost in rounding.
+_MOST = 2.0
+
+
 @dataclass(frozen=True, eq=False)
 class Rest:
     """The rests of a chunk's contexts.
@@ -37,9 +41,13 @@ class Rest:
         return cls(value, torch.zeros(n, n_layers, dtype=torch.bool, device=like.device))
 
     def note(self, context: Tensor, layer: int, out: Tensor, mlp: Tensor) -> None:
-        """Keep ``out - mlp``, rows ``[n, d]`` of a layer that adds its MLP's output."""
-        self.value[context, layer] = out.to(self.value.dtype) - mlp
-        self.known[context, layer] = True
+        """Keep ``out - mlp``, rows ``[n, d]`` of a layer that adds its MLP's output.
+
+        Not where the output is most of what comes out: its rounding would be much of the rest.
+        """
+        rest = out.to(self.value.dtype) - mlp
+        self.value[context, layer] = rest
+        self.known[context, layer] = out.norm(dim=-1) <= _MOST * rest.norm(dim=-1)
 
     def plus(self, context: Tensor, layer: int, outputs: Tensor) -> Tensor | None:
         """Layer outputs ``[n, S, d]`` for ``outputs`` of the MLP; None if not all are noted."""

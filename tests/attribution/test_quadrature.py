@@ -204,6 +204,15 @@ def test_max_points_is_never_passed_and_never_silent(max_points: int) -> None:
     assert found.converged.tolist() == [[True, False, True]]
 
 
+def test_a_path_that_is_out_of_reach_does_not_drive_the_others() -> None:
+    """Else they would be refined to the last digit, which does not help it."""
+    peak = total(SMOOTH, bell([1, 1, 1], 1e-4, SOMEWHERE))
+    alone = Planted([[SMOOTH, SMOOTH]]).integrate(1e-6)
+    found = Planted([[SMOOTH, peak, SMOOTH]]).integrate(1e-6, 30)
+    assert found.converged.tolist() == [[True, False, True]]
+    assert (found.n_points[0, [0, 2]] <= alone.n_points[0].max()).all()
+
+
 def test_a_fact_is_a_weighted_sum_of_contexts() -> None:
     """An error that a small weight hides, beside the others' scores, is not paid for."""
     peak = total(SMOOTH, bell([1, 1, 1], 0.01, SOMEWHERE))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dkn_engine.attribution import check
+from dkn_engine.attribution import rest as rest_module
 from dkn_engine.attribution.rest import Rest, adds
 from tests.attribution.brute_force import BruteForce
 from tests.attribution.runs import LEFT, S, attributed, fixed
@@ -69,7 +70,7 @@ def test_without_a_record_nothing_is_known() -> None:
 def test_a_rest_gives_back_what_the_layer_would(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     before = torch.randn(4, 7, dtype=dtype)
-    mlp, points = torch.randn(4, 7, dtype=dtype), torch.randn(2, 3, 7, dtype=dtype)
+    mlp, points = torch.randn(4, 7, dtype=dtype) / 4, torch.randn(2, 3, 7, dtype=dtype)
     rest = Rest.empty(before, n_layers=2)
     context = torch.tensor([0, 2])
     assert rest.plus(context, 1, points) is None
@@ -85,6 +86,13 @@ def test_a_rest_gives_back_what_the_layer_would(dtype: torch.dtype) -> None:
     eps = float(torch.finfo(dtype).eps)
     size = (before + mlp).abs()[context].unsqueeze(1).double() + expected.abs()
     assert bool(((found.double() - expected).abs() <= 1.5 * eps * size).all())
+
+
+def test_a_rest_that_is_little_of_the_output_is_not_noted() -> None:
+    before, mlp = torch.ones(3, 4), torch.tensor([[0.5], [3.0], [float("nan")]]).expand(3, 4)
+    rest = Rest.empty(before, n_layers=1)
+    rest.note(torch.arange(3), 0, before + mlp, mlp)
+    assert rest.known.flatten().tolist() == [True, False, False]
 
 
 def _emerged(found: Any) -> float:
@@ -106,8 +114,11 @@ CHANGES: dict[str, tuple[str, Callable[..., Any], int]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_points_emerge_by_running_the_layer_where_it_does_more(change: str) -> None:
+def test_points_emerge_by_running_the_layer_where_it_does_more(
+    monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
     """And the scores are those of the model as it is."""
+    monkeypatch.setattr(rest_module, "_MOST", float("inf"))
     place, hook, runs = CHANGES[change]
     model = tiny("llama")
     for layer in range(N_LAYERS):
