@@ -103,11 +103,20 @@ def equal_points() -> Iterator[Row]:
         require_equal(provider, run(small, N_STEPS), expected, allowed)
     providers["eleuther"] = peers.eleuther
     require_equal("eleuther", peers.eleuther(small, N_STEPS), inclusive(small, N_STEPS), 1e-9)
+    ours = [
+        Ours(case, label, config, copies)
+        for config, label in ((LEFT, name), (ADAPTIVE, "adaptive_T12"))
+        for copies in (1, FACTS_AT_ONCE)
+    ]
+    # A peer takes a minute, in which the machine may change: the engine before and after each.
     for provider, run in providers.items():
+        for one in ours:
+            one.turn()
         times = timed(lambda run=run: run(case, N_STEPS), 1, warm=False)
         yield row(name, provider, "seconds_per_fact", times)
-    for config, label in ((LEFT, name), (ADAPTIVE, "adaptive_T12")):
-        yield from engine_rows(case, config, label)
+    for one in ours:
+        one.turn()
+        yield from one.rows()
 
 
 def inclusive(case: peers.Case, n_steps: int) -> np.ndarray:
@@ -122,16 +131,29 @@ def inclusive(case: peers.Case, n_steps: int) -> np.ndarray:
     return ((n_steps - 1) * left + last) / n_steps
 
 
-def engine_rows(case: peers.Case, config: AttributionConfig, name: str) -> Iterator[Row]:
-    """The engine's time a fact and its rate beside the machine's, one fact and several at once."""
-    for copies, provider in ((1, "dkn_engine"), (FACTS_AT_ONCE, f"dkn_engine_{FACTS_AT_ONCE}")):
+class Ours:
+    """The engine's time a fact, and its rate beside the machine's, over some turns."""
+
+    def __init__(self, case: peers.Case, name: str, config: AttributionConfig, copies: int) -> None:
+        self.name, self.copies = name, copies
+        self._work = lambda: engine(case, config, copies)
+        self._count = gflop(self._work)
+        self._seconds: list[float] = []
+        self._shares: list[float] = []
+
+    def turn(self) -> None:
         peak = gemm_rate()
-        work = lambda copies=copies: engine(case, config, copies)  # noqa: E731
-        count = gflop(work)
-        times = timed(work, 3)
-        yield row(name, provider, "seconds_per_fact", [t / copies for t in times])
-        yield row(name, provider, "gflop_per_second", [count / t for t in times])
-        yield row(name, provider, "share_of_gemm_peak", [count / t / peak for t in times])
+        (seconds,) = timed(self._work, 1, warm=False)
+        self._seconds.append(seconds)
+        self._shares.append(self._count / seconds / peak)
+
+    def rows(self) -> Iterator[Row]:
+        provider = "dkn_engine" if self.copies == 1 else f"dkn_engine_{self.copies}"
+        per_fact = [t / self.copies for t in self._seconds]
+        yield row(self.name, provider, "seconds_per_fact", per_fact)
+        rates = [self._count / t for t in self._seconds]
+        yield row(self.name, provider, "gflop_per_second", rates)
+        yield row(self.name, provider, "share_of_gemm_peak", self._shares)
 
 
 def gemm_rate() -> float:
