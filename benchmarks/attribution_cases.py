@@ -273,7 +273,7 @@ def cut(case: peers.Case, n_layers: int) -> peers.Case:
 # A process of its own for each figure, since freed memory is not always given back. Loading the
 # model needs more than attribution, so resident memory is sampled instead of its maximum read.
 _MEMORY = """
-import json, sys, threading, time
+import ctypes, gc, json, sys, threading, time
 import torch
 torch.set_num_threads(1)
 import dkn_engine as dkn
@@ -292,6 +292,8 @@ model, tokenizer = dkn.load_model("demo", device="cpu")
 facts = (dkn.load_facts("demo") * 8)[:n]
 for parameter in model.parameters():
     parameter.sum()  # weights are mapped from the file until they are touched
+gc.collect()
+ctypes.CDLL(None).malloc_trim(0)  # what loading has freed is not the model's
 loaded, seen = resident(), []
 threading.Thread(target=sample, daemon=True).start()
 config = dkn.AttributionConfig(rows_per_batch=rows)

@@ -60,8 +60,8 @@ class Part:
 
 
 def row_layers(m: Shape) -> float:
-    """Rows times layers that one fact's points pass through, for all its answer tokens."""
-    return ANSWER * (POINTS * m.layers * (m.layers + 1) / 2 + ROUNDS * m.layers)
+    """Rows times layers above each point and under the clean rows, for all answer tokens."""
+    return ANSWER * (POINTS * m.layers * (m.layers - 1) / 2 + m.layers)
 
 
 def parts(m: Shape) -> list[Part]:

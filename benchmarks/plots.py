@@ -34,7 +34,9 @@ def scaling(axes: Any) -> None:
         "layers ": "layers of the model",
     }
     for axis, (prefix, label) in zip(axes, labels.items(), strict=True):
-        axis.plot(*series(rows, prefix, "seconds_per_fact"), "o-", color="0.2")
+        x, y = series(rows, prefix, "seconds_per_fact")
+        axis.plot(x, y, "o-", color="0.2")
+        axis.set_xticks(x, [f"{number:g}" for number in x])
         axis.set_xlabel(label)
         axis.set_ylim(bottom=0)
     axes[0].set_ylabel("seconds a fact, one thread")
