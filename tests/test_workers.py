@@ -37,9 +37,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("model"))
 
 
-def some_facts(folder: Path, n: int = 40) -> list[dkn.Fact]:
+def some_facts(folder: Path) -> list[dkn.Fact]:
     model, _ = dkn.load_model(folder, device="cpu")
-    return [*many_facts(model, n), dkn.Fact("empty", "w5", " ")]
+    return [*many_facts(model, 40), dkn.Fact("empty", "w5", " ")]
 
 
 @pytest.fixture(scope="module")
@@ -262,15 +262,17 @@ def processes_of(group: int) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
-def test_ctrl_c_ends_all_processes_in_one_line(folder: Path, tmp_path: Path) -> None:
-    # So many that the run goes on for long after its first file.
-    facts = some_facts(folder, 400)
+def test_ctrl_c_ends_all_processes_in_one_line(
+    folder: Path, facts: list[dkn.Fact], tmp_path: Path
+) -> None:
     with subprocess.Popen(
         command(folder, facts, tmp_path, "--quiet"),
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
         start_new_session=True,
+        # A shell's background jobs, such as these tests may be, ignore Ctrl-C, and hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob("run/facts-*.parquet")) and time.monotonic() < deadline:
