@@ -17,7 +17,8 @@ from dkn_engine.config import Config
 from dkn_engine.connections import connection_rows
 from dkn_engine.degeneracy.controls import lattice_of
 from dkn_engine.degeneracy.edits import suppress
-from dkn_engine.degeneracy.lattice import degenerate_family, drops, subset_masks
+from dkn_engine.degeneracy.examine import lattice_masks
+from dkn_engine.degeneracy.lattice import degenerate_family, drops
 from dkn_engine.degeneracy.prompts import Prompts
 from dkn_engine.degeneracy.reference import build_reference, generator
 from dkn_engine.errors import UserError
@@ -316,8 +317,7 @@ class _Bench:
         self, fact_id: str, name: str, prompts: Prompts, components: Sequence[Component]
     ) -> Measurement:
         config, q = self.config.filter, len(components)
-        rng = generator(self.config.seed, fact_id)
-        masks = subset_masks(q, config.exact_limit, config.n_samples, rng)
+        masks = lattice_masks(q, config, self.config.seed, fact_id)
         lattice = lattice_of(prompts, 0, [c.neurons for c in components], masks, self._means)
         # Only NTC's components have a persistence; ties of the others go to the first ones.
         persistence = [0.0 if math.isnan(c.persistence) else c.persistence for c in components]

@@ -47,7 +47,7 @@ def subset_edits(
 
 
 def control_masks(q: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """The subsets on which controls of a family of ``q`` sets are measured."""
+    """The subsets on which all controls of a family of ``q`` sets are measured."""
     return subset_masks(q, _EXACT, _SAMPLES, rng)
 
 
@@ -82,12 +82,15 @@ def random_control(
     sequence: int,
     sets: Sets,
     located: NDArray[np.int32],
+    masks: NDArray[np.int64],
     n_draws: int,
     rng: np.random.Generator,
     means: NDArray[np.float64] | None = None,
 ) -> Drops | None:
-    """Mean over draws of :func:`random_sets`; None without draws."""
-    masks = control_masks(len(sets), rng)
+    """Mean over draws of :func:`random_sets`, one after another from ``rng``; None without draws.
+
+    More draws begin with the same ones.
+    """
     edits: list[Edit] = []
     for _ in range(n_draws):
         drawn = random_sets(sets, located, prompts.layout.width, rng)
@@ -102,13 +105,12 @@ def elsewhere(
     prompts: Prompts,
     sequences: Sequence[int],
     sets: Sets,
-    rng: np.random.Generator,
+    masks: NDArray[np.int64],
     means: NDArray[np.float64] | None = None,
 ) -> Drops | None:
     """Mean over other prompts with the family's own neurons suppressed; None without prompts."""
     if not len(sequences):
         return None
-    masks = control_masks(len(sets), rng)
     table = prompts.probabilities(subset_edits(sets, masks, means), sequences)
     return average([drops(Lattice(len(sets), masks, column)) for column in table.T])
 

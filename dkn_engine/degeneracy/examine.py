@@ -60,14 +60,14 @@ def examine(
         located: int32 ``[n, 2]``, the fact's knowledge neurons.
         fact: for unrelated facts to be chosen.
         config: of the filter.
-        seed: of the run.
+        seed: of the run; every use of random numbers has its own, by the fact's id and a name, so
+            that the draws of one control change no other.
         released: the fact's tokens, with ``config.method="released"``.
         paraphrases: prompts that were not used for finding, for a control.
         reference: for the controls on unrelated facts and with mean activations.
     """
-    rng = generator(seed, fact.id)
     sets = [c.neurons for c in components]
-    masks = subset_masks(len(sets), config.exact_limit, config.n_samples, rng)
+    masks = lattice_masks(len(sets), config, seed, fact.id)
     means = reference.means if reference is not None else None
     if config.suppress_value == "mean" and means is None:
         raise ValueError("reference must be given with suppress_value='mean'; got None")
@@ -97,16 +97,24 @@ def examine(
     if not sets:
         return found
     chosen = [sets[i] for i in family]
+    masks = controls.control_masks(len(chosen), generator(seed, fact.id, "control subsets"))
+    drawn = generator(seed, fact.id, "random neurons")
     measured = {
         "random": controls.random_control(
-            prompts, sequence, chosen, located, config.n_random, rng, use
+            prompts, sequence, chosen, located, masks, config.n_random, drawn, use
         ),
-        "paraphrases": _on_paraphrases(paraphrases, chosen, config, rng, use),
-        "unrelated": _on_unrelated(reference, chosen, fact, config, rng, use),
-        "mean_ablation": _with_means(prompts, sequence, chosen, means, rng),
+        "paraphrases": _on_paraphrases(paraphrases, chosen, masks, config, use),
+        "unrelated": _on_unrelated(reference, chosen, masks, fact, config, seed, use),
+        "mean_ablation": _with_means(prompts, sequence, chosen, masks, means),
     }
     there = {name: d for name, d in measured.items() if d is not None}
     return dataclasses.replace(found, controls=there)
+
+
+def lattice_masks(q: int, config: FilterConfig, seed: int, fact_id: str) -> NDArray[np.int64]:
+    """The subsets of a fact's ``q`` candidates that are evaluated; see :func:`subset_masks`."""
+    rng = generator(seed, fact_id, "lattice")
+    return subset_masks(q, config.exact_limit, config.n_samples, rng)
 
 
 def _described(components: Sequence[Component], lattice: Lattice) -> tuple[Component, ...]:
@@ -143,40 +151,41 @@ def _rest(
 def _on_paraphrases(
     paraphrases: Prompts | None,
     family: controls.Sets,
+    masks: NDArray[np.int64],
     config: FilterConfig,
-    rng: np.random.Generator,
     means: NDArray[np.float64] | None,
 ) -> Drops | None:
     """On the paraphrases that the model answers too."""
     if paraphrases is None:
         return None
     known = np.flatnonzero(knows(paraphrases, config))
-    return controls.elsewhere(paraphrases, known.tolist(), family, rng, means)
+    return controls.elsewhere(paraphrases, known.tolist(), family, masks, means)
 
 
 def _on_unrelated(
     reference: Reference | None,
     family: controls.Sets,
+    masks: NDArray[np.int64],
     fact: Fact,
     config: FilterConfig,
-    rng: np.random.Generator,
+    seed: int,
     means: NDArray[np.float64] | None,
 ) -> Drops | None:
     if reference is None:
         return None
+    rng = generator(seed, fact.id, "unrelated facts")
     others = reference.unrelated(fact, config.n_unrelated, rng)
-    return controls.elsewhere(reference.prompts, others, family, rng, means)
+    return controls.elsewhere(reference.prompts, others, family, masks, means)
 
 
 def _with_means(
     prompts: Prompts,
     sequence: int,
     family: controls.Sets,
+    masks: NDArray[np.int64],
     means: NDArray[np.float64] | None,
-    rng: np.random.Generator,
 ) -> Drops | None:
     """Activations become their means over the reference prompts instead of zero."""
     if means is None:
         return None
-    masks = controls.control_masks(len(family), rng)
     return drops(controls.lattice_of(prompts, sequence, family, masks, means))

@@ -154,6 +154,19 @@ def test_draws_depend_on_the_fact_and_the_seed_alone() -> None:
     assert drawn == {DEMO[5].answer, *DEMO[5].wrong_answers}
 
 
+def test_a_further_wrong_answer_changes_no_draw_among_the_other_kinds() -> None:
+    def drawn(wrong: tuple[str, ...], seed: int) -> str:
+        fact = dataclasses.replace(DEMO[0], wrong_answers=wrong)
+        usable = lambda _, answer: answer not in wrong  # noqa: E731
+        found, _ = make_statements(
+            [(fact, fact.answer)], [fact, *DEMO[1:]], ("short",), usable, seed=seed
+        )
+        return next(s.answer for s in found if not s.is_true)
+
+    for seed in range(10):
+        assert drawn(("x", "y", "z"), seed) == drawn(("x",), seed)
+
+
 @pytest.mark.parametrize("forms", [(), ("short", "short"), ("medium",)])
 def test_unknown_and_repeated_forms_are_refused(forms: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match="queries must be among short, paraphrase, long"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -14,7 +15,7 @@ from dkn_engine.config import Config, FilterConfig
 from dkn_engine.degeneracy import controls
 from dkn_engine.degeneracy.edits import Edit, nothing, suppress
 from dkn_engine.degeneracy.examine import Degeneracy, examine
-from dkn_engine.degeneracy.lattice import Lattice, drops, members_of
+from dkn_engine.degeneracy.lattice import Lattice, drops, members_of, subset_masks
 from dkn_engine.degeneracy.prompts import Prompts
 from dkn_engine.degeneracy.reference import (
     FEWEST,
@@ -253,7 +254,8 @@ def test_fewer_than_two_components_are_no_family(prompts: Prompts, n: int) -> No
 
 
 def test_random_controls_are_means_over_their_draws(model: Any, prompts: Prompts) -> None:
-    found = controls.random_control(prompts, 1, SETS, LOCATED, 5, np.random.default_rng(7))
+    masks = np.arange(8)
+    found = controls.random_control(prompts, 1, SETS, LOCATED, masks, 5, np.random.default_rng(7))
     rng = np.random.default_rng(7)
     measured = []
     for _ in range(5):
@@ -262,14 +264,14 @@ def test_random_controls_are_means_over_their_draws(model: Any, prompts: Prompts
     same(found, controls.average(measured))
     assert found is not None
     assert found.n == 5
-    assert controls.random_control(prompts, 1, SETS, LOCATED, 0, rng) is None
+    assert controls.random_control(prompts, 1, SETS, LOCATED, masks, 0, rng) is None
 
 
 def test_controls_elsewhere_are_means_over_the_other_prompts(model: Any, prompts: Prompts) -> None:
-    found = controls.elsewhere(prompts, [0, 2], SETS, np.random.default_rng(0))
+    found = controls.elsewhere(prompts, [0, 2], SETS, np.arange(8))
     measured = [drops(lattice_by_force(model, sequences()[b], SETS)) for b in (0, 2)]
     same(found, controls.average(measured))
-    assert controls.elsewhere(prompts, [], SETS, np.random.default_rng(0)) is None
+    assert controls.elsewhere(prompts, [], SETS, np.arange(8)) is None
 
 
 def test_examine_reports_every_control_that_can_be_measured(model: Any, prompts: Prompts) -> None:
@@ -354,6 +356,68 @@ def test_examine_does_not_depend_on_the_chunk(model: Any, prompts: Prompts) -> N
     same(one.controls["random"], other.controls["random"])
     seeded = examine(alone, 0, components(), LOCATED, fact, KNOWN, 1)
     assert seeded.controls["random"].full_drop != one.controls["random"].full_drop
+
+
+MANY = [np.array([[i % N_LAYERS, i]], dtype=np.int32) for i in range(7)]
+
+
+@pytest.mark.parametrize("sets", [SETS, MANY], ids=["all subsets", "a sample of them"])
+@pytest.mark.parametrize(
+    ("changed", "options"),
+    [
+        ("random", {"n_random": 4}),
+        ("random", {"n_random": 0}),
+        ("unrelated", {"n_unrelated": 2}),
+        ("paraphrases", {}),
+        ("lattice", {"exact_limit": 2, "n_samples": 6}),
+        ("lattice", {"exact_limit": 2, "n_samples": 7}),
+    ],
+)
+def test_no_control_changes_with_the_draws_of_another(
+    model: Any, prompts: Prompts, sets: list[np.ndarray], changed: str, options: dict[str, int]
+) -> None:
+    """Every control has random numbers of its own: bit for bit the same whatever the others do."""
+    reference = reference_of(model, [sequence(4, 2, seed=s) for s in range(10, 18)])
+    paraphrases = Prompts(model, find_layout(model), [sequence(4, 2, seed=s) for s in (20, 21)])
+    given = {"reference": reference, "paraphrases": paraphrases}
+    before = dataclasses.replace(KNOWN, n_random=3)
+    one = examined(prompts, sets, config=before, **given)
+    if changed == "paraphrases":
+        del given["paraphrases"]
+    other = examined(prompts, sets, config=dataclasses.replace(before, **options), **given)
+    assert one.dkn == other.dkn == ()  # So that the controls are of all candidates.
+    for name in {"random", "unrelated", "paraphrases", "mean_ablation"} - {changed}:
+        found, expected = (dataclasses.astuple(r.controls[name]) for r in (other, one))
+        np.testing.assert_array_equal(found, expected, err_msg=name)
+    if changed != "lattice":
+        np.testing.assert_array_equal(other.subset_masks, one.subset_masks)
+        assert other.controls.get(changed) != one.controls[changed]
+
+
+@pytest.mark.parametrize("sets", [SETS, MANY], ids=["all subsets", "a sample of them"])
+def test_more_draws_begin_with_the_same_ones(
+    prompts: Prompts, sets: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[Edit]] = []
+    original = prompts.probabilities
+
+    def remember(edits: list[Edit], sequences: Any = None) -> Any:
+        asked.append(list(edits))
+        return original(edits, sequences)
+
+    monkeypatch.setattr(prompts, "probabilities", remember)
+    for n_random in (3, 5):
+        examined(prompts, sets, config=dataclasses.replace(KNOWN, n_random=n_random))
+    _, few, _, more = asked
+    assert len(more) == len(few) * 5 // 3
+    for one, other in zip(few, more, strict=False):
+        np.testing.assert_array_equal(one.neurons, other.neurons)
+
+
+def test_a_larger_sample_of_subsets_holds_the_smaller_one() -> None:
+    few, more = (subset_masks(12, 3, n, generator(0, "f", "lattice")) for n in (60, 90))
+    assert (len(few), len(more)) == (60, 90)
+    assert np.isin(few, more).all()
 
 
 # --- reference facts ---

@@ -145,13 +145,15 @@ class _Known:
 
     def false_answers(self, fact: Fact, answer: str, seed: int) -> Iterator[str]:
         """Candidates, the best kind first, each kind in random order."""
-        rng = generator(seed, "false answer", fact.id)
         true = {_plain(a) for a in (answer, fact.answer, *fact.aliases)}
         true = true.union(*(self._true.get(key, set()) for key in _same(fact)))
         dated = [] if fact.date is None else self._elsewhere.get(topic(fact), {})
         relation = [] if fact.relation is None else self._elsewhere.get((fact.relation,), {})
-        for kind in (fact.wrong_answers, dated, relation):
-            candidates = [a for a in kind if _plain(a) not in true]
+        kinds = {"wrong": fact.wrong_answers, "dated": dated, "relation": relation}
+        for kind, answers in kinds.items():
+            candidates = [a for a in answers if _plain(a) not in true]
+            # Of its own, so that a further wrong answer changes no draw among the others.
+            rng = generator(seed, "false answer", kind, fact.id)
             for i in rng.permutation(len(candidates)):
                 yield candidates[i]
 
