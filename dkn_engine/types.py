@@ -134,11 +134,18 @@ class Drops:
     Attributes:
         partial_drop: mean relative drop over the proper non-empty subsets of the family.
         full_drop: relative drop with the whole family suppressed.
-        redundancy: log-drop of all suppressed / sum of the log-drops of each alone; 1 for
-            independent members, above 1 if they cover for one another, below 1 if each is needed;
-            the median where several measurements are averaged.
+        redundancy: log-drop of all suppressed / sum of the log-drops of each suppressed alone; 1
+            for independent members, above 1 if they cover for one another, below 1 if each is
+            needed; the median where several measurements are averaged. NaN where that sum is 0 or
+            less: members whose loss costs nothing as long as the others are there are the most
+            redundant ones, and have no such ratio.
         n: number of measurements averaged (draws, prompts or facts).
         partial_std, full_std: standard deviation over those (NaN for fewer than two).
+        excess: the same two log-drops, the first minus the second: 0 for independent members, above
+            0 if they cover for one another; the median of several measurements. It is defined
+            wherever no probability is 0. NaN in what older versions wrote.
+        n_redundancy: measurements in which the redundancy is defined; None in what older versions
+            wrote.
     """
 
     partial_drop: float
@@ -147,6 +154,8 @@ class Drops:
     n: int = 1
     partial_std: float = float("nan")
     full_std: float = float("nan")
+    excess: float = float("nan")
+    n_redundancy: int | None = None
 
 
 def _no_neurons() -> NDArray[np.int32]:
@@ -175,13 +184,20 @@ class FactResult:
         subset_probabilities: float64 ``[2**q]``; bit i of the index = component i suppressed.
         subset_masks: int64, the index of each entry; ``arange(2**q)`` unless sampled.
         dkn: indices into ``components``; empty if the fact has no degenerate family.
-        partial_drop, full_drop, redundancy: of the DKN if there is one, else of all candidates.
+        partial_drop, full_drop, redundancy, excess: of the DKN if there is one, else of all
+            candidates; see :class:`Drops`.
         candidates: the same figures for all candidates, whatever the DKN.
         rest_suppressed: for the DKN, with the neurons of no member suppressed too: the
             probabilities of each member alone, then of none (float64 ``[members + 1]``).
         controls: the same figures for ``random`` sets matched by size and layer,
             ``paraphrases`` not used for finding, ``unrelated`` facts, ``mean_ablation``.
         convergence_delta: float32 ``[L]``; ``n_points``: int32 ``[L]``; ``converged``: all layers.
+        n_paraphrases_not_known: held-out paraphrases that the model does not answer, which are no
+            part of the control.
+        n_reference: facts that unrelated facts and mean activations are taken from, and
+            ``n_reference_packaged``: how many of them are the packaged English ones, which fill up
+            where a run has fewer than eight facts of use. These three are None where nothing was
+            measured, and in what older versions wrote.
     """
 
     fact_id: str
@@ -209,6 +225,10 @@ class FactResult:
     n_points: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, dtype=np.int32))
     converged: bool = True
     path: str = ""
+    excess: float = float("nan")
+    n_paraphrases_not_known: int | None = None
+    n_reference: int | None = None
+    n_reference_packaged: int | None = None
 
     @property
     def is_degenerate(self) -> bool:

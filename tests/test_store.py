@@ -26,7 +26,8 @@ from dkn_engine.dataset import scan
 from dkn_engine.errors import RunDirectoryError
 from dkn_engine.plan import CHUNKS_PER_WINDOW, Shard
 from dkn_engine.store import RunDirectory, count_done, iter_results, read_manifest, read_results
-from dkn_engine.store.schema import TABLES, to_parquet
+from dkn_engine.store.reading import read_tables
+from dkn_engine.store.schema import LATER, LATER_COUNTS, TABLES, schema, to_parquet
 from dkn_engine.store.tables import chunk_files
 from dkn_engine.types import Component, Drops, Fact, FactResult
 
@@ -57,7 +58,7 @@ def result_for(fact: Fact) -> FactResult:
     """A result with every field set, from a generator seeded by the fact."""
     rng = np.random.default_rng(int(fact.id[1:]))
     neurons = np.array([[3, 7], [1, 500], [3, 2], [0, 9]], dtype=np.int32)
-    drops = Drops(rng.random(), rng.random(), NAN, 20, 0.1, -0.0)
+    drops = Drops(rng.random(), rng.random(), NAN, 20, 0.1, -0.0, rng.random(), 17)
     return FactResult(
         fact_id=fact.id,
         status="ok",
@@ -87,6 +88,10 @@ def result_for(fact: Fact) -> FactResult:
         n_points=np.array([7, 15, 7], dtype=np.int32),
         converged=False,
         path="sweep",
+        excess=rng.random(),
+        n_paraphrases_not_known=2,
+        n_reference=8,
+        n_reference_packaged=5,
     )
 
 
@@ -389,6 +394,38 @@ def test_files_without_digests_can_be_read_and_continued(tmp_path: Path, undistu
     with open_run(path) as run:
         assert run.done_chunks() == {0, 1, 2}
     assert parquet_bytes(path) == there
+
+
+def without_later_figures(result: FactResult) -> FactResult:
+    """As an engine reads it that did not write the later columns."""
+
+    def older(drops: Drops) -> Drops:
+        return dataclasses.replace(drops, excess=NAN, n_redundancy=None)
+
+    return dataclasses.replace(
+        result,
+        excess=NAN,
+        **dict.fromkeys(LATER_COUNTS),
+        candidates=older(result.candidates),
+        controls={name: older(drops) for name, drops in result.controls.items()},
+    )
+
+
+def test_files_of_older_versions_can_be_read_and_continued(
+    tmp_path: Path, undisturbed: Path
+) -> None:
+    """Before the columns that came later; a chunk of today may stand beside them."""
+    path = tmp_path / "run"
+    shutil.copytree(undisturbed, path)
+    for chunk in (0, 1):
+        file = path / f"facts-{chunk:05d}.parquet"
+        file.write_bytes(to_parquet(pq.read_table(file).drop_columns(LATER)))
+    expected = [result_for(f) for f in FACTS]
+    expected[:4] = map(without_later_figures, expected[:4])
+    assert [bits(r) for r in read_results(path)] == [bits(r) for r in expected]
+    with open_run(path) as run:
+        assert run.done_chunks() == {0, 1, 2}
+    assert read_tables(path)["facts"].schema.equals(schema("facts"))
 
 
 @pytest.mark.parametrize("table", TABLES)

@@ -24,7 +24,7 @@ from dkn_engine.degeneracy.reference import build_reference, generator
 from dkn_engine.errors import UserError
 from dkn_engine.layout import Layout, find_layout
 from dkn_engine.pipeline import iter_dkns
-from dkn_engine.report.statistics import Estimate, bootstrap_mean, wilson_share
+from dkn_engine.report.statistics import FEWEST, Estimate, bootstrap_mean, wilson_share
 from dkn_engine.topology.clusterers import CLUSTERERS, ClustererOptions, Located, cluster
 from dkn_engine.types import Component, Fact, FactResult
 
@@ -49,9 +49,6 @@ FIGURES = {
     "full_drop": "full drop",
     "gap": "full minus partial drop",
 }
-# With fewer facts not even a difference of one sign in all of them is unlikely enough: the
-# chance of that is 2 * 0.5 ** 5 = 6 %.
-FEWEST = 6
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dkn_engine.analysis.clusterers import (
-    FEWEST,
     FIGURES,
     LABELS,
     ClustererComparison,
@@ -15,7 +14,7 @@ from dkn_engine.analysis.clusterers import (
     MethodSummary,
 )
 from dkn_engine.report.records import plain
-from dkn_engine.report.statistics import Estimate
+from dkn_engine.report.statistics import FEWEST, Estimate
 from dkn_engine.report.table import COLUMNS, interval
 
 ROW_COLUMNS = (

@@ -116,17 +116,20 @@ def elsewhere(
 
 
 def average(measured: Sequence[Drops]) -> Drops:
-    """Mean drops, their deviation, and the median redundancy, over those that are defined."""
+    """Mean drops, their deviation, and the medians of redundancy and excess, where defined."""
     partial = _finite([d.partial_drop for d in measured])
     full = _finite([d.full_drop for d in measured])
     redundancy = _finite([d.redundancy for d in measured])
+    excess = _finite([d.excess for d in measured])
     return Drops(
         partial_drop=_mean(partial),
         full_drop=_mean(full),
-        redundancy=float(np.median(redundancy)) if len(redundancy) else float("nan"),
+        redundancy=_median(redundancy),
         n=len(full),
         partial_std=_deviation(partial),
         full_std=_deviation(full),
+        excess=_median(excess),
+        n_redundancy=len(redundancy),
     )
 
 
@@ -137,6 +140,10 @@ def _finite(values: Sequence[float]) -> NDArray[np.float64]:
 
 def _mean(values: NDArray[np.float64]) -> float:
     return float(values.mean()) if len(values) else float("nan")
+
+
+def _median(values: NDArray[np.float64]) -> float:
+    return float(np.median(values)) if len(values) else float("nan")
 
 
 def _deviation(values: NDArray[np.float64]) -> float:

@@ -76,20 +76,24 @@ def subset_masks(
 
 
 def drops(lattice: Lattice) -> Drops:
-    """Partial drop, full drop and redundancy of the whole family; NaN where undefined.
+    """Partial drop, full drop, redundancy and excess of the whole family; NaN where undefined.
 
     The partial drop is the mean over the proper non-empty subsets; over a sample it is the
     mean of the strata (one suppressed, all but one, the rest) by the sizes they have in full.
     """
     q, clean = lattice.q, lattice.at(0)
     if q == 0 or not clean > 0:
-        return Drops(float("nan"), float("nan"))
+        return Drops(float("nan"), float("nan"), n_redundancy=0)
     full = (1 << q) - 1
     relative = 1 - lattice.probabilities / clean
+    alone = [lattice.at(1 << i) for i in range(q)]
+    redundancy, excess = _redundancy(alone, lattice.at(full), clean)
     return Drops(
         partial_drop=_partial(lattice.masks, relative, q),
         full_drop=1 - lattice.at(full) / clean,
-        redundancy=_redundancy([lattice.at(1 << i) for i in range(q)], lattice.at(full), clean),
+        redundancy=redundancy,
+        excess=excess,
+        n_redundancy=int(math.isfinite(redundancy)),
     )
 
 
@@ -106,15 +110,16 @@ def _partial(masks: NDArray[np.int64], relative: NDArray[np.float64], q: int) ->
     return sum(n * mean for n, mean in there) / weight if weight else float("nan")
 
 
-def _redundancy(alone: Sequence[float], none: float, clean: float) -> float:
-    """Log-drop of all suppressed / sum of the log-drops of each suppressed alone."""
+def _redundancy(alone: Sequence[float], none: float, clean: float) -> tuple[float, float]:
+    """Log-drop of all suppressed / sum of the log-drops of each alone, and their difference."""
     with np.errstate(divide="ignore", invalid="ignore"):
         together = np.log(clean) - np.log(none)
         single = float(np.sum(np.log(clean) - np.log(alone)))
+    if not np.isfinite(together) or not np.isfinite(single):
+        return float("nan"), float("nan")
     # Where suppressing single components does not lower the probability the ratio says nothing.
-    if not np.isfinite(together) or not np.isfinite(single) or single <= 0:
-        return float("nan")
-    return float(together / single)
+    ratio = float(together / single) if single > 0 else float("nan")
+    return ratio, float(together - single)
 
 
 def degenerate_family(

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, get_args
 
-from dkn_engine.store.schema import CONTROLS, DROP_FIELDS, schema
+from dkn_engine.store.schema import CONTROLS, DROP_FIELDS, LATER, schema
 from dkn_engine.types import Status
 
 if TYPE_CHECKING:
@@ -20,13 +20,19 @@ _MAY_BE_NULL = {
     "neurons": {"score", "borderline_order"},
     "components": set[str](),
     "attribution": set[str](),
-    "facts": {"relation", *(f"{p}_{f}" for p in ("candidates", *CONTROLS) for f in DROP_FIELDS)},
+    "facts": {
+        "relation",
+        *(f"{p}_{f}" for p in ("candidates", *CONTROLS) for f in DROP_FIELDS),
+        *LATER,
+    },
 }
 
 
 def other_columns(found: pa.Schema, name: str) -> str | None:
-    """Why a file's columns are not those of a table, or None."""
-    expected = schema(name)
+    """Why a file's columns are not those of a table, or None; later ones may be absent."""
+    import pyarrow as pa
+
+    expected = pa.schema([f for f in schema(name) if f.name in found.names or f.name not in LATER])
     if found.equals(expected):
         return None
     for field in expected:
@@ -37,6 +43,16 @@ def other_columns(found: pa.Schema, name: str) -> str | None:
                 f"column {field.name!r} must be {field.type}; found {found.field(field.name).type}"
             )
     return f"must have the columns {', '.join(expected.names)}; found {', '.join(found.names)}"
+
+
+def with_later_columns(table: pa.Table, name: str) -> pa.Table:
+    """A table as an older version wrote it, with the columns of today; the later ones are empty."""
+    import pyarrow as pa
+
+    for field in schema(name):
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table.select(schema(name).names)
 
 
 def misfit(tables: Mapping[str, pa.Table]) -> tuple[str, str] | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dkn_engine.errors import RunDirectoryError
 from dkn_engine.plan import Plan
 from dkn_engine.store import digests
-from dkn_engine.store.checks import misfit, other_columns
+from dkn_engine.store.checks import misfit, other_columns, with_later_columns
 from dkn_engine.store.manifest import plan_of
 from dkn_engine.store.places import Place
 from dkn_engine.store.schema import TABLES
@@ -176,7 +176,7 @@ def _parsed(place: Place, file: str, name: str, data: bytes) -> pa.Table:
         table.validate(full=True)
     except (OSError, pa.ArrowException, UnicodeDecodeError, MemoryError) as error:
         raise DamagedChunk(place, file, f"cannot be read: {error}") from error
-    return table.replace_schema_metadata()
+    return with_later_columns(table.replace_schema_metadata(), name)
 
 
 def _foreign(facts: pa.Table, plan: Plan, chunk: int, config_hash: str) -> str | None:

@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 TABLES = ("neurons", "components", "attribution", "facts")
 CONTROLS = ("random", "paraphrases", "unrelated", "mean_ablation")
 DROP_FIELDS = tuple(f.name for f in dataclasses.fields(Drops))
+# Columns of ``facts`` that files of older versions lack; they are read as empty there.
+LATER_COUNTS = ("n_paraphrases_not_known", "n_reference", "n_reference_packaged")
+_LATER_DROPS = ("excess", "n_redundancy")
+LATER = (
+    "excess",
+    *(f"{prefix}_{name}" for prefix in ("candidates", *CONTROLS) for name in _LATER_DROPS),
+    *LATER_COUNTS,
+)
 COMPONENT_FIGURES = ("birth", "death", "persistence", "probability_alone", "drop_if_suppressed")
 
 
@@ -65,6 +73,7 @@ def schema(table: str) -> pa.Schema:
                 (f"{prefix}_{name}", i32 if name == "n" else f64)
                 for prefix in ("candidates", *CONTROLS)
                 for name in DROP_FIELDS
+                if name not in _LATER_DROPS
             ),
             ("subset_probabilities", pa.list_(f64)),
             ("subset_masks", pa.list_(i64)),
@@ -74,6 +83,7 @@ def schema(table: str) -> pa.Schema:
             ("converged", boolean),
             ("path", text),
             ("config_hash", text),
+            *((name, f64 if name.endswith("excess") else i32) for name in LATER),
         ],
     }
     return pa.schema(fields[table])

@@ -17,6 +17,8 @@ from dkn_engine.store.schema import (
     COMPONENT_FIGURES,
     CONTROLS,
     DROP_FIELDS,
+    LATER,
+    LATER_COUNTS,
     TABLES,
     schema,
     to_parquet,
@@ -94,7 +96,7 @@ def decode(tables: Mapping[str, pa.Table]) -> list[FactResult]:
         fact_id = row["fact_id"]
         results.append(
             FactResult(
-                **{name: row[name] for name in _PLAIN},
+                **{n: v for n in _PLAIN if (v := row[n]) is not None or n not in LATER},
                 **_neurons(neurons[fact_id]),
                 **_attribution(attribution[fact_id]),
                 components=tuple(_component(r) for r in components[fact_id].to_pylist()),
@@ -135,6 +137,8 @@ _PLAIN = (
     "redundancy",
     "converged",
     "path",
+    "excess",
+    *LATER_COUNTS,
 )
 
 
@@ -270,7 +274,9 @@ def _component(row: Mapping[str, Any]) -> Component:
 def _drops(row: Mapping[str, Any], prefix: str) -> Drops | None:
     if row[f"{prefix}_n"] is None:
         return None
-    return Drops(**{name: row[f"{prefix}_{name}"] for name in DROP_FIELDS})
+    # What an older version did not write keeps its default.
+    there = {name: row[f"{prefix}_{name}"] for name in DROP_FIELDS}
+    return Drops(**{name: value for name, value in there.items() if value is not None})
 
 
 def _column(table: pa.Table, name: str, dtype: type[np.generic]) -> NDArray[Any]:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.analysis.tables.table import FEWEST
-from dkn_engine.report.statistics import Estimate
+from dkn_engine.report.statistics import FEWEST, Estimate
 
 Reals = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -102,9 +101,12 @@ class Gap:
 
 
 def summarise(values: Reals, n: int) -> Estimate:
-    """The statistic of all facts (row 0) with its percentile interval over the resamples."""
+    """The statistic of all facts (row 0) with its percentile interval over the resamples.
+
+    No interval from fewer than six facts.
+    """
     finite = values[1:][np.isfinite(values[1:])]
-    if n < 2 or not len(finite) or not np.isfinite(values[0]):
+    if n < FEWEST or not len(finite) or not np.isfinite(values[0]):
         return Estimate(float(values[0]), math.nan, math.nan, n)
     low, median, high = np.percentile(finite, [2.5, 50, 97.5])
     return Estimate(float(values[0]), float(low), float(high), n, float(median))

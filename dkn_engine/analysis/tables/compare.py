@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dkn_engine.report.statistics import FEWEST
+
 ALPHA = 0.05
-# With fewer pairs not even a difference of one sign in all of them is unlikely enough: the chance
-# of that is 2 * 0.5 ** 5 = 6 %.
-FEWEST = 6
 _RESAMPLES = 9999
 _AT_ONCE = 1 << 20  # values flipped at once; all of them are gigabytes for thousands of pairs
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dkn_engine.analysis.tables.compare import ALPHA, FEWEST, holm, paired_p_value
+from dkn_engine.analysis.tables.compare import ALPHA, holm, paired_p_value
 from dkn_engine.report.statistics import Estimate, bootstrap_mean, wilson_share
 
 Conditions = tuple[tuple[str, str], ...]
@@ -278,7 +278,6 @@ __all__ = [
     "ALPHA",
     "COMPARED",
     "CONTROLS",
-    "FEWEST",
     "Comparison",
     "Conditions",
     "Row",

@@ -6,8 +6,8 @@ import math
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from dkn_engine.analysis.tables.table import ALPHA, FEWEST, Comparison, Conditions, Row, Table
-from dkn_engine.report.statistics import Estimate
+from dkn_engine.analysis.tables.table import ALPHA, Comparison, Conditions, Row, Table
+from dkn_engine.report.statistics import FEWEST, Estimate
 from dkn_engine.report.table import COLUMNS, DASH, interval
 from dkn_engine.report.text import fit
 
