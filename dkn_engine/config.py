@@ -224,13 +224,19 @@ class TopologyConfig(_Section):
             self._require("max_span", self.max_span >= 1, "None or at least 1")
 
 
+# No settings: families of more members are controlled on a sample of so many of their subsets.
+CONTROL_EXACT = 5
+CONTROL_SAMPLES = 1 << CONTROL_EXACT
+
+
 @dataclass(frozen=True, kw_only=True)
 class FilterConfig(_Section):
     """The functional filter over the lattice of suppressed candidates, and its controls.
 
     Attributes:
         method: ``degenerate`` (section 2 of the design) or ``released``.
-        min_alone: tau_2; each member alone must keep this share of the clean probability.
+        min_alone: tau_2; each member, with the other members suppressed and everything else as it
+            is, must keep this share of the clean probability.
         max_none: tau_3; all suppressed must leave at most this share of the weakest member's.
             With tau_3 <= tau_2 members that act independently never pass: each alone would keep a
             share r >= tau_2, all suppressed would leave r of the weakest, so r <= tau_3 too.
@@ -240,8 +246,13 @@ class FilterConfig(_Section):
         exact_limit: most candidates for all 2**q subsets; above, ``n_samples`` seeded ones.
         suppress_value: ``zero`` or ``mean`` (over the reference prompts).
         positions: where suppression acts; see ``dkn_engine.answer_probability``.
-        n_random: draws of random sets matched by size and layer.
-        n_unrelated: unrelated facts on which the family is suppressed too.
+        n_random: draws of random sets matched by size and layer, none of them knowledge neurons of
+            the fact (as long as the layer has others).
+        n_unrelated: unrelated facts on which the family is suppressed too. All controls of a family
+            of more than five members are measured on 32 of its subsets, the family itself on all.
+        fill_reference: with fewer than eight facts of use, take packaged English ones too for
+            unrelated facts and mean activations (results and summary count them); without, they are
+            of the run's own facts, and there is no control with means of fewer than eight.
     """
 
     method: Literal["degenerate", "released"] = "degenerate"
@@ -256,6 +267,7 @@ class FilterConfig(_Section):
     positions: Literal["answer", "answer_all", "all"] = "answer"
     n_random: int = 20
     n_unrelated: int = 3
+    fill_reference: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

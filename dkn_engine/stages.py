@@ -19,6 +19,7 @@ from dkn_engine.degeneracy.examine import MOST_COMPONENTS, examine
 from dkn_engine.degeneracy.prompts import Prompts
 from dkn_engine.degeneracy.reference import Reference, knows, read_reference
 from dkn_engine.errors import FactError
+from dkn_engine.facts import load_facts
 from dkn_engine.layout import find_layout
 from dkn_engine.plan import Task
 from dkn_engine.store.tables import chunk_files
@@ -38,6 +39,11 @@ class _Task:
     fact: Fact
     answer: str
     sequence: AnswerSequence
+
+
+def filling_facts(config: Config) -> list[Fact]:
+    """Packaged facts for the controls of runs that have too few of their own; none if unwanted."""
+    return load_facts("demo") if config.filter.fill_reference else []
 
 
 class Stages:
@@ -73,7 +79,12 @@ class Stages:
         """Made when it is first needed: a run that is already complete needs none."""
         if not self._has_reference:
             self._reference = read_reference(
-                self.model, self.tokenizer, self.layout, self._sample, self.config
+                self.model,
+                self.tokenizer,
+                self.layout,
+                self._sample,
+                self.config,
+                filling_facts(self.config),
             )
             self._has_reference = True
         return self._reference

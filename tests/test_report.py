@@ -26,6 +26,7 @@ from dkn_engine.report import (
 )
 from dkn_engine.report.files import read_summary
 from dkn_engine.report.reading import sentences
+from dkn_engine.report.statistics import bootstrap_statistic
 from dkn_engine.report.table import interval
 from dkn_engine.report.text import clean, fit, shorten, width
 from dkn_engine.store import RunDirectory
@@ -196,10 +197,29 @@ def test_bootstrap_of_nothing_is_nan(values: list[float]) -> None:
     assert got.n == 0
 
 
-def test_bootstrap_of_one_value_has_no_interval() -> None:
-    got = bootstrap_mean([0.25, NAN])
-    assert (got.mean, got.n) == (0.25, 1)
-    assert math.isnan(got.ci_low)
+@pytest.mark.parametrize("n", [1, 2, 5, 6])
+def test_a_mean_of_fewer_than_six_values_has_no_interval(n: int) -> None:
+    values = [0.25, 0.75, 0.5, 0.1, 0.3, 0.2][:n]
+    got = bootstrap_mean([*values, NAN])
+    assert (got.mean, got.n) == (pytest.approx(np.mean(values)), n)
+    assert got.median == pytest.approx(np.median(values))
+    one = bootstrap_statistic(lambda units: float(np.mean(np.take(values, units))), n)
+    for estimate in (got, one):
+        assert math.isnan(estimate.ci_low) == math.isnan(estimate.ci_high) == (n < 6)
+    # A share is counted, not resampled: Wilson's interval holds for any number.
+    assert wilson_share(1, n).ci_low > 0
+
+
+def test_no_interval_is_printed_of_fewer_than_six_facts() -> None:
+    """Of two values the resampled interval is their range, and looks like precision."""
+    two, six = ([make(x, (2, 3), (0, 1), (0.2, 0.6, 2.0)) for x in ids] for ids in ("ab", "abcdef"))
+    for render in (render_report, render_markdown):
+        (row,) = [r for r in render(two, summarize(two)).splitlines() if "DKN families" in r]
+        assert "[" not in row
+        assert "fewer than 6 facts has no interval" in " ".join(render(two, summarize(two)).split())
+        (row,) = [r for r in render(six, summarize(six)).splitlines() if "DKN families" in r]
+        assert row.count("[0.20, 0.20]") == row.count("[0.60, 0.60]") == 1
+        assert "no interval" not in render(six, summarize(six))
 
 
 NASTY = {
@@ -335,7 +355,7 @@ def test_sentences_follow_the_controls() -> None:
 
 def test_sentences_say_when_there_is_nothing_to_compare() -> None:
     one = [make("a", (2, 3), (0, 1), (0.2, 0.6, 2.0), controls={"random": Drops(0.0, 0.0)})]
-    assert "two or more facts" in " ".join(sentences(summarize(one)))
+    assert "6 or more facts" in " ".join(sentences(summarize(one)))
     none = [make(x, (2, 3), (), (0.2, 0.6, 2.0)) for x in "ab"]
     assert "No controls were measured" in " ".join(sentences(summarize(none)))
 
@@ -345,7 +365,7 @@ def test_markdown_escapes_what_would_break_a_table() -> None:
     text = render_markdown([result], summarize([result]))
     assert r"x \| \*y\* \<z\> \`q\` → \_a\_" in text
     tables = [line for line in text.splitlines() if line.startswith("|")]
-    assert {line.replace(r"\|", "").count("|") for line in tables} == {6, 8}
+    assert {line.replace(r"\|", "").count("|") for line in tables} == {7, 8}
 
 
 def test_summary_files_are_written_into_a_run_directory(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from dkn_engine.errors import UserError
 from dkn_engine.layout import Layout, find_layout
 from dkn_engine.pipeline import iter_dkns
 from dkn_engine.report.statistics import FEWEST, Estimate, bootstrap_mean, wilson_share
+from dkn_engine.stages import filling_facts
 from dkn_engine.topology.clusterers import CLUSTERERS, ClustererOptions, Located, cluster
 from dkn_engine.types import Component, Fact, FactResult
 
@@ -257,7 +258,8 @@ class _Bench:
         self.options, self.n_draws = options, n_draws
         self._means: NDArray[np.float64] | None = None
         if config.filter.suppress_value == "mean":
-            reference = build_reference(model, tokenizer, self.layout, facts, config)
+            others = filling_facts(config)
+            reference = build_reference(model, tokenizer, self.layout, facts, config, others)
             if reference is None:
                 raise UserError("suppress_value='mean' needs a fact that can be encoded; got none")
             self._means = reference.means

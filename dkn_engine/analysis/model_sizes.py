@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 
 from dkn_engine.analysis.complexity import degeneracy_samples
 from dkn_engine.analysis.tables.groups import require_results_of
-from dkn_engine.analysis.tables.table import COMPARED, Conditions, Row, Sample, Table, tabulate
+from dkn_engine.analysis.tables.table import (
+    COMPARED,
+    TREND,
+    Conditions,
+    Row,
+    Sample,
+    Table,
+    tabulate,
+)
 from dkn_engine.errors import UserError
 from dkn_engine.layout import find_layout
 from dkn_engine.report.statistics import Estimate, bootstrap_statistic
@@ -21,8 +29,6 @@ from dkn_engine.types import Fact, FactResult
 
 if TYPE_CHECKING:
     from torch import nn
-
-TREND = "rho with parameters"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +27,7 @@ from dkn_engine.degeneracy.intervene import Positions
 from dkn_engine.degeneracy.reference import Reference, build_reference, generator
 from dkn_engine.errors import UserError
 from dkn_engine.layout import Layout, find_layout
+from dkn_engine.stages import filling_facts
 from dkn_engine.types import Fact, FactResult
 
 if TYPE_CHECKING:
@@ -102,7 +102,13 @@ def robustness(
     groups = neuron_groups(facts, results, layout.width, n_random=n_random, seed=seed)
     if not groups:
         raise UserError(f"the model knows none of the {len(facts)} facts: nothing to measure")
-    refer = partial(_reference, model, tokenizer, layout, facts, config)
+    made: dict[Positions, Reference] = {}
+
+    def refer(where: Positions) -> Reference:
+        if where not in made:
+            made[where] = _reference(model, tokenizer, layout, facts, config, where)
+        return made[where]
+
     means = refer("answer").means if "mean" in values else None
     samples: list[Sample] = []
     wrong: list[bool] = []
@@ -134,7 +140,7 @@ def robustness(
         seed=seed,
         tested=_is_tested,
         settings=options,
-        notes=(*_notes(len(facts), groups, wrong), *ask.notes()),
+        notes=(*_notes(len(facts), groups, wrong), *_filled(made.values()), *ask.notes()),
     )
 
 
@@ -151,6 +157,17 @@ def _notes(n_facts: int, groups: Sequence[NeuronGroups], wrong: Sequence[bool]) 
     yield "Only log_drop on clean and perturbed queries is tested, without mean activations."
 
 
+def _filled(made: Iterable[Reference]) -> Iterator[str]:
+    """Says so where facts that were not given are part of what was measured."""
+    for reference in list(made)[:1]:  # All of the same facts.
+        if reference.n_filled:
+            yield (
+                f"Mean activations and unrelated facts come from {len(reference.facts)} facts, of "
+                f"which {reference.n_filled} are packaged English ones: too few of the given can "
+                "be used."
+            )
+
+
 def _reference(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -161,9 +178,8 @@ def _reference(
 ) -> Reference:
     """Reference facts of the run, on which edits act at ``positions``."""
     there = dataclasses.replace(config.filter, positions=positions)
-    found = build_reference(
-        model, tokenizer, layout, facts, dataclasses.replace(config, filter=there)
-    )
+    config = dataclasses.replace(config, filter=there)
+    found = build_reference(model, tokenizer, layout, facts, config, filling_facts(config))
     if found is None:
         raise UserError("mean activations and unrelated facts need one that can be encoded")
     return found

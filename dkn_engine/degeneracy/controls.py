@@ -7,14 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from dkn_engine.config import CONTROL_EXACT, CONTROL_SAMPLES
 from dkn_engine.degeneracy.edits import Edit, suppress
 from dkn_engine.degeneracy.lattice import Lattice, drops, subset_masks
 from dkn_engine.degeneracy.prompts import Prompts
 from dkn_engine.types import Drops
-
-# Families of more members are controlled on a sample of their subsets.
-_EXACT = 5
-_SAMPLES = 1 << _EXACT
 
 Sets = Sequence[NDArray[np.int32]]
 
@@ -48,7 +45,7 @@ def subset_edits(
 
 def control_masks(q: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """The subsets on which all controls of a family of ``q`` sets are measured."""
-    return subset_masks(q, _EXACT, _SAMPLES, rng)
+    return subset_masks(q, CONTROL_EXACT, CONTROL_SAMPLES, rng)
 
 
 def random_sets(

@@ -34,8 +34,12 @@ class Degeneracy:
     full_drop: float
     redundancy: float
     candidates: Drops | None
+    excess: float
     rest_suppressed: NDArray[np.float64]
     controls: dict[str, Drops] = field(default_factory=dict)
+    n_paraphrases_not_known: int | None = None
+    n_reference: int | None = None
+    n_reference_packaged: int | None = None
 
 
 def examine(
@@ -91,6 +95,7 @@ def examine(
         partial_drop=own.partial_drop,
         full_drop=own.full_drop,
         redundancy=own.redundancy,
+        excess=own.excess,
         candidates=drops(lattice) if sets else None,
         rest_suppressed=_rest(prompts, sequence, [sets[i] for i in dkn], located, use),
     )
@@ -99,16 +104,22 @@ def examine(
     chosen = [sets[i] for i in family]
     masks = controls.control_masks(len(chosen), generator(seed, fact.id, "control subsets"))
     drawn = generator(seed, fact.id, "random neurons")
+    known = None if paraphrases is None else knows(paraphrases, config)
     measured = {
         "random": controls.random_control(
             prompts, sequence, chosen, located, masks, config.n_random, drawn, use
         ),
-        "paraphrases": _on_paraphrases(paraphrases, chosen, masks, config, use),
+        "paraphrases": _on_paraphrases(paraphrases, known, chosen, masks, use),
         "unrelated": _on_unrelated(reference, chosen, masks, fact, config, seed, use),
-        "mean_ablation": _with_means(prompts, sequence, chosen, masks, means),
+        "mean_ablation": _with_means(prompts, sequence, chosen, masks, reference),
     }
-    there = {name: d for name, d in measured.items() if d is not None}
-    return dataclasses.replace(found, controls=there)
+    return dataclasses.replace(
+        found,
+        controls={name: d for name, d in measured.items() if d is not None},
+        n_paraphrases_not_known=None if known is None else int((~known).sum()),
+        n_reference=None if reference is None else len(reference.facts),
+        n_reference_packaged=None if reference is None else reference.n_filled,
+    )
 
 
 def lattice_masks(q: int, config: FilterConfig, seed: int, fact_id: str) -> NDArray[np.int64]:
@@ -150,16 +161,15 @@ def _rest(
 
 def _on_paraphrases(
     paraphrases: Prompts | None,
+    known: NDArray[np.bool_] | None,
     family: controls.Sets,
     masks: NDArray[np.int64],
-    config: FilterConfig,
     means: NDArray[np.float64] | None,
 ) -> Drops | None:
     """On the paraphrases that the model answers too."""
-    if paraphrases is None:
+    if paraphrases is None or known is None:
         return None
-    known = np.flatnonzero(knows(paraphrases, config))
-    return controls.elsewhere(paraphrases, known.tolist(), family, masks, means)
+    return controls.elsewhere(paraphrases, np.flatnonzero(known).tolist(), family, masks, means)
 
 
 def _on_unrelated(
@@ -183,9 +193,9 @@ def _with_means(
     sequence: int,
     family: controls.Sets,
     masks: NDArray[np.int64],
-    means: NDArray[np.float64] | None,
+    reference: Reference | None,
 ) -> Drops | None:
-    """Activations become their means over the reference prompts instead of zero."""
-    if means is None:
+    """Activations become their means over the reference prompts, if those are enough, not zero."""
+    if reference is None or not reference.is_enough:
         return None
-    return drops(controls.lattice_of(prompts, sequence, family, masks, means))
+    return drops(controls.lattice_of(prompts, sequence, family, masks, reference.means))

@@ -15,7 +15,6 @@ from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import Config, FilterConfig
 from dkn_engine.degeneracy.prompts import Prompts
 from dkn_engine.errors import FactError
-from dkn_engine.facts import load_facts
 from dkn_engine.layout import Layout
 from dkn_engine.types import Fact
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 POOL = 32
 SAMPLE = 2 * POOL  # facts that are tried, since some may be of no use
-FEWEST = 8  # With fewer usable facts in a run the packaged ones fill up.
+ENOUGH = 8  # With fewer usable facts in a run others fill up, if there are any to do so.
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +36,19 @@ class Reference:
         prompts: their clean pass.
         known: bool ``[n]``, whether the model knows each.
         means: float64 ``[L, F]``, mean activation where their first answer tokens are predicted.
+        n_filled: how many of the facts, the last ones, are not of the run.
     """
 
     facts: tuple[Fact, ...]
     prompts: Prompts
     known: NDArray[np.bool_]
     means: NDArray[np.float64]
+    n_filled: int = 0
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether its mean activations are of enough facts to be more than those of one fact."""
+        return len(self.facts) >= ENOUGH
 
     def unrelated(self, fact: Fact, n: int, rng: np.random.Generator) -> list[int]:
         """Up to ``n`` known facts with another answer and subject, ascending indices.
@@ -65,10 +71,17 @@ def build_reference(
     layout: Layout,
     facts: Sequence[Fact],
     config: Config,
+    others: Sequence[Fact] = (),
 ) -> Reference | None:
-    """The reference facts of a run, from its facts and seed alone; None if none can be used."""
+    """The reference facts of a run, from its facts and seed; None if none can be used.
+
+    Args:
+        model, tokenizer, layout, config: of the run.
+        facts: of the run.
+        others: facts that fill up where fewer than :data:`ENOUGH` of the run's can be used.
+    """
     sample = [facts[i] for i in reference_order(len(facts), config.seed)]
-    return read_reference(model, tokenizer, layout, sample, config)
+    return read_reference(model, tokenizer, layout, sample, config, others)
 
 
 def reference_order(n: int, seed: int) -> list[int]:
@@ -83,6 +96,7 @@ def read_reference(
     layout: Layout,
     sample: Sequence[Fact],
     config: Config,
+    others: Sequence[Fact] = (),
 ) -> Reference | None:
     """As :func:`build_reference`, from the facts of :func:`reference_order`, in that order."""
     chosen: dict[str, tuple[Fact, AnswerSequence]] = {}
@@ -100,7 +114,8 @@ def read_reference(
             chosen.setdefault(fact.id, (fact, sequence))
 
     fill(sample, POOL)
-    fill(load_facts("demo"), FEWEST)
+    n_own = len(chosen)
+    fill(others, ENOUGH)
     if not chosen:
         return None
     prompts = Prompts(
@@ -116,6 +131,7 @@ def read_reference(
         prompts,
         knows(prompts, config.filter),
         prompts.first_activations().mean(0),
+        len(chosen) - n_own,
     )
 
 

@@ -10,11 +10,11 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.store.schema import CONTROLS
+from dkn_engine.store.schema import CONTROLS, LATER_COUNTS
 from dkn_engine.types import Drops, FactResult, Status
 
 STATUSES: tuple[str, ...] = get_args(Status)
-DROPS = ("partial_drop", "full_drop", "redundancy")
+DROPS = ("partial_drop", "full_drop", "redundancy", "excess")
 # "own": of the DKN, or of all candidates where there is none.
 GROUPS = ("own", "candidates", *CONTROLS)
 _COLUMNS = (
@@ -23,6 +23,9 @@ _COLUMNS = (
     "n_neurons",
     "n_components",
     "is_degenerate",
+    "family_size",
+    "n_paraphrases",
+    *LATER_COUNTS,
     *(f"{group}.{figure}" for group in GROUPS for figure in ("there", *DROPS)),
     "attributed",
     "path",
@@ -33,6 +36,11 @@ _COLUMNS = (
     "points_sum",
     "n_layers",
 )
+
+
+def own_drops(result: FactResult) -> Drops:
+    """The drops of a fact's DKN, or of all its candidates if it has none."""
+    return Drops(result.partial_drop, result.full_drop, result.redundancy, excess=result.excess)
 
 
 class Columns:
@@ -64,7 +72,13 @@ class Columns:
         yield len(result.neurons)
         yield len(result.components)
         yield result.is_degenerate
-        own = Drops(result.partial_drop, result.full_drop, result.redundancy)
+        yield len(result.dkn if result.is_degenerate else result.components)
+        paraphrases = result.controls.get("paraphrases")
+        yield 0 if paraphrases is None else paraphrases.n
+        for name in LATER_COUNTS:
+            count = getattr(result, name)
+            yield math.nan if count is None else count
+        own = own_drops(result)
         for drops in (own, result.candidates, *map(result.controls.get, CONTROLS)):
             yield drops is not None
             yield from (math.nan if drops is None else getattr(drops, name) for name in DROPS)

@@ -8,11 +8,13 @@ from typing import Any
 
 from dkn_engine.report import table
 from dkn_engine.report.reading import sentences
+from dkn_engine.report.rows import drop_rows
 from dkn_engine.report.summary import Summary
 from dkn_engine.report.text import clean
 from dkn_engine.types import FactResult
 
 MOST_ROWS = 1000  # of the table of facts
+_DROP_COLUMNS = ("mean [95% interval]", "n", "partial drop", "full drop")
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|&~#])")
 
 
@@ -74,10 +76,10 @@ def _line(cells: Sequence[object]) -> str:
 
 def _drops(summary: Summary) -> list[str]:
     lines = [
-        _line(["mean [95% interval]", "n", "partial drop", "full drop", "redundancy (median)"]),
-        "|---|--:|---|---|--:|",
+        _line([*_DROP_COLUMNS, "redundancy (median)", "excess (median)"]),
+        "|---|--:|---|---|--:|--:|",
     ]
-    for label, is_control, n, row in table.drop_rows(summary):
+    for label, is_control, n, row in drop_rows(summary):
         lines.append(
             _line(
                 [
@@ -86,6 +88,7 @@ def _drops(summary: Summary) -> list[str]:
                     table.interval(row.partial_drop),
                     table.interval(row.full_drop),
                     table.number(row.redundancy.median),
+                    table.number(row.excess.median),
                 ]
             )
         )

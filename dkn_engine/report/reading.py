@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dkn_engine.report.statistics import Estimate
+from dkn_engine.config import CONTROL_EXACT, CONTROL_SAMPLES
+from dkn_engine.report.rows import drop_rows
+from dkn_engine.report.statistics import FEWEST, Estimate
 from dkn_engine.report.summary import FamilySummary, Summary
 
 DEFINITIONS = (
     "Partial drop: the share of the answer's probability that is lost, on average, when some but "
     "not all components of a family are suppressed. Full drop: when all are.",
     "A partial drop below the full drop proves nothing alone: independent components show it too. "
-    "Redundancy above 1 says that components cover for one another, below 1 that each is needed.",
+    "Redundancy, the log-drop of all suppressed over the sum of the log-drops of each, is above 1 "
+    "if components cover for one another, 1 if they are independent, below 1 if each is needed. "
+    "Excess is the same two log-drops' difference, 0 for independent components; it is there too "
+    "where single components cost nothing and so have no redundancy.",
 )
 DISPUTED = (
     "Whether facts live in single neurons is disputed: read these figures as what an intervention "
@@ -25,15 +30,64 @@ def sentences(summary: Summary) -> list[str]:
         group, name = summary.no_dkn, "the candidate components"
     else:
         return ["No fact has candidate components, so there is nothing to suppress or compare."]
-    return [*DEFINITIONS, *_controls(group, name), DISPUTED]
+    return [*DEFINITIONS, *_controls(group, name), *caveats(summary), DISPUTED]
+
+
+def caveats(summary: Summary) -> list[str]:
+    """What the figures leave out, and what their controls were measured on."""
+    found = []
+    groups = {f: getattr(summary, f).n for f in ("dkn", "no_dkn", "candidates")}
+    if any(0 < n < FEWEST for n in groups.values()):
+        found.append(f"A mean of fewer than {FEWEST} facts has no interval.")
+    found += _undefined(summary)
+    if summary.n_sampled_controls:
+        found.append(
+            f"{_facts(summary.n_sampled_controls)} a family of more than {CONTROL_EXACT} "
+            f"components: its controls are measured on {CONTROL_SAMPLES} of its subsets, its own "
+            "partial drop on all."
+        )
+    if summary.n_paraphrases_not_known:
+        total = summary.n_paraphrases + summary.n_paraphrases_not_known
+        found.append(
+            f"Of {total:,} held-out paraphrases the model does not answer "
+            f"{summary.n_paraphrases_not_known:,}; they are left out."
+        )
+    if summary.n_reference_packaged:
+        found.append(
+            f"Unrelated facts and mean activations come from {summary.n_reference:,} facts, of "
+            f"which {summary.n_reference_packaged:,} are packaged English ones and not of this "
+            "run, which has too few (filter.fill_reference = false leaves them out)."
+        )
+    return found
+
+
+def _facts(n: int) -> str:
+    return "1 fact has" if n == 1 else f"{n:,} facts have"
+
+
+def _undefined(summary: Summary) -> list[str]:
+    """How many facts have no redundancy, row by row of the table of drops."""
+    left_out, family = [], ""
+    for label, is_control, _, row in drop_rows(summary):
+        family = family if is_control else label
+        n, there = row.full_drop.n, row.redundancy.n
+        if there < n:
+            name = f"{family}, {label}" if is_control else family
+            left_out.append(f"{n - there:,} of {n:,} ({name})")
+    if not left_out:
+        return []
+    return [
+        "The redundancy is not defined, and its median leaves facts out, where suppressing single "
+        f"components costs nothing: {'; '.join(left_out)}."
+    ]
 
 
 def _controls(group: FamilySummary, name: str) -> list[str]:
     own = group.drops.full_drop
     if not group.controls:
         return ["No controls were measured, so these drops cannot be told from chance."]
-    if own.n < 2:
-        return [f"The controls need two or more facts to compare; {name} come from {own.n}."]
+    if own.n < FEWEST:
+        return [f"The controls need {FEWEST} or more facts to compare; {name} come from {own.n}."]
     full = {control: drops.full_drop for control, drops in group.controls.items()}
     found = []
     if "random" in full and full["random"].n:
@@ -53,7 +107,8 @@ def _controls(group: FamilySummary, name: str) -> list[str]:
 
 def _random(control: Estimate, own: Estimate, name: str) -> str:
     start = (
-        f"Random neurons, as many in the same layers, give a full drop of {_mean(control)} "
+        f"Random neurons, as many in the same layers and none of the fact's own knowledge neurons, "
+        f"give a full drop of {_mean(control)} "
         f"against {_mean(own)} for {name}: "
     )
     if _below(control, own):

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# From fewer values there is no interval of a mean and no test of a difference: not even the range of
-# five values holds the median of what they were drawn from in 95 % of cases (it misses it in
-# 2 * 0.5 ** 5 = 6 %), nor are five differences of one sign unlikely enough.
+# From fewer values there is no interval of a mean and no test of a difference: even the range of
+# five values misses the median of what they were drawn from in 2 * 0.5 ** 5 = 6 % of cases, and
+# five differences of one sign are no less likely than that.
 FEWEST = 6
 _Z = 1.959963984540054  # two-sided 95 % of the normal distribution
 _BLOCK = 1 << 21  # most resampled values held at once

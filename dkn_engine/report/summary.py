@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dkn_engine.config import CONTROL_EXACT
 from dkn_engine.report.columns import DROPS, STATUSES, Columns
 from dkn_engine.report.records import plain
 from dkn_engine.report.statistics import Estimate, bootstrap_mean, wilson_share
@@ -22,11 +23,15 @@ Rows = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class DropSummary:
-    """Partial drop, full drop and redundancy over facts (definitions: ``types.Drops``)."""
+    """Drops, redundancy and excess over facts (definitions: ``types.Drops``).
+
+    The ``n`` of ``redundancy`` is smaller than that of ``excess`` where facts have none.
+    """
 
     partial_drop: Estimate
     full_drop: Estimate
     redundancy: Estimate
+    excess: Estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,13 @@ class Summary:
         points_per_layer: mean number of path points paid for, over facts and layers.
         n_not_converged: facts in which some layer stopped at ``max_points``.
         by_path: number of facts attributed by each path (``sweep``, ``general``).
+        n_sampled_controls: facts with candidates whose family is so large that its controls are
+            measured on a sample of its subsets.
+        n_paraphrases, n_paraphrases_not_known: held-out paraphrases that are part of the control,
+            and those that the model does not answer, which are not.
+        n_reference, n_reference_packaged: facts that unrelated facts and mean activations are taken
+            from, and how many of them are packaged English ones, not of the run; None if no result
+            says so.
         by_relation: most facts first; facts without a relation under the empty name.
         seconds: wall-clock time of the run, if known.
     """
@@ -99,6 +111,11 @@ class Summary:
     points_per_layer: float
     n_not_converged: int
     by_path: Mapping[str, int]
+    n_sampled_controls: int
+    n_paraphrases: int
+    n_paraphrases_not_known: int
+    n_reference: int | None
+    n_reference_packaged: int | None
     by_relation: tuple[RelationSummary, ...]
     seconds: float | None = None
 
@@ -145,6 +162,11 @@ def summarize(
         no_dkn=_family(c, with_candidates & ~degenerate, "own", seed, CONTROLS),
         candidates=_family(c, with_candidates, "candidates", seed, ()),
         **_attribution_quality(c, held.paths),
+        n_sampled_controls=_count(with_candidates & (c["family_size"] > CONTROL_EXACT)),
+        n_paraphrases=int(c["n_paraphrases"].sum()),
+        n_paraphrases_not_known=int(np.nansum(c["n_paraphrases_not_known"])),
+        n_reference=_largest(c["n_reference"]),
+        n_reference_packaged=_largest(c["n_reference_packaged"]),
         by_relation=_by_relation(c, held.relations, known, degenerate),
         seconds=seconds,
     )
@@ -152,6 +174,11 @@ def summarize(
 
 def _count(rows: Rows) -> int:
     return int(rows.sum())
+
+
+def _largest(values: Column) -> int | None:
+    finite = values[np.isfinite(values)]
+    return int(finite.max()) if finite.size else None
 
 
 def _family(

@@ -7,19 +7,14 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from dkn_engine.report.reading import sentences
+from dkn_engine.report.rows import drop_rows
 from dkn_engine.report.statistics import Estimate
-from dkn_engine.report.summary import DropSummary, Summary
+from dkn_engine.report.summary import Summary
 from dkn_engine.report.text import clean, fit, shorten, width
 from dkn_engine.types import FactResult
 
 COLUMNS = 80
 STATUS_WORDS = {"ok": "known", "not_known": "not known", "skipped": "skipped", "error": "failed"}
-CONTROL_WORDS = {
-    "random": "random neurons",
-    "paraphrases": "held-out paraphrases",
-    "unrelated": "unrelated facts",
-    "mean_ablation": "mean, not zero",
-}
 _FACT, _ANSWER, _REASON = 35, 14, 37
 _MOST_RELATIONS = 20
 DASH = "–"
@@ -173,30 +168,20 @@ def interval(estimate: Estimate, digits: int = 2) -> str:
     return f"{estimate.mean:.2g}"
 
 
-def drop_rows(summary: Summary) -> Iterator[tuple[str, bool, int, DropSummary]]:
-    """Label, whether it is a control, number of facts, and drops of each row."""
-    groups = {
-        "DKN families": summary.dkn,
-        "Candidates without a DKN": summary.no_dkn,
-        "All candidates": summary.candidates,
-    }
-    for label, group in groups.items():
-        if group.n:
-            yield label, False, group.n, group.drops
-        for name, control in group.controls.items():
-            yield CONTROL_WORDS[name], True, control.full_drop.n, control
-
-
 def _drop_lines(summary: Summary) -> Iterator[str]:
-    yield f"{'Mean [95% interval]':<24}{'n':>5}  {'partial drop':<20} {'full drop':<20}redund.*"
+    yield (
+        f"{'Mean [95% interval]':<22}{'n':>5} {'partial drop':<20} {'full drop':<20}"
+        f"{'red.*':>5}{'exc.*':>6}"
+    )
     yield "─" * COLUMNS
     for label, is_control, n, row in drop_rows(summary):
         label = f"  {label}" if is_control else label
         yield (
-            f"{label:<24}{n:>5}  {interval(row.partial_drop):<20} "
-            f"{interval(row.full_drop):<20} {number(row.redundancy.median):>7}"
+            f"{label:<22}{n:>5} {interval(row.partial_drop):<20} {interval(row.full_drop):<20}"
+            f"{number(row.redundancy.median):>5}{number(row.excess.median):>6}"
         )
-    yield "* median, since a few ratios of small numbers can dominate a mean"
+    yield "* redundancy and excess: medians, since a few ratios of small numbers can"
+    yield "  dominate a mean"
 
 
 def _relation_lines(summary: Summary) -> Iterator[str]:

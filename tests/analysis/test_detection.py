@@ -127,7 +127,8 @@ def test_summaries_have_the_statistic_of_all_and_the_interval_of_resamples() -> 
     found = summarise(values, 9)
     assert (found.mean, found.median, found.n) == (0.7, 0.5, 9)
     assert (found.ci_low, found.ci_high) == (pytest.approx(0.025), pytest.approx(0.975))
-    assert math.isnan(summarise(values, 1).ci_low)
+    assert math.isnan(summarise(values, 5).ci_low)
+    assert math.isfinite(summarise(values, 6).ci_low)
     assert math.isnan(summarise(np.full(3, math.nan), 9).mean)
 
 

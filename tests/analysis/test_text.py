@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dkn_engine.analysis.tables import files, text
-from dkn_engine.analysis.tables.table import Row, Sample, Table, tabulate
+from dkn_engine.analysis.tables.table import TREND, Row, Sample, Table, tabulate
 from dkn_engine.errors import UserError
 from dkn_engine.report.statistics import Estimate
 from dkn_engine.report.text import width
@@ -57,6 +57,16 @@ def test_a_figure_that_is_not_defined_is_a_dash() -> None:
     row = Row.of("x", "D", (), Estimate(math.nan, math.nan, math.nan, 3))
     assert text.cell(row) == "–"
     assert text.cell(Row.of("x", "D", (), Estimate(0.5, math.nan, math.nan, 3))) == "0.50"
+
+
+def test_a_redundancy_is_shown_by_its_median_and_its_rank_correlation_as_it_is() -> None:
+    """A few ratios of small numbers dominate a mean; the report of a run shows medians, too."""
+    values = [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 90.0]
+    samples = [Sample(f"f{i}", "short", "redundancy", v) for i, v in enumerate(values)]
+    rho = Row.of("redundancy", TREND, (), Estimate(-0.2, -0.3, -0.1, 7, -0.9))
+    found = text.render(tabulate("complexity_of_models", samples, seed=0, rows=[rho])).splitlines()
+    at = found.index("redundancy (median)")
+    assert found[at + 3].split() == ["all", "1.30", "-0.20", "[-0.30,", "-0.10]"]
 
 
 def test_what_was_found_and_what_was_not() -> None:

@@ -18,7 +18,7 @@ from dkn_engine.degeneracy.examine import Degeneracy, examine
 from dkn_engine.degeneracy.lattice import Lattice, drops, members_of, subset_masks
 from dkn_engine.degeneracy.prompts import Prompts
 from dkn_engine.degeneracy.reference import (
-    FEWEST,
+    ENOUGH,
     POOL,
     Reference,
     build_reference,
@@ -138,11 +138,18 @@ def test_random_numbers_depend_on_seed_and_names_alone() -> None:
 
 
 def test_an_average_leaves_out_what_is_undefined() -> None:
-    found = controls.average([Drops(0.1, 0.4, 1.0), Drops(0.3, 0.6), Drops(float("nan"), 0.8, 3.0)])
+    found = controls.average(
+        [
+            Drops(0.1, 0.4, 1.0, excess=0.0),
+            Drops(0.3, 0.6, excess=0.9),
+            Drops(float("nan"), 0.8, 3.0, excess=0.2),
+        ]
+    )
     assert found.partial_drop == pytest.approx(0.2)
     assert found.full_drop == pytest.approx(0.6)
     assert found.redundancy == pytest.approx(2.0)
-    assert found.n == 3
+    assert found.excess == pytest.approx(0.2)
+    assert (found.n, found.n_redundancy) == (3, 2)
     assert found.partial_std == pytest.approx(math.sqrt(0.02))
     assert found.full_std == pytest.approx(0.2)
     alone = controls.average([Drops(0.1, 0.4)])
@@ -166,11 +173,11 @@ def lattice_by_force(
 
 def same(found: Drops | None, expected: Drops) -> None:
     assert found is not None
-    for name in ("partial_drop", "full_drop", "redundancy", "partial_std", "full_std"):
+    for name in ("partial_drop", "full_drop", "redundancy", "partial_std", "full_std", "excess"):
         want = getattr(expected, name)
         # A drop is a difference, so what is relative is the probability.
         assert getattr(found, name) == pytest.approx(want, rel=1e-6, abs=1e-9, nan_ok=True), name
-    assert found.n == expected.n
+    assert (found.n, found.n_redundancy) == (expected.n, expected.n_redundancy)
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +230,9 @@ def test_members_alone_with_the_rest_suppressed(model: Any, prompts: Prompts) ->
     lattice = lattice_by_force(model, sequences()[2], SETS)
     found = examined(prompts, SETS, config=config)
     assert len(found.dkn) >= 2  # Of three candidates of a random model; else nothing is tested.
-    same(Drops(found.partial_drop, found.full_drop, found.redundancy), family(lattice, found.dkn))
+    expected = family(lattice, found.dkn)
+    own = found.partial_drop, found.full_drop, found.redundancy
+    same(Drops(*own, excess=found.excess, n_redundancy=expected.n_redundancy), expected)
     expected = []
     for kept in [*(SETS[i] for i in found.dkn), np.empty((0, 2), np.int32)]:
         off = np.array(sorted(pairs(LOCATED) - pairs(kept)), dtype=np.int32)
@@ -275,7 +284,7 @@ def test_controls_elsewhere_are_means_over_the_other_prompts(model: Any, prompts
 
 
 def test_examine_reports_every_control_that_can_be_measured(model: Any, prompts: Prompts) -> None:
-    reference = reference_of(model, [sequence(4, 2, seed=s) for s in range(10, 15)])
+    reference = reference_of(model, [sequence(4, 2, seed=s) for s in range(10, 18)])
     paraphrases = Prompts(model, find_layout(model), [sequence(4, 2, seed=s) for s in (20, 21)])
     found = examined(prompts, SETS, paraphrases=paraphrases, reference=reference)
     assert found.dkn == ()  # So the figures are those of all candidates.
@@ -296,18 +305,17 @@ def test_paraphrases_that_the_model_does_not_answer_are_left_out(
     paraphrases = Prompts(model, find_layout(model), some)
     least = float(np.sort(paraphrases.probability)[1]) * (1 + 1e-9)
     config = FilterConfig(require_rank_1=False, min_probability=least)
-    assert (
-        examined(prompts, SETS, config=config, paraphrases=paraphrases).controls["paraphrases"].n
-        == 2
-    )
+    found = examined(prompts, SETS, config=config, paraphrases=paraphrases)
+    assert (found.controls["paraphrases"].n, found.n_paraphrases_not_known) == (2, 2)
     none = FilterConfig(require_rank_1=False, min_probability=1.0)
-    assert (
-        "paraphrases" not in examined(prompts, SETS, config=none, paraphrases=paraphrases).controls
-    )
+    found = examined(prompts, SETS, config=none, paraphrases=paraphrases)
+    assert "paraphrases" not in found.controls
+    assert found.n_paraphrases_not_known == 4
+    assert examined(prompts, SETS).n_paraphrases_not_known is None
 
 
 def test_suppressing_to_means_uses_them_everywhere(model: Any, prompts: Prompts) -> None:
-    reference = reference_of(model, [sequence(4, 1, seed=s) for s in range(10, 13)])
+    reference = reference_of(model, [sequence(4, 1, seed=s) for s in range(10, 18)])
     config = FilterConfig(suppress_value="mean", require_rank_1=False, min_probability=0.0)
     found = examined(prompts, SETS, config=config, reference=reference)
     expected = lattice_by_force(model, sequences()[2], SETS, reference.means)
@@ -458,10 +466,13 @@ def test_facts_without_subjects_count_as_apart(model: Any) -> None:
     assert reference.unrelated(Fact("me", "w5", "w7"), 5, np.random.default_rng(0)) == [0, 1]
 
 
-def built(facts: list[Fact], config: Config | None = None) -> Reference | None:
+def built(
+    facts: list[Fact], config: Config | None = None, others: list[Fact] | None = None
+) -> Reference | None:
     model = tiny("llama")
     layout = find_layout(model)
-    return build_reference(model, words_tokenizer(), layout, facts, config or Config())
+    others = load_facts("demo") if others is None else others
+    return build_reference(model, words_tokenizer(), layout, facts, config or Config(), others)
 
 
 def many_facts(n: int) -> list[Fact]:
@@ -483,29 +494,46 @@ def test_the_reference_is_a_fixed_sample_of_many_facts() -> None:
     np.testing.assert_array_equal(one.means, again.means)
 
 
-def test_few_facts_are_filled_up_with_packaged_ones() -> None:
+def test_few_facts_are_filled_up_with_others_which_are_counted() -> None:
     facts = many_facts(3)
     found = built([*facts, Fact("bad", "w5", " ")])
     assert found is not None
-    assert len(found.facts) == FEWEST
+    assert len(found.facts) == ENOUGH
     own, packaged = {f.id for f in found.facts[:3]}, [f.id for f in found.facts[3:]]
     assert own == {f.id for f in facts}
-    assert packaged == [f.id for f in load_facts("demo")[: FEWEST - 3]]
+    assert packaged == [f.id for f in load_facts("demo")[: ENOUGH - 3]]
+    assert found.n_filled == ENOUGH - 3
+    assert found.is_enough
 
 
 def test_enough_facts_are_not_filled_up() -> None:
-    found = built(many_facts(FEWEST))
+    found = built(many_facts(ENOUGH))
     assert found is not None
-    assert {f.id for f in found.facts} == {f.id for f in many_facts(FEWEST)}
+    assert {f.id for f in found.facts} == {f.id for f in many_facts(ENOUGH)}
+    assert found.n_filled == 0
+
+
+def test_few_facts_without_others_are_no_control_of_means(model: Any, prompts: Prompts) -> None:
+    """The mean over one fact is its own activation: setting it to that would change nothing."""
+    found = built(many_facts(3), others=[])
+    assert found is not None
+    assert (len(found.facts), found.n_filled, found.is_enough) == (3, 0, False)
+    assert built([], others=[]) is None
+    reference = reference_of(model, [sequence(4, 2, seed=s) for s in range(10, 13)])
+    measured = examined(prompts, SETS, reference=reference)
+    assert set(measured.controls) == {"random", "unrelated"}
+    assert (measured.n_reference, measured.n_reference_packaged) == (3, 0)
+    filled = dataclasses.replace(reference, n_filled=2)
+    assert examined(prompts, SETS, reference=filled).n_reference_packaged == 2
 
 
 def test_the_means_are_those_of_the_first_answer_positions() -> None:
-    found = built(many_facts(FEWEST))
+    found = built(many_facts(ENOUGH))
     assert found is not None
     expected = found.prompts.first_activations().mean(0)
     assert found.means.shape == (N_LAYERS, WIDTH)
     np.testing.assert_allclose(found.means, expected)
-    assert found.known.shape == (FEWEST,)
+    assert found.known.shape == (ENOUGH,)
 
 
 @pytest.mark.parametrize("require", [True, False])

@@ -146,11 +146,15 @@ def test_drops_equal_loops_over_subsets(q: int) -> None:
     alone = sum(math.log(clean / lattice.at(1 << i)) for i in range(q))
     expected = math.log(clean / lattice.at(full)) / alone
     assert found.redundancy == pytest.approx(expected, rel=1e-12)
+    together = math.log(clean / lattice.at(full))
+    assert found.excess == pytest.approx(together - alone, rel=1e-12, abs=1e-15)
+    assert found.n_redundancy == 1
 
 
 @pytest.mark.parametrize("shares", [[0.5], [0.9, 0.2], [0.8, 0.7, 0.99, 0.1]])
 def test_independent_components_have_redundancy_one(shares: list[float]) -> None:
     assert drops(independent(shares)).redundancy == pytest.approx(1, rel=1e-9)
+    assert drops(independent(shares)).excess == pytest.approx(0, abs=1e-9)
 
 
 def test_components_that_cover_for_one_another_have_more_and_needed_ones_less() -> None:
@@ -158,6 +162,8 @@ def test_components_that_cover_for_one_another_have_more_and_needed_ones_less() 
     needed = whole(2, np.array([0.8, 0.02, 0.03, 0.01]))
     assert drops(covering).redundancy > 10
     assert drops(needed).redundancy < 0.7
+    assert drops(covering).excess > 4
+    assert drops(needed).excess < -2
 
 
 @pytest.mark.parametrize(
@@ -172,7 +178,16 @@ def test_components_that_cover_for_one_another_have_more_and_needed_ones_less() 
     ],
 )
 def test_redundancy_is_nan_where_it_says_nothing(probabilities: list[float], why: str) -> None:
-    assert math.isnan(drops(whole(2, np.array(probabilities))).redundancy), why
+    found = drops(whole(2, np.array(probabilities)))
+    assert math.isnan(found.redundancy), why
+    assert found.n_redundancy == 0
+    # The difference is there as long as every logarithm is.
+    clean, a, b, none = probabilities
+    if all(p > 0 for p in probabilities):
+        expected = math.log(clean / none) - math.log(clean / a) - math.log(clean / b)
+        assert found.excess == pytest.approx(expected, rel=1e-12)
+    else:
+        assert math.isnan(found.excess)
 
 
 @pytest.mark.parametrize("clean", [0.0, NAN])

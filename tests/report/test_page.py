@@ -103,11 +103,102 @@ def test_a_card_holds_what_was_found() -> None:
     assert [row[:2] for row in sizes[1:]] == [["0", "1"], ["1", "3"], ["2", "3"], ["3", "1"]]
     assert sizes[4][2:] == ["0.488"] * 3
     assert controls[1:] == [
-        ["The DKN on this prompt", "1", "0.200", "0.360", "1.25"],
-        ["All candidates on this prompt", "1", "0.300", "0.488", "1.00"],
-        ["random neurons", "20", "0.0100 ± 0.01", "0.0200 ± 0.02", "1.00"],
-        ["held-out paraphrases", "3", "0.100 ± 0.05", "0.200 ± 0.06", "1.10"],
+        ["The DKN on this prompt", "1", "0.200", "0.360", "1.25", "0.150"],
+        ["All candidates on this prompt", "1", "0.300", "0.488", "1.00", "0.00"],
+        ["random neurons", "20", "0.0100 ± 0.01", "0.0200 ± 0.02", "1.00 (of 18)", "0.0100"],
+        ["held-out paraphrases", "3", "0.100 ± 0.05", "0.200 ± 0.06", "1.10", "0.0200"],
     ]
+
+
+# As gold -> Au on the demo model: neither component carries the fact without the other neurons.
+TWO = {
+    "q": 2,
+    "dkn": (0, 1),
+    "probability": 0.96,
+    "subset_probabilities": 0.96 * np.array([1, 0.91, 0.85, 0.45]),
+    "full_drop": 0.55,
+    "redundancy": 3.142,
+    "rest_suppressed": np.array([0.00183, 0.000612, 0.000917]),
+}
+
+
+def family_of(**fields: Any) -> str:
+    (card,) = cards(run_page([known("a", **(TWO | fields))]))
+    start = card.text.index("The DKN is")
+    return card.text[start : card.text.index("component", card.text.index("with none", start))]
+
+
+def test_a_card_says_of_a_dkn_what_was_measured_and_no_more() -> None:
+    text = family_of()
+    assert (
+        "With all but one of its components suppressed the model keeps of the answer's probability "
+        "85% if C1 is left, 91% if C2 is left; with all suppressed 45% (random neurons, as many in "
+        "the same layers: 98%)." in text
+    )
+    assert "They cover for one another: redundancy 3.14, above 1." in text
+    assert (
+        "They do not carry the fact alone: with all other knowledge neurons suppressed as well, "
+        "p = 0.00183 with C1 alone, p = 0.000612 with C2 alone, and p = 0.000917 with none." in text
+    )
+    for claim in ("expresses", "is lost", "lose it"):
+        assert claim not in text
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"rest_suppressed": np.array([0.9, 0.8, 0.1])}, "Each carries most of it alone, too"),
+        ({"rest_suppressed": np.array([0.9, 0.1, 0.1])}, "Not every one of them carries most"),
+        ({"redundancy": 1.004}, "They do not cover for one another: redundancy 1.00"),
+        ({"redundancy": float("nan")}, "Their redundancy is not defined"),
+        ({"controls": {}}, "with all suppressed 45%."),
+        (
+            {"subset_masks": np.array([0, 3]), "subset_probabilities": np.array([0.96, 0.43])},
+            "With all of them suppressed the model keeps 45%",
+        ),
+    ],
+)
+def test_what_a_card_says_of_a_dkn_follows_its_figures(fields: dict[str, Any], said: str) -> None:
+    assert said in family_of(**fields)
+
+
+def test_a_card_says_what_its_controls_leave_out() -> None:
+    fact = known("a", q=6, dkn=(), n_paraphrases_not_known=2, n_reference=8, n_reference_packaged=5)
+    (card,) = cards(run_page([fact]))
+    for said in (
+        "paraphrases that the model does not answer are left out: 2.",
+        "With 6 components the controls are measured on 32 subsets",
+        "5 of the 8 facts that unrelated facts and mean activations come from are packaged English",
+        "none of the fact's own knowledge neurons",
+    ):
+        assert said in card.text
+    (plain,) = cards(run_page([known("a")]))
+    for said in ("left out", "32 subsets", "packaged"):
+        assert said not in plain.text
+
+
+def test_a_run_says_what_it_leaves_out_and_where_its_controls_come_from() -> None:
+    none = float("nan")
+    facts = [
+        known("a", n_paraphrases_not_known=2, n_reference=8, n_reference_packaged=5),
+        known("b", redundancy=none, n_paraphrases_not_known=1, n_reference=8),
+        known("c", q=7, dkn=(), redundancy=none, controls={}),
+    ]
+    section = run_page(facts).all("section", id="drops-and-controls")[0].text
+    for said in (
+        "A mean of fewer than 6 facts has no interval.",
+        "costs nothing: 1 of 2 (DKN families); 1 of 1 (Candidates, no DKN).",
+        "1 fact has a family of more than 5 components: its controls are measured on 32",
+        "Of 9 held-out paraphrases the model does not answer 3; they are left out.",
+        "come from 8 facts, of which 5 are packaged English ones",
+    ):
+        assert said in section
+    (tile,) = [
+        t
+        for t in run_page(facts).all("section", id="at-a-glance")[0].all("div")
+        if "Full drop, DKN" in t.text
+    ]
+    assert "too few facts for an interval, n = 2" in tile.text
 
 
 def test_users_text_is_only_text() -> None:
@@ -199,7 +290,7 @@ def test_no_difference_and_too_few_facts_are_said() -> None:
     assert "larger than the control's: DKN families against unrelated facts." in glance
     assert "Whether facts live in single neurons is disputed" in glance
     few = run_page(alike[:5])
-    assert "Too few facts (six are needed)" in few.all("section", id="at-a-glance")[0].text
+    assert "Too few facts (6 are needed)" in few.all("section", id="at-a-glance")[0].text
     verdicts = [
         row[-1]
         for row in grid(few.all("section", id="drops-and-controls")[0].all("div", kind="table")[1])

@@ -108,6 +108,6 @@ HEADLINES: Mapping[str, tuple[Headline, ...]] = {
     ),
     "complexity_of_models": (
         Headline("degenerate", "share of known facts with a DKN"),
-        Headline("redundancy", "redundancy of all candidates", {"sets": "candidates"}),
+        Headline("redundancy", "redundancy of all candidates, median", {"sets": "candidates"}),
     ),
 }

@@ -9,7 +9,7 @@ from typing import Any
 from dkn_engine.analysis.grid.cells import Cell
 from dkn_engine.analysis.grid.headlines import HEADLINES, Headline
 from dkn_engine.analysis.grid.making import RUN
-from dkn_engine.analysis.tables.table import Comparison, Row, Table
+from dkn_engine.analysis.tables.table import MEDIANS, Comparison, Row, Table
 from dkn_engine.analysis.tables.text import cell as shown
 from dkn_engine.analysis.tables.text import counted, words
 from dkn_engine.report import figures
@@ -110,9 +110,9 @@ def _picture(table: Table, headline: Headline, stem: Path) -> Picture | None:
     labels = headline.labels(rows)
     figure = figures.bars(
         labels,
-        [r.mean for r in rows],
-        [r.ci_low for r in rows],
-        [r.ci_high for r in rows],
+        [r.shown.mean for r in rows],
+        [r.shown.ci_low for r in rows],
+        [r.shown.ci_high for r in rows],
         axis=headline.axis,
         n=[r.n for r in rows],
         control=[r.control for r in rows],
@@ -158,7 +158,8 @@ def _figures(rows: Sequence[Row]) -> list[HtmlTable]:
             for r in mine
         ]
         controls = [i for i, r in enumerate(mine) if r.control]
-        head = ("group", *map(words, names), "mean [95% interval]", "n")
+        what = "median" if figure in MEDIANS else "mean [95% interval]"
+        head = ("group", *map(words, names), what, "n")
         found.append(HtmlTable(head, body, _sentence(words(figure)), controls))
     return found
 

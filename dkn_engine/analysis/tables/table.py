@@ -16,6 +16,9 @@ Conditions = tuple[tuple[str, str], ...]
 # D: neurons of the DKN; N: all knowledge neurons; Rnd: random ones, as many as D in each layer.
 CONTROLS = frozenset({"Rnd", "none"})
 COMPARED = (("D", "Rnd"), ("D", "N"))
+# Figures that are shown by their median: a few ratios of small numbers can dominate a mean.
+MEDIANS = frozenset({"redundancy"})
+TREND = "rho with parameters"  # The group of rank correlations, which no median replaces.
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,13 @@ class Row:
     n: int
     median: float
     control: bool
+
+    @property
+    def shown(self) -> Estimate:
+        """What tables and figures show: the mean, or the median where a mean would mislead."""
+        if self.figure in MEDIANS and self.group != TREND:
+            return Estimate(self.median, np.nan, np.nan, self.n, self.median)
+        return Estimate(self.mean, self.ci_low, self.ci_high, self.n, self.median)
 
     @classmethod
     def of(
@@ -105,6 +115,11 @@ class Comparison:
     n: int
     p_value: float
     p_corrected: float = float("nan")
+
+    @property
+    def shown(self) -> Estimate:
+        """The mean difference with its interval."""
+        return Estimate(self.mean, self.ci_low, self.ci_high, self.n)
 
     @property
     def different(self) -> bool:
@@ -277,6 +292,8 @@ def _cells(samples: Sequence[Sample]) -> dict[tuple[str, Conditions], _Groups]:
 __all__ = [
     "ALPHA",
     "COMPARED",
+    "MEDIANS",
+    "TREND",
     "CONTROLS",
     "Comparison",
     "Conditions",

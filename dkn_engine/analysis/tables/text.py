@@ -6,8 +6,8 @@ import math
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from dkn_engine.analysis.tables.table import ALPHA, Comparison, Conditions, Row, Table
-from dkn_engine.report.statistics import FEWEST, Estimate
+from dkn_engine.analysis.tables.table import ALPHA, MEDIANS, Comparison, Conditions, Row, Table
+from dkn_engine.report.statistics import FEWEST
 from dkn_engine.report.table import COLUMNS, DASH, interval
 from dkn_engine.report.text import fit
 
@@ -39,7 +39,8 @@ def _figures(table: Table) -> Iterator[str]:
         fixed, varied = _names(rows)
         by = f", by {', '.join(map(words, varied))}" if varied else ""
         under = f" ({where(fixed)})" if fixed else ""
-        yield from textwrap.wrap(f"{words(figure)}{under}{by}", COLUMNS - 1)
+        median = " (median)" if figure in MEDIANS else ""
+        yield from textwrap.wrap(f"{words(figure)}{median}{under}{by}", COLUMNS - 1)
         every = list(dict.fromkeys(r.group for r in rows))
         for start in range(0, len(every), _ACROSS):
             groups = every[start : start + _ACROSS]
@@ -69,17 +70,16 @@ def _lines(rows: Sequence[Row], groups: Sequence[str], varied: Sequence[str]) ->
 
 
 def cell(row: Row | Comparison) -> str:
-    """Mean and interval in a few characters; a dash where nothing was measured or is defined."""
-    if not math.isfinite(row.mean):
-        return DASH
-    return interval(Estimate(row.mean, row.ci_low, row.ci_high, row.n), digits(row))
+    """Mean (or median) and interval in a few characters; a dash where nothing is defined."""
+    return interval(row.shown, digits(row)) if math.isfinite(row.shown.mean) else DASH
 
 
 def digits(row: Row | Comparison) -> int:
     """Digits behind the point: two for figures of the size of shares, fewer for large ones."""
-    if not math.isfinite(row.mean) or abs(row.mean) < 10:
+    size = abs(row.shown.mean)
+    if not math.isfinite(size) or size < 10:
         return 2
-    return 1 if abs(row.mean) < 100 else 0
+    return 1 if size < 100 else 0
 
 
 def words(name: str) -> str:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from dkn_engine.config import CONTROL_EXACT, CONTROL_SAMPLES
+from dkn_engine.report.columns import own_drops
 from dkn_engine.report.figures.subsets import has_drops, subset_drops
+from dkn_engine.report.html.family import about_family, component_name
 from dkn_engine.report.html.markup import Markup, escape, join
 from dkn_engine.report.html.parts import HtmlTable, Picture
 from dkn_engine.report.html.pictures import render_picture
 from dkn_engine.report.html.tables import cell_text, render_table
-from dkn_engine.report.table import CONTROL_WORDS, STATUS_WORDS, dkn_sizes
+from dkn_engine.report.rows import CONTROL_WORDS
+from dkn_engine.report.table import STATUS_WORDS, dkn_sizes
 from dkn_engine.types import Component, Drops, FactResult
 
 KINDS = {
@@ -117,31 +121,11 @@ def _attribution(result: FactResult) -> str:
 
 def _parts(result: FactResult) -> list[str]:
     """Components, what suppressing them does, and the controls."""
-    lines = ["<h3>Components</h3>", _family(result), render_table(_components(result))]
+    about = f"<p>{escape(about_family(result))}</p>"
+    lines = ["<h3>Components</h3>", about, render_table(_components(result))]
     if has_drops(result):
         lines += ["<h3>Subsets suppressed</h3>", *map(render_table, _subsets(result))]
     return [*lines, "<h3>Controls</h3>", *_controls(result)]
-
-
-def _family(result: FactResult) -> str:
-    """Whether there is a DKN, and what it does with all other knowledge neurons off, too."""
-    if not result.is_degenerate:
-        return (
-            "<p>No DKN: no two or more of these components each express the fact alone and lose "
-            "it together. The figures below are of all candidates.</p>"
-        )
-    names = ", ".join(_name(i) for i in result.dkn)
-    text = f"The DKN is {names} (marked *): each alone expresses the fact; without all it is lost."
-    rest = result.rest_suppressed
-    if len(rest) == len(result.dkn) + 1:
-        alone = ", ".join(
-            f"p = {p:.3g} with {_name(i)} alone" for i, p in zip(result.dkn, rest, strict=False)
-        )
-        text += (
-            f" With all other knowledge neurons suppressed as well, {alone}, and p = "
-            f"{rest[-1]:.3g} with none."
-        )
-    return f"<p>{escape(text)}</p>"
 
 
 def _components(result: FactResult) -> HtmlTable:
@@ -152,13 +136,13 @@ def _components(result: FactResult) -> HtmlTable:
             "birth",
             "death",
             "persistence",
-            "p, others suppressed",
-            "drop if suppressed",
+            "p, all other candidates suppressed",
+            "drop if it alone is suppressed",
             "its neurons, layer:index",
         ),
         [
             (
-                _name(i) + ("*" if i in result.dkn else ""),
+                component_name(i) + ("*" if i in result.dkn else ""),
                 len(c.neurons),
                 c.birth,
                 c.death,
@@ -215,47 +199,75 @@ def _subsets(result: FactResult) -> list[HtmlTable]:
 
 
 def _members(mask: int) -> str:
-    return " + ".join(_name(i) for i in range(mask.bit_length()) if mask >> i & 1) or "nothing"
+    members = [i for i in range(mask.bit_length()) if mask >> i & 1]
+    return " + ".join(map(component_name, members)) or "nothing"
 
 
 def _controls(result: FactResult) -> list[str]:
     of = "the DKN" if result.is_degenerate else "all candidates"
-    own = Drops(result.partial_drop, result.full_drop, result.redundancy)
+    own = own_drops(result)
     rows = [(f"{of[0].upper()}{of[1:]} on this prompt", own)]
     if result.is_degenerate and result.candidates is not None:
         rows.append(("All candidates on this prompt", result.candidates))
     first = len(rows)
     rows += [(CONTROL_WORDS[name], drops) for name, drops in result.controls.items()]
     table = HtmlTable(
-        ("suppressed", "measurements", "partial drop", "full drop", "redundancy"),
+        ("suppressed", "measurements", "partial drop", "full drop", "redundancy", "excess"),
         [
             (
                 name,
                 d.n,
                 _spread(d.partial_drop, d.partial_std),
                 _spread(d.full_drop, d.full_std),
-                d.redundancy,
+                _redundancy(d),
+                d.excess,
             )
             for name, d in rows
         ],
-        f"Drops of {of} and of its controls, ± standard deviation over the measurements",
+        f"Drops of {of} and of its controls, ± standard deviation over the measurements; random "
+        "neurons are as many in the same layers and none of the fact's own knowledge neurons",
         controls=range(first, len(rows)),
     )
-    lines: list[str] = [render_table(table)]
+    return [render_table(table), *(f'<p class="note">{escape(n)}</p>' for n in _notes(result))]
+
+
+def _notes(result: FactResult) -> Iterator[str]:
+    """What the controls leave out, and what they were measured on."""
     if not result.controls:
-        lines.append("<p>No controls were measured, so chance cannot be ruled out.</p>")
-    elif "paraphrases" not in result.controls:
-        lines.append(
-            '<p class="note">No paraphrase was held out that the model answers, so there is no '
-            "figure on paraphrases.</p>"
+        yield "No controls were measured, so chance cannot be ruled out."
+        return
+    if "paraphrases" not in result.controls:
+        yield (
+            "No paraphrase was held out that the model answers, so there is no figure on "
+            "paraphrases."
         )
-    return lines
+    elif result.n_paraphrases_not_known:
+        yield (
+            f"Held-out paraphrases that the model does not answer are left out: "
+            f"{result.n_paraphrases_not_known:,}."
+        )
+    size = len(result.dkn if result.is_degenerate else result.components)
+    if size > CONTROL_EXACT:
+        yield (
+            f"With {size} components the controls are measured on {CONTROL_SAMPLES} subsets, the "
+            "components themselves on all."
+        )
+    if result.n_reference_packaged:
+        yield (
+            f"{result.n_reference_packaged:,} of the {result.n_reference:,} facts that unrelated "
+            "facts and mean activations come from are packaged English ones, not of this run."
+        )
+
+
+def _redundancy(drops: Drops) -> str:
+    """The figure, and in how many of the measurements it is defined if not in all."""
+    text = cell_text(drops.redundancy)
+    there = drops.n_redundancy
+    if there is None or there == drops.n or not math.isfinite(drops.redundancy):
+        return text
+    return f"{text} (of {there:,})"
 
 
 def _spread(value: float, deviation: float) -> str:
     text = cell_text(round(value, 3) + 0.0)
     return f"{text} ± {deviation:.2g}" if math.isfinite(deviation) else text
-
-
-def _name(component: int) -> str:
-    return f"C{component + 1}"

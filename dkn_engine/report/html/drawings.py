@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from dkn_engine.report import figures
 from dkn_engine.report.html.parts import Picture
+from dkn_engine.report.rows import drop_rows
 from dkn_engine.report.summary import Summary
-from dkn_engine.report.table import drop_rows, number
+from dkn_engine.report.table import number
 from dkn_engine.report.text import clean, shorten
 from dkn_engine.types import FactResult
 

@@ -13,10 +13,11 @@ from dkn_engine.report.html.markup import Markup, escape, join
 from dkn_engine.report.html.page import render_page
 from dkn_engine.report.html.parts import HtmlTable, Picture, Section, Tile
 from dkn_engine.report.html.verdicts import verdict_sentences, verdict_table, verdicts
-from dkn_engine.report.reading import DEFINITIONS, DISPUTED
-from dkn_engine.report.statistics import Estimate
+from dkn_engine.report.reading import DEFINITIONS, DISPUTED, caveats
+from dkn_engine.report.rows import drop_rows
+from dkn_engine.report.statistics import FEWEST, Estimate
 from dkn_engine.report.summary import Summary
-from dkn_engine.report.table import DASH, STATUS_WORDS, drop_rows, interval, number
+from dkn_engine.report.table import DASH, STATUS_WORDS, interval, number
 from dkn_engine.types import FactResult
 
 if TYPE_CHECKING:
@@ -116,6 +117,8 @@ def _mean(estimate: Estimate, digits: int = 2) -> tuple[str, str]:
     """Value and note of a tile."""
     value, _, ends = interval(estimate, digits).partition(" ")
     note = f"95% interval {ends.strip('[]').replace(', ', ' to ')}" if ends else "no interval"
+    if estimate.n < FEWEST:
+        note = "too few facts for an interval"
     return value, f"{note}, n = {estimate.n:,}"
 
 
@@ -124,7 +127,14 @@ def _drops(
 ) -> Section:
     rows = list(drop_rows(summary))
     table = HtmlTable(
-        ("suppressed", "facts", "partial drop", "full drop", "redundancy (median)"),
+        (
+            "suppressed",
+            "facts",
+            "partial drop",
+            "full drop",
+            "redundancy (median)",
+            "excess (median)",
+        ),
         [
             (
                 label,
@@ -132,6 +142,7 @@ def _drops(
                 interval(row.partial_drop),
                 interval(row.full_drop),
                 number(row.redundancy.median),
+                number(row.excess.median),
             )
             for label, _, n, row in rows
         ],
@@ -140,7 +151,7 @@ def _drops(
         controls=[i for i, (_, is_control, _, _) in enumerate(rows) if is_control],
     )
     tables = [table, verdict_table(comparisons)] if comparisons else [table]
-    text = list(DEFINITIONS)
+    text = [*DEFINITIONS, *caveats(summary)]
     if not comparisons:
         text.append("No controls were measured, so these drops cannot be told from chance.")
     return Section("Drops and controls", text, pictures=pictures, tables=tables)

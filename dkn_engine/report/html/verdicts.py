@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dkn_engine.report.html.parts import HtmlTable
-from dkn_engine.report.table import CONTROL_WORDS, number
+from dkn_engine.report.rows import CONTROL_WORDS
+from dkn_engine.report.statistics import FEWEST, Estimate
+from dkn_engine.report.table import interval
 from dkn_engine.types import FactResult
 
 if TYPE_CHECKING:
@@ -19,7 +21,9 @@ _SENTENCES = {
     "no difference found": "No difference found in the full drop",
     "higher": "The full drop is larger than the control's",
     "lower": "The full drop is smaller than the control's",
-    "too few to say": "Too few facts (six are needed) to tell the full drop from the control's",
+    "too few to say": (
+        f"Too few facts ({FEWEST} are needed) to tell the full drop from the control's"
+    ),
 }
 
 
@@ -87,7 +91,7 @@ def verdict_table(comparisons: Sequence[Comparison]) -> HtmlTable:
             (
                 c.group,
                 c.against,
-                f"{number(c.mean)} [{number(c.ci_low)}, {number(c.ci_high)}]",
+                interval(Estimate(c.mean, c.ci_low, c.ci_high, c.n)),
                 c.n,
                 c.p_corrected,
                 _WORDS.get(c.verdict, c.verdict),
@@ -95,5 +99,5 @@ def verdict_table(comparisons: Sequence[Comparison]) -> HtmlTable:
             for c in comparisons
         ],
         "Full drop minus the control's on the same facts; two-sided sign-flip test, corrected "
-        "(Holm) for the number of rows; at least six facts are needed to say anything",
+        f"(Holm) for the number of rows; at least {FEWEST} facts are needed to say anything",
     )

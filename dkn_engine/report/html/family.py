@@ -1,0 +1,85 @@
+"""What suppression showed of a fact's DKN, in words that say no more than was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from dkn_engine.report.table import number
+from dkn_engine.types import FactResult
+
+_MOST_OF_IT = 0.5  # of the clean probability
+
+
+def about_family(result: FactResult) -> str:
+    """What was tested of the DKN, in its own figures; else, that nothing passed the test."""
+    if not result.is_degenerate:
+        return (
+            "No DKN: in no two or more of these components does each, with the others suppressed, "
+            "keep enough of the answer's probability while all suppressed lose enough of it "
+            "(by the settings of the filter). The figures below are of all candidates."
+        )
+    names = ", ".join(component_name(i) for i in result.dkn)
+    texts = [f"The DKN is {names} (marked *).", *_kept(result), _covering(result), *_alone(result)]
+    return " ".join(texts)
+
+
+def _kept(result: FactResult) -> Iterator[str]:
+    """What is left of the probability with all but one of the DKN suppressed, and with all."""
+    p = dict(zip(result.subset_masks.tolist(), result.subset_probabilities.tolist(), strict=True))
+    whole = sum(1 << i for i in result.dkn)
+    left = {i: p[whole ^ 1 << i] / p[0] for i in result.dkn if p.get(0) and whole ^ 1 << i in p}
+    if left:
+        shares = ", ".join(f"{p:.0%} if {component_name(i)} is left" for i, p in left.items())
+        yield (
+            "With all but one of its components suppressed the model keeps of the answer's "
+            f"probability {shares};"
+        )
+    random = result.controls.get("random")
+    beside = (
+        f" (random neurons, as many in the same layers: {1 - random.full_drop:.0%})"
+        if random is not None and math.isfinite(random.full_drop)
+        else ""
+    )
+    start = "with all suppressed" if left else "With all of them suppressed the model keeps"
+    yield f"{start} {1 - result.full_drop:.0%}{beside}."
+
+
+def _covering(result: FactResult) -> str:
+    """Whether the components cover for one another."""
+    ratio = round(result.redundancy, 2)
+    if not math.isfinite(ratio):
+        return (
+            "Their redundancy is not defined, since suppressing them one at a time costs nothing; "
+            f"excess {number(result.excess)}."
+        )
+    if ratio > 1:
+        return f"They cover for one another: redundancy {ratio:.2f}, above 1."
+    return f"They do not cover for one another: redundancy {ratio:.2f}, not above 1."
+
+
+def _alone(result: FactResult) -> Iterator[str]:
+    """What the components do with all other knowledge neurons suppressed, too."""
+    if len(result.rest_suppressed) != len(result.dkn) + 1:
+        return
+    *alone, none = result.rest_suppressed.tolist()
+    figures = ", ".join(
+        f"p = {p:.3g} with {component_name(i)} alone"
+        for i, p in zip(result.dkn, alone, strict=True)
+    )
+    enough = _MOST_OF_IT * result.probability
+    if max(alone) < enough:
+        start = "They do not carry the fact alone: with"
+    elif min(alone) >= enough:
+        start = "Each carries most of it alone, too: with"
+    else:
+        start = "Not every one of them carries most of it alone: with"
+    yield (
+        f"{start} all other knowledge neurons suppressed as well, {figures}, and p = {none:.3g} "
+        "with none."
+    )
+
+
+def component_name(component: int) -> str:
+    """As figures and tables name a candidate."""
+    return f"C{component + 1}"
