@@ -63,10 +63,10 @@ def test_a_redundancy_is_shown_by_its_median_and_its_rank_correlation_as_it_is()
     """A few ratios of small numbers dominate a mean; the report of a run shows medians, too."""
     values = [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 90.0]
     samples = [Sample(f"f{i}", "short", "redundancy", v) for i, v in enumerate(values)]
-    rho = Row.of("redundancy", TREND, (), Estimate(-0.2, -0.3, -0.1, 7, -0.9))
+    rho = Row.of("redundancy", TREND, (), Estimate(0.2, 0.1, 0.3, 7, 0.9))
     found = text.render(tabulate("complexity_of_models", samples, seed=0, rows=[rho])).splitlines()
     at = found.index("redundancy (median)")
-    assert found[at + 3].split() == ["all", "1.30", "-0.20", "[-0.30,", "-0.10]"]
+    assert found[at + 3].split() == ["all", "1.30", "0.20", "[0.10,", "0.30]"]
 
 
 def test_what_was_found_and_what_was_not() -> None:
