@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,99 @@ def test_the_readme_shows_the_measured_clusterers() -> None:
         )
     found = table(ROOT / "README.md", "| clusterer")
     assert [row[1:] for row in found] == expected
+
+
+def headline(facts: str = "demo") -> dict[str, dict[str, str]]:
+    return {r["figure"]: r for r in rows_of("headline.csv") if r["facts"] == facts}
+
+
+# Rows of the README's tables of drops and redundancies, by the names in headline.csv.
+MEASURED = {
+    "their own components": "itself",
+    "random neurons, matched, 20 draws": "random",
+    "paraphrases not used for finding": "paraphrases",
+    "unrelated facts": "unrelated",
+    "mean instead of zero activations": "mean_ablation",
+}
+FAMILIES = ("DKN", "candidates without a DKN")
+
+
+def plain(text: str) -> str:
+    """A rounded "-0.00" is 0.00."""
+    return re.sub(r"-(0\.0+)\b", r"\1", text)
+
+
+def test_the_readme_counts_what_was_measured() -> None:
+    def cells(facts: str) -> list[str]:
+        rows = headline(facts)
+        known = rows["facts known"]["n"]
+
+        def share(figure: str) -> tuple[int, str, str]:
+            mean, low, high = (100 * float(rows[figure][k]) for k in ("mean", "ci_low", "ci_high"))
+            return round(mean * int(known) / 100), f"{mean:.0f}", f"[{low:.0f}, {high:.0f}]"
+
+        def mean(figure: str, places: int) -> str:
+            mean, low, high = (
+                number(rows[figure][k], places) for k in ("mean", "ci_low", "ci_high")
+            )
+            return f"{mean} [{low}, {high}]"
+
+        several, _, _ = share("share with two or more components")
+        hits, percent, interval = share("share degenerate")
+        return [
+            f"{rows['facts']['n']}, {known}",
+            f"{several} of {known}",
+            f"{hits} of {known}: {percent} % {interval}",
+            mean("knowledge neurons", 0),
+            mean("components", 1),
+        ]
+
+    found = table(ROOT / "README.md", "|  | demo facts | unselected")
+    assert [row[1] for row in found] == cells("demo")
+    assert [row[2] for row in found] == cells("demo-unselected")
+
+
+def test_the_readme_shows_the_measured_drops() -> None:
+    rows = headline()
+
+    def cell(family: str, name: str, figure: str) -> str:
+        r = rows[f"{family}, {name}: {figure} drop"]
+        mean, low, high = (number(r[k], 2) for k in ("mean", "ci_low", "ci_high"))
+        return plain(f"{mean} [{low}, {high}]")
+
+    found = table(ROOT / "README.md", "|  | DKNs")
+    assert {row[0]: [plain(c) for c in row[1:]] for row in found} == {
+        words: [cell(f, name, figure) for f in FAMILIES for figure in ("partial", "full")]
+        for words, name in MEASURED.items()
+    }
+
+
+def test_the_readme_shows_median_redundancies_with_and_without_a_dkn() -> None:
+    rows = headline()
+
+    def cell(family: str, name: str) -> str:
+        ratio, excess = (rows[f"{family}, {name}: {f}"] for f in ("redundancy", "excess"))
+        missing = int(excess["n"]) - int(ratio["n"])
+        note = f", {missing} without" if missing else ""
+        return plain(f"{number(ratio['median'], 2)} ({float(excess['median']):+.2f}{note})")
+
+    found = table(ROOT / "README.md", "| redundancy")
+    assert found[1][0] == "paraphrases not used for finding"  # The control that decides.
+    for words, *shown in found:
+        assert [plain(c) for c in shown] == [cell(f, MEASURED[words]) for f in FAMILIES], words
+
+
+@pytest.mark.parametrize("figure", ["partial_drop", "full_drop", "redundancy", "excess"])
+@pytest.mark.parametrize(("name", "prefix"), [("itself", ""), ("paraphrases", "paraphrases_")])
+def test_headlines_are_medians_of_the_committed_facts(figure: str, name: str, prefix: str) -> None:
+    per_fact = [r for r in rows_of("demo_facts.csv") if r["status"] == "ok"]
+    for family, has_dkn in zip(FAMILIES, (True, False), strict=True):
+        values = [float(r[prefix + figure]) for r in per_fact if bool(r["dkn_sizes"]) == has_dkn]
+        there = [v for v in values if v == v]
+        measured = headline()[f"{family}, {name}: {figure.replace('_', ' ')}"]
+        assert int(measured["n"]) == len(there)
+        # Both are rounded, to three and to four digits.
+        assert float(measured["median"]) == pytest.approx(statistics.median(there), abs=0.00056)
 
 
 # Rows of the README's table of analyses: file, figure, and the conditions that rows must have.

@@ -24,8 +24,8 @@ PAGE, FIGURES = "report.html", "figures"
 TITLE = "Analyses of degenerate knowledge neurons"
 GROUPS = (
     "D: the neurons of a fact's DKN. N: all its knowledge neurons. Rnd: random neurons, as many as "
-    "in D in each layer. Intervals are 95%; p-values of paired comparisons are corrected for the "
-    "number of comparisons in a table (Holm)."
+    "in D in each layer and none of them in N. Intervals are 95%, of six values or more; p-values "
+    "of paired comparisons are corrected for the number of comparisons in a table (Holm)."
 )
 ABOUT = {
     "robustness": "Do answers survive when neurons are suppressed, and do perturbed queries come "

@@ -94,7 +94,7 @@ def draw_fact(folder: Path, result: FactResult, place: int) -> list[Picture]:
                 "Map of the relative drop with each subset of components suppressed; with all "
                 f"suppressed: {number(full)}.",
                 "Drop with each subset suppressed: a square says that a component is, a plus "
-                "that the probability rose. Framed: subsets of the DKN alone.",
+                "that the probability rose. Framed: subsets of the DKN's own components.",
             )
         )
     pictures.append(_neurons([result], stem.with_name(f"{stem.name}-neurons"), "this fact"))
