@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from dkn_engine.attribution.blocks import pad_block
+from dkn_engine.attribution.blocks import Block, pad_block
+from dkn_engine.attribution.check import Check
 from dkn_engine.attribution.contexts import Contexts
+from dkn_engine.attribution.prefill import position_logits
 from dkn_engine.attribution.rows import RowEngine
-from dkn_engine.attribution.sites import watch
+from dkn_engine.attribution.sites import site_activation, watch
 from dkn_engine.attribution.tail import layer_inputs
+from dkn_engine.batches import in_batches
 from dkn_engine.guest import hooks
 from dkn_engine.layout import Layout
 
@@ -24,26 +27,48 @@ if TYPE_CHECKING:
 _BLOCK_ROWS = 256
 
 
+class Copy(NamedTuple):
+    """A sequence's positions ``first`` to ``last``, its token at ``first`` masked or as it is."""
+
+    sequence: int
+    first: int
+    last: int
+    masked: bool = True
+
+    @property
+    def n_rows(self) -> int:
+        return self.last - self.first + 1
+
+
 @torch.no_grad()
 def masked_baselines(
     model: nn.Module, layout: Layout, contexts: Contexts, site: str, mask_id: int, max_tokens: int
 ) -> Tensor:
     """Mean activation ``[C, L, F]`` at each context with every prompt token masked in turn.
 
-    Forced answer tokens are never masked. One forward pass over whole masked copies gives all
-    layers; copies are batched so that at most ``max_tokens`` positions are in a forward. This is
-    the plain form of :func:`shared_masked_baselines`, for models without rows.
+    Forced answer tokens are never masked. One forward pass of the model over whole masked copies
+    gives all layers; copies are batched so that at most ``max_tokens`` positions are in a forward,
+    fewer where the device's memory does not hold them. This is the plain form of
+    :func:`shared_masked_baselines`, for models without rows.
     Source: AMIG baselines of Chen et al. 2024 (arXiv 2308.13198), as the design defines them.
     """
     n, length = contexts.ids.shape
     copies = [(b, j) for b in range(n) for j in range(contexts.n_prompt[b])]
-    shape = (len(contexts), layout.n_layers, layout.width)
-    wide = torch.promote_types(next(model.parameters()).dtype, torch.float32)
-    total = torch.zeros(shape, dtype=wide, device=contexts.ids.device)
-    step = max(1, max_tokens // length)
-    for start in range(0, len(copies), step):
-        _add_masked(model, layout, contexts, site, mask_id, copies[start : start + step], total)
+    dtype = next(model.parameters()).dtype
+    total = _zeros(contexts, layout, dtype)
+
+    def add(start: int, stop: int) -> None:
+        total.add_(_masked_sum(model, layout, contexts, site, mask_id, copies[start:stop], dtype))
+
+    in_batches(len(copies), max(1, max_tokens // length), add)
     return _mean(total, contexts)
+
+
+def _zeros(contexts: Contexts, layout: Layout, dtype: torch.dtype) -> Tensor:
+    """``[C, L, F]`` in at least float32, to sum activations of ``dtype`` in."""
+    shape = (len(contexts), layout.n_layers, layout.width)
+    wide = torch.promote_types(dtype, torch.float32)
+    return torch.zeros(shape, dtype=wide, device=contexts.ids.device)
 
 
 def _mean(total: Tensor, contexts: Contexts) -> Tensor:
@@ -52,19 +77,18 @@ def _mean(total: Tensor, contexts: Contexts) -> Tensor:
     return total / counts[contexts.sequence].view(-1, 1, 1)
 
 
-def _add_masked(
+def _masked_sum(
     model: nn.Module,
     layout: Layout,
     contexts: Contexts,
     site: str,
     mask_id: int,
     copies: list[tuple[int, int]],
-    total: Tensor,
-) -> None:
-    """Add the activations of a batch of masked copies (sequence, masked position) to ``total``."""
-    device = contexts.ids.device
-    sequence = torch.tensor([b for b, _ in copies], device=device)
-    masked = torch.tensor([j for _, j in copies], device=device)
+    dtype: torch.dtype,
+) -> Tensor:
+    """Activations ``[C, L, F]`` summed over copies (sequence, masked position)."""
+    device, found = contexts.ids.device, _zeros(contexts, layout, dtype)
+    sequence, masked = torch.tensor(copies, device=device).T
     entry = torch.arange(len(copies), device=device)
     ids = contexts.ids[sequence]
     ids[entry, masked] = mask_id
@@ -76,12 +100,15 @@ def _add_masked(
     def keep(layer: int) -> Callable[[Tensor], None]:
         def add(activation: Tensor) -> None:
             x = activation.reshape(*ids.shape, -1)[copy, position]
-            total[:, layer].index_add_(0, context, x.to(total.dtype))
+            found[:, layer].index_add_(0, context, x.to(found.dtype))
 
         return add
 
     with hooks([watch(mlp, site, keep(i)) for i, mlp in enumerate(layout.mlps)]):
-        layout.base(input_ids=ids, use_cache=False)
+        # The whole model, since what is around its decoder may add to what the decoder sees; of
+        # the logits, which nobody reads, as few as it can be asked for.
+        position_logits(model, ids, entry[:1], entry[:1])
+    return found
 
 
 @torch.no_grad()
@@ -89,72 +116,96 @@ def shared_masked_baselines(engine: RowEngine, site: str, mask_id: int, max_toke
     """:func:`masked_baselines` with the prefix in front of each masked token computed once.
 
     A copy is only its positions from the masked token to the last answer position: half the work
-    for a prompt of any length. See ``blocks.py``.
+    for a prompt of any length. See ``blocks.py``. Beside them goes a short copy with nothing
+    masked, in which every layer must return what the model's own forward had there.
 
     Args:
         engine: rows of the chunk.
         site, mask_id: as there.
         max_tokens: most rows in one pass.
+
+    Raises:
+        SweepUnsupported: the copy with nothing masked does not reproduce the model's own forward.
     """
-    contexts, layout = engine.contexts, engine.layout
-    shape = (len(contexts), layout.n_layers, layout.width)
-    wide = torch.promote_types(engine.clean.post.dtype, torch.float32)
-    total = torch.zeros(shape, dtype=wide, device=contexts.ids.device)
+    _check_inputs(engine)
+    contexts, (value, _) = engine.contexts, site_activation(engine.layout, engine.clean, site)
+    total = _zeros(contexts, engine.layout, engine.clean.post.dtype)
     entries = _entries(contexts)
     while entries:
-        n = max(1, max_tokens // max(map(_rows_of, entries)))
-        _add_block(engine, site, mask_id, entries[:n], total)
-        entries = entries[n:]
+        # Entries of a pass are padded to the longest, which is the first.
+        widest = _rows_of(entries[0])
+        n = max(1, max_tokens // widest)
+        now, entries = entries[:n], entries[n:]
+
+        def add(start: int, stop: int, now: list[list[Copy]] = now) -> None:
+            total.add_(_block_sum(engine, site, mask_id, now[start:stop], value))
+
+        fitted = in_batches(len(now), len(now), add)
+        if fitted < len(now):
+            max_tokens = fitted * widest
     return _mean(total, contexts)
 
 
-Copies = list[tuple[int, int, int]]
+def _check_inputs(engine: RowEngine) -> None:
+    """Require that the decoder alone feeds its first layer what the model's own forward did."""
+    own: Tensor = next(iter(engine.clean.calls[0].arguments.values()))
+    alone = layer_inputs(engine.layout, engine.contexts.ids)
+    check = Check(engine, engine.contexts.sequence[:0])
+    check.note(alone, own)
+    check.require(lambda _: "enter the first layer, in masked copies,")
 
 
-def _entries(contexts: Contexts) -> list[Copies]:
-    """Copies (sequence, masked position, last position), a few of one sequence to an entry."""
+def _entries(contexts: Contexts) -> list[list[Copy]]:
+    """Copies, a few of one sequence to an entry, the longest entry first."""
     last = torch.zeros(len(contexts.n_prompt), dtype=torch.int64, device=contexts.ids.device)
     last.scatter_reduce_(0, contexts.sequence, contexts.position, "amax")
-    entries: list[Copies] = []
+    shortest = min(range(len(contexts.n_prompt)), key=lambda b: contexts.n_prompt[b])
+    entries: list[list[Copy]] = []
     for b, (n_prompt, end) in enumerate(zip(contexts.n_prompt, last.tolist(), strict=True)):
-        entry: Copies = []
-        for j in range(n_prompt):
-            if entry and _rows_of(entry) + end - j + 1 > _BLOCK_ROWS:
+        copies = [Copy(b, j, end) for j in range(n_prompt)]
+        if b == shortest:
+            copies.append(Copy(b, max(0, n_prompt - 2), end, masked=False))
+        entry: list[Copy] = []
+        for copy in copies:
+            if entry and _rows_of(entry) + copy.n_rows > _BLOCK_ROWS:
                 entries.append(entry)
                 entry = []
-            entry.append((b, j, end))
+            entry.append(copy)
         entries.append(entry)
-    # Entries of a pass are padded to the longest, so those of one length go together.
+    # Those of one length go together.
     return sorted(entries, key=_rows_of, reverse=True)
 
 
-def _rows_of(entry: Copies) -> int:
-    return sum(end - j + 1 for _, j, end in entry)
+def _rows_of(entry: list[Copy]) -> int:
+    return sum(copy.n_rows for copy in entry)
 
 
-def _add_block(
-    engine: RowEngine, site: str, mask_id: int, entries: list[Copies], total: Tensor
-) -> None:
-    """Add the activations of the entries' masked copies to ``total``."""
-    contexts, device = engine.contexts, total.device
-    block = pad_block(entries, device)
-    # The first layer's inputs may hold positions: embed whole masked copies, pick the rows.
+def _block_sum(
+    engine: RowEngine, site: str, mask_id: int, entries: list[list[Copy]], value: Tensor
+) -> Tensor:
+    """Activations ``[C, L, F]`` summed over the entries' masked copies.
+
+    A copy with nothing masked must have the clean activations, which are ``value`` ``[C, L, F]``.
+    """
+    device = value.device
+    found = _zeros(engine.contexts, engine.layout, value.dtype)
+    block = pad_block([[copy[:3] for copy in entry] for entry in entries], device)
     copies = [copy for entry in entries for copy in entry]
-    whole = contexts.ids[torch.tensor([b for b, _, _ in copies], device=device)]
-    whole[torch.arange(len(copies)), torch.tensor([j for _, j, _ in copies])] = mask_id
-    first = torch.tensor([0, *(len(e) for e in entries[:-1])], device=device).cumsum(0)
-    at_copy = first.unsqueeze(1) + block.copy.clamp(min=0)
-    hidden = layer_inputs(engine.layout, whole)[at_copy, block.position]
-    wanted = (
-        (block.copy.unsqueeze(-1) >= 0)
-        & (block.sequence.unsqueeze(-1) == contexts.sequence)
-        & (block.position.unsqueeze(-1) == contexts.position)
-    )
-    entry, row, context = wanted.nonzero(as_tuple=True)
+    masked = torch.tensor([copy.masked for copy in copies], device=device)
+    at_copy = _numbered(block, entries)
+    hidden = layer_inputs(engine.layout, _masked_ids(engine.contexts, copies, mask_id))
+    hidden = hidden[at_copy, block.position]
+    entry, row, context = _context_rows(engine.contexts, block)
+    counts = masked[at_copy[entry, row]]
+    n_masked = int(counts.sum())
+    check = Check(engine, context[~counts])
 
     def keep(layer: int) -> Callable[[Tensor], None]:
         def add(activation: Tensor) -> None:
-            total[:, layer].index_add_(0, context, activation[entry, row].to(total.dtype))
+            x = activation[entry, row]
+            found[:, layer].index_add_(0, context[counts], x[counts].to(found.dtype))
+            if len(x) > n_masked:
+                check.note(x[~counts], value[context[~counts], layer])
 
         return add
 
@@ -162,3 +213,33 @@ def _add_block(
         for layer, mlp in enumerate(engine.layout.mlps):
             with hooks([watch(mlp, site, keep(layer))]):
                 hidden = engine.run_layer(layer, hidden, block)
+    check.require(lambda layer: f"beside those of masked copies leave the MLP of layer {layer}")
+    return found
+
+
+def _numbered(block: Block, entries: list[list[Copy]]) -> Tensor:
+    """int64 ``[E, N]``: the copy of each row among those of all entries (padding: the first)."""
+    sizes = [0, *(len(entry) for entry in entries[:-1])]
+    first = torch.tensor(sizes, device=block.copy.device).cumsum(0)
+    return first.unsqueeze(1) + block.copy.clamp(min=0)
+
+
+def _masked_ids(contexts: Contexts, copies: list[Copy], mask_id: int) -> Tensor:
+    """Tokens ``[n, T]`` of whole copies, since the first layer's inputs may hold positions."""
+    device = contexts.ids.device
+    sequence, first = torch.tensor([copy[:2] for copy in copies], device=device).T
+    masked = torch.tensor([copy.masked for copy in copies], device=device)
+    ids, row = contexts.ids[sequence], torch.arange(len(copies), device=device)
+    ids[row[masked], first[masked]] = mask_id
+    return ids
+
+
+def _context_rows(contexts: Contexts, block: Block) -> tuple[Tensor, Tensor, Tensor]:
+    """Entry, row and context, ``[n]`` each, of every row that stands at a context's position."""
+    wanted = (
+        (block.copy.unsqueeze(-1) >= 0)
+        & (block.sequence.unsqueeze(-1) == contexts.sequence)
+        & (block.position.unsqueeze(-1) == contexts.position)
+    )
+    entry, row, context = wanted.nonzero(as_tuple=True)
+    return entry, row, context

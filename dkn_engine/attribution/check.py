@@ -12,7 +12,7 @@ so where there is anything but the plain layers of a library, two rows are tried
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -122,10 +122,25 @@ class Check:
     def layer(self, layer: int, out: Tensor) -> None:
         """Note clean rows ``[n, R, d]`` out of a layer; those of the last need only be alike."""
         out, last = out.detach(), layer + 1 == self._engine.layout.n_layers
-        own = out[:, -1:] if last else self._engine.clean_rows(self._context, layer + 1)
-        apart = (out - own).norm(dim=-1) / own.norm(dim=-1)
+        self.note(out, out[:, -1:] if last else self._engine.clean_rows(self._context, layer + 1))
+
+    def note(self, found: Tensor, own: Tensor) -> None:
+        """Note vectors ``[..., k]`` and what the model's own forward has in their place."""
+        apart = (found - own).norm(dim=-1) / own.norm(dim=-1)
         # Contexts where the model gives NaN are left out.
         self._apart.append(apart.where(own.isfinite().all(-1), 0).amax())
+
+    def require(self, words: Callable[[int], str]) -> None:
+        """Require all that was noted to be the model's own; ``words`` name what rows do in a layer.
+
+        Raises:
+            SweepUnsupported: the first that is not.
+        """
+        allowed = max(1e-4, self._short)
+        apart = torch.stack(self._apart).tolist() if self._apart else []
+        for layer, found in enumerate(apart):
+            if not found <= allowed:
+                _refuse(words(layer), found, allowed)
 
     def objective(self, value: Tensor, objective: str) -> None:
         """:meth:`answer` for the objective ``[n]`` of clean rows."""
@@ -142,10 +157,7 @@ class Check:
 
     def answer(self, log_p: Tensor) -> None:
         """Require all that was noted, and log p(x) ``[n]`` at the top, to be the model's own."""
-        apart = torch.stack(self._apart)
-        allowed = max(1e-4, self._short)
-        for layer in torch.nonzero(~(apart <= allowed)).flatten().tolist()[:1]:
-            _refuse(f"leave layer {layer}", float(apart[layer]), allowed)
+        self.require(lambda layer: f"leave layer {layer}")
         own = self._own()
         known = own.isfinite()
         for what, found, allowed in (

@@ -158,7 +158,7 @@ class _Chunk:
         whole = (self.model, self.layout, self.contexts)
 
         def masked(mask_id: int) -> Tensor:
-            return masked_baselines(*whole, self.config.site, mask_id, 4 * self.rows)
+            return masked_baselines(*whole, self.config.site, mask_id, self.rows)
 
         paths = self._paths(masked)
         general = General(self.model, self.contexts, paths, self.config.objective, self.rows)

@@ -88,6 +88,8 @@ class RowEngine:
         for i, (keys, kw) in enumerate(zip(self.clean.keys, self.clean.attention, strict=True)):
             if keys is None:
                 raise SweepUnsupported(f"layer {i} does not use transformers' attention interface")
+            if keys.shape[2] != self.contexts.ids.shape[1]:
+                raise SweepUnsupported(f"layer {i} attends to positions in front of the prompt")
             odd = sorted(k for k, v in kw.items() if k not in _ATTENTION_ARGUMENTS and _matters(v))
             if odd:
                 raise SweepUnsupported(f"layer {i} passes {odd[0]!r} to its attention")

@@ -62,7 +62,10 @@ def test_window_smaller_than_the_prompt() -> None:
 
 
 def test_only_the_changed_positions_are_rows(engine: RowEngine) -> None:
-    """78 rows instead of 144 for a prompt of 12 tokens; the sweep's own counter is left alone."""
+    """78 rows instead of 144 for a prompt of 12 tokens, and one copy with nothing masked.
+
+    The sweep's own counter is left alone.
+    """
     before = engine.row_layers
     seen: list[int] = []
     layer = engine.layout.layers[0]
@@ -72,7 +75,9 @@ def test_only_the_changed_positions_are_rows(engine: RowEngine) -> None:
     shared_masked_baselines(engine, "post", MASK_ID, 1)  # one entry a pass, so no padding
     handle.remove()
     n = [(len(s.ids), s.n_prompt) for s in MIXED]
-    assert sum(seen) == sum(length - j for length, n_prompt in n for j in range(n_prompt))
+    unmasked = len(MIXED[2].ids)  # of the shortest prompt
+    masked = sum(length - j for length, n_prompt in n for j in range(n_prompt))
+    assert sum(seen) == masked + unmasked
     assert engine.row_layers == before
 
 
