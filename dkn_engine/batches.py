@@ -8,7 +8,13 @@ from collections.abc import Callable, Sequence
 
 
 def in_batches(
-    n: int, size: int, work: Callable[[int, int], None], cuts: Sequence[int] = ()
+    n: int,
+    size: int,
+    work: Callable[[int, int], None],
+    cuts: Sequence[int] = (),
+    *,
+    of: str = "rows",
+    option: str = "rows_per_batch",
 ) -> int:
     """Call ``work(start, stop)`` over ``0 ... n`` and return the batch size that fitted.
 
@@ -20,6 +26,7 @@ def in_batches(
         size: items a batch at first, at least 1.
         work: must write its results where they belong only when it has them all.
         cuts: ascending; a batch ends at the last of these that it reaches, if it reaches one.
+        of: what the items are, for the warning; ``option``: what sets their number.
 
     Raises:
         torch.OutOfMemoryError: one item alone does not fit.
@@ -33,19 +40,29 @@ def in_batches(
             reached = bisect.bisect_right(cuts, stop) - 1
             if reached >= 0 and cuts[reached] > start:
                 stop = cuts[reached]
-        try:
-            work(start, stop)
-        except torch.OutOfMemoryError:
-            if stop - start == 1:
-                raise
-            size = (stop - start) // 2
-            warnings.warn(
-                "out of memory: going on with half the rows a batch; a smaller rows_per_batch "
-                "avoids the failed tries",
-                stacklevel=2,
-            )
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-        else:
+        if _fits(work, start, stop):
             start = stop
+            continue
+        # By now the failed try is over, and what it held is given back.
+        size = (stop - start) // 2
+        warnings.warn(
+            f"out of memory: going on with half the {of} a batch; a smaller {option} avoids the "
+            "failed tries",
+            stacklevel=2,
+        )
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
     return size
+
+
+def _fits(work: Callable[[int, int], None], start: int, stop: int) -> bool:
+    """Do the work, unless the device runs out of memory; one item alone must fit."""
+    import torch
+
+    try:
+        work(start, stop)
+    except torch.OutOfMemoryError:
+        if stop - start == 1:
+            raise
+        return False
+    return True

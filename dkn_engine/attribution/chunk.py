@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from dkn_engine.attribution.check import failures_mean_no_sweep, rows_to_check
 from dkn_engine.attribution.contexts import AnswerSequence, Contexts, build_contexts
 from dkn_engine.attribution.cut_gradients import refuse_cut_gradients
 from dkn_engine.attribution.general import General
+from dkn_engine.attribution.lengths import length_groups
 from dkn_engine.attribution.paths import Paths
 from dkn_engine.attribution.prefill import Prefill, prefill
 from dkn_engine.attribution.quadrature import Integrals, integrate_adaptive, integrate_fixed
@@ -23,6 +25,7 @@ from dkn_engine.attribution.rows import SweepUnsupported
 from dkn_engine.attribution.sequences import n_tokens
 from dkn_engine.attribution.sites import require_site, site_activation
 from dkn_engine.attribution.sweep import Sweep
+from dkn_engine.batches import in_batches
 from dkn_engine.config import AttributionConfig
 from dkn_engine.errors import UserError
 from dkn_engine.guest import guest
@@ -39,7 +42,8 @@ _BUDGET = 1 << 30
 class ChunkScores:
     """Attribution of B sequences; see ``Attribution`` for the fields, with B for n_facts.
 
-    ``row_layers`` is how many (row, layer) pairs the sweep pushed through the decoder.
+    ``path`` is ``general`` where some of the sequences took it. ``row_layers`` is how many
+    (row, layer) pairs the sweep pushed through the decoder.
     """
 
     scores: NDArray[np.floating]
@@ -63,6 +67,9 @@ def attribute_chunk(
 ) -> ChunkScores:
     """Integrated gradients of every sequence's answer over all layers' activations.
 
+    Sequences are swept together, as far as the model reads them together as it does alone and the
+    device's memory holds them.
+
     Args:
         model, layout: the decoder.
         sequences: teacher-forced sequences; they may differ in length.
@@ -77,6 +84,43 @@ def attribute_chunk(
     require_site(layout, config.site)
     if config.baseline == "masked":
         _require_mask(model, mask_id)
+    parts: list[tuple[list[int], ChunkScores]] = []
+    for group in length_groups(model, [len(s.ids) for s in sequences]):
+
+        def add(start: int, stop: int, group: list[int] = group) -> None:
+            index = group[start:stop]
+            some = [sequences[i] for i in index]
+            given = None if baselines is None else baselines[index]
+            parts.append((index, _attribute_batch(model, layout, some, config, mask_id, given)))
+
+        in_batches(len(group), len(group), add, of="prompts", option="facts_per_chunk")
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[tuple[list[int], ChunkScores]]) -> ChunkScores:
+    """Scores of batches in the order of the chunk, of which each batch has its indices."""
+    if len(parts) == 1:
+        return parts[0][1]
+    back = np.argsort(np.concatenate([index for index, _ in parts]))
+    fields: dict[str, Any] = {
+        f.name: np.concatenate([getattr(scores, f.name) for _, scores in parts])[back]
+        for f in dataclasses.fields(ChunkScores)
+        if f.name not in {"path", "row_layers"}
+    }
+    general = any(scores.path == General.name for _, scores in parts)
+    fields["path"] = General.name if general else Sweep.name
+    return ChunkScores(**fields, row_layers=sum(scores.row_layers for _, scores in parts))
+
+
+def _attribute_batch(
+    model: nn.Module,
+    layout: Layout,
+    sequences: Sequence[AnswerSequence],
+    config: AttributionConfig,
+    mask_id: int | None,
+    baselines: Tensor | None,
+) -> ChunkScores:
+    """:func:`attribute_chunk` of sequences that are padded to one length."""
     device = next(model.parameters()).device
     contexts = build_contexts(sequences, device)
     rows = _rows_per_batch(config, layout, next(model.parameters()).dtype)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 RECORD = "dkn_engine_record"
+# Arguments of a layer that hold one entry a position.
+POSITION_ARGUMENTS = {"position_embeddings", "position_ids", "cache_position"}
 _local = threading.local()
 
 

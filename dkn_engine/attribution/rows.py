@@ -19,7 +19,7 @@ from torch import nn
 
 from dkn_engine.attribution.blocks import Block, block_attention
 from dkn_engine.attribution.contexts import Contexts
-from dkn_engine.attribution.prefill import Prefill, register
+from dkn_engine.attribution.prefill import POSITION_ARGUMENTS, Prefill, register
 from dkn_engine.attribution.tail import model_tail
 from dkn_engine.guest import attention_implementation
 from dkn_engine.layout import Layout
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 ROWS = "dkn_engine_rows"
 _local = threading.local()
 _CACHE_ARGUMENTS = {"past_key_values", "past_key_value", "layer_past", "cache_params"}
-_POSITION_ARGUMENTS = {"position_embeddings", "position_ids", "cache_position"}
 _ATTENTION_ARGUMENTS = {
     "dropout",
     "scaling",
@@ -131,7 +130,7 @@ class RowEngine:
             return {k: self._argument(layer, k, v, rows) for k, v in value.items()}
         if name in _CACHE_ARGUMENTS or name.endswith("attention_mask"):
             return None
-        if name in _POSITION_ARGUMENTS:
+        if name in POSITION_ARGUMENTS:
             return self._at_positions(value, rows)
         if name != next(iter(self.clean.calls[layer].arguments)) and _holds_tensor(value):
             raise SweepUnsupported(f"layer {layer} takes a tensor {name!r}")

@@ -55,13 +55,21 @@ def forward_log_probabilities(
         entry, edit, column = torch.tensor(asked, device=chosen.device).T
         leader = chosen[torch.tensor([columns[0] for _, columns in batch], device=chosen.device)]
         changes = [edits[p] for p, _ in batch]
-        # Nothing behind the last token that is looked at can change it.
-        length = int(contexts.position[chosen[column]].max()) + 1
+        # Nothing behind the last token that is looked at can change it; but some models read a
+        # shorter sequence otherwise (see ``attribution.lengths``).
+        ends = _last_positions(contexts)[contexts.sequence[leader]]
+        length = 1 + max(int(contexts.position[chosen[column]].max()), int(ends.min()))
         mask = _mask(contexts, leader, positions)[:, :length]
         gold, hit = _forward(model, layout, contexts, changes, leader, mask, entry, chosen[column])
         log_p = log_p.to(gold.dtype)
         log_p[edit, column], first[edit, column] = gold, hit
     return log_p, first
+
+
+def _last_positions(contexts: Contexts) -> Tensor:
+    """int64 ``[B]``: where the last token of each answer is predicted, the sequence's own end."""
+    last = torch.zeros_like(contexts.ids[:, 0])
+    return last.scatter_reduce(0, contexts.sequence, contexts.position, "amax")
 
 
 def _sharing(contexts: Contexts, chosen: Tensor, positions: str) -> list[list[int]]:

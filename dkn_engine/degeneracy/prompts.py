@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from dkn_engine.attribution.check import checked_rows
 from dkn_engine.attribution.contexts import AnswerSequence, build_contexts
-from dkn_engine.attribution.prefill import prefill
+from dkn_engine.attribution.lengths import length_groups
+from dkn_engine.attribution.prefill import prefill, token_log_probabilities
 from dkn_engine.attribution.rows import RowEngine, SweepUnsupported
 from dkn_engine.batches import in_batches
 from dkn_engine.degeneracy.edits import Edit, require_inside
@@ -56,43 +57,39 @@ class Prompts:
         backend: str = "auto",
         warn: bool = True,
     ) -> None:
-        self.model, self.layout, self.positions = model, layout, positions
-        self.stands_in = False
-        self.contexts = build_contexts(sequences, next(model.parameters()).device)
-        with guest(model, grad=False):
-            self._clean = prefill(model, layout, self.contexts)
-            self._rows = self._engine(backend, warn)
-        self._sequence = self.contexts.sequence.cpu().numpy()
-        self._starts = np.flatnonzero(np.diff(self._sequence, prepend=-1))
-        log_p = self._clean.log_probability.double().cpu().numpy()
-        self.probability: NDArray[np.float64] = np.exp(self._sum(log_p[None])[0])
-        first = (self.contexts.token == 0).cpu().numpy()
-        self.rank: NDArray[np.int64] = self._clean.rank.cpu().numpy()[first]
+        self.model, self.layout = model, layout
+        self._batches: list[tuple[NDArray[np.int64], _Batch]] = []
+        for group in length_groups(model, [len(s.ids) for s in sequences]):
+
+            def read(start: int, stop: int, group: list[int] = group) -> None:
+                index = np.array(group[start:stop])
+                some = [sequences[i] for i in index]
+                say = warn and not self.stands_in
+                batch = _Batch(model, layout, some, positions, backend, say)
+                self._batches.append((index, batch))
+
+            in_batches(len(group), len(group), read, of="prompts", option="facts_per_chunk")
+        self.probability: NDArray[np.float64] = self._joined([b.probability for b in self._of()])
+        self.rank: NDArray[np.int64] = self._joined([b.rank for b in self._of()])
+
+    @property
+    def stands_in(self) -> bool:
+        return any(batch.stands_in for batch in self._of())
 
     def __len__(self) -> int:
         return len(self.probability)
 
-    def _engine(self, backend: str, warn: bool) -> RowEngine | None:
-        single = bool((torch.bincount(self.contexts.sequence) == 1).all())
-        if self.positions == "all" or (self.positions == "answer_all" and not single):
-            return None
-        try:
-            return checked_rows(self.model, self.layout, self.contexts, self._clean, backend)
-        except SweepUnsupported as reason:
-            self.stands_in = True
-            if warn:
-                warnings.warn(
-                    f"{type(self.model).__name__}: {reason}; using full forward passes (slower, "
-                    "same results)",
-                    stacklevel=4,
-                )
-            return None
+    def _of(self) -> list[_Batch]:
+        return [batch for _, batch in self._batches]
+
+    def _joined(self, parts: Sequence[NDArray[Any]], axis: int = 0) -> NDArray[Any]:
+        """What was found of every batch, in the order of the sequences."""
+        back = np.argsort(np.concatenate([index for index, _ in self._batches]))
+        return np.concatenate(parts, axis=axis).take(back, axis=axis)
 
     def first_activations(self) -> NDArray[np.float64]:
         """Clean activations ``[B, L, F]`` where each first answer token is predicted."""
-        first = self.contexts.token == 0
-        found: NDArray[np.float64] = self._clean.post[first].double().cpu().numpy()
-        return found
+        return self._joined([batch.first_activations() for batch in self._of()])
 
     def probabilities(
         self, edits: Sequence[Edit], sequences: Sequence[int] | None = None
@@ -123,13 +120,76 @@ class Prompts:
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         require_inside(edits, self.layout)
         wanted = np.arange(len(self)) if sequences is None else np.asarray(sequences, np.int64)
+        table = np.zeros((len(edits), len(self)))
+        every = np.zeros(table.shape, dtype=bool)
+        for index, batch in self._batches:
+            mine = np.flatnonzero(np.isin(index, wanted))
+            if len(mine):
+                found = batch.outcomes(edits, mine, greedy=greedy)
+                table[:, index[mine]], every[:, index[mine]] = found
+        return table[:, wanted], every[:, wanted]
+
+    def as_model_is(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """As :meth:`outcomes`, ``[B]`` each, by full forwards of the model as it is by now."""
+        probability, hits = zip(*(batch.as_model_is() for batch in self._of()), strict=True)
+        return self._joined(probability), self._joined(hits)
+
+
+class _Batch:
+    """Prompts that are padded to one length; see :class:`Prompts`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: Layout,
+        sequences: Sequence[AnswerSequence],
+        positions: str,
+        backend: str,
+        warn: bool,
+    ) -> None:
+        self.model, self.layout, self.positions = model, layout, positions
+        self.stands_in = False
+        self.contexts = build_contexts(sequences, next(model.parameters()).device)
+        with guest(model, grad=False):
+            self._clean = prefill(model, layout, self.contexts)
+            self.rows = self._engine(backend, warn)
+        self._sequence = self.contexts.sequence.cpu().numpy()
+        self._starts = np.flatnonzero(np.diff(self._sequence, prepend=-1))
+        log_p = self._clean.log_probability.double().cpu().numpy()
+        self.probability: NDArray[np.float64] = np.exp(self._sum(log_p[None])[0])
+        first = (self.contexts.token == 0).cpu().numpy()
+        self.rank: NDArray[np.int64] = self._clean.rank.cpu().numpy()[first]
+
+    def _engine(self, backend: str, warn: bool) -> RowEngine | None:
+        single = bool((torch.bincount(self.contexts.sequence) == 1).all())
+        if self.positions == "all" or (self.positions == "answer_all" and not single):
+            return None
+        try:
+            return checked_rows(self.model, self.layout, self.contexts, self._clean, backend)
+        except SweepUnsupported as reason:
+            self.stands_in = True
+            if warn:
+                warnings.warn(
+                    f"{type(self.model).__name__}: {reason}; using full forward passes (slower, "
+                    "same results)",
+                    stacklevel=7,
+                )
+            return None
+
+    def first_activations(self) -> NDArray[np.float64]:
+        first = self.contexts.token == 0
+        found: NDArray[np.float64] = self._clean.post[first].double().cpu().numpy()
+        return found
+
+    def outcomes(
+        self, edits: Sequence[Edit], wanted: NDArray[np.int64], *, greedy: bool
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """``[P, n]`` each, of the n sequences ``wanted``; at least one."""
         mine = np.flatnonzero(np.isin(self._sequence, wanted))
         chosen = torch.from_numpy(mine).to(self.contexts.ids.device)
-        step = max(1, _ROWS // max(1, len(mine)))
+        step = max(1, _ROWS // len(mine))
         table = np.zeros((len(edits), len(self._sequence)))
         hits = np.zeros(table.shape, dtype=bool)
-        if not len(mine):
-            return np.empty((len(edits), 0)), np.empty((len(edits), 0), dtype=bool)
 
         def evaluate(start: int, stop: int) -> None:
             log_p, first = self._evaluate(edits[start:stop], chosen, greedy)
@@ -145,11 +205,17 @@ class Prompts:
     def _evaluate(
         self, edits: Sequence[Edit], chosen: Tensor, greedy: bool
     ) -> tuple[Tensor, Tensor | None]:
-        if self._rows is not None:
-            return row_log_probabilities(self._rows, edits, chosen, greedy=greedy)
+        if self.rows is not None:
+            return row_log_probabilities(self.rows, edits, chosen, greedy=greedy)
         return forward_log_probabilities(
             self.model, self.layout, self.contexts, edits, chosen, self.positions, _ROWS
         )
+
+    def as_model_is(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        with guest(self.model, grad=False):
+            log_p, rank = token_log_probabilities(self.model, self.contexts)
+        hits = np.logical_and.reduceat((rank == 1).cpu().numpy(), self._starts)
+        return np.exp(self._sum(log_p.double().cpu().numpy()[None])[0]), hits
 
     def _sum(self, log_p: NDArray[np.float64]) -> NDArray[np.float64]:
         """From tokens ``[P, C]`` to sequences ``[P, B]``; contexts are in their order."""

@@ -186,9 +186,9 @@ def test_a_window_that_rows_cannot_know_sends_the_model_down_the_general_path() 
         model.get_submodule(f"model.layers.{layer}.self_attn").sliding_window = None
     one = sequence(9, 2)
     with pytest.warns(UserWarning, match="rows leave layer 0 off .* full forward passes"):
-        found = attributed("gemma3", model, fixed(), [one])
+        found = attributed("gemma3", model, fixed(baseline="zero"), [one])
     assert found.path == "general"
-    expected = BruteForce("gemma3", model, "post").scores(one, LEFT).mean(0)
+    expected = BruteForce("gemma3", model, "post").scores(one, LEFT, "zero").mean(0)
     assert relative_error(found.scores[0], expected) < FLOAT64
 
 

@@ -229,7 +229,7 @@ def test_batches_of_edits_do_not_matter(rows: int, monkeypatch: pytest.MonkeyPat
 
 def test_edits_that_agree_share_their_rows() -> None:
     prompts = prompts_of("llama", model_of("llama"), "answer")
-    engine = prompts._rows
+    engine = prompts._batches[0][1].rows
     assert engine is not None
     before, last = engine.row_layers, N_LAYERS - 1
     prompts.probabilities([nothing(), suppress([[0, 1]]), suppress([[0, 1], [last, 2]])], [1])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dkn_engine.attribution.lengths import length_groups
 from dkn_engine.attribution.prefill import position_logits
 from dkn_engine.attribution.sequences import context_length
 from dkn_engine.config import FactsConfig
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _TOKENS = 1024  # positions of one forward pass
+# A sentence's number, what the model reads, and the two tokens that are compared behind it.
+_Question = tuple[int, tuple[int, ...], tuple[int, int]]
 
 
 def yes_over_no(
@@ -47,7 +50,7 @@ def yes_over_no(
     Raises:
         UserError: the two words are the same tokens, or one of them is how the other begins.
     """
-    asked: list[tuple[int, tuple[int, ...], tuple[int, int]]] = []
+    asked: list[_Question] = []
     for i, sentence in enumerate(sentences):
         question = template["template"].replace("{statement}", sentence)
         try:
@@ -55,12 +58,9 @@ def yes_over_no(
         except FactError:
             continue
     found = np.full(len(sentences), np.nan)
-    asked.sort(key=lambda a: (len(a[1]), a[0]))  # batches of like lengths
     device = next(model.parameters()).device
     with guest(model, grad=False):
-        while asked:
-            n = max(1, _TOKENS // len(asked[-1][1]))
-            batch, asked = asked[-n:], asked[:-n]
+        for batch in _batches(model, asked):
             longest = max(len(ids) for _, ids, _ in batch)
             padded = [ids + ids[-1:] * (longest - len(ids)) for _, ids, _ in batch]
             rows = torch.arange(len(batch), device=device)
@@ -70,6 +70,16 @@ def yes_over_no(
             pairs = logits.double().gather(-1, words)
             found[[i for i, _, _ in batch]] = (pairs[:, 0] - pairs[:, 1]).cpu().numpy()
     return found
+
+
+def _batches(model: nn.Module, asked: Sequence[_Question]) -> Iterator[list[_Question]]:
+    """Batches of like lengths, the longest first."""
+    for group in length_groups(model, [len(ids) for _, ids, _ in asked]):
+        rest = sorted((asked[i] for i in group), key=lambda a: (len(a[1]), a[0]))
+        while rest:
+            n = max(1, _TOKENS // len(rest[-1][1]))
+            yield rest[-n:]
+            del rest[-n:]
 
 
 def _question(

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from dkn_engine.attribution.contexts import AnswerSequence, Contexts, build_contexts
+from dkn_engine.attribution.lengths import length_groups
 from dkn_engine.guest import guest, hooks
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def read_answers(model: nn.Module, sequences: Sequence[AnswerSequence]) -> Answe
     probability = np.ones(len(sequences))
     greedy = np.ones(len(sequences), dtype=bool)
     with guest(model, grad=False):
-        for at, contexts in batches(sequences, next(model.parameters()).device):
+        for at, contexts in batches(model, sequences):
             logits = answer_logits(model, contexts)
             log_p = token_log_probabilities(logits, contexts.target).double().cpu().numpy()
             hit = (logits.argmax(-1) == contexts.target).cpu().numpy()
@@ -52,20 +53,22 @@ def read_answers(model: nn.Module, sequences: Sequence[AnswerSequence]) -> Answe
 
 
 def batches(
-    sequences: Sequence[AnswerSequence], device: torch.device
+    model: nn.Module, sequences: Sequence[AnswerSequence]
 ) -> Iterator[tuple[NDArray[np.int64], Contexts]]:
     """Sequences by length in padded batches, with their places in the list given."""
+    device = next(model.parameters()).device
     limit = _POSITIONS.get(device.type, _POSITIONS_ELSEWHERE)
     lengths = np.array([len(s.ids) for s in sequences], dtype=np.int64)
-    order = np.argsort(lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        stop = start + 1
-        while stop < len(order) and (stop + 1 - start) * lengths[order[stop]] <= limit:
-            stop += 1
-        at = order[start:stop]
-        yield at, build_contexts([sequences[i] for i in at], device)
-        start = stop
+    for group in length_groups(model, lengths.tolist()):
+        order = np.array(group)[np.argsort(lengths[group], kind="stable")]
+        start = 0
+        while start < len(order):
+            stop = start + 1
+            while stop < len(order) and (stop + 1 - start) * lengths[order[stop]] <= limit:
+                stop += 1
+            at = order[start:stop]
+            yield at, build_contexts([sequences[i] for i in at], device)
+            start = stop
 
 
 def answer_logits(model: nn.Module, contexts: Contexts) -> Tensor:

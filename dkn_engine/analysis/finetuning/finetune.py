@@ -266,7 +266,7 @@ def _gradients(
     total = 0.0
     for block in blocks:
         block.values.grad = None
-    for _, contexts in batches(sequences, sources[0].device):
+    for _, contexts in batches(model, sequences):
         log_p = token_log_probabilities(answer_logits(model, contexts), contexts.target)
         loss = -log_p.sum() / n_tokens
         total += loss.item()

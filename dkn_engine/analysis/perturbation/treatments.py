@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from dkn_engine.analysis.tables.table import Conditions
 from dkn_engine.attribution.contexts import AnswerSequence
-from dkn_engine.attribution.prefill import token_log_probabilities
 from dkn_engine.degeneracy.edits import Edit, enhance, suppress
 from dkn_engine.degeneracy.prompts import Prompts
 from dkn_engine.degeneracy.weights import scaled_neurons
@@ -166,15 +165,12 @@ class Trial:
         return suppress(neurons, self.means)
 
     def _on_weights(self, treatment: Treatment) -> Outcome:
-        contexts = self._prompts["answer"].contexts
-        starts = np.flatnonzero((contexts.token == 0).cpu().numpy())
         probability, exact = [], []
         with guest(self.model, grad=False):
             for neurons in self.sets:
                 with scaled_neurons(self.layout, neurons, treatment.factor):
-                    log_p, rank = token_log_probabilities(self.model, contexts)
-                sums = np.add.reduceat(log_p.double().cpu().numpy(), starts)
-                probability.append(np.exp(sums))
-                exact.append(np.logical_and.reduceat((rank == 1).cpu().numpy(), starts))
+                    p, hit = self._prompts["answer"].as_model_is()
+                probability.append(p)
+                exact.append(hit)
         shape = len(self.sets), len(self._sequences)
         return Outcome(np.reshape(probability, shape), np.reshape(exact, shape).astype(bool))
