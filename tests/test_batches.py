@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,8 @@ from dkn_engine.attribution.general import General
 from dkn_engine.attribution.sweep import Sweep
 from dkn_engine.batches import in_batches
 from dkn_engine.config import AttributionConfig
+from dkn_engine.degeneracy.edits import suppress
+from dkn_engine.degeneracy.prompts import Prompts
 from dkn_engine.layout import find_layout
 from tests.tiny import MASK_ID, relative_error, sequences, tiny
 
@@ -97,3 +102,66 @@ def test_attribution_out_of_memory_gives_the_same_scores(
         found = attribute_chunk(model, layout, some, config, mask_id=MASK_ID)
     assert np.array_equal(found.n_points, expected.n_points)
     assert relative_error(found.scores, expected.scores) < 1e-9
+
+
+def limit_positions(monkeypatch: pytest.MonkeyPatch, model: Any, most: int) -> None:
+    """A device on which a decoder layer has memory for so many positions at once."""
+    kind = type(find_layout(model).layers[0])
+    real = kind.forward
+
+    @functools.wraps(real)  # the engine reads the signature
+    def forward(self: Any, hidden_states: Any, *args: Any, **more: Any) -> Any:
+        if hidden_states.shape[:2].numel() > most:
+            raise torch.OutOfMemoryError
+        return real(self, hidden_states, *args, **more)
+
+    monkeypatch.setattr(kind, "forward", forward)
+
+
+@pytest.mark.parametrize("most", [9, 12, 30])  # the longest of the sequences has nine positions
+@pytest.mark.parametrize("name", ["llama", "gptj"])
+@pytest.mark.filterwarnings("ignore:.*full forward passes")
+def test_every_pass_of_attribution_survives(
+    monkeypatch: pytest.MonkeyPatch, name: str, most: int
+) -> None:
+    """Clean passes, masked baselines and paths, by rows and by full forwards."""
+    model = tiny(name)
+    layout, config = find_layout(model), AttributionConfig(rows_per_batch=1000)
+    expected = attribute_chunk(model, layout, sequences(), config, mask_id=MASK_ID)
+    limit_positions(monkeypatch, model, most)
+    with pytest.warns(UserWarning, match="out of memory"):
+        found = attribute_chunk(model, layout, sequences(), config, mask_id=MASK_ID)
+    assert np.array_equal(found.n_points, expected.n_points)
+    assert found.path == expected.path
+    # GPT-J turns its keys in float32.
+    assert relative_error(found.scores, expected.scores) < (1e-9 if name == "llama" else 1e-6)
+    np.testing.assert_allclose(found.probability, expected.probability, rtol=1e-6)
+
+
+@pytest.mark.parametrize("most", [9, 12, 30])
+@pytest.mark.parametrize("positions", ["answer", "all"])
+def test_prompts_survive(monkeypatch: pytest.MonkeyPatch, positions: str, most: int) -> None:
+    model = tiny("llama")
+    layout = find_layout(model)
+    edits = [suppress(np.array([[0, i], [2, i]], np.int32)) for i in range(8)]
+    expected = Prompts(model, layout, sequences(), positions=positions).probabilities(edits)
+    limit_positions(monkeypatch, model, most)
+    with pytest.warns(UserWarning, match="out of memory") if most < 30 else nullcontext():
+        prompts = Prompts(model, layout, sequences(), positions=positions)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "out of memory")
+        found = prompts.probabilities(edits)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:out of memory")
+def test_a_model_that_does_not_fit_one_prompt_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llama")
+    limit_positions(monkeypatch, model, 1)
+    layout, config = find_layout(model), AttributionConfig()
+    with pytest.raises(torch.OutOfMemoryError):
+        attribute_chunk(model, layout, sequences(), config, mask_id=MASK_ID)
+    with pytest.raises(torch.OutOfMemoryError):
+        Prompts(model, layout, sequences())
+    assert all(p.requires_grad for p in model.parameters())
+    assert model.config._attn_implementation == "sdpa"

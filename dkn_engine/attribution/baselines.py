@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -133,16 +134,17 @@ def shared_masked_baselines(engine: RowEngine, site: str, mask_id: int, max_toke
     entries = _entries(contexts)
     while entries:
         # Entries of a pass are padded to the longest, which is the first.
-        widest = _rows_of(entries[0])
-        n = max(1, max_tokens // widest)
-        now, entries = entries[:n], entries[n:]
+        n = max(1, max_tokens // _rows_of(entries[0]))
+        copies = [(i, copy) for i, entry in enumerate(entries[:n]) for copy in entry]
+        entries = entries[n:]
 
-        def add(start: int, stop: int, now: list[list[Copy]] = now) -> None:
-            total.add_(_block_sum(engine, site, mask_id, now[start:stop], value))
+        def add(start: int, stop: int, copies: list[tuple[int, Copy]] = copies) -> None:
+            grouped = groupby(copies[start:stop], key=lambda numbered: numbered[0])
+            some = [[copy for _, copy in entry] for _, entry in grouped]
+            total.add_(_block_sum(engine, site, mask_id, some, value))
 
-        fitted = in_batches(len(now), len(now), add)
-        if fitted < len(now):
-            max_tokens = fitted * widest
+        fitted = in_batches(len(copies), len(copies), add)
+        max_tokens = max_tokens * fitted // len(copies)
     return _mean(total, contexts)
 
 

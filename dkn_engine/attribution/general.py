@@ -86,9 +86,12 @@ class General:
         device = self.contexts.ids.device
         like = torch.empty(n, layout.d_model, dtype=self.paths.dtype, device=device)
         ends = Ends.empty(like, layout.n_layers)
-        for start in range(0, n, self.batch):
-            index = torch.arange(start, min(start + self.batch, n), device=device)
+
+        def clean(start: int, stop: int) -> None:
+            index = torch.arange(start, stop, device=device)
             ends.gradients[index], ends.values[index] = self._clean(index)
+
+        self.batch = in_batches(n, self.batch, clean)
         return *self.evaluate(points), ends
 
     def _clean(self, index: Tensor) -> tuple[Tensor, Tensor]:

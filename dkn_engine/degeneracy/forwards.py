@@ -9,6 +9,7 @@ import torch
 
 from dkn_engine.attribution.contexts import Contexts
 from dkn_engine.attribution.prefill import position_logits
+from dkn_engine.batches import in_batches
 from dkn_engine.degeneracy.edits import Edit, LayerEdit, by_layer
 from dkn_engine.guest import hooks
 from dkn_engine.layout import Layout
@@ -49,20 +50,25 @@ def forward_log_probabilities(
     shape = len(edits), len(chosen)
     log_p = torch.empty(shape, device=chosen.device)
     first = torch.empty(shape, dtype=torch.bool, device=chosen.device)
-    for start in range(0, len(entries), step):
-        batch = entries[start : start + step]
+    ends = _last_positions(contexts)
+
+    def evaluate(start: int, stop: int) -> None:
+        nonlocal log_p
+        batch = entries[start:stop]
         asked = [(k, p, c) for k, (p, columns) in enumerate(batch) for c in columns]
         entry, edit, column = torch.tensor(asked, device=chosen.device).T
         leader = chosen[torch.tensor([columns[0] for _, columns in batch], device=chosen.device)]
         changes = [edits[p] for p, _ in batch]
         # Nothing behind the last token that is looked at can change it; but some models read a
         # shorter sequence otherwise (see ``attribution.lengths``).
-        ends = _last_positions(contexts)[contexts.sequence[leader]]
-        length = 1 + max(int(contexts.position[chosen[column]].max()), int(ends.min()))
+        shortest = int(ends[contexts.sequence[leader]].min())
+        length = 1 + max(int(contexts.position[chosen[column]].max()), shortest)
         mask = _mask(contexts, leader, positions)[:, :length]
         gold, hit = _forward(model, layout, contexts, changes, leader, mask, entry, chosen[column])
         log_p = log_p.to(gold.dtype)
         log_p[edit, column], first[edit, column] = gold, hit
+
+    in_batches(len(entries), step, evaluate)
     return log_p, first
 
 
