@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from dkn_engine.config import TopologyConfig
 from dkn_engine.layout import Layout
+from dkn_engine.model_lock import locked
 
 
 def connection_rows(
@@ -20,6 +21,16 @@ def connection_rows(
         UnsupportedModelError: ``input_weights="up"`` without an up projection, ``fold_norm``
             without a gain that can be found.
     """
+    with locked(layout.base):  # a call in another thread may have scaled weights
+        w_out, w_in = _gathered(layout, neurons, config)
+    if config.direction == "reversed" and layout.gated:
+        return w_in, w_out
+    return w_out, w_in
+
+
+def _gathered(
+    layout: Layout, neurons: NDArray[np.int32], config: TopologyConfig
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     w_out = np.empty((len(neurons), layout.d_model), dtype=np.float32)
     w_in = np.empty_like(w_out)
     for layer in np.unique(neurons[:, 0]):
@@ -30,6 +41,4 @@ def connection_rows(
         w_in[at] = mlp.w_in(index, config.input_weights).float().cpu().numpy()
         if config.fold_norm:
             w_in[at] *= layout.norm_gain(int(layer)).float().cpu().numpy()
-    if config.direction == "reversed" and layout.gated:
-        return w_in, w_out
     return w_out, w_in

@@ -1,4 +1,7 @@
-"""A model is a guest: whatever a stage changes on it is put back when the stage ends or raises."""
+"""A model is a guest: whatever a stage changes on it is put back when the stage ends or raises.
+
+A stage has the model for itself: see :mod:`dkn_engine.model_lock`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from dkn_engine.errors import UnsupportedModelError
+from dkn_engine.model_lock import locked
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +22,8 @@ def guest(model: nn.Module, *, grad: bool) -> Iterator[None]:
     """Run the block with the model in eval mode and no parameter gradients, then restore it.
 
     Training flags are kept module by module and ``requires_grad`` parameter by parameter, since a
-    user may have frozen a part. A caller inside ``torch.inference_mode`` is served too.
+    user may have frozen a part. A caller inside ``torch.inference_mode`` is served too. Another
+    thread that wants the same model waits for the end of the block.
 
     Args:
         model: the user's model; its weights, hooks and gradients are not touched.
@@ -27,6 +32,12 @@ def guest(model: nn.Module, *, grad: bool) -> Iterator[None]:
     Raises:
         UnsupportedModelError: the weights themselves are inference tensors.
     """
+    with locked(model), _prepared(model, grad):
+        yield
+
+
+@contextlib.contextmanager
+def _prepared(model: nn.Module, grad: bool) -> Iterator[None]:
     import torch
 
     parameters = list(model.parameters())
@@ -67,7 +78,8 @@ def hooks(handles: list[torch.utils.hooks.RemovableHandle]) -> Iterator[None]:
 def attention_implementation(model: nn.Module, name: str) -> Iterator[str]:
     """Switch every config of ``model`` to the registered attention ``name``; yields the old name.
 
-    The attribute is set without transformers' setter, which would also rewrite sub-configs.
+    The attribute is set without transformers' setter, which would also rewrite sub-configs. Who
+    does this holds the model's lock, or two threads would take each other's name for the old one.
     """
     configs: dict[int, Any] = {}
     for module in model.modules():

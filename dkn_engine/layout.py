@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dkn_engine.errors import UnsupportedModelError
+from dkn_engine.model_lock import locked
 from dkn_engine.weights import plain_weight, refuse_unreadable_weights
 
 if TYPE_CHECKING:
@@ -139,6 +140,12 @@ def find_layout(model: nn.Module) -> Layout:
             quantised weights, weights on several devices or offloaded; the message says what was
             expected and what was found.
     """
+    # A call in another thread may have taken the stack out of the model for a moment.
+    with locked(model):
+        return _read_layout(model)
+
+
+def _read_layout(model: nn.Module) -> Layout:
     name = type(model).__name__
     _refuse_other_kinds(model, name)
     refuse_unreadable_weights(model)

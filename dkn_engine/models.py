@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dkn_engine.errors import UserError
+from dkn_engine.model_lock import locked
 
 if TYPE_CHECKING:
     import torch
@@ -97,11 +98,11 @@ def model_fingerprint(model: torch.nn.Module) -> str:
     import torch
 
     digest = hashlib.sha256()
-    config = getattr(model, "config", None)
-    if config is not None:
-        kept = {k: v for k, v in config.to_dict().items() if k not in _NOT_IDENTITY}
-        digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
-    with torch.no_grad():
+    with locked(model), torch.no_grad():  # a call in another thread may have scaled weights
+        config = getattr(model, "config", None)
+        if config is not None:
+            kept = {k: v for k, v in config.to_dict().items() if k not in _NOT_IDENTITY}
+            digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
         for name, parameter in model.named_parameters():
             digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
             if parameter.device.type != "meta" and parameter.numel():

@@ -93,14 +93,29 @@ def _original_attention(module: nn.Module, name: str) -> Callable[..., Any]:
     return found
 
 
+def of_this_thread(local: threading.local, name: str) -> Any:
+    """What this thread has set under ``name`` for the engine's attention.
+
+    Raises:
+        RuntimeError: nothing; the forward is not the engine's own.
+    """
+    found = getattr(local, name, None)
+    if found is None:
+        raise RuntimeError(
+            "dkn_engine is using this model in another thread, which replaces its attention for "
+            "the length of a call: let own forwards of the model wait for the call's end"
+        )
+    return found
+
+
 def _record_attention(module: nn.Module, *args: Any, **kw: Any) -> Any:
-    return _local.recorder.attend(module, *args, **kw)
+    return of_this_thread(_local, "recorder").attend(module, *args, **kw)
 
 
 def _record_mask(*args: Any, **kw: Any) -> Any:
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-    name = _local.recorder.original
+    name = of_this_thread(_local, "recorder").original
     if name not in ALL_MASK_ATTENTION_FUNCTIONS:
         return None
     return ALL_MASK_ATTENTION_FUNCTIONS[name](*args, **kw)

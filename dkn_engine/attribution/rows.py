@@ -19,7 +19,12 @@ from torch import nn
 
 from dkn_engine.attribution.blocks import Block, block_attention
 from dkn_engine.attribution.contexts import Contexts
-from dkn_engine.attribution.prefill import POSITION_ARGUMENTS, Prefill, register
+from dkn_engine.attribution.prefill import (
+    POSITION_ARGUMENTS,
+    Prefill,
+    of_this_thread,
+    register,
+)
 from dkn_engine.attribution.tail import model_tail
 from dkn_engine.guest import attention_implementation
 from dkn_engine.layout import Layout
@@ -198,7 +203,7 @@ class RowEngine:
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, _mask: Any = None, **kw: Any
 ) -> tuple[Tensor, None]:
-    engine: RowEngine = _local.engine
+    engine: RowEngine = of_this_thread(_local, "engine")
     return engine.attend(module, query, key, value, **kw), None
 
 

@@ -8,7 +8,8 @@ projection once, whatever the number of steps.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +25,9 @@ from dkn_engine.compat.arguments import (
 from dkn_engine.errors import UserError
 from dkn_engine.guest import guest, hooks
 from dkn_engine.layout import dense_matrix
+from dkn_engine.model_lock import locked
 
+_FUNCTIONS = threading.RLock()
 Target = int | Tensor | Sequence[int] | tuple[int, ...] | None
 
 
@@ -135,10 +138,15 @@ class LayerIntegratedGradients:
             return scores
         return scores, scores.flatten(1).sum(1) - (out_value - out_origin)
 
-    def _grad(self) -> contextlib.AbstractContextManager[Any]:
+    @contextlib.contextmanager
+    def _grad(self) -> Iterator[None]:
         if isinstance(self.forward_func, nn.Module):
-            return guest(self.forward_func, grad=True)
-        return torch.enable_grad()
+            with guest(self.forward_func, grad=True):
+                yield
+            return
+        # What a function runs beside the layer is not known: one of them at a time.
+        with _FUNCTIONS, locked(self.layer), torch.enable_grad():
+            yield
 
     def _forward(self) -> Callable[..., Any]:
         model = self.forward_func

@@ -17,6 +17,7 @@ from dkn_engine.degeneracy.prompts import Prompts
 from dkn_engine.errors import UserError
 from dkn_engine.guest import hooks
 from dkn_engine.layout import Layout, find_layout
+from dkn_engine.model_lock import locked
 from dkn_engine.types import Fact
 
 if TYPE_CHECKING:
@@ -133,6 +134,9 @@ def intervene(
 ) -> Iterator[None]:
     """Change MLP neurons in every forward pass of the block, at every position.
 
+    Calls of the engine on this model in other threads wait for the end of the block; own forwards
+    of other threads do not, and see the change.
+
     Args:
         model: a causal decoder of transformers; as it was, bit for bit, when the block ends.
         neurons: int ``[n, 2]`` (layer, index), distinct.
@@ -147,6 +151,14 @@ def intervene(
     """
     if on not in {"activations", "weights"}:
         raise UserError(f"on must be 'activations' or 'weights'; got {on!r}")
+    with locked(model), _changed(model, neurons, factor, means, on):
+        yield
+
+
+@contextlib.contextmanager
+def _changed(
+    model: nn.Module, neurons: ArrayLike, factor: float, means: ArrayLike | None, on: str
+) -> Iterator[None]:
     layout = find_layout(model)
     table = _means(means, layout)
     edit = edits.enhance(neurons, factor) if table is None else edits.suppress(neurons, table)

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dkn_engine.errors import UnsupportedModelError, UserError
 from dkn_engine.layout import Mlp, find_layout
+from dkn_engine.model_lock import locked
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,8 +55,9 @@ def nnsight_names(model: nn.Module, neurons: ArrayLike, site: str = "post") -> d
     """
     if site not in SITES:
         raise UserError(f"site must be one of {', '.join(SITES)}; got {site!r}")
-    layout = find_layout(model)
-    names = {id(module): name for name, module in model.named_modules()}
+    with locked(model):
+        layout = find_layout(model)
+        names = {id(module): name for name, module in model.named_modules()}
     found: dict[str, list[int]] = {}
     for layer, indices in _by_layer(neurons).items():
         if layer >= layout.n_layers or max(indices) >= layout.width:

@@ -33,6 +33,7 @@ from dkn_engine.degeneracy.reference import generator
 from dkn_engine.errors import DknError, UserError
 from dkn_engine.guest import guest
 from dkn_engine.layout import Layout, find_layout
+from dkn_engine.model_lock import locked
 from dkn_engine.types import Fact
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ def finetuned(
         progress: called as ``progress(done, steps)``; at the end with ``done == steps``.
 
     Yields:
-        What was trained; the model carries the trained weights until the block ends or raises.
+        What was trained; the model carries the trained weights until the block ends or raises,
+        and calls on it in other threads wait for that.
 
     Raises:
         UserError: an argument that is not allowed, no fact, or a checkpoint of another training.
@@ -125,7 +127,7 @@ def finetuned(
         encode_sequence(model, tokenizer, f.prompt, f.answer, config=config, fact_id=f.id)
         for f in facts
     ]
-    with _borrowed(model, layout, trainable) as blocks:
+    with locked(model), _borrowed(model, layout, trainable) as blocks:
         plan = _Plan(sequences, steps, float(lr), stop_loss, batch_size, seed)
         keeper = None
         rest = digest_of_rest(model, blocks)
