@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from dkn_engine.config import TopologyConfig
 from dkn_engine.layout import Layout
 from dkn_engine.model_lock import locked
+from dkn_engine.projections import refuse_changed_weight
 
 
 def connection_rows(
@@ -19,7 +20,7 @@ def connection_rows(
 
     Raises:
         UnsupportedModelError: ``input_weights="up"`` without an up projection, ``fold_norm``
-            without a gain that can be found.
+            without a gain that can be found; a hook changes what a projection gives.
     """
     with locked(layout.base):  # a call in another thread may have scaled weights
         w_out, w_in = _gathered(layout, neurons, config)
@@ -37,6 +38,9 @@ def _gathered(
         at = np.flatnonzero(neurons[:, 0] == layer)
         mlp = layout.mlps[layer]
         index = neurons[at, 1].tolist()
+        for module in (mlp.down, mlp.up if config.input_weights == "up" else mlp.gate):
+            if module is not None:
+                refuse_changed_weight(layout, int(layer), module)
         w_out[at] = mlp.w_out(index).float().cpu().numpy()
         w_in[at] = mlp.w_in(index, config.input_weights).float().cpu().numpy()
         if config.fold_norm:

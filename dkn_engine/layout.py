@@ -66,7 +66,7 @@ class Mlp:
     def w_out(self, index: Any) -> torch.Tensor:
         """Rows ``[n, d]``: what each neuron of ``index`` adds to the MLP's output."""
         weight = _matrix(self.down)
-        return weight.T[index] if _is_linear(self.down) else weight[index]
+        return weight[index] if is_conv1d(self.down) else weight.T[index]
 
     def w_in(self, index: Any, which: str = "gate") -> torch.Tensor:
         """Rows ``[n, d]``: the direction each neuron of ``index`` reads, by its gate or up row."""
@@ -77,7 +77,7 @@ class Mlp:
                     "input_weights='up' needs a gated MLP; this model's MLP has no up projection"
                 )
             module = self.up
-        weight = _matrix(module) if _is_linear(module) else _matrix(module).T
+        weight = _matrix(module).T if is_conv1d(module) else _matrix(module)
         if self.fused:
             half = weight.shape[0] // 2
             weight = weight[half:] if which == "up" else weight[:half]
@@ -254,7 +254,7 @@ def dense_matrix(module: nn.Module) -> torch.Tensor | None:
     if not _is_dense(module):
         return None
     matrix = _matrix(module)
-    return matrix.T if _is_linear(module) else matrix
+    return matrix if is_conv1d(module) else matrix.T
 
 
 def _is_dense(module: nn.Module) -> bool:
@@ -271,14 +271,14 @@ def _is_dense(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) and kind.__module__.startswith("transformers.models.")
 
 
-def _is_linear(module: nn.Module) -> bool:
-    """True for ``nn.Linear`` (weight ``[out, in]``); False for Conv1D (weight ``[in, out]``)."""
-    return type(module).__name__ != "Conv1D"
+def is_conv1d(module: nn.Module) -> bool:
+    """True for Conv1D (weight ``[in, out]``); False for ``nn.Linear`` (weight ``[out, in]``)."""
+    return type(module).__name__ == "Conv1D"
 
 
 def _shape(down: nn.Module) -> tuple[int, int]:
     rows, columns = _matrix(down).shape
-    return (rows, columns) if _is_linear(down) else (columns, rows)
+    return (columns, rows) if is_conv1d(down) else (rows, columns)
 
 
 def capture_inputs(

@@ -30,6 +30,7 @@ from dkn_engine.config import AttributionConfig
 from dkn_engine.errors import UserError
 from dkn_engine.guest import guest
 from dkn_engine.layout import Layout
+from dkn_engine.projections import refuse_changed_outputs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -78,7 +79,8 @@ def attribute_chunk(
         baselines: ``[B, L, F]`` (``baseline="given"``).
 
     Raises:
-        UnsupportedModelError: the model's MLPs have no such site, or a module cuts gradients off.
+        UnsupportedModelError: the model's MLPs have no such site, a module cuts gradients off, or
+            a hook changes what a down projection gives.
         UserError: the mask is no token of the model.
     """
     require_site(layout, config.site)
@@ -126,7 +128,8 @@ def _attribute_batch(
     rows = _rows_per_batch(config, layout, next(model.parameters()).dtype)
     with guest(model, grad=True):
         refuse_cut_gradients(layout, contexts.ids)
-        clean = prefill(model, layout, contexts)
+        with refuse_changed_outputs(layout, contexts.rows):
+            clean = prefill(model, layout, contexts)
         probability = _of_answers(contexts, clean.log_probability)
         if config.answer_tokens == "first":
             first = torch.nonzero(contexts.token == 0).squeeze(1)

@@ -45,6 +45,11 @@ class Contexts:
     def __len__(self) -> int:
         return int(self.sequence.shape[0])
 
+    def rows(self, x: torch.Tensor) -> torch.Tensor:
+        """What a module gives or is given at the contexts, ``[C, n]`` of ``[B, T, n]``."""
+        x = x.reshape(*self.ids.shape, x.shape[-1])  # some MLPs see [B*T, d]
+        return x[self.sequence, self.position]
+
     def take(self, index: torch.Tensor) -> Contexts:
         """Some of the contexts, in the same sequences."""
         return replace(

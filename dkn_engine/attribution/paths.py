@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch.func import functional_call
 
 from dkn_engine.attribution.sites import STRAIGHT
 from dkn_engine.layout import Layout
 from dkn_engine.ops.ig_accumulate import ig_accumulate
 from dkn_engine.ops.path_activation import path_activation
+from dkn_engine.projections import project
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,9 +99,8 @@ class Paths:
         if self.site in STRAIGHT:
             # The projection is linear, so the path is straight after it too: project two ends.
             if layer not in self._ends:
-                wide = {k: p.to(self.value.dtype) for k, p in down.named_parameters()}
                 ends = torch.stack([self.baseline[:, layer], self.value[:, layer]])
-                start, end = functional_call(down, wide, (ends,))
+                start, end = project(down, ends)
                 self._ends[layer] = (start, end - start)
             start, change = self._ends[layer]
             along = alpha.to(start.dtype).unsqueeze(-1)
@@ -111,8 +110,7 @@ class Paths:
         assert act is not None
         ends_of = (self.baseline[context, layer], self.value[context, layer])
         inner = path_activation(alpha, *ends_of, up, act, backend=self.backend)
-        out: Tensor = down(inner.to(self.dtype))
-        return out
+        return project(down, inner.to(self.dtype))
 
     def scores(
         self,

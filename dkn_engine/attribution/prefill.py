@@ -215,10 +215,6 @@ class _Activations:
         self.pre: list[Any] = [None] * n
         self.up: list[Any] = [None] * n
 
-    def at(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.reshape(*self.contexts.ids.shape, x.shape[-1])  # some MLPs see [B*T, d]
-        return x[self.contexts.sequence, self.contexts.position]
-
     def handles(self) -> list[Any]:
         found = []
         for i, mlp in enumerate(self.layout.mlps):
@@ -231,13 +227,13 @@ class _Activations:
 
     def _input(self, store: list[Any], i: int) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            store[i] = self.at(args[0])
+            store[i] = self.contexts.rows(args[0])
 
         return hook
 
     def _up(self, i: int) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: Any, output: torch.Tensor) -> None:
-            self.up[i] = self.at(self.layout.mlps[i].up_of(output))
+            self.up[i] = self.contexts.rows(self.layout.mlps[i].up_of(output))
 
         return hook
 

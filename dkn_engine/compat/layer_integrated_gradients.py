@@ -26,6 +26,7 @@ from dkn_engine.errors import UserError
 from dkn_engine.guest import guest, hooks
 from dkn_engine.layout import dense_matrix
 from dkn_engine.model_lock import locked
+from dkn_engine.projections import does_more
 
 _FUNCTIONS = threading.RLock()
 Target = int | Tensor | Sequence[int] | tuple[int, ...] | None
@@ -179,9 +180,11 @@ class _Task:
     def clean(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """The layer's activation in at least float32, and the target's output ``[B]``."""
         seen: list[Any] = []
+        outputs: list[Any] = []
 
         def keep(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             seen.append(args[0] if self.of_input and args else output)
+            outputs.append(output.flatten(0, -2) if self.matrix is not None else output)
 
         with hooks([self.layer.register_forward_hook(keep)]):
             out = self._output(inputs, 1)
@@ -197,6 +200,8 @@ class _Task:
                 f"layer's activation must be one tensor with {len(inputs)} rows, one an example; "
                 f"{name} has {found}"
             )
+        if self.matrix is not None and does_more(self.layer, x.flatten(0, -2), outputs[0]):
+            self.matrix = None  # a hook of the user's
         self.dtype = x.dtype  # of what the layer is given or gives
         return x.to(torch.promote_types(x.dtype, torch.float32)), out
 

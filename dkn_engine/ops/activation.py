@@ -20,9 +20,14 @@ _KINDS = {
 
 
 def kernel_kind(act: nn.Module) -> str | None:
-    """``gelu_tanh``, ``gelu_erf``, ``silu`` or ``relu``; None for any other module."""
+    """``gelu_tanh``, ``gelu_erf``, ``silu`` or ``relu``; None for any other module.
+
+    One with hooks or a forward of its own may compute something else than its class.
+    """
     from torch import nn
 
+    if act._forward_hooks or act._forward_pre_hooks or "forward" in vars(act):
+        return None
     if type(act) is nn.GELU:
         return "gelu_tanh" if act.approximate == "tanh" else "gelu_erf"
     if type(act) is nn.SiLU:
@@ -40,4 +45,4 @@ def kernel_refusal(act: nn.Module) -> str | None:
     if kernel_kind(act) is not None:
         return None
     known = "gelu (tanh or erf), silu and relu of torch.nn and transformers"
-    return f"expected a non-linearity among {known}; found {type(act).__name__}"
+    return f"expected a non-linearity among {known}, without hooks; found {type(act).__name__}"

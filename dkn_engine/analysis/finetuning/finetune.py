@@ -26,7 +26,7 @@ from dkn_engine.analysis.finetuning.trainable import (
     trainable_blocks,
 )
 from dkn_engine.analysis.finetuning.training_checkpoint import Checkpoint
-from dkn_engine.attribution.contexts import AnswerSequence
+from dkn_engine.attribution.contexts import AnswerSequence, build_contexts
 from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import FactsConfig
 from dkn_engine.degeneracy.reference import generator
@@ -34,6 +34,7 @@ from dkn_engine.errors import DknError, UserError
 from dkn_engine.guest import guest
 from dkn_engine.layout import Layout, find_layout
 from dkn_engine.model_lock import locked
+from dkn_engine.projections import refuse_changed_outputs
 from dkn_engine.types import Fact
 
 if TYPE_CHECKING:
@@ -117,7 +118,8 @@ def finetuned(
     Raises:
         UserError: an argument that is not allowed, no fact, or a checkpoint of another training.
         FactError: a fact that cannot be encoded.
-        UnsupportedModelError: a layout that the engine does not know.
+        UnsupportedModelError: a layout that the engine does not know, or a hook that changes what a
+            projection gives.
         DknError: a weight changed that should not have; Diverged: the loss is not finite.
     """
     _check(facts, steps, lr, stop_loss, batch_size, checkpoint_every)
@@ -128,6 +130,7 @@ def finetuned(
         for f in facts
     ]
     with locked(model), _borrowed(model, layout, trainable) as blocks:
+        _require_plain_rows(model, layout, blocks, sequences[0])
         plan = _Plan(sequences, steps, float(lr), stop_loss, batch_size, seed)
         keeper = None
         rest = digest_of_rest(model, blocks)
@@ -172,6 +175,21 @@ def _borrowed(model: nn.Module, layout: Layout, trainable: Trainable) -> Iterato
     finally:
         for block in blocks:
             block.write(block.original)
+
+
+def _require_plain_rows(
+    model: nn.Module, layout: Layout, blocks: Sequence[Block], one: AnswerSequence
+) -> None:
+    """Refuse hooks behind which the gradients of rows, taken at projections, would be wrong."""
+    if all(block.index is None for block in blocks):
+        return
+    contexts = build_contexts([one], blocks[0].values.device)
+    parts = ("gate", "up", "down")
+    with (
+        guest(model, grad=False),
+        refuse_changed_outputs(layout, lambda x: x.flatten(0, -2), parts),
+    ):
+        answer_logits(model, contexts)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,125 @@
+"""Dense projections by their weight and bias alone, and refusals of those that do something else.
+
+Scores, connections and gradients of single neurons are read off a projection's weight. A hook of
+the user's that changes what comes out of it would make them wrong without a word. What a hook
+does to the input is no matter: an activation is what the projection multiplies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional
+from torch.nn.modules import module as torch_module
+
+from dkn_engine.errors import UnsupportedModelError
+from dkn_engine.guest import hooks
+from dkn_engine.layout import Layout, is_conv1d
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_PROBES = 16
+
+
+def project(module: nn.Module, x: Tensor) -> Tensor:
+    """``x W + b`` ``[..., out]`` in the dtype of ``x`` ``[..., in]``, past hooks on the module."""
+    weight: Any = module.weight
+    bias: Any = getattr(module, "bias", None)
+    weight, bias = (None if p is None else p.detach().to(x.dtype) for p in (weight, bias))
+    if not is_conv1d(module):
+        return functional.linear(x, weight, bias)
+    flat = torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight)
+    return flat.view(*x.shape[:-1], -1)
+
+
+def does_more(module: nn.Module, x: Tensor, output: Tensor) -> float | None:
+    """How far ``output`` is from :func:`project`, as a share of its length; None where it is it.
+
+    Args:
+        module: a dense projection.
+        x: ``[n, in]``, what it multiplied.
+        output: ``[n, out]``, what came out behind all hooks. Rows that are not finite are left out.
+    """
+    own = project(module, x)
+    finite = (own.isfinite() & output.isfinite()).all(-1)
+    own, output = own[finite].double(), output[finite].double()
+    # The same product with other batches: short dtypes round partial sums.
+    allowed = max(1e-3, 4 * float(torch.finfo(x.dtype).eps))
+    apart, length = float((output - own).norm()), float(own.norm())
+    return apart / max(length, 1e-30) if apart > allowed * length else None
+
+
+@contextlib.contextmanager
+def refuse_changed_outputs(
+    layout: Layout, pick: Callable[[Tensor], Tensor], parts: Iterable[str] = ("down",)
+) -> Iterator[None]:
+    """Refuse projections that give something else than their weight and bias, in a forward pass.
+
+    Args:
+        layout: of the model that runs in the block.
+        pick: from a projection's input or output to the rows ``[n, F or d]`` to compare.
+        parts: of each MLP: ``down``, ``gate``, ``up``.
+
+    Raises:
+        UnsupportedModelError: names the projection.
+    """
+
+    def compare(layer: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            with torch.no_grad():
+                apart = does_more(module, pick(args[0]), pick(output))
+            if apart is not None:
+                _refuse(layout, layer, module, f"something {apart:.1e} of its length away")
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(compare(i))
+        for i, mlp in enumerate(layout.mlps)
+        for module in {id(m): m for m in (getattr(mlp, part) for part in parts)}.values()
+        if module is not None
+    ]
+    with hooks(handles):
+        yield
+
+
+@torch.no_grad()
+def refuse_changed_weight(layout: Layout, layer: int, module: nn.Module) -> None:
+    """Refuse a projection whose output hooks change, by running it alone; without hooks it is not.
+
+    Raises:
+        UnsupportedModelError: names the projection.
+    """
+    if not (module._forward_hooks or torch_module._global_forward_hooks):
+        return
+    weight: Any = module.weight
+    n_in = weight.shape[0 if is_conv1d(module) else 1]
+    random = torch.Generator().manual_seed(0)
+    probe = torch.randn(1, _PROBES, n_in, generator=random).to(weight)
+    seen: list[Any] = []
+
+    def keep(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        seen.append(does_more(module, args[0][0], output[0]))
+
+    with hooks([module.register_forward_hook(keep)]):
+        try:
+            module(probe)
+        except Exception as error:  # of a hook that takes only what the model gives
+            _refuse(layout, layer, module, f"{type(error).__name__} from one on a try", error)
+    if seen[0] is not None:
+        _refuse(layout, layer, module, f"something {seen[0]:.1e} of its length away")
+
+
+def _refuse(
+    layout: Layout, layer: int, module: nn.Module, found: str, cause: Exception | None = None
+) -> None:
+    names = {id(m): name for name, m in layout.layers[layer].named_modules()}
+    raise UnsupportedModelError(
+        f"{layout.stack}[{layer}].{names[id(module)]}: expected an output that is its input times "
+        f"its weight and bias, which are read for single neurons; found {found}: remove the "
+        "forward hook that changes it, or put it on the MLP or the layer"
+    ) from cause
