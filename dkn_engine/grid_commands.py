@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import itertools
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,16 +120,17 @@ def _cells(
     """Every cell under its label."""
     from dkn_engine.analysis.grid.cells import analyze_cell
     from dkn_engine.analysis.grid.engines import Watcher
+    from dkn_engine.analysis.grid.labels import labels
     from dkn_engine.analysis.grid.making import RUN
     from dkn_engine.report import summarize, write_summary
     from dkn_engine.report.html import write_page
 
     watcher = Watcher(console.say, console.progress)
-    labels = _labels(models, [s.name for s in sources], list(configs))
+    names = labels(models, [s.name for s in sources], list(configs))
     for m, model_name in enumerate(models):
         engine = _engine(args, model_name, console)
         for (s, source), preset in itertools.product(enumerate(sources), configs):
-            label = labels[m, s, preset]
+            label = names[m, s, preset]
             console.say(f"{label}:")
             cell = analyze_cell(
                 args.out / label,
@@ -161,39 +161,6 @@ def _engine(args: argparse.Namespace, model_name: str, console: Console) -> Engi
     return Here(*load_model(argparse.Namespace(**{**vars(args), "model": model_name})))
 
 
-def _labels(
-    models: Sequence[str], sources: Sequence[str], presets: Sequence[str]
-) -> dict[tuple[int, int, str], str]:
-    """Names of the cells' folders: what differs between them, and always the model."""
-    names = _distinct([_slug(model) for model in models])
-    origins = _distinct([_slug(source) for source in sources])
-    return {
-        (m, s, preset): "-".join(
-            [
-                names[m],
-                *([origins[s]] if len(sources) > 1 else []),
-                *([preset] if len(presets) > 1 else []),
-            ]
-        )
-        for m, s, preset in itertools.product(range(len(models)), range(len(sources)), presets)
-    }
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """The same names, the second of equal ones with a number."""
-    found: list[str] = []
-    for name in names:
-        number, unique = 2, name
-        while unique in found:
-            number, unique = number + 1, f"{name}-{number}"
-        found.append(unique)
-    return found
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", Path(name).stem if Path(name).suffix else Path(name).name)
-
-
 def _across(
     cells: Mapping[str, Cell],
     models: Sequence[str],
@@ -202,12 +169,13 @@ def _across(
 ) -> dict[str, Table]:
     """Degeneracy against model size, for each list of facts and preset."""
     from dkn_engine.analysis.grid.cells import compare_models
+    from dkn_engine.analysis.grid.labels import labels, short_names
 
-    labels = _labels(models, sources, presets)
-    names, origins = (_distinct([_slug(n) for n in every]) for every in (models, sources))
+    runs = labels(models, sources, presets)
+    names, origins = short_names(models), short_names(sources, files=True)
     found: dict[str, Table] = {}
     for (s, origin), preset in itertools.product(enumerate(origins), presets):
-        here = {name: cells[labels[m, s, preset]] for m, name in enumerate(names)}
+        here = {name: cells[runs[m, s, preset]] for m, name in enumerate(names)}
         table = compare_models(here, next(iter(here.values())).seed)
         if table is not None:
             found[f"{origin}-{preset}" if len(presets) > 1 else origin] = table

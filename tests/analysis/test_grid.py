@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dkn_engine import cli, grid_commands
+from dkn_engine import cli
 from dkn_engine.analysis.grid.cells import ANALYSES, analyze_cell
 from dkn_engine.analysis.grid.engines import Here, Watcher
 from dkn_engine.analysis.grid.headlines import HEADLINES, Headline
@@ -211,15 +212,29 @@ def test_an_analysis_that_refuses_is_noted_and_the_others_go_on(
     assert lines[-1].startswith("dkn-engine: error: the model knows none of the 1 facts")
 
 
-def test_names_of_cells() -> None:
-    alone = grid_commands._labels(["a/b"], ["x.jsonl"], ["default"])
-    assert list(alone.values()) == ["b"]
-    same = grid_commands._labels(["a/m", "b/m"], ["x.jsonl", "y.jsonl"], ["default", "paper"])
-    assert list(same.values()) == [
-        *("m-x-default", "m-x-paper", "m-y-default", "m-y-paper"),
-        *("m-2-x-default", "m-2-x-paper", "m-2-y-default", "m-2-y-paper"),
+def test_cells_have_the_whole_names_of_their_models_and_lie_in_out(
+    tmp_path: Path,
+    models: tuple[Path, Path],
+    facts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    home = tmp_path / "hub"
+    for folder, name in zip(models, ("Llama-3.2-1B", "Llama-3.1-8B"), strict=True):
+        shutil.copytree(folder, home / name)
+    inner = home / "Llama-3.1-8B" / "inner"
+    inner.mkdir()
+    monkeypatch.chdir(inner)
+    before = sorted(home.rglob("*"))
+    out = tmp_path / "out"
+    asked = command(out, [home / "Llama-3.2-1B", ".."], facts, "--analyses", "sharing")
+    assert cli.main(asked) == 0
+    assert sorted(home.rglob("*")) == before
+    assert sorted(p.name for p in out.iterdir() if p.is_dir()) == [
+        *("Llama-3.1-8B", "Llama-3.2-1B", "figures"),
     ]
-    assert grid_commands._slug("some model/with spaces.v1") == "with-spaces"
+    assert {r["run"] for r in rows(out / "sharing.csv")} == {"Llama-3.2-1B", "Llama-3.1-8B"}
+    assert "SHARING: Llama-3.2-1B" in capsys.readouterr().out
 
 
 def test_presets_that_read_facts_differently_are_not_mixed(
