@@ -37,11 +37,13 @@ def clusterers(args: argparse.Namespace) -> int:
         # Also checked later, but a large model takes minutes to load.
         require_same_config(run, analysis.without_controls(config))
     console.step(1, 3, f"reading facts from {args.facts} ...")
-    facts, problems = read_facts(args, config.facts.blank)
+    facts, problems = read_facts(
+        args.facts, args.format, args.limit, blank=config.facts.blank, strict=args.strict
+    )
     tell_problems(console, problems, "--json lists them all")
     console.step(2, 3, f"loading model {args.model} ...")
     with Threads(args.threads):
-        model, tokenizer = load_model(args)
+        model, tokenizer = load_model(args.model, args.device, args.dtype)
         console.step(3, 3, f"comparing clusterers on {len(facts)} facts ...")
         with console.progress(len(facts)) as progress:
             comparison = analysis.compare_clusterers(

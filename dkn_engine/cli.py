@@ -264,6 +264,7 @@ def _add_single(analyses: Any, name: str, words: str) -> None:
         command=grid_commands.single,
         analysis=name.replace("-", "_"),
         new_facts=None,
+        new_format=None,
         checkpoint=False,
     )
     _add_input(single)
@@ -289,6 +290,7 @@ def _add_analysis(parser: argparse.ArgumentParser) -> None:
 def _add_training(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--new-facts", metavar="FILE", help="for evolvability to teach (default: made-up ones)")
+    add("--new-format", choices=FORMATS, help="of the new facts (default: auto)")
     add(
         "--checkpoint",
         action="store_true",

@@ -80,7 +80,7 @@ def _prepare(args: argparse.Namespace, config: Config) -> tuple[Run, list[dict[s
         ) from error
     problems = _plain_problems(facts.problems)
     if not run.plan.n_facts:
-        _refuse_no_facts(args, problems)
+        _refuse_no_facts(args.facts, problems, args.relations)
     return run, problems
 
 
@@ -91,7 +91,7 @@ def _here(args: argparse.Namespace, run: Run) -> _Find:
     """The run in this process; loads the model now."""
     from dkn_engine.pipeline import iter_run
 
-    model, tokenizer = load_model(args)
+    model, tokenizer = load_model(args.model, args.device, args.dtype)
     return lambda progress: iter_run(model, tokenizer, run, args.out, progress=progress)
 
 
@@ -297,24 +297,33 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return rows
 
 
-def read_facts(args: argparse.Namespace, blank: str) -> tuple[list[Fact], list[dict[str, Any]]]:
-    """The facts, and what the loader says about those it had to leave out."""
+def read_facts(
+    source: str,
+    kind: str = "auto",
+    limit: int | None = None,
+    *,
+    blank: str = "skip",
+    strict: bool = False,
+) -> tuple[list[Fact], list[dict[str, Any]]]:
+    """The facts, and what the loader says about those it had to leave out.
+
+    Args:
+        source, kind, limit, blank, strict: see :func:`dkn_engine.facts.iter_facts`, where ``kind``
+            is ``format``.
+
+    Raises:
+        UserError: there is no fact that can be used.
+    """
     from dkn_engine.facts import iter_facts
 
     found: list[Any] = []
     try:
-        facts = list(
-            iter_facts(
-                args.facts, args.format, args.limit, blank=blank, strict=args.strict, problems=found
-            )
-        )
+        facts = list(iter_facts(source, kind, limit, blank=blank, strict=strict, problems=found))
     except OSError as error:
-        raise UserError(
-            f"facts {args.facts!r} cannot be read: {error.strerror or error}"
-        ) from error
+        raise UserError(f"facts {source!r} cannot be read: {error.strerror or error}") from error
     problems = _plain_problems(found)
     if not facts:
-        _refuse_no_facts(args, problems)
+        _refuse_no_facts(source, problems)
     return facts, problems
 
 
@@ -325,11 +334,12 @@ def _plain_problems(found: Iterable[Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _refuse_no_facts(args: argparse.Namespace, problems: Sequence[Mapping[str, Any]]) -> NoReturn:
-    relations = getattr(args, "relations", [])
+def _refuse_no_facts(
+    source: str, problems: Sequence[Mapping[str, Any]], relations: Sequence[str] = ()
+) -> NoReturn:
     wanted = f" of the relation {' or '.join(relations)}" if relations else ""
     first = f"; the first of {len(problems)}: {_problem_line(problems[0])}" if problems else ""
-    raise UserError(f"facts {args.facts!r} hold no fact{wanted} that can be used{first}")
+    raise UserError(f"facts {source!r} hold no fact{wanted} that can be used{first}")
 
 
 def _json_value(value: Any) -> Any:
@@ -353,15 +363,15 @@ def tell_problems(
         console.say(f"  ... and {len(problems) - 3} more; {rest}")
 
 
-def load_model(args: argparse.Namespace) -> tuple[Any, Any]:
+def load_model(name: str, device: str, dtype: str) -> tuple[Any, Any]:
     """Model and tokenizer as the options say."""
     import dkn_engine
 
     try:
-        model, tokenizer = dkn_engine.load_model(args.model, device=args.device, dtype=args.dtype)
+        model, tokenizer = dkn_engine.load_model(name, device=device, dtype=dtype)
     except OSError as error:
         first = str(error).strip().partition("\n")[0]
-        raise UserError(f"model {args.model!r} cannot be loaded: {first}") from error
+        raise UserError(f"model {name!r} cannot be loaded: {first}") from error
     return model, tokenizer
 
 

@@ -75,8 +75,7 @@ def _run(
         raise UserError(f"--out must be a folder; {args.out} is a file")
     configs = {p: config_from_options(p, args.config, args.changes) for p in presets}
     read = [_read(args, source, configs, console) for source in sources]
-    new = None if args.new_facts is None else tuple(_facts(args, args.new_facts, "skip")[0])
-    options = Options(args.draws, new, args.checkpoint)
+    options = Options(args.draws, _new_facts(args, console), args.checkpoint)
     with Threads(args.threads):
         cells = dict(_cells(args, models, read, configs, analyses, options, console, strict))
     across = _across(cells, models, sources, presets)
@@ -85,10 +84,16 @@ def _run(
     return 0
 
 
-def _facts(
-    args: argparse.Namespace, source: str, blank: str
-) -> tuple[list[Fact], list[dict[str, Any]]]:
-    return read_facts(argparse.Namespace(**{**vars(args), "facts": source}), blank)
+def _new_facts(args: argparse.Namespace, console: Console) -> tuple[Fact, ...] | None:
+    """What evolvability teaches: all of its own file, whatever part of --facts is used."""
+    if args.new_facts is None:
+        if args.new_format is not None:
+            raise UserError("--new-format is of --new-facts, which is not given")
+        return None
+    console.say(f"reading new facts from {args.new_facts} ...")
+    facts, problems = read_facts(args.new_facts, args.new_format or "auto", strict=args.strict)
+    tell_problems(console, problems, "--strict stops at the first")
+    return tuple(facts)
 
 
 def _read(
@@ -102,7 +107,8 @@ def _read(
             "sentence and some keep it: run them one by one"
         )
     console.say(f"reading facts from {source} ...")
-    facts, problems = _facts(args, source, *blanks)
+    (blank,) = blanks
+    facts, problems = read_facts(source, args.format, args.limit, blank=blank, strict=args.strict)
     tell_problems(console, problems, "summary.md of the run lists them all")
     return _Source(source, facts, problems)
 
@@ -158,7 +164,7 @@ def _engine(args: argparse.Namespace, model_name: str, console: Console) -> Engi
         spec = ModelSpec(model_name, args.device, args.dtype, args.threads or 1)
         return InWorkers(spec, args.workers)
     console.say(f"loading model {model_name} ...")
-    return Here(*load_model(argparse.Namespace(**{**vars(args), "model": model_name})))
+    return Here(*load_model(model_name, args.device, args.dtype))
 
 
 def _across(

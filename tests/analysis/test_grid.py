@@ -19,6 +19,7 @@ from dkn_engine.analysis.grid.engines import Here, Watcher
 from dkn_engine.analysis.grid.headlines import HEADLINES, Headline
 from dkn_engine.analysis.grid.making import Options
 from dkn_engine.analysis.tables.table import Row
+from dkn_engine.errors import UserError
 from dkn_engine.facts import write_facts
 from dkn_engine.report.statistics import Estimate
 from dkn_engine.settings import config_from_options
@@ -261,3 +262,66 @@ def test_headlines_name_analyses_and_take_their_rows() -> None:
     assert Headline("drop", "", {}, ("N",)).rows(table) == [every[2]]
     assert Headline("drop", "").labels(every[:2]) == ["clean, D", "word, D"]
     assert Headline("drop", "").labels(every[:3]) == ["all, clean, D", "all, word, D", "clean, N"]
+
+
+@pytest.fixture
+def taught(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What evolvability was given to teach; nothing is trained."""
+    found: list[Any] = []
+
+    def evolvability(*_: object, new_facts: Any, **__: object) -> None:
+        found.append(new_facts)
+        raise UserError("enough")
+
+    monkeypatch.setattr("dkn_engine.analysis.evolvability", evolvability)
+    return found
+
+
+def teach(out: Path, model: Path, facts: Path, new: Path, *more: str) -> list[str]:
+    names = ["--model", str(model), "--facts", str(facts), "--out", str(out)]
+    return ["analyze", "evolvability", *names, "--new-facts", str(new), *SETTINGS, *more]
+
+
+def test_new_facts_are_read_whole_and_in_their_own_format(
+    tmp_path: Path, models: tuple[Path, Path], taught: list[Any]
+) -> None:
+    old, new = tmp_path / "templama.json", tmp_path / "new.jsonl"
+    entries = [
+        {
+            "id": f"Q1_P54_201{i}",
+            "date": f"201{i}",
+            "relation": "P54",
+            "query": f"{fact.prompt} _X_.",
+            "answer": [{"wikidata_id": "Q2", "name": fact.answer}],
+        }
+        for i, fact in enumerate((EITHER.fact, BOTH.fact))
+    ]
+    old.write_text("".join(json.dumps(e) + "\n" for e in entries), encoding="utf-8")
+    fresh = [Fact(f"new-{i}", f"w{i} w9", "w30") for i in range(5)]
+    write_facts(new, fresh)
+    asked = teach(tmp_path / "out", models[0], old, new, "--format", "templama", "--limit", "1")
+    assert cli.main([*asked, "--quiet"]) == 2
+    assert taught == [tuple(fresh)]
+    taught.clear()
+    odd = tmp_path / "new.json"
+    odd.write_text(old.read_text(encoding="utf-8"), encoding="utf-8")
+    asked = teach(tmp_path / "two", models[0], new, odd, "--new-format", "templama")
+    assert cli.main([*asked, "--quiet"]) == 2
+    assert [[f.id for f in facts] for facts in taught] == [[e["id"] for e in entries]]
+
+
+def test_new_facts_that_are_left_out_are_told(
+    tmp_path: Path, models: tuple[Path, Path], taught: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = tmp_path / "old.jsonl", tmp_path / "new.jsonl"
+    write_facts(old, [EITHER.fact])
+    write_facts(new, [Fact("new-0", "w3 w9", "w30")])
+    with new.open("a", encoding="utf-8") as file:
+        file.write('{"id": "new-1", "prompt": "w4 w9"}\n')
+    asked = teach(tmp_path / "out", models[0], old, new)
+    assert cli.main(asked) == 2
+    assert [len(facts) for facts in taught] == [1]
+    assert f"left out: {new}:2:new-1: missing key 'answer'" in capsys.readouterr().err
+    assert cli.main([*asked, "--strict"]) == 2
+    assert f"{new}:2:new-1: missing key 'answer'" in capsys.readouterr().err.splitlines()[-1]
+    assert len(taught) == 1

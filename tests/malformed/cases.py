@@ -1055,6 +1055,24 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "command",
+        "a format of new facts that are not there",
+        (
+            *("analyze", "evolvability", "--model", "demo", "--facts", "demo", "--limit", "1"),
+            *("--out", "{folder}/out", "--new-format", "jsonl"),
+        ),
+        "dkn-engine: error: --new-format is of --new-facts, which is not given",
+    ),
+    Case(
+        "command",
+        "new facts that are none",
+        (
+            *("analyze", "evolvability", "--model", "demo", "--facts", "demo", "--limit", "1"),
+            *("--out", "{folder}/out", "--new-facts", "{folder}/file"),
+        ),
+        "dkn-engine: error: {folder}/file: unknown format: line 1: broken JSON: ...; pass format= if it is known",
+    ),
+    Case(
+        "command",
         "a report of no run",
         ("report", "{folder}"),
         "dkn-engine: error: {folder} is not a run directory: no manifest.json there",
