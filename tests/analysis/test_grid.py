@@ -194,6 +194,42 @@ def test_other_options_make_other_tables(tmp_path: Path) -> None:
         assert document["made_from"]["n_random"] == draws
 
 
+def cell_of_sharing(folder: Path) -> Any:
+    watcher = Watcher(lambda _: None, lambda _: contextlib.nullcontext(lambda *_: None))
+    engine = Here(planted_model(), words_tokenizer())
+    config = config_from_options(changes=[s for s in SETTINGS if s != "--set"])
+    facts = [EITHER.fact, BOTH.fact]
+    return analyze_cell(folder, engine, facts, config, ["sharing"], Options(20), watcher)
+
+
+def test_a_table_that_cannot_be_read_is_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cell_of_sharing(tmp_path)
+    path = tmp_path / "sharing.json"
+    whole = path.read_bytes()
+    other = json.loads(whole) | {"analysis": "robustness"}
+    rowless = json.loads(whole) | {"rows": [[]]}
+    for damaged in (
+        *(b"", b"\xff", b"[" * 100_000, whole[: len(whole) // 2]),
+        *(json.dumps(d).encode() for d in (other, rowless)),
+    ):
+        path.write_bytes(damaged)
+        caplog.clear()
+        assert set(cell_of_sharing(tmp_path).tables) == {"sharing"}
+        assert path.read_bytes() == whole
+        (warning,) = caplog.messages
+        assert warning.startswith(str(path))
+        assert warning.endswith("; it is made again")
+
+
+def test_a_folder_in_the_place_of_a_table_is_told_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "sharing.json").mkdir()
+    with pytest.raises(UserError, match=r"sharing\.json is a folder, where a table shall be"):
+        cell_of_sharing(tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_analysis_that_refuses_is_noted_and_the_others_go_on(
     tmp_path: Path, models: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,17 @@ from tests.malformed.kinds import Case
 
 F = {"id": "a", "prompt": "w5 w9", "answer": "w13"}
 FIND = ("find", "--model", "demo", "--facts", "demo", "--out", "{folder}/run")
+ROW = {
+    "figure": "f",
+    "group": "D",
+    "conditions": [],
+    "mean": 1,
+    "ci_low": None,
+    "ci_high": None,
+    "n": 1,
+    "median": 1,
+    "control": False,
+}
 
 CASES: tuple[Case, ...] = (
     Case(
@@ -930,6 +941,210 @@ CASES: tuple[Case, ...] = (
         "quantised",
         {"config": {"quantization_config": {"quant_method": "unheard-of"}}},
         "GPT2LMHeadModel: expected plain floating-point weights; found a model quantised by unheard-of: load the model without quantization, with dtype='bfloat16' where memory is short",
+    ),
+    Case(
+        "table",
+        "empty",
+        b"",
+        "{folder}/robustness.json is not an analysis that can be read: Expecting value: line 1 column 1 (char 0)",
+    ),
+    Case(
+        "table",
+        "not UTF-8",
+        b'{"format": "\xff"}',
+        "{folder}/robustness.json cannot be read: 'utf-8' codec can't decode byte 0xff...",
+    ),
+    Case(
+        "table",
+        "utf-16",
+        b"\xff\xfe{\x00}\x00",
+        "{folder}/robustness.json cannot be read: 'utf-8' codec can't decode byte 0xff...",
+    ),
+    Case(
+        "table",
+        "zeros",
+        b"\x00" * 40,
+        "{folder}/robustness.json is not an analysis that can be read: Expecting value: line 1 column 1 (char 0)",
+    ),
+    Case(
+        "table",
+        "cut short",
+        b'{"format": "dkn_engine analysis", "rows": [{"fig',
+        "{folder}/robustness.json is not an analysis that can be read: Unterminated string...",
+    ),
+    Case(
+        "table",
+        "nested too deeply",
+        b"[" * 100_000,
+        "{folder}/robustness.json is not an analysis that can be read: nested too deeply",
+    ),
+    Case(
+        "table",
+        "nested too deeply in an object",
+        b'{"rows":' * 100_000,
+        "{folder}/robustness.json is not an analysis that can be read: nested too deeply",
+    ),
+    Case(
+        "table",
+        "a key twice",
+        b'{"rows": [], "rows": []}',
+        "{folder}/robustness.json is not an analysis that can be read: the key 'rows' is there twice",
+    ),
+    Case(
+        "table",
+        "a list",
+        b"[]",
+        "{folder}/robustness.json is not an analysis that can be read: it must be dict; found list",
+    ),
+    Case(
+        "table",
+        "a number",
+        b"1",
+        "{folder}/robustness.json is not an analysis that can be read: it must be dict; found int",
+    ),
+    Case(
+        "table",
+        "another format",
+        {"format": "x"},
+        "{folder}/robustness.json is not an analysis that can be read: it is 'x', version 1",
+    ),
+    Case(
+        "table",
+        "another version",
+        {"format_version": 9},
+        "{folder}/robustness.json is not an analysis that can be read: it is 'dkn_engine analysis', version 9",
+    ),
+    Case(
+        "table",
+        "no name",
+        {"analysis": None},
+        "{folder}/robustness.json is not an analysis that can be read: analysis must be str; found NoneType",
+    ),
+    Case(
+        "table",
+        "rows as text",
+        {"rows": "drop"},
+        "{folder}/robustness.json is not an analysis that can be read: rows must be list; found str",
+    ),
+    Case(
+        "table",
+        "rows as a table",
+        {"rows": {}},
+        "{folder}/robustness.json is not an analysis that can be read: rows must be list; found dict",
+    ),
+    Case(
+        "table",
+        "no rows",
+        {"rows": None},
+        "{folder}/robustness.json is not an analysis that can be read: rows must be list; found NoneType",
+    ),
+    Case(
+        "table",
+        "a row that is a list",
+        {"rows": [[]]},
+        "{folder}/robustness.json is not an analysis that can be read: one of rows must be dict; found list",
+    ),
+    Case(
+        "table",
+        "a row that is null",
+        {"rows": [None]},
+        "{folder}/robustness.json is not an analysis that can be read: one of rows must be dict; found NoneType",
+    ),
+    Case(
+        "table",
+        "a row without its mean",
+        {"rows": [{k: v for k, v in ROW.items() if k != "mean"}]},
+        "{folder}/robustness.json is not an analysis that can be read: one of rows lacks 'mean'",
+    ),
+    Case(
+        "table",
+        "a row with a colour",
+        {"rows": [ROW | {"colour": 1}]},
+        "{folder}/robustness.json is not an analysis that can be read: one of rows has an unknown 'colour'",
+    ),
+    Case(
+        "table",
+        "a mean in words",
+        {"rows": [ROW | {"mean": "half"}]},
+        "{folder}/robustness.json is not an analysis that can be read: mean must be float; found str",
+    ),
+    Case(
+        "table",
+        "a mean that is true",
+        {"rows": [ROW | {"mean": True}]},
+        "{folder}/robustness.json is not an analysis that can be read: mean must be float; found bool",
+    ),
+    Case(
+        "table",
+        "a mean too large for a float",
+        {"rows": [ROW | {"mean": 10**400}]},
+        "{folder}/robustness.json is not an analysis that can be read: int too large to convert to float",
+    ),
+    Case(
+        "table",
+        "a number of facts with a half",
+        {"rows": [ROW | {"n": 1.5}]},
+        "{folder}/robustness.json is not an analysis that can be read: n must be int; found float",
+    ),
+    Case(
+        "table",
+        "a control in words",
+        {"rows": [ROW | {"control": "no"}]},
+        "{folder}/robustness.json is not an analysis that can be read: control must be bool; found str",
+    ),
+    Case(
+        "table",
+        "conditions as a table",
+        {"rows": [ROW | {"conditions": {}}]},
+        "{folder}/robustness.json is not an analysis that can be read: conditions must be list; found dict",
+    ),
+    Case(
+        "table",
+        "a condition in words",
+        {"rows": [ROW | {"conditions": ["ab"]}]},
+        "{folder}/robustness.json is not an analysis that can be read: conditions must be list; found str",
+    ),
+    Case(
+        "table",
+        "a condition of three",
+        {"rows": [ROW | {"conditions": [["a", "b", "c"]]}]},
+        "{folder}/robustness.json is not an analysis that can be read: too many values to unpack (expected 2)",
+    ),
+    Case(
+        "table",
+        "a condition of numbers",
+        {"rows": [ROW | {"conditions": [["a", 1]]}]},
+        "{folder}/robustness.json is not an analysis that can be read: conditions must be str; found int",
+    ),
+    Case(
+        "table",
+        "a comparison that is a number",
+        {"comparisons": [1]},
+        "{folder}/robustness.json is not an analysis that can be read: one of comparisons must be dict; found int",
+    ),
+    Case(
+        "table",
+        "a sample without its value",
+        {"samples": [{"unit": "a"}]},
+        "{folder}/robustness.json is not an analysis that can be read: one of samples lacks 'conditions'",
+    ),
+    Case(
+        "table",
+        "a seed with a half",
+        {"seed": 0.5},
+        "{folder}/robustness.json is not an analysis that can be read: seed must be int; found float",
+    ),
+    Case(
+        "table",
+        "a list of settings",
+        {"settings": []},
+        "{folder}/robustness.json is not an analysis that can be read: settings must be dict; found list",
+    ),
+    Case(
+        "table",
+        "a note that is a number",
+        {"notes": [1]},
+        "{folder}/robustness.json is not an analysis that can be read: a note must be str; found int",
     ),
     Case(
         "command",

@@ -16,10 +16,13 @@ import torch
 
 import dkn_engine as dkn
 from dkn_engine import cli
+from dkn_engine.analysis.tables.files import read_table, to_json
+from dkn_engine.analysis.tables.table import Row, Table
 from dkn_engine.config import Config
 from dkn_engine.errors import UserError
 from dkn_engine.facts import FactProblem, iter_facts
 from dkn_engine.interchange import read_eleuther, read_released
+from dkn_engine.report.statistics import Estimate
 from dkn_engine.settings import config_from_options
 from tests.tiny import tiny
 from tests.words import words_tokenizer
@@ -96,6 +99,16 @@ def of_released(given: bytes, folder: Path) -> Iterator[str]:
     yield ""
 
 
+def of_table(given: bytes | dict[str, Any], folder: Path) -> Iterator[str]:
+    """A file of an analysis: its contents, or other values of its document."""
+    file = folder / "robustness.json"
+    row = Row.of("drop", "D", (("query", "clean"),), Estimate(0.5, 0.4, 0.6, 8, 0.5))
+    document = json.loads(to_json(Table("robustness", (row,))))
+    file.write_bytes(given if isinstance(given, bytes) else json.dumps(document | given).encode())
+    read_table(file)
+    yield ""
+
+
 def of_command(given: tuple[str, ...], folder: Path) -> Iterator[str]:
     """A command line, ``{folder}`` for an empty folder with one file ``file``."""
     (folder / "file").write_text("no facts", encoding="utf-8")
@@ -162,6 +175,7 @@ KINDS: dict[str, Callable[[Any, Path], Iterator[str]]] = {
     "settings": of_settings,
     "eleuther": of_eleuther,
     "released": of_released,
+    "table": of_table,
     "command": of_command,
     "model": of_model,
 }

@@ -2,11 +2,12 @@
 
 A cell is a model, a file of facts and a configuration. Its folder holds ``run`` (a run directory)
 and ``<analysis>.json``, the table of each analysis with what it was made from; a table made from
-the same things is read, not made again.
+the same things is read, not made again, and one that cannot be read is made again.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from dkn_engine.report.records import plain
 from dkn_engine.store import read_manifest
 from dkn_engine.store.files import write_files
 from dkn_engine.types import Fact, FactResult
+
+logger = logging.getLogger(__name__)
 
 ANALYSES = ("robustness", "fact_check", "evolvability", "complexity", "sharing")
 
@@ -76,13 +79,15 @@ def analyze_cell(
         strict: raise what an analysis refuses; otherwise note it and go on.
 
     Raises:
-        UserError: an unknown analysis, or what ``find_dkns`` raises.
+        UserError: an unknown analysis, a folder in the place of its table, or what ``find_dkns``
+            raises.
         OSError: the folder cannot be written.
     """
     for name in analyses:
         if name not in ANALYSES:
             raise UserError(f"analysis must be one of {', '.join(ANALYSES)}; got {name!r}")
     folder.mkdir(parents=True, exist_ok=True)
+    _require_places(folder, analyses)
     with engine.on(facts, config) as work:
         watcher.say(f"  finding DKNs of {len(facts)} facts ...")
         with watcher.progress(len(facts)) as progress:
@@ -126,15 +131,29 @@ def _made_from(folder: Path, config: Config, options: Options) -> dict[str, Any]
 
 
 def _kept(folder: Path, analyses: Sequence[str], made_from: Mapping[str, Any]) -> dict[str, Table]:
-    """Tables on disk that were made from the same things."""
+    """Tables on disk that were made from the same things; what cannot be read is not there."""
     found: dict[str, Table] = {}
     for name in analyses:
         path = folder / f"{name}.json"
         if path.exists():
-            table, document = files.from_json(path.read_text(encoding="utf-8"), path)
+            try:
+                table, document = files.read_table(path)
+                if table.analysis != name:
+                    raise UserError(f"{path} holds another analysis, {table.analysis}")
+            except UserError as error:
+                logger.warning("%s; it is made again", error)
+                continue
             if document.get("made_from") == made_from:
                 found[name] = table
     return found
+
+
+def _require_places(folder: Path, analyses: Sequence[str]) -> None:
+    """Say before hours of work what no table could be written over."""
+    for name in analyses:
+        path = folder / f"{name}.json"
+        if path.is_dir():
+            raise UserError(f"{path} is a folder, where a table shall be; move it elsewhere")
 
 
 def _keep(folder: Path, name: str, table: Table, made_from: Mapping[str, Any]) -> None:

@@ -8,11 +8,12 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from dkn_engine.analysis.tables.table import Comparison, Conditions, Row, Sample, Table
 from dkn_engine.analysis.tables.text import findings
 from dkn_engine.errors import UserError
+from dkn_engine.json_text import parse_json
 from dkn_engine.report.records import plain
 
 FORMAT = "dkn_engine analysis"
@@ -111,6 +112,19 @@ def to_json(table: Table, **more: Any) -> str:
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
+def read_table(path: Path) -> tuple[Table, dict[str, Any]]:
+    """A table that was written by :func:`to_json`, and the whole document.
+
+    Raises:
+        UserError: the file cannot be read, or is no analysis that this version can read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    return from_json(text, path)
+
+
 def from_json(text: str, path: Path) -> tuple[Table, dict[str, Any]]:
     """A table of :func:`to_json`, and the whole document.
 
@@ -122,24 +136,58 @@ def from_json(text: str, path: Path) -> tuple[Table, dict[str, Any]]:
         UserError: it is no analysis that this version can read.
     """
     try:
-        data = json.loads(text)
-        if data["format"] != FORMAT or data["format_version"] != FORMAT_VERSION:
-            raise ValueError(f"it is {data['format']!r}, version {data['format_version']!r}")
-        table = Table(
-            data["analysis"],
-            tuple(_record(Row, r) for r in data["rows"]),
-            tuple(_record(Comparison, c) for c in data["comparisons"]),
-            tuple(_record(Sample, s) for s in data["samples"]),
-            data["seed"],
-            data["settings"],
-            tuple(data["notes"]),
-        )
-    except (ValueError, KeyError, TypeError) as error:
+        return _table(parse_json(text))
+    except RecursionError:
+        raise UserError(f"{path} is not an analysis that can be read: nested too deeply") from None
+    except (ValueError, OverflowError) as error:
         raise UserError(f"{path} is not an analysis that can be read: {error}") from error
+
+
+def _table(data: Any) -> tuple[Table, dict[str, Any]]:
+    """The same of parsed JSON.
+
+    Raises:
+        ValueError: it is not of the form.
+    """
+    data = _of(data, dict, "it")
+    if data.get("format") != FORMAT or data.get("format_version") != FORMAT_VERSION:
+        raise ValueError(f"it is {data.get('format')!r}, version {data.get('format_version')!r}")
+    table = Table(
+        _of(data.get("analysis"), str, "analysis"),
+        _records(Row, data, "rows"),
+        _records(Comparison, data, "comparisons"),
+        _records(Sample, data, "samples"),
+        _of(data.get("seed"), int, "seed"),
+        _of(data.get("settings"), dict, "settings"),
+        tuple(_of(note, str, "a note") for note in _of(data.get("notes"), list, "notes")),
+    )
     return table, data
 
 
-def _record(kind: type[Any], data: Mapping[str, Any]) -> Any:
-    values = {key: math.nan if value is None else value for key, value in data.items()}
-    values["conditions"] = tuple((name, value) for name, value in data["conditions"])
-    return kind(**values)
+def _records(kind: type[Any], data: Mapping[str, Any], key: str) -> tuple[Any, ...]:
+    hints = get_type_hints(kind)
+    return tuple(_record(kind, hints, one, key) for one in _of(data.get(key), list, key))
+
+
+def _record(kind: type[Any], hints: Mapping[str, Any], data: Any, key: str) -> Any:
+    data = _of(data, dict, f"one of {key}")
+    if set(data) != set(hints):
+        odd = min(set(data) ^ set(hints))
+        raise ValueError(f"one of {key} {'lacks' if odd in hints else 'has an unknown'} {odd!r}")
+    return kind(**{name: _value(data[name], hint, name) for name, hint in hints.items()})
+
+
+def _value(value: Any, hint: Any, name: str) -> Any:
+    if hint is float:
+        return math.nan if value is None else float(_of(value, float, name))
+    if hint == Conditions:
+        pairs = [_of(pair, list, name) for pair in _of(value, list, name)]
+        return tuple((_of(key, str, name), _of(value, str, name)) for key, value in pairs)
+    return _of(value, hint, name)
+
+
+def _of(value: Any, kind: type[Any], what: str) -> Any:
+    """The value, if it is of the kind; by class, since True is an instance of int."""
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise ValueError(f"{what} must be {kind.__name__}; found {type(value).__name__}")
+    return value
