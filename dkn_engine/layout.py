@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.model_lock import locked
+from dkn_engine.norms import measured_gain, norms_in_front
 from dkn_engine.weights import plain_weight, refuse_unreadable_weights
 
 if TYPE_CHECKING:
@@ -34,8 +36,6 @@ _GATE = (
     "fc1",
     "mlp.up_proj",
 )
-# The norm in front of the MLP; Gemma has a post_attention_layernorm that is another one.
-_NORM = ("pre_feedforward_layernorm", "ln_2", "final_layer_norm", "post_attention_layernorm")
 _CONV1D = ("transformers.pytorch_utils", "Conv1D")
 _ACT = ("mlp.act_fn", "mlp.activation_fn", "mlp.act", "mlp.activation", "activation_fn", "act")
 
@@ -89,11 +89,13 @@ class Layout:
     """A causal decoder seen as a stack of layers.
 
     Attributes:
+        model: the whole of it.
         base: the module that owns the stack, ``stack`` the name of its ModuleList.
         layers, mlps: one entry a layer.
         n_layers, width, d_model: L, F, d.
     """
 
+    model: nn.Module
     base: nn.Module
     stack: str
     layers: tuple[nn.Module, ...]
@@ -110,26 +112,33 @@ class Layout:
         """Whether the MLPs multiply the non-linearity by a linear factor (GLU)."""
         return self.mlps[0].up is not None
 
+    @cached_property
+    def _norms(self) -> tuple[tuple[str, nn.Module] | None, ...]:
+        return norms_in_front(self)
+
     def norm_gain(self, layer: int) -> torch.Tensor:
-        """Gain ``[d]`` of the norm whose output the layer's MLP reads.
+        """Gain ``[d]``, in at least float32, of the norm whose output the layer's MLP reads.
+
+        The model is run once to see which that is; see :mod:`dkn_engine.norms`.
 
         Raises:
-            UnsupportedModelError: there is none (OLMo2 normalises what an MLP writes), or it has
-                a name that is not known.
+            UnsupportedModelError: there is none (OLMo2 normalises what an MLP writes), or what
+                the MLP reads is not a constant gain times a normalised input.
         """
-        module = self.layers[layer]
-        after_only = hasattr(module, "post_feedforward_layernorm") and not hasattr(
-            module, "pre_feedforward_layernorm"
-        )
-        norm: Any = None if after_only else _first(module, _NORM)
-        if norm is None or getattr(norm, "weight", None) is None:
+        found, name = self._norms[layer], type(self.layers[layer]).__name__
+        if found is None:
             raise UnsupportedModelError(
-                f"fold_norm=True: expected a norm in front of the MLP named one of "
-                f"{', '.join(_NORM)}; found none in {type(module).__name__}"
+                f"fold_norm=True: expected a norm in front of the MLP; found that the MLP of "
+                f"{name} reads the output of no module: use fold_norm=False"
             )
-        weight: torch.Tensor = norm.weight.detach()
-        # Gemma keeps the gain's distance from 1.
-        return 1 + weight if type(norm).__name__.startswith("Gemma") else weight
+        path, norm = found
+        gain = measured_gain(norm, like=self.mlps[layer].w_in(slice(1)))
+        if gain is None:
+            raise UnsupportedModelError(
+                f"fold_norm=True: expected a norm in front of the MLP of {name}; found {path!r} "
+                f"({type(norm).__name__}), which has no constant gain: use fold_norm=False"
+            )
+        return gain
 
 
 def find_layout(model: nn.Module) -> Layout:
@@ -158,7 +167,7 @@ def _read_layout(model: nn.Module) -> Layout:
             raise UnsupportedModelError(
                 f"{name}: expected one MLP size (d, F) in every layer; found {found}"
             )
-    return Layout(base, stack, tuple(layers), mlps, width, d_model)
+    return Layout(model, base, stack, tuple(layers), mlps, width, d_model)
 
 
 def _refuse_other_kinds(model: nn.Module, name: str) -> None:

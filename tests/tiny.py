@@ -6,7 +6,7 @@ depends on ``dkn_engine.layout``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -160,10 +160,55 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
+_LINEAR = {"layer_types": ["linear_attention", "full_attention", "full_attention"]}
+_LINEAR |= {"linear_num_value_heads": 4, "linear_num_key_heads": 2}
+_LINEAR |= {"linear_key_head_dim": 6, "linear_value_head_dim": 6}
+
+
+def _text(name: str, **more: Any) -> Family:
+    """A decoder whose configuration is the text part of a larger one's."""
+    return replace(_family(name, **more), config=f"{name}TextConfig")
+
+
+# Decoders whose norms are not what their class's name says: Gemma 4 multiplies by its weight, the
+# others, without Gemma in front of their name, by 1 more.
+ODD_NORMS: dict[str, Family] = {
+    "gemma4": _text(
+        "Gemma4",
+        layer_types=["sliding_attention", "full_attention", "full_attention"],
+        sliding_window=64,
+        global_head_dim=6,
+        hidden_size_per_layer_input=0,
+    ),
+    "vaultgemma": _family("VaultGemma", **_GEMMA),
+    "qwen3_5": _text("Qwen3_5", **_LINEAR),
+    "qwen3_next": _family("Qwen3Next", num_experts=0, **_LINEAR),
+}
+
+# The norm whose output the MLP reads. OLMo 2 normalises what an MLP writes.
+NORMS: dict[str, str | None] = {
+    "gpt2": "transformer.h.{}.ln_2",
+    "gpt_neo": "transformer.h.{}.ln_2",
+    "gptj": "transformer.h.{}.ln_1",  # beside the attention, which reads it too
+    "falcon": "transformer.h.{}.input_layernorm",
+    "phi": "model.layers.{}.input_layernorm",
+    "gpt_neox": "gpt_neox.layers.{}.post_attention_layernorm",
+    "opt": "model.decoder.layers.{}.final_layer_norm",
+    "olmo2": None,
+    **dict.fromkeys(
+        ("gemma2", "gemma3", "gemma4", "vaultgemma"), "model.layers.{}.pre_feedforward_layernorm"
+    ),
+    **dict.fromkeys(
+        ("llama", "qwen3", "qwen3_5", "qwen3_next", "phi3", "mistral", "smollm3", "nemotron"),
+        "model.layers.{}.post_attention_layernorm",
+    ),
+    **dict.fromkeys(("starcoder2", "granite"), "model.layers.{}.post_attention_layernorm"),
+}
+
 
 def tiny(name: str, dtype: torch.dtype = torch.float64, seed: int = 0, **changes: Any) -> Any:
     """A model of the family in eval mode; ``changes`` go into its configuration."""
-    family = FAMILIES[name]
+    family = (FAMILIES | ODD_NORMS)[name]
     config = getattr(transformers, family.config)(**{**family.options, **changes})
     model = getattr(transformers, family.model)(config)
     redraw(model, seed)
@@ -191,6 +236,12 @@ def down_of(name: str, model: nn.Module, layer: int) -> nn.Module:
 
 def act_of(name: str, model: nn.Module, layer: int) -> nn.Module:
     return model.get_submodule(FAMILIES[name].act.format(layer))
+
+
+def norm_of(name: str, model: Any, layer: int) -> nn.Module | None:
+    """The norm in front of the layer's MLP, if there is one."""
+    path = NORMS[name]
+    return None if path is None else model.get_submodule(path.format(layer))
 
 
 def sequences() -> list[AnswerSequence]:

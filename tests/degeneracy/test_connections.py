@@ -37,14 +37,6 @@ def read(name: str, model: Any, layer: int, i: int, which: str = "gate") -> Tens
     return (m.gate_proj if which == "gate" else m.up_proj).weight[i]
 
 
-def gain(name: str, model: Any, layer: int) -> Tensor:
-    if name == "gpt2":
-        return model.transformer.h[layer].ln_2.weight
-    if name == "gemma3":  # stored as its distance from 1
-        return 1 + model.model.layers[layer].pre_feedforward_layernorm.weight
-    return model.model.layers[layer].post_attention_layernorm.weight
-
-
 def rows(name: str, model: Any, **options: Any) -> tuple[np.ndarray, np.ndarray]:
     found = connection_rows(find_layout(model), NEURONS, TopologyConfig(**options))
     assert [x.shape for x in found] == [(5, 24)] * 2
@@ -76,17 +68,6 @@ def test_the_up_rows_can_be_read_instead(name: str) -> None:
 def test_the_up_rows_of_a_plain_mlp_are_refused() -> None:
     with pytest.raises(dkn.UnsupportedModelError, match="input_weights='up'"):
         rows("gpt2", tiny("gpt2"), input_weights="up")
-
-
-@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3"])
-def test_the_gain_of_the_norm_is_folded_into_what_is_read(name: str) -> None:
-    model = tiny(name, torch.float32)
-    w_out, w_in = rows(name, model, fold_norm=True)
-    plain_out, plain_in = rows(name, model)
-    np.testing.assert_array_equal(w_out, plain_out)
-    expected = [gain(name, model, l) * read(name, model, l, i) for l, i in NEURONS.tolist()]
-    np.testing.assert_array_equal(w_in, by_hand(expected))
-    assert not np.allclose(w_in, plain_in)
 
 
 @pytest.mark.parametrize("name", ["llama", "phi3"])

@@ -1,0 +1,157 @@
+"""The norm in front of an MLP and its gain, found by what they do rather than by their names.
+
+Libraries keep the gain itself, or its distance from 1, under one name; and give one name to norms
+in front of an MLP and behind it. So the model is run to see whose output an MLP reads, and the norm
+is run on inputs whose normalised values are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from dkn_engine.guest import guest, hooks
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from dkn_engine.layout import Layout
+
+_N_TOKENS = 4
+_SCALE = 32.0  # so large that no epsilon counts, so small that squares fit in float16
+_FINEST = 1e-6  # rounding of norms that compute in float32 whatever they are given
+
+
+def norms_in_front(layout: Layout) -> tuple[tuple[str, nn.Module] | None, ...]:
+    """For each layer, the module whose output its MLP reads, with its path in the layer.
+
+    None where the MLP reads something else, such as the residual stream itself.
+    """
+    import torch
+
+    found: list[tuple[str, nn.Module] | None] = [None] * layout.n_layers
+    ids = torch.arange(_N_TOKENS, device=next(layout.model.parameters()).device)[None]
+    with guest(layout.model, grad=False), hooks(_watch(layout, found)):
+        layout.model(input_ids=ids, use_cache=False)
+    return tuple(found)
+
+
+def _watch(layout: Layout, found: list[tuple[str, nn.Module] | None]) -> list[Any]:
+    """Handles of hooks that fill ``found`` in a forward pass."""
+    handles = []
+    for i, (layer, mlp) in enumerate(zip(layout.layers, layout.mlps, strict=True)):
+        ended: list[tuple[str, nn.Module, Tensor]] = []
+        for path, module in layer.named_modules():
+            if path:
+                handles.append(module.register_forward_hook(_keep(ended, path)))
+        handles.append(mlp.gate.register_forward_pre_hook(_look_up(ended, found, i)))
+    return handles
+
+
+def _keep(ended: list[tuple[str, nn.Module, Tensor]], path: str) -> Any:
+    import torch
+
+    def hook(module: nn.Module, _args: Any, output: Any) -> None:
+        if isinstance(output, torch.Tensor):
+            ended.append((path, module, output))
+
+    return hook
+
+
+def _look_up(
+    ended: list[tuple[str, nn.Module, Tensor]], found: list[tuple[str, nn.Module] | None], i: int
+) -> Any:
+    def hook(_gate: nn.Module, args: tuple[Tensor, ...]) -> None:
+        read = args[0]
+        # The first: a dropout behind it, or a module around it, passes the same on.
+        for path, module, output in ended:
+            if output.numel() == read.numel() and bool(read.any()):
+                same = output.reshape(read.shape).to(read.dtype) == read
+                if bool(same.all()):
+                    found[i] = (path, module)
+                    return
+
+    return hook
+
+
+def measured_gain(norm: nn.Module, like: Tensor) -> Tensor | None:
+    """The factor ``[d]`` by which a norm multiplies each normalised input; None if it is no norm.
+
+    Args:
+        norm: divides by the root mean square of its input or by its standard deviation,
+            multiplies by the gain, and may add a bias; with its hooks.
+        like: a tensor ``[n, d]`` of the dtype and on the device of the norm's inputs.
+
+    Returns:
+        In at least float32: ``weight`` or ``1 + weight`` without any rounding where the norm
+        multiplies by that, else what was measured. None if outputs are not a constant gain times
+        the normalised input plus a constant.
+    """
+    import torch
+
+    probe = _probe(like.shape[-1]).to(like.device)
+    with torch.inference_mode(False), torch.no_grad():
+        inputs = torch.cat([probe, -probe, _random(like).double()]).mul(_SCALE).to(like.dtype)
+        outputs = norm(inputs[None])
+        if not isinstance(outputs, torch.Tensor) or outputs.shape != inputs[None].shape:
+            return None
+        eps = max(_FINEST, float(torch.finfo(outputs.dtype).eps))
+        y = outputs[0].double()
+        normed = probe[0] / probe.square().mean().sqrt()
+        gain, bias = (y[0] - y[1]) / 2 / normed, (y[0] + y[1]) / 2
+        if not _fits(inputs[2:].double(), y[2:], gain, bias, max(1e-4, 2 * eps)):
+            return None
+        wide = torch.promote_types(like.dtype, torch.float32)
+        allowed = 2 * eps * (y[0].abs() + y[1].abs()) / normed.abs()
+        return _exact(norm, gain, allowed, wide)
+
+
+def _probe(d: int) -> Tensor:
+    """Float64 ``[1, d]`` of mean zero and without zeros: the same for both ways to normalise."""
+    import torch
+
+    probe = torch.ones(1, d, dtype=torch.float64)
+    probe[:, 1::2] = -1
+    if d % 2:
+        probe[:, :3] = torch.tensor([2.0, -1.0, -1.0])
+        probe[:, 3::2], probe[:, 4::2] = 1, -1
+    return probe
+
+
+def _random(like: Tensor) -> Tensor:
+    """Float32 ``[4, d]`` with means that are not zero, without the user's random state."""
+    import torch
+
+    drawn = torch.randn(4, like.shape[-1], generator=torch.Generator().manual_seed(0))
+    drawn += torch.tensor([[0.0], [0.5], [-1.0], [1.0]])
+    drawn[3] *= 2
+    return drawn.to(like.device)
+
+
+def _fits(x: Tensor, y: Tensor, gain: Tensor, bias: Tensor, allowed: float) -> bool:
+    """Whether outputs are the gain times the input, normalised in one of the ways, plus the bias.
+
+    ``x, y`` float64 ``[n, d]``.
+    """
+    for shift in (0.0, x.mean(-1, keepdim=True)):
+        centred = x - shift
+        expected = gain * centred / centred.square().mean(-1, keepdim=True).sqrt() + bias
+        if bool(((y - expected).norm(dim=-1) <= allowed * y.norm(dim=-1)).all()):
+            return True
+    return False
+
+
+def _exact(norm: nn.Module, gain: Tensor, allowed: Tensor, wide: Any) -> Tensor:
+    """The kept gain that was measured, free of the measurement's rounding; else the measured."""
+    near = [c for c in _kept(norm, wide) if bool(((c.double() - gain).abs() <= allowed).all())]
+    if not near:
+        return gain.to(wide)
+    return min(near, key=lambda c: float((c.double() - gain).abs().sum()))
+
+
+def _kept(norm: nn.Module, wide: Any) -> Iterator[Tensor]:
+    """What libraries mean by a norm's weight, ``[d]`` of dtype ``wide``."""
+    weight: Any = getattr(norm, "weight", None)
+    if getattr(weight, "ndim", 0) == 1:
+        yield weight.detach().to(wide)
+        yield 1 + weight.detach().to(wide)
