@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dkn_engine.errors import FactError
+from dkn_engine.spaces import prompt_without_space, without_space
 
 _REQUIRED = ("id", "prompt", "answer")
 Status = Literal["ok", "not_known", "skipped", "error"]
@@ -20,10 +21,13 @@ Path = Literal["sweep", "general"]
 class Fact:
     """A prompt that a causal model should continue with ``answer``.
 
+    Space at the ends of its texts, which nobody sees but a model does, is taken away; only line
+    breaks and tabs that end a prompt stay, as chat templates need them. Lists become tuples.
+
     Attributes:
         id: unique within a list of facts.
-        prompt: raw text, without the answer and without a trailing space.
-        answer: the expected continuation, without a leading space.
+        prompt: raw text, without the answer.
+        answer: the expected continuation; the space in front of it is the tokenizer's matter.
         aliases: other spellings of the answer that count as right.
         subject, relation, date: metadata, where the dataset has them.
         paraphrases: other prompts with the same answer.
@@ -46,12 +50,20 @@ class Fact:
     def __post_init__(self) -> None:
         for name in ("id", "prompt", "answer", "subject", "relation", "date"):
             value = getattr(self, name)
-            if not isinstance(value, str) and (value is not None or name in _REQUIRED):
+            if isinstance(value, str):
+                object.__setattr__(self, name, _clean(name, value))
+            elif value is not None or name in _REQUIRED:
                 raise FactError(f"fact {self.id!r}: {name} must be text; got {value!r}")
         for name in ("aliases", "paraphrases", "wrong_answers"):
             value = getattr(self, name)
             if not isinstance(value, tuple | list) or not all(isinstance(v, str) for v in value):
                 raise FactError(f"fact {self.id!r}: {name} must be a tuple of texts; got {value!r}")
+            object.__setattr__(self, name, tuple(_clean(name, v) for v in value))
+
+
+def _clean(name: str, text: str) -> str:
+    is_prompt = name in {"prompt", "paraphrases"}
+    return prompt_without_space(text) if is_prompt else without_space(text)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

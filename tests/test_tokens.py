@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from dkn_engine.config import Config, FactsConfig
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.tokens import EncodedPrompt, encode_fact, mask_token_id
+from dkn_engine.types import Fact
 
 DEFAULT = FactsConfig()
 RELEASED = Config.released().facts
@@ -170,3 +171,12 @@ def test_mask_token(extra: tuple[str, ...], special: dict[str, str], expected: s
 def test_no_mask_token_is_an_error_that_says_what_to_do() -> None:
     with pytest.raises(UserError, match=r"tokenizer must have a mask token .* baseline='zero'"):
         mask_token_id(byte_level())
+
+
+@pytest.mark.parametrize("make", [byte_level, lambda: sentence_piece(dummy=True)])
+@pytest.mark.parametrize("space", [" ", "\u00a0", "\u200b"], ids=ascii)
+def test_space_that_nobody_sees_makes_no_other_question(make: Any, space: str) -> None:
+    tokenizer = make()
+    seen = Fact("a", f"{space}The capital is{space}", f"{space}Berlin{space}")
+    encoded = encode_fact(tokenizer, seen.prompt, seen.answer, config=DEFAULT)
+    assert encoded == encode_fact(tokenizer, "The capital is", "Berlin", config=DEFAULT)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from dkn_engine.errors import FactError
 from dkn_engine.json_text import decoder, parse_json
+from dkn_engine.spaces import without_space
 from dkn_engine.types import Fact
 
 Blank = Literal["skip", "literal"]
@@ -76,6 +77,7 @@ class BadEntry(Exception):
 
 
 Convert = Callable[[Any, int], Fact]
+Strip = Callable[[str], str]
 Read = Iterator[Located | FactProblem]
 
 
@@ -212,14 +214,14 @@ def table(value: Any, what: str = "the entry") -> Mapping[str, Any]:
     return value
 
 
-def text(value: Mapping[str, Any], key: str) -> str:
-    """A required text that holds more than space, without the space around it."""
+def text(value: Mapping[str, Any], key: str, strip: Strip = without_space) -> str:
+    """A required text that holds more than space, without the space at its ends."""
     if key not in value:
         raise BadEntry(f"missing key {key!r}")
     content = value[key]
     if not isinstance(content, str):
         raise BadEntry(f"{key!r} must be text; got {type(content).__name__}")
-    return _checked(content, key)
+    return _checked(content, key, strip)
 
 
 def label(value: Mapping[str, Any], key: str) -> str | None:
@@ -241,25 +243,27 @@ def required_label(value: Mapping[str, Any], key: str) -> str:
     return content
 
 
-def texts(value: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    """An optional list of texts."""
-    content = value.get(key, ())
+def texts(value: Mapping[str, Any], key: str, strip: Strip = without_space) -> tuple[str, ...]:
+    """An optional list of texts; null is none."""
+    content = value.get(key)
+    if content is None:
+        return ()
     if not isinstance(content, list | tuple):
         raise BadEntry(f"{key!r} must be a list of texts; got {type(content).__name__}")
     for item in content:
         if not isinstance(item, str):
             raise BadEntry(f"{key!r} must be a list of texts; got {type(item).__name__} in it")
-    return tuple(_checked(item, key) for item in content)
+    return tuple(_checked(item, key, strip) for item in content)
 
 
-def _checked(content: str, key: str) -> str:
-    if not content.strip():
+def _checked(content: str, key: str, strip: Strip = without_space) -> str:
+    if not without_space(content):
         raise BadEntry(f"{key!r} is empty")
     try:
         content.encode("utf-8")
     except UnicodeEncodeError:  # JSON can spell half of a surrogate pair; a tokenizer cannot.
         raise BadEntry(f"{key!r} is not valid Unicode: it holds a lone surrogate") from None
-    return content.strip()
+    return strip(content)
 
 
 def distinct(items: Iterable[str], without: Sequence[str] = ()) -> tuple[str, ...]:
@@ -282,10 +286,11 @@ def cut_blank(sentence: str, mark: str, blank: Blank) -> str | None:
         raise BadEntry(f"expected one blank {mark}; got {sentence.count(mark)} in {sentence!r}")
     head, _, tail = sentence.partition(mark)
     if tail.strip(" \t."):
-        return sentence.strip() if blank == "literal" else None
-    if not head.strip():
+        return without_space(sentence) if blank == "literal" else None
+    prompt = without_space(head)
+    if not prompt:
         raise BadEntry(f"nothing in front of the blank {mark} in {sentence!r}")
-    return head.strip()
+    return prompt
 
 
 def cut_blanks(sentences: Iterable[str], mark: str, blank: Blank) -> tuple[str, ...]:

@@ -269,9 +269,15 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "facts",
-        "null in the place of a list",
-        ("jsonl", b'{"id": "x", "prompt": "a b", "answer": "c", "paraphrases": null}\n'),
-        "{file}:1:x: 'paraphrases' must be a list of texts; got NoneType",
+        "null in a list",
+        ("jsonl", b'{"id": "x", "prompt": "a b", "answer": "c", "paraphrases": [null]}\n'),
+        "{file}:1:x: 'paraphrases' must be a list of texts; got NoneType in it",
+    ),
+    Case(
+        "facts",
+        "an answer of what nobody sees",
+        ("jsonl", b'{"id": "x", "prompt": "a b", "answer": "\\u200b\\ufeff"}\n'),
+        "{file}:1:x: 'answer' is empty",
     ),
     Case(
         "facts",
