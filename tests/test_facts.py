@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -328,6 +331,52 @@ def test_write_facts_leaves_the_old_file_when_it_fails(tmp_path: Path) -> None:
         write_facts(path, [FULL, None])  # type: ignore[list-item]
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["f.jsonl"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002], ids=oct)
+def test_a_new_file_of_facts_has_the_permissions_that_the_umask_leaves(
+    tmp_path: Path, mask: int
+) -> None:
+    before = os.umask(mask)
+    try:
+        write_facts(tmp_path / "f.jsonl", [FULL])
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "f.jsonl").stat().st_mode) == 0o666 & ~mask
+
+
+def test_a_file_of_facts_that_is_replaced_keeps_its_permissions(tmp_path: Path) -> None:
+    path = tmp_path / "f.jsonl"
+    path.touch()
+    path.chmod(0o600)
+    write_facts(path, [FULL])
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ([Fact("a", "p", "")], "fact 'a' cannot be written: 'answer' is empty"),
+        ([Fact("a", "\n", "b")], "fact 'a' cannot be written: 'prompt' is empty"),
+        ([Fact("", "p", "b")], "fact '' cannot be written: 'id' is empty"),
+        ([Fact("a", "p", "b", subject="")], "fact 'a' cannot be written: 'subject' is empty"),
+        ([Fact("a", "p", "\ud800")], "'answer' is not valid Unicode"),
+        ([Fact("a", "p", "b"), Fact("a ", "q", "c")], "ids must be unique; got 'a' twice"),
+    ],
+    ids=["answer", "prompt", "id", "subject", "surrogate", "twice"],
+)
+def test_facts_that_would_not_come_back_are_not_written(
+    tmp_path: Path, facts: list[Fact], reason: str
+) -> None:
+    with pytest.raises(FactError, match=re.escape(reason)):
+        write_facts(tmp_path / "f.jsonl", facts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_jsonl_null_is_a_list_without_texts(tmp_path: Path) -> None:
+    entry = {"id": "a", "prompt": "p", "answer": "b"}
+    nothing = dict.fromkeys(["aliases", "paraphrases", "wrong_answers", "subject", "date"])
+    assert load_facts(write_lines(tmp_path / "f.jsonl", entry | nothing)) == [Fact("a", "p", "b")]
 
 
 def test_jsonl_misspelt_key_is_a_problem(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dkn_engine.config import Config
-from dkn_engine.errors import UserError
+from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts import FactProblem, iter_facts, load_facts, write_facts
 from dkn_engine.interchange import read_eleuther, read_released, write_eleuther, write_released
 from dkn_engine.interchange.neurons import FactNeurons, same_set
@@ -86,7 +87,7 @@ def check_facts(data: bytes, format: str) -> None:
     with TemporaryDirectory() as folder:
         write_facts(Path(folder) / "again", found)
         if found:
-            again = load_facts(Path(folder) / "again", "jsonl")
+            again = load_facts(Path(folder) / "again", "jsonl", blank="literal")
             assert again == found
 
 
@@ -108,33 +109,42 @@ def test_any_json_gives_facts_or_problems(format: str, entries: list[Any], as_li
     check_facts(text.encode("utf-8"), format)
 
 
-@FUZZ
-@given(
-    prompt=st.text(min_size=1),
-    answer=st.text(min_size=1),
-    aliases=st.lists(st.text(min_size=1), max_size=3),
-    date=st.one_of(st.none(), st.text(min_size=1)),
+# Also with space at the ends, the line break of a chat template, and what cannot be written.
+ENDS = st.sampled_from(["", "", " ", "\n", "\t", "\u00a0", "\u200b", "\ud800", "\r\n", "\u2028"])
+SPACED = st.builds(lambda before, text, end: before + text + end, ENDS, TEXTS, ENDS)
+LISTS = st.lists(SPACED, max_size=3).map(tuple)
+FACTS = st.builds(
+    Fact,
+    id=st.one_of(SPACED, st.integers(0, 99).map(str)),
+    prompt=SPACED,
+    answer=SPACED,
+    aliases=LISTS,
+    subject=st.none() | SPACED,
+    relation=st.none() | SPACED,
+    paraphrases=LISTS,
+    wrong_answers=LISTS,
+    date=st.none() | SPACED,
 )
-def test_facts_that_can_be_written_come_back(
-    prompt: str, answer: str, aliases: list[str], date: str | None
-) -> None:
-    """Without the space around them, which a loader takes away; or the loader says why not."""
-    fact = Fact("a", prompt, answer, aliases=tuple(aliases), date=date)
-    problems: list[FactProblem] = []
+
+
+@settings(FUZZ, max_examples=300)
+@given(facts=st.lists(FACTS, min_size=1, max_size=4))
+@example(facts=[Fact("chat", "<user>\nQ?\n<model>\n", "a", paraphrases=("<user>\n",))])
+def test_facts_that_can_be_written_come_back_as_they_were(facts: list[Fact]) -> None:
+    values = [v for fact in facts for v in dataclasses.astuple(fact) if v is not None]
+    texts = [t for v in values for t in ([v] if isinstance(v, str) else v)]
+    writable = all(t.strip() and "\ud800" not in t for t in texts)
+    writable &= len({f.id for f in facts}) == len(facts)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "facts.jsonl"
-        try:
-            write_facts(path, [fact])
-        except UnicodeEncodeError:
-            return  # half of a surrogate pair
-        found = list(iter_facts(path, "jsonl", problems=problems))
-    texts = [prompt, answer, *aliases, *([] if date is None else [date])]
-    if all(text.strip() for text in texts):
-        stripped = tuple(alias.strip() for alias in aliases)
-        when = None if date is None else date.strip()
-        assert found == [Fact("a", prompt.strip(), answer.strip(), aliases=stripped, date=when)]
-    else:
-        assert "is empty" in problems[0].reason
+        if writable:
+            write_facts(path, facts)
+            assert load_facts(path, "jsonl", blank="literal") == facts
+        else:
+            with pytest.raises(FactError) as caught:
+                write_facts(path, facts)
+            assert len(str(caught.value).splitlines()) == 1
+            assert not path.exists()
 
 
 @pytest.mark.parametrize("name", ["config.json", "config.toml"])

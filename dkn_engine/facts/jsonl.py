@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tempfile
-from collections.abc import Iterable
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dkn_engine.errors import FactError
 from dkn_engine.facts.records import (
     BadEntry,
     Blank,
@@ -21,6 +23,7 @@ from dkn_engine.facts.records import (
     text,
     texts,
 )
+from dkn_engine.spaces import prompt_without_space
 from dkn_engine.types import Fact
 
 _FIELDS = tuple(f.name for f in dataclasses.fields(Fact))
@@ -42,12 +45,12 @@ def _convert(entry: Any) -> Fact:
         raise BadEntry(f"unknown key {unknown[0]!r}; known: {', '.join(_FIELDS)}")
     return Fact(
         id=required_label(entry, "id"),
-        prompt=text(entry, "prompt"),
+        prompt=text(entry, "prompt", prompt_without_space),
         answer=text(entry, "answer"),
         aliases=texts(entry, "aliases"),
         subject=label(entry, "subject"),
         relation=label(entry, "relation"),
-        paraphrases=texts(entry, "paraphrases"),
+        paraphrases=texts(entry, "paraphrases", prompt_without_space),
         wrong_answers=texts(entry, "wrong_answers"),
         date=label(entry, "date"),
     )
@@ -56,27 +59,43 @@ def _convert(entry: Any) -> Fact:
 def write_facts(path: str | Path, facts: Iterable[Fact]) -> None:
     """Write facts as JSON lines that :func:`dkn_engine.load_facts` reads back unchanged.
 
-    The file appears whole or not at all.
+    The file appears whole or not at all. A new one gets the permissions that the user's umask
+    leaves, as any file; one that is replaced keeps its own. Blanks such as ``[MASK]`` in prompts
+    come back with ``blank="literal"`` only.
 
     Args:
         path: the file; replaced if it is there.
         facts: in the order in which they are written.
 
     Raises:
+        FactError: a fact could not be read back (an empty text, broken Unicode, an id twice).
         OSError: the file cannot be written.
     """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            for fact in facts:
-                file.write(json.dumps(_plain(fact), ensure_ascii=False) + "\n")
-        # mkstemp makes private files; this one is data like any other.
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        with temporary.open("x", encoding="utf-8", newline="\n") as file:
+            file.writelines(_lines(facts))
+        if path.exists():
+            shutil.copymode(path, temporary)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def _lines(facts: Iterable[Fact]) -> Iterator[str]:
+    seen: set[str] = set()
+    for fact in facts:
+        entry = _plain(fact)
+        try:
+            _convert(entry)  # As the file will be read.
+        except BadEntry as error:
+            raise FactError(f"fact {fact.id!r} cannot be written: {error.reason}") from None
+        if fact.id in seen:
+            raise FactError(f"fact ids must be unique; got {fact.id!r} twice")
+        seen.add(fact.id)
+        yield json.dumps(entry, ensure_ascii=False) + "\n"
 
 
 def _plain(fact: Fact) -> dict[str, Any]:
