@@ -18,7 +18,7 @@ from dkn_engine.connections import connection_rows
 from dkn_engine.degeneracy.examine import MOST_COMPONENTS, examine
 from dkn_engine.degeneracy.prompts import Prompts
 from dkn_engine.degeneracy.reference import Reference, knows, read_reference
-from dkn_engine.errors import FactError
+from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts import load_facts
 from dkn_engine.layout import find_layout
 from dkn_engine.plan import Task
@@ -87,6 +87,12 @@ class Stages:
                 filling_facts(self.config),
             )
             self._has_reference = True
+            if self._reference is None and self.config.filter.suppress_value == "mean":
+                raise UserError(
+                    "filter.suppress_value='mean' needs a fact that can be encoded, to take means "
+                    f"over; none of the {len(self._sample)} tried can (filter.fill_reference=true "
+                    "adds packaged ones)"
+                )
         return self._reference
 
     def files(self, task: Task) -> dict[str, bytes]:

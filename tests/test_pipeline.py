@@ -23,7 +23,9 @@ from dkn_engine.connections import connection_rows
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.lattice import Lattice, degenerate_family, drops, members_of
 from dkn_engine.degeneracy.reference import build_reference
+from dkn_engine.errors import UserError
 from dkn_engine.layout import find_layout
+from dkn_engine.report import render_markdown, render_report, summarize
 from dkn_engine.topology.find import find_candidates
 from tests.degeneracy.brute_force import answer_probability
 from tests.guests import Boom, broken, mixed_model, state
@@ -207,6 +209,40 @@ def test_suppressing_to_means_takes_those_of_the_runs_facts(model: Any) -> None:
         np.testing.assert_allclose(r.subset_probabilities, expected, rtol=1e-5)
         # What is not asked for is not there.
         assert set(r.controls) == ({"mean_ablation"} if r.components else set())
+
+
+def test_packaged_facts_in_the_controls_of_a_small_run_are_said_and_can_be_left_out(
+    model: Any, tmp_path: Path
+) -> None:
+    """Nobody expects English facts in the controls of a run that was given none."""
+    some = [answered(model, seed) for seed in range(8)]
+    few = some[:5]
+    filled = run(model, few, out=tmp_path)
+    assert {(r.n_reference, r.n_reference_packaged) for r in filled if r.components} == {(8, 3)}
+    said = "come from 8 facts, of which 3 are packaged English ones"
+    for text_of in (render_report, render_markdown):
+        assert said in " ".join(text_of(filled, summarize(filled)).split())
+    again = dkn.load_results(tmp_path)
+    assert [r.n_reference_packaged for r in again] == [r.n_reference_packaged for r in filled]
+
+    own = dataclasses.replace(CONFIG.filter, fill_reference=False)
+    for r in run(model, few, dataclasses.replace(CONFIG, filter=own)):
+        if r.components:
+            assert (r.n_reference, r.n_reference_packaged) == (5, 0)
+            # The mean over so few would be close to the fact's own activations.
+            assert "mean_ablation" not in r.controls
+            assert r.controls["unrelated"].n <= 3
+    enough = run(model, some)
+    assert {(r.n_reference, r.n_reference_packaged) for r in enough if r.components} == {(8, 0)}
+    assert "packaged" not in render_report(enough, summarize(enough))
+
+
+def test_means_without_a_fact_to_take_them_over_are_refused(model: Any) -> None:
+    own = dataclasses.replace(CONFIG.filter, fill_reference=False, suppress_value="mean")
+    config = dataclasses.replace(CONFIG, filter=own)
+    without = stages.Stages(model, words_tokenizer(), [dkn.Fact("f", "w5", " ")], config)
+    with pytest.raises(UserError, match=r"needs a fact that can be encoded.*none of the 1 tried"):
+        _ = without.reference
 
 
 def test_more_components_than_a_mask_has_bits_are_cut_and_said(

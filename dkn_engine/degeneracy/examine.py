@@ -77,14 +77,7 @@ def examine(
         raise ValueError("reference must be given with suppress_value='mean'; got None")
     use = means if config.suppress_value == "mean" else None
     lattice = controls.lattice_of(prompts, sequence, sets, masks, use)
-    if config.method == "released":
-        assert released is not None
-        dkn = released_family(
-            prompts.model, prompts.layout, released, components, config.released_max_drop
-        )
-    else:
-        persistence = [c.persistence for c in components]
-        dkn = degenerate_family(lattice, persistence, config.min_alone, config.max_none)
+    dkn = _dkn(lattice, prompts, components, config, released)
     family = dkn if len(dkn) >= 2 else tuple(range(len(sets)))
     own = drops(lattice.restrict(family))
     found = Degeneracy(
@@ -104,11 +97,12 @@ def examine(
     chosen = [sets[i] for i in family]
     masks = controls.control_masks(len(chosen), generator(seed, fact.id, "control subsets"))
     drawn = generator(seed, fact.id, "random neurons")
+    random = controls.random_control(
+        prompts, sequence, chosen, located, masks, config.n_random, drawn, use
+    )
     known = None if paraphrases is None else knows(paraphrases, config)
     measured = {
-        "random": controls.random_control(
-            prompts, sequence, chosen, located, masks, config.n_random, drawn, use
-        ),
+        "random": random,
         "paraphrases": _on_paraphrases(paraphrases, known, chosen, masks, use),
         "unrelated": _on_unrelated(reference, chosen, masks, fact, config, seed, use),
         "mean_ablation": _with_means(prompts, sequence, chosen, masks, reference),
@@ -120,6 +114,23 @@ def examine(
         n_reference=None if reference is None else len(reference.facts),
         n_reference_packaged=None if reference is None else reference.n_filled,
     )
+
+
+def _dkn(
+    lattice: Lattice,
+    prompts: Prompts,
+    components: Sequence[Component],
+    config: FilterConfig,
+    released: AnswerSequence | None,
+) -> tuple[int, ...]:
+    """The components that the filter keeps, ascending indices."""
+    if config.method == "released":
+        assert released is not None
+        return released_family(
+            prompts.model, prompts.layout, released, components, config.released_max_drop
+        )
+    persistence = [c.persistence for c in components]
+    return degenerate_family(lattice, persistence, config.min_alone, config.max_none)
 
 
 def lattice_masks(q: int, config: FilterConfig, seed: int, fact_id: str) -> NDArray[np.int64]:

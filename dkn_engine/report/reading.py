@@ -44,7 +44,7 @@ def caveats(summary: Summary) -> list[str]:
         found.append(
             f"{_facts(summary.n_sampled_controls)} a family of more than {CONTROL_EXACT} "
             f"components: its controls are measured on {CONTROL_SAMPLES} of its subsets, its own "
-            "partial drop on all."
+            "partial drop on its whole lattice."
         )
     if summary.n_paraphrases_not_known:
         total = summary.n_paraphrases + summary.n_paraphrases_not_known
