@@ -181,6 +181,21 @@ def test_the_readme_shows_median_redundancies_with_and_without_a_dkn() -> None:
         assert [plain(c) for c in shown] == [cell(f, MEASURED[words]) for f in FAMILIES], words
 
 
+def test_the_readme_says_what_components_keep_alone_and_what_is_left_out() -> None:
+    rows = headline()
+    left_out = int(rows["held-out paraphrases not known"]["n"])
+    every = int(rows["held-out paraphrases"]["n"]) + left_out
+    sampled = rows["facts whose controls are on 32 subsets"]["n"]
+    kept = rows["DKN, all other knowledge neurons suppressed: share kept"]["median"]
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    for said in (
+        f"the best one keeps {100 * float(kept):.1f} % of the probability (median)",
+        f"Of {every} held-out paraphrases the model does not answer {left_out}",
+        f"{sampled} facts have more than five components",
+    ):
+        assert said in readme
+
+
 @pytest.mark.parametrize("figure", ["partial_drop", "full_drop", "redundancy", "excess"])
 @pytest.mark.parametrize(("name", "prefix"), [("itself", ""), ("paraphrases", "paraphrases_")])
 def test_headlines_are_medians_of_the_committed_facts(figure: str, name: str, prefix: str) -> None:
