@@ -404,4 +404,6 @@ def test_records_are_json() -> None:
     assert records[1]["max_abs_convergence_delta"] == pytest.approx(0.3)
     assert [len(c["neurons"]) for c in records[0]["components"]] == [2, 3]
     assert records[5]["probability"] is None
+    assert records[5]["n_reference_packaged"] is None
+    assert (records[0]["excess"], records[0]["controls"]["random"]["excess"]) == (None, None)
     assert plain({1: (np.float32(NAN), np.int64(2), math.inf)}) == {"1": [None, 2, None]}

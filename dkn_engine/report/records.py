@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dkn_engine.store.schema import LATER_COUNTS
 from dkn_engine.types import FactResult
 
 
@@ -50,8 +51,10 @@ def fact_record(result: FactResult) -> dict[str, Any]:
             "partial_drop": result.partial_drop,
             "full_drop": result.full_drop,
             "redundancy": result.redundancy,
+            "excess": result.excess,
             "candidates": result.candidates,
             "controls": result.controls,
+            **{name: getattr(result, name) for name in LATER_COUNTS},
             "max_abs_convergence_delta": np.abs(delta).max() if delta.size else None,
             "n_points": result.n_points.sum(),
             "converged": result.converged,

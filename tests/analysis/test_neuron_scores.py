@@ -159,6 +159,15 @@ def test_random_neurons_are_matched_and_others() -> None:
     assert not np.array_equal(sets["Rnd"], other["Rnd"])
 
 
+def test_more_draws_of_random_neurons_begin_with_the_same_ones() -> None:
+    few, more = (practical_sets(FACTS, FOLDS, GROUPS, None, WIDTH, n, 0) for n in (2, 5))
+    for fact_id, sets in few.items():
+        assert len(more[fact_id]["Rnd"]) in (0, 5)
+        for one, other in zip(sets["Rnd"], more[fact_id]["Rnd"], strict=False):
+            np.testing.assert_array_equal(one, other)
+        assert len(sets["Rnd"]) == (2 if sets["D"] else 0)
+
+
 def test_facts_without_a_relation_are_taught_nothing() -> None:
     alone = Fact("x", "p", "a")
     assert practical_sets([alone], {"x": 0}, {}, None, WIDTH, 3, 0) == {}

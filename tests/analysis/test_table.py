@@ -186,6 +186,8 @@ def test_draws_depend_on_seed_and_fact_alone() -> None:
     alone = neuron_groups(facts[1:], results[1:], WIDTH, n_random=2, seed=1)
     np.testing.assert_array_equal(both[1].rnd, alone[0].rnd)
     assert not np.array_equal(both[0].rnd, both[1].rnd)
+    more = neuron_groups(facts, results, WIDTH, n_random=5, seed=1)
+    np.testing.assert_array_equal(more[1].rnd[:2], both[1].rnd)
 
 
 def test_results_must_be_of_the_facts() -> None:
