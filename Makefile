@@ -6,6 +6,9 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install -q --disable-pip-version-check -c constraints.txt
 NATIVE_TESTS := build/native-tests
 CASES ?=
+# What 'make demo' and 'make report' made before is of the code as it was then; 1 goes on with it.
+CONTINUE ?=
+fresh = $(if $(filter 1,$(CONTINUE)),,rm -rf $(1))
 
 # Stamps: made once, and again when what they depend on changes.
 BASE := $(VENV)/base.stamp
@@ -22,6 +25,7 @@ REQUIREMENTS := constraints.txt pyproject.toml
 # another process keeps one of them waiting.
 demo: $(DEMO) $(NATIVE)
 	@echo "[4/4] finding degenerate knowledge neurons of the demo facts"
+	$(call fresh,runs/demo)
 	$(VENV)/bin/dkn-engine find --model demo --facts demo --out runs/demo --threads 1
 
 test: $(TEST) $(NATIVE) test-native
@@ -61,6 +65,7 @@ bench: $(TEST) $(NATIVE)
 
 # The paper's analyses on the demo model; what it finds is committed as an example. Run it alone.
 report: $(TEST) $(NATIVE)
+	$(call fresh,runs/report)
 	$(VENV)/bin/dkn-engine analyze all --models demo --facts demo --out runs/report --workers 2
 	$(VENV)/bin/dkn-engine report runs/report/demo/run --fact-figures 3 --quiet > runs/report/run.txt
 	mkdir -p docs/example/demo/run docs/example/figures

@@ -8,12 +8,21 @@ from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
+from dkn_engine.code_digest import code_digest
+
 _PACKAGES = ("torch", "transformers", "numpy", "scipy", "numba", "triton", "pyarrow", "hdbscan")
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that numbers depend on; noted in every run directory."""
-    found = {"dkn_engine": version(), "python": platform.python_version()}
+    """Versions of what numbers depend on; noted in every run directory.
+
+    ``code`` is the engine's own, see :func:`dkn_engine.code_digest.code_digest`.
+    """
+    found = {
+        "dkn_engine": version(),
+        "code": code_digest(),
+        "python": platform.python_version(),
+    }
     for name in ("torch", "transformers", "numpy"):
         found[name] = metadata.version(name)
     return found
@@ -39,6 +48,7 @@ def build_info() -> dict[str, Any]:
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "dkn_engine": version(),
+        "code": code_digest(),
         "python": f"{platform.python_version()} ({platform.machine()}, {sys.platform})",
         "packages": {name: _version(name) for name in _PACKAGES},
         "devices": ["cpu", *devices],

@@ -149,7 +149,7 @@ def test_a_backend_is_said_to_run_where_it_runs(backend: str) -> None:
 
 def test_versions_name_what_numbers_depend_on() -> None:
     found = info.versions()
-    assert set(found) == {"dkn_engine", "python", "torch", "transformers", "numpy"}
+    assert set(found) == {"dkn_engine", "code", "python", "torch", "transformers", "numpy"}
     assert found["numpy"] == np.__version__
     assert found["dkn_engine"] == info.version()
 

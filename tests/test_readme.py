@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,3 +66,22 @@ def test_makefile_has_the_targets_that_the_readme_names():
     assert {"demo", "test"} <= targets
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def recipe(*arguments):
+    """What make would do, if everything that it depends on were there."""
+    done = subprocess.run(
+        ["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return done.stdout.splitlines()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize("target", ["demo", "report"])
+def test_what_other_code_made_is_not_gone_on_with_unless_asked(target):
+    folder, begins = f"runs/{target}", re.compile(rf"dkn-engine (find|analyze) .*runs/{target}\b")
+    anew = recipe(target)
+    first = next(i for i, line in enumerate(anew) if begins.search(line))
+    assert anew.index(f"rm -rf {folder}") < first
+    assert f"rm -rf {folder}" in recipe(target, "CONTINUE=0")
+    assert f"rm -rf {folder}" not in recipe(target, "CONTINUE=1")

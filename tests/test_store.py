@@ -249,11 +249,32 @@ def test_same_config_written_another_way_is_accepted(undisturbed: Path) -> None:
         assert run.done_chunks() == {0, 1, 2}
 
 
-def test_other_versions_are_noted(tmp_path: Path) -> None:
-    open_run(tmp_path).close()
-    for _ in range(2):
-        open_run(tmp_path, versions={"dkn_engine": "0.2.0"}).close()
-    assert read_manifest(tmp_path)["continued"][0]["versions"] == {"dkn_engine": "0.2.0"}
+def test_other_versions_are_noted_once_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    open_run(tmp_path, versions={"dkn_engine": "0.1.0", "code": "aa"}).close()
+    for versions in ("bb", "bb", "cc", "bb"):
+        open_run(tmp_path, versions={"dkn_engine": "0.1.0", "code": versions}).close()
+    noted = [entry["versions"]["code"] for entry in read_manifest(tmp_path)["continued"]]
+    assert noted == ["bb", "cc", "bb"]
+    assert caplog.messages == [
+        f"{tmp_path} is continued with other versions (code was {a}, is now {b}); its manifest "
+        "lists both"
+        for a, b in (("aa", "bb"), ("bb", "cc"), ("cc", "bb"))
+    ]
+
+
+def test_a_whole_run_of_other_versions_is_told_and_kept(
+    undisturbed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(undisturbed, tmp_path / "run")
+    before = (tmp_path / "run" / "manifest.json").read_bytes()
+    with open_run(tmp_path / "run", versions={"dkn_engine": "0.9"}) as run:
+        assert run.done_chunks() == {0, 1, 2}
+    (warning,) = caplog.messages
+    assert "was made with other versions (" in warning
+    assert "is not made again" in warning
+    assert (tmp_path / "run" / "manifest.json").read_bytes() == before
 
 
 def test_two_writers_are_refused(tmp_path: Path) -> None:
@@ -494,6 +515,15 @@ def test_a_chunk_of_another_shard_is_refused_and_kept(tmp_path: Path, undisturbe
         with pytest.raises(RunDirectoryError, match=r"facts-0000[02]\.parquet is of a chunk that"):
             use(path, shard=Shard(1, 2))
     assert parquet_bytes(path) == there
+
+
+@pytest.mark.parametrize("continued", [{}, [1], [{"time": "now"}], [{"versions": []}]])
+def test_a_manifest_whose_versions_are_none_is_refused(tmp_path: Path, continued: Any) -> None:
+    open_run(tmp_path).close()
+    manifest = read_manifest(tmp_path) | {"continued": continued}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RunDirectoryError, match="damaged: continued is"):
+        open_run(tmp_path)
 
 
 @pytest.mark.parametrize("key", ["config_hash", "facts_per_chunk"])

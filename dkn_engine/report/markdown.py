@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dkn_engine.report import table
-from dkn_engine.report.reading import sentences
+from dkn_engine.report.reading import sentences, versions_text
 from dkn_engine.report.rows import drop_rows
 from dkn_engine.report.summary import Summary
 from dkn_engine.report.text import clean
@@ -62,7 +62,7 @@ def _provenance(manifest: Mapping[str, Any]) -> list[str]:
     done = {"Model": f"{escape(model['name'])} (fingerprint `{model['fingerprint']}`)"}
     done["Configuration"] = f"`{manifest['config_hash']}`, in full in `manifest.json`"
     done["Started"] = manifest["created"]
-    done["Versions"] = escape(", ".join(f"{k} {v}" for k, v in manifest["versions"].items()))
+    done["Versions"] = escape(versions_text(manifest))
     return [f"- {key}: {value}" for key, value in done.items()]
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from dkn_engine.config import CONTROL_EXACT, CONTROL_SAMPLES
 from dkn_engine.report.rows import drop_rows
 from dkn_engine.report.statistics import FEWEST, Estimate
 from dkn_engine.report.summary import FamilySummary, Summary
+from dkn_engine.store.manifest import versions_of
 
 DEFINITIONS = (
     "Partial drop: the share of the answer's probability that is lost, on average, when some but "
@@ -20,6 +24,20 @@ DISPUTED = (
     "Whether facts live in single neurons is disputed: read these figures as what an intervention "
     "does to this model, not as where it stores a fact."
 )
+
+
+def versions_text(manifest: Mapping[str, Any]) -> str:
+    """What a run was made with, and what was other when it was continued."""
+    first, *later = versions_of(manifest)
+    text, before = _named(first), first
+    for versions in later:
+        changed = {key: value for key, value in versions.items() if before.get(key) != value}
+        text, before = f"{text}; continued with {_named(changed)}", versions
+    return text
+
+
+def _named(versions: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def sentences(summary: Summary) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
@@ -68,7 +67,7 @@ class RunDirectory:
             config: its hash and values go into the manifest.
             model_fingerprint: identifies the weights.
             facts: number and digest of all facts of the run.
-            versions: of the packages that the numbers depend on; noted, not enforced.
+            versions: of what the numbers depend on; noted, and told where a run has others.
             model_name: for people.
             shard: which chunks the directory is for.
 
@@ -84,7 +83,13 @@ class RunDirectory:
             facts_digest=facts.digest,
             versions=versions,
         )
-        return cls.adopt(path, new)
+        run = cls.adopt(path, new)
+        try:
+            run._note(new["versions"])
+        except BaseException:
+            run.close()
+            raise
+        return run
 
     @classmethod
     def adopt(cls, path: RunPath, manifest: dict[str, Any]) -> RunDirectory:
@@ -98,6 +103,27 @@ class RunDirectory:
             lock.release()
             raise
         return cls(place, adopted, lock, done)
+
+    def _note(self, versions: Mapping[str, Any]) -> None:
+        """Say that the run goes on with other versions than before, and note them.
+
+        A difference is no reason to refuse: most changes of code change no number, and only the
+        user knows what the results are for.
+        """
+        others = manifests.other_versions(manifests.versions_of(self.manifest)[-1], versions)
+        if others and len(self._done) == len(self.plan.chunks):
+            logger.warning(
+                "%s was made with other versions (%s) and is not made again; another directory "
+                "begins a new run",
+                *(self.place, others),
+            )
+        elif others:
+            logger.warning(
+                "%s is continued with other versions (%s); its manifest lists both",
+                *(self.place, others),
+            )
+            self.manifest = manifests.continued(self.manifest, versions)
+            self.place.write({manifests.NAME: manifests.to_bytes(self.manifest)})
 
     def done_chunks(self) -> set[int]:
         """Chunks whose results are on disk as they were written."""
@@ -178,12 +204,6 @@ def _adopt(place: Place, new: dict[str, Any]) -> dict[str, Any]:
     old = manifests.read(place)
     manifests.require_same_run(place, old, new)
     manifests.require_same_shard(place, old, new)
-    if old["versions"] == new["versions"]:
-        return old
-    logger.warning("%s is continued with other versions; its manifest lists both", place)
-    entry = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "versions": new["versions"]}
-    old["continued"] = [*old.get("continued", []), entry]
-    place.write({manifests.NAME: manifests.to_bytes(old)})
     return old
 
 

@@ -102,9 +102,32 @@ def read(directory: Place) -> dict[str, Any]:
     _require_form(path, data, _FORM, "")
     if data["shard"]["index"] >= data["shard"]["of"]:
         raise RunDirectoryError(f"{path} is damaged: shard is {data['shard']!r}")
-    if not isinstance(data.get("continued", []), list):
-        raise RunDirectoryError(f"{path} is damaged: continued is {data['continued']!r}")
+    continued = data.get("continued", [])
+    if not isinstance(continued, list) or not all(map(_is_entry, continued)):
+        raise RunDirectoryError(f"{path} is damaged: continued is {continued!r}")
     return data
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("versions"), dict)
+
+
+def versions_of(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the run was made with: at first, and each time that it was continued with others."""
+    return [manifest["versions"], *(e["versions"] for e in manifest.get("continued", []))]
+
+
+def continued(manifest: Mapping[str, Any], versions: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of a run that goes on with other versions."""
+    entry = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "versions": dict(versions)}
+    return {**manifest, "continued": [*manifest.get("continued", []), entry]}
+
+
+def other_versions(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """How versions differ, in words; empty if they do not."""
+    return ", ".join(
+        f"{key} was {there}, is now {here}" for key, there, here in _differences(old, new)
+    )
 
 
 def plan_of(manifest: Mapping[str, Any]) -> Plan:

@@ -305,6 +305,28 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     run()
 
 
+def test_a_checkpoint_of_other_code_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny("gpt2", torch.float32)
+    how: dict[str, Any] = {"steps": 3, "lr": 0.01, "checkpoint": tmp_path}
+
+    def steps() -> list[int]:
+        done: list[int] = []
+        with finetuned(
+            *(model, words_tokenizer(), FACTS, NEURONS), progress=lambda n, _: done.append(n), **how
+        ):
+            return done
+
+    assert steps() == [1, 2, 3]
+    assert steps() == [3]
+    state = "dkn_engine.analysis.finetuning.training_checkpoint.code_digest"
+    monkeypatch.setattr(state, lambda: "0" * 16)
+    assert steps() == [1, 2, 3]
+    assert caplog.messages == [f"{tmp_path} is of other code; the training begins anew"]
+    assert steps() == [3]
+
+
 def test_a_broken_checkpoint_is_one_line(tmp_path: Path) -> None:
     model = tiny("gpt2", torch.float32)
 

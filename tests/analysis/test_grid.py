@@ -230,6 +230,26 @@ def test_a_folder_in_the_place_of_a_table_is_told_before_any_work(tmp_path: Path
     assert not (tmp_path / "run").exists()
 
 
+def test_a_table_of_other_code_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of the code that makes tables, and of the code that found what they are made from."""
+    cell_of_sharing(tmp_path)
+    path = tmp_path / "sharing.json"
+    made = [path.stat().st_mtime_ns]
+    cell_of_sharing(tmp_path)
+    assert path.stat().st_mtime_ns == made[0]
+    monkeypatch.setattr("dkn_engine.info.code_digest", lambda: "0" * 16)
+    for _ in range(2):
+        cell_of_sharing(tmp_path)
+        made.append(path.stat().st_mtime_ns)
+    assert made[0] < made[1] == made[2]
+    assert f"{tmp_path / 'run'} was made with other versions (code was" in caplog.messages[0]
+    shutil.rmtree(tmp_path / "run")
+    cell_of_sharing(tmp_path)
+    assert path.stat().st_mtime_ns > made[2]
+
+
 def test_an_analysis_that_refuses_is_noted_and_the_others_go_on(
     tmp_path: Path, models: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

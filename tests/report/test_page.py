@@ -29,6 +29,8 @@ from dkn_engine.report.html import (
     render_table,
     write_page,
 )
+from dkn_engine.report.markdown import render_markdown
+from dkn_engine.report.reading import versions_text
 from dkn_engine.types import FactResult
 from tests.report.pages import Element, read
 from tests.report.results import known, several
@@ -312,6 +314,19 @@ def test_a_run_that_is_not_complete_says_so() -> None:
     results = several()
     html = render_run(results, summarize(results), manifest=MANIFEST | {"facts": {"n": 1234}})
     assert "7 of the 1,234 facts of the run are there so far." in read(html).text
+
+
+def test_the_versions_of_a_continued_run_are_all_named() -> None:
+    first = {"dkn_engine": "0.1.0", "code": "aa", "torch": "2"}
+    later = [{"versions": first | change} for change in ({"code": "bb"}, {"torch": "3"})]
+    text = versions_text({"versions": first, "continued": later})
+    assert text == (
+        "dkn_engine 0.1.0, code aa, torch 2; continued with code bb; continued with code aa, torch 3"
+    )
+    manifest = MANIFEST | {"versions": first, "continued": later}
+    results = several()
+    assert text in render_run(results, summarize(results), manifest=manifest)
+    assert text in render_markdown(results, summarize(results), manifest=manifest).replace("\\", "")
 
 
 def test_a_fact_whose_probability_is_nothing_has_a_card_without_subsets(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dkn_engine.analysis.finetuning.trainable import Block
+from dkn_engine.code_digest import code_digest
 from dkn_engine.errors import RunDirectoryError
 from dkn_engine.store.files import write_files
+
+logger = logging.getLogger(__name__)
 
 _FORMAT = 1
 _INDEX = "training.json"
@@ -47,7 +51,12 @@ class Checkpoint:
                 tensors[f"{i}.{key}"] = value.contiguous()
         self.directory.mkdir(parents=True, exist_ok=True)
         name = f"step-{len(losses):06d}.safetensors"
-        index = {"format": _FORMAT, "state": name, "identity": dict(self.identity)}
+        index = {
+            "format": _FORMAT,
+            "code": code_digest(),
+            "state": name,
+            "identity": dict(self.identity),
+        }
         text = json.dumps(index, indent=1) + "\n"
         write_files(self.directory, {name: save(tensors), _INDEX: text.encode()})
         for old in self.directory.glob("step-*"):
@@ -59,11 +68,16 @@ class Checkpoint:
     ) -> NDArray[np.float64]:
         """Put the saved state back; the losses so far float64 ``[steps]``, empty without a state.
 
+        A state of other code of the engine is none: what it holds may be another training's.
+
         Raises:
             RunDirectoryError: the state is of another training, or cannot be read.
         """
         index = self._index()
         if index is None:
+            return np.empty(0)
+        if index.get("code") != code_digest():
+            logger.warning("%s is of other code; the training begins anew", self.directory)
             return np.empty(0)
         tensors = self._tensors(index)
         for i, block in enumerate(blocks):

@@ -24,6 +24,7 @@ from dkn_engine.info import versions
 from dkn_engine.report.records import plain
 from dkn_engine.store import read_manifest
 from dkn_engine.store.files import write_files
+from dkn_engine.store.manifest import versions_of
 from dkn_engine.types import Fact, FactResult
 
 logger = logging.getLogger(__name__)
@@ -125,6 +126,9 @@ def _made_from(folder: Path, config: Config, options: Options) -> dict[str, Any]
             "n_random": options.n_random,
             "new_facts": options.new_facts,
             "version": versions()["dkn_engine"],
+            "code": versions()["code"],
+            # Also of the code that found the results, which may have been other.
+            "run": versions_of(manifest),
         }
     )
     return made

@@ -13,7 +13,7 @@ from dkn_engine.report.html.markup import Markup, escape, join
 from dkn_engine.report.html.page import render_page
 from dkn_engine.report.html.parts import HtmlTable, Picture, Section, Tile
 from dkn_engine.report.html.verdicts import verdict_sentences, verdict_table, verdicts
-from dkn_engine.report.reading import DEFINITIONS, DISPUTED, caveats
+from dkn_engine.report.reading import DEFINITIONS, DISPUTED, caveats, versions_text
 from dkn_engine.report.rows import drop_rows
 from dkn_engine.report.statistics import FEWEST, Estimate
 from dkn_engine.report.summary import Summary
@@ -231,13 +231,12 @@ def _line(line: object) -> str | None:
 
 
 def _made(summary: Summary, manifest: Mapping[str, Any]) -> Section:
-    versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
     rows: list[tuple[str, object]] = [
         ("Model", f"{manifest['model']['name']} (fingerprint {manifest['model']['fingerprint']})"),
         ("Started", manifest["created"]),
         ("Configuration", manifest["config_hash"]),
         ("Seed", str(manifest["config"].get("seed", DASH))),
-        ("Versions", versions),
+        ("Versions", versions_text(manifest)),
     ]
     if math.isfinite(summary.points_per_layer):
         rows.append(
