@@ -321,7 +321,8 @@ def test_the_versions_of_a_continued_run_are_all_named() -> None:
     later = [{"versions": first | change} for change in ({"code": "bb"}, {"torch": "3"})]
     text = versions_text({"versions": first, "continued": later})
     assert text == (
-        "dkn_engine 0.1.0, code aa, torch 2; continued with code bb; continued with code aa, torch 3"
+        "dkn_engine 0.1.0, code aa, torch 2; continued with code bb; "
+        "continued with code aa, torch 3"
     )
     manifest = MANIFEST | {"versions": first, "continued": later}
     results = several()
