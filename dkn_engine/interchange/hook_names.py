@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -45,7 +45,8 @@ def nnsight_names(model: nn.Module, neurons: ArrayLike, site: str = "post") -> d
     by one projection, the indices of ``up`` are those in its output, of width 2F.
 
     Args:
-        model: a causal decoder of transformers, whose modules give the names.
+        model: a causal decoder of transformers, whose modules give the names, before or after
+            nnsight has wrapped it; or what nnsight has made of it.
         neurons: int ``[n, 2]``, columns layer and index.
         site: ``post``, ``pre``, and of a gated MLP ``up`` and ``gate_act``.
 
@@ -55,6 +56,7 @@ def nnsight_names(model: nn.Module, neurons: ArrayLike, site: str = "post") -> d
     """
     if site not in SITES:
         raise UserError(f"site must be one of {', '.join(SITES)}; got {site!r}")
+    model = _unwrapped(model)
     with locked(model):
         layout = find_layout(model)
         names = {id(module): name for name, module in model.named_modules()}
@@ -70,6 +72,12 @@ def nnsight_names(model: nn.Module, neurons: ArrayLike, site: str = "post") -> d
         shift = layout.width if site == "up" and mlp.fused else 0
         found[f"{names[id(module)]}.{side}"] = [i + shift for i in indices]
     return found
+
+
+def _unwrapped(model: Any) -> nn.Module:
+    """The model itself, of nnsight's wrapper around it."""
+    inside = any(kind.__module__.startswith("nnsight.") for kind in type(model).__mro__)
+    return getattr(model, "_module", model) if inside else model  # type: ignore[no-any-return]
 
 
 def _place(mlp: Mlp, site: str) -> tuple[nn.Module, str]:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import re
+import warnings
+import weakref
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dkn_engine.attribution.contexts import build_contexts
 from dkn_engine.attribution.prefill import prefill
 from dkn_engine.errors import UnsupportedModelError, UserError
 from dkn_engine.interchange import nnsight_names, transformer_lens_names
 from dkn_engine.layout import find_layout
+from tests.attribution.runs import attributed, fixed
 from tests.tiny import FAMILIES, sequence, tiny
+from tests.words import words_tokenizer
 
 NEURONS = np.array([[2, 5], [0, 39], [2, 1], [1, 0]])
 GATED = ("llama", "qwen3", "gemma3", "phi3", "mistral", "olmo2", "smollm3", "granite", "gemma2")
@@ -84,6 +89,76 @@ def test_transformer_lens_names() -> None:
     assert transformer_lens_names([[1, 3]], "pre") == {"blocks.1.mlp.hook_pre": [3]}
     assert transformer_lens_names([[1, 3]], "up") == {"blocks.1.mlp.hook_pre_linear": [3]}
     assert transformer_lens_names(np.empty((0, 2), dtype=np.int32)) == {}
+
+
+class Controller:
+    """As nnsight 0.8 leaves one on every module that it wraps, in the place of ``forward``.
+
+    There it stands in ``nnsight.intervention.source`` and is made by ``functools.update_wrapper``
+    of the class's forward, which it calls with the module outside of a trace.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        functools.update_wrapper(self, type(module).forward)
+        self.module_ref = weakref.ref(module)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return type(self.module_ref()).forward(self.module_ref(), *args, **kwargs)
+
+
+Controller.__module__ = "nnsight.intervention.source"
+
+
+class LanguageModel:
+    """nnsight's wrapper: no module, with the model inside and its attributes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._module = model
+        for module in model.modules():
+            module.forward = Controller(module)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+LanguageModel.__module__ = "nnsight.modeling.language"
+
+
+def imitated(model: nn.Module) -> Any:
+    return LanguageModel(model)
+
+
+def real(model: nn.Module) -> Any:
+    nnsight = pytest.importorskip("nnsight", reason="nnsight is not among what tests install")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # newer releases have another name for it
+        return nnsight.LanguageModel(model, tokenizer=words_tokenizer())
+
+
+@pytest.mark.parametrize("wrap", [imitated, real])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "phi3", "gptj"])
+def test_a_model_that_nnsight_has_wrapped_is_as_it_was(name: str, wrap: Any) -> None:
+    model = tiny(name)
+    names = nnsight_names(model, NEURONS)
+    rows = find_layout(model).mlps[1].w_out([3])
+    scores = attributed(name, model, fixed()).scores
+    wrapped = wrap(model)
+    assert "forward" in vars(model)
+    assert nnsight_names(model, NEURONS) == names
+    assert nnsight_names(wrapped, NEURONS) == names
+    assert torch.equal(find_layout(model).mlps[1].w_out([3]), rows)
+    assert np.array_equal(attributed(name, model, fixed()).scores, scores)
+    with pytest.raises(UnsupportedModelError, match=r"LanguageModel of nnsight: .*_module"):
+        find_layout(wrapped)
+
+
+def test_another_forward_of_an_instance_is_still_refused() -> None:
+    """By its name alone it might be nnsight's; it says of no class that it is passed on to."""
+    model = tiny("llama")
+    down = model.model.layers[1].mlp.down_proj
+    down.forward = functools.wraps(type(down).forward)(lambda x: type(down).forward(down, x) * 2)
+    with pytest.raises(UnsupportedModelError, match="forward is its own"):
+        nnsight_names(model, NEURONS) and find_layout(model).mlps[1].w_out([3])
 
 
 def test_what_has_no_name_is_refused() -> None:
