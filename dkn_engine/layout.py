@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.model_lock import locked
 from dkn_engine.norms import measured_gain, norms_in_front
+from dkn_engine.own_forward import own_forward
 from dkn_engine.weights import plain_weight, refuse_unreadable_weights
 
 if TYPE_CHECKING:
@@ -116,6 +117,11 @@ class Layout:
     def _norms(self) -> tuple[tuple[str, nn.Module] | None, ...]:
         return norms_in_front(self)
 
+    def name_of(self, layer: int, module: nn.Module) -> str:
+        """What a part of a layer is called in messages, such as ``layers[3].mlp.down_proj``."""
+        names = {id(m): name for name, m in self.layers[layer].named_modules()}
+        return ".".join(filter(None, (f"{self.stack}[{layer}]", names[id(module)])))
+
     def norm_gain(self, layer: int) -> torch.Tensor:
         """Gain ``[d]``, in at least float32, of the norm whose output the layer's MLP reads.
 
@@ -146,6 +152,7 @@ def find_layout(model: nn.Module) -> Layout:
 
     Raises:
         UnsupportedModelError: encoder-decoders, encoders, mixtures of experts, unknown layouts,
+            layers that share modules,
             quantised weights, weights on several devices or offloaded; the message says what was
             expected and what was found.
     """
@@ -167,10 +174,27 @@ def _read_layout(model: nn.Module) -> Layout:
             raise UnsupportedModelError(
                 f"{name}: expected one MLP size (d, F) in every layer; found {found}"
             )
-    return Layout(model, base, stack, tuple(layers), mlps, width, d_model)
+    layout = Layout(model, base, stack, tuple(layers), mlps, width, d_model)
+    _refuse_shared(layout, name)
+    return layout
+
+
+def _refuse_shared(layout: Layout, name: str) -> None:
+    """Refuse parts that two layers share, since nothing could tell what they do for each."""
+    owners: dict[int, tuple[int, nn.Module]] = {}
+    for i, (layer, mlp) in enumerate(zip(layout.layers, layout.mlps, strict=True)):
+        for module in filter(None, (layer, mlp.down, mlp.gate, mlp.up)):
+            owner, _ = owners.setdefault(id(module), (i, module))
+            if owner != i:
+                places = f"{layout.name_of(owner, module)} and {layout.name_of(i, module)}"
+                raise UnsupportedModelError(
+                    f"{name}: expected each layer to have modules of its own; found {places} to "
+                    "be one module: give each layer a copy (copy.deepcopy)"
+                )
 
 
 def _refuse_other_kinds(model: nn.Module, name: str) -> None:
+    _refuse_compiled(model, name)
     config = getattr(model, "config", None)
     if config is None or not hasattr(model, "get_output_embeddings"):
         raise UnsupportedModelError(
@@ -178,10 +202,29 @@ def _refuse_other_kinds(model: nn.Module, name: str) -> None:
         )
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"expected a decoder-only model; found encoder-decoder {name}")
-    if not name.endswith(("ForCausalLM", "LMHeadModel")):
+    # A user's subclass may be called anything.
+    kinds = [kind.__name__ for kind in type(model).__mro__]
+    if not any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds):
         raise UnsupportedModelError(
-            f"expected a causal language model (…ForCausalLM, …LMHeadModel), since encoders are "
-            f"not handled yet; found {name}"
+            f"expected a causal language model (…ForCausalLM, …LMHeadModel, or a subclass), since "
+            f"encoders are not handled yet; found {name}"
+        )
+
+
+def _refuse_compiled(model: nn.Module, name: str) -> None:
+    """Refuse what torch.compile has made, since compiled code may leave out hooks set later."""
+    for path, module in model.named_modules():
+        own = own_forward(module)
+        if "_orig_mod" in module._modules:
+            remedy = "give the model that was compiled, compiled._orig_mod"
+        elif module._compiled_call_impl is not None or hasattr(own, "_torchdynamo_orig_callable"):
+            remedy = "give one that was not, such as a fresh load_model"
+        else:
+            continue
+        where = f"{name}, {path!r}," if path else name
+        raise UnsupportedModelError(
+            f"expected a model that runs as Python, so that its activations can be changed; found "
+            f"{where} to be compiled by torch.compile: {remedy}"
         )
 
 
@@ -270,7 +313,7 @@ def _is_dense(module: nn.Module) -> bool:
     """Whether the module is known to multiply by its weight and add its bias, and no more."""
     from torch import nn
 
-    if "forward" in vars(module) and not hasattr(module, "_hf_hook"):  # accelerate's calls it
+    if own_forward(module) is not None and not hasattr(module, "_hf_hook"):  # accelerate's calls it
         return False
     kind = next(c for c in type(module).__mro__ if "forward" in vars(c))
     if kind is nn.Linear or (kind.__module__, kind.__name__) == _CONV1D:
@@ -282,7 +325,8 @@ def _is_dense(module: nn.Module) -> bool:
 
 def is_conv1d(module: nn.Module) -> bool:
     """True for Conv1D (weight ``[in, out]``); False for ``nn.Linear`` (weight ``[out, in]``)."""
-    return type(module).__name__ == "Conv1D"
+    # A parametrization makes a subclass of it.
+    return any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)
 
 
 def _shape(down: nn.Module) -> tuple[int, int]:

@@ -16,6 +16,8 @@ import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from dkn_engine.errors import UnsupportedModelError
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -61,12 +63,28 @@ def locked(model: nn.Module) -> Iterator[None]:
 
     Args:
         model: any module; with it all its parts, and everything that holds one of them.
+
+    Raises:
+        UnsupportedModelError: it is no module.
     """
+    _require_module(model)
     with contextlib.ExitStack() as held:
         for lock in _locks_of(model):
             lock.acquire()
             held.callback(lock.release)
         yield
+
+
+def _require_module(model: Any) -> None:
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        kind = type(model)
+        inside = any(k.__module__.startswith("nnsight.") for k in kind.__mro__)
+        raise UnsupportedModelError(
+            f"model must be a transformers causal language model; found {kind.__name__}"
+            + (" of nnsight: give the model in it, wrapped._module" if inside else "")
+        )
 
 
 def _locks_of(model: nn.Module) -> list[_Lock]:

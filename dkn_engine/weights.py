@@ -37,6 +37,8 @@ def refuse_unreadable_weights(model: nn.Module) -> None:
 
 
 def _refuse_quantised(model: nn.Module, name: str) -> None:
+    from torch import nn
+
     found = getattr(getattr(model, "config", None), "quantization_config", None)
     if found is not None:
         method = found.get("quant_method") if isinstance(found, dict) else found.quant_method
@@ -48,7 +50,8 @@ def _refuse_quantised(model: nn.Module, name: str) -> None:
         if buffer.numel() > 1 and _short(buffer) in _PACKED:
             _refuse(name, f"{path!r}, a buffer of {_short(buffer)}")
     for path, module in model.named_modules():
-        if callable(getattr(module, "weight", None)):
+        packed = getattr(module, "weight", None)
+        if callable(packed) and not isinstance(packed, nn.Module):  # a parametrization's is one
             _refuse(name, f"{path!r}, {type(module).__name__} with a packed weight")
 
 

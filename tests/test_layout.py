@@ -9,6 +9,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+import dkn_engine as dkn
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.layout import find_layout
 from tests.attribution.runs import attributed, fixed
@@ -158,3 +159,78 @@ def test_the_pre_site_needs_the_non_linearity_as_a_module() -> None:
     with pytest.raises(UnsupportedModelError, match=r"non-linearity to be a module .* found none"):
         attributed("llama", model, fixed(site="pre"))
     assert attributed("llama", model, fixed()).path == "sweep"
+
+
+class Mine(transformers.LlamaForCausalLM):
+    """A user's subclass, by a name of its own."""
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_subclass_of_a_causal_language_model_is_one(attention: str) -> None:
+    model = tiny("llama")
+    mine = Mine(model.config).double().eval()
+    mine.load_state_dict(model.state_dict())
+    for one in (model, mine):
+        one.set_attn_implementation(attention)
+    found, expected = (attributed("llama", m, fixed()) for m in (mine, model))
+    assert (found.scores == expected.scores).all()
+    assert found.path == expected.path == "sweep"
+
+
+def compiled() -> Any:
+    return torch.compile(tiny("llama"), backend="eager")
+
+
+def compiled_in_place() -> Any:
+    model = tiny("llama")
+    model.compile(backend="eager")
+    return model
+
+
+def compiled_layer() -> Any:
+    model = tiny("llama")
+    model.model.layers[1].compile(backend="eager")
+    return model
+
+
+def compiled_mlp() -> Any:
+    model = tiny("llama")
+    model.model.layers[1].mlp = torch.compile(model.model.layers[1].mlp, backend="eager")
+    return model
+
+
+def compiled_forward() -> Any:
+    model = tiny("llama")
+    model.forward = torch.compile(model.forward, backend="eager")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (compiled, r"found OptimizedModule to be compiled by torch.compile: .*_orig_mod"),
+        (compiled_in_place, r"found LlamaForCausalLM to be compiled .*: give one that was not"),
+        (compiled_layer, r"'model.layers.1', to be compiled"),
+        (compiled_mlp, r"'model.layers.1.mlp', to be compiled .*_orig_mod"),
+        (compiled_forward, r"found LlamaForCausalLM to be compiled"),
+    ],
+)
+def test_compiled_models_are_refused_with_what_to_give_instead(build: Any, words: str) -> None:
+    model = build()
+    with pytest.raises(UnsupportedModelError, match=words):
+        find_layout(model)
+    with pytest.raises(UnsupportedModelError, match=words), dkn.intervene(model, [[0, 1]]):
+        pass
+
+
+def test_the_model_inside_of_a_compiled_one_is_served() -> None:
+    model = tiny("llama")
+    expected = attributed("llama", model, fixed())
+    inside = torch.compile(model, backend="eager")._orig_mod
+    assert (attributed("llama", inside, fixed()).scores == expected.scores).all()
+
+
+def test_what_is_no_module_is_refused() -> None:
+    for one in ("demo", None, tiny):
+        with pytest.raises(UnsupportedModelError, match="model must be a transformers causal"):
+            find_layout(one)  # type: ignore[arg-type]

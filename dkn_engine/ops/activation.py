@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dkn_engine.own_forward import own_forward
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -26,7 +28,7 @@ def kernel_kind(act: nn.Module) -> str | None:
     """
     from torch import nn
 
-    if act._forward_hooks or act._forward_pre_hooks or "forward" in vars(act):
+    if act._forward_hooks or act._forward_pre_hooks or own_forward(act) is not None:
         return None
     if type(act) is nn.GELU:
         return "gelu_tanh" if act.approximate == "tanh" else "gelu_erf"
