@@ -59,6 +59,8 @@ def refuse_changed_outputs(
 ) -> Iterator[None]:
     """Refuse projections that give something else than their weight and bias, in a forward pass.
 
+    Projections that do not run in it are refused too.
+
     Args:
         layout: of the model that runs in the block.
         pick: from a projection's input or output to the rows ``[n, F or d]`` to compare.
@@ -68,8 +70,17 @@ def refuse_changed_outputs(
         UnsupportedModelError: names the projection.
     """
 
+    watched = [
+        (i, module)
+        for i, mlp in enumerate(layout.mlps)
+        for module in {id(m): m for m in (getattr(mlp, part) for part in parts)}.values()
+        if module is not None
+    ]
+    ran: set[int] = set()
+
     def compare(layer: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            ran.add(id(module))
             with torch.no_grad():
                 apart = does_more(module, pick(args[0]), pick(output))
             if apart is not None:
@@ -77,14 +88,27 @@ def refuse_changed_outputs(
 
         return hook
 
-    handles = [
-        module.register_forward_hook(compare(i))
-        for i, mlp in enumerate(layout.mlps)
-        for module in {id(m): m for m in (getattr(mlp, part) for part in parts)}.values()
-        if module is not None
-    ]
-    with hooks(handles):
+    with hooks([module.register_forward_hook(compare(i)) for i, module in watched]):
         yield
+    for layer, module in watched:
+        if id(module) not in ran:
+            require_once(layout, layer, module, 0)
+
+
+def require_once(layout: Layout, layer: int, module: nn.Module, n: int) -> None:
+    """Refuse a part of a layer that did not run exactly once in a forward pass, but ``n`` times.
+
+    Raises:
+        UnsupportedModelError: names the part.
+    """
+    if n != 1:
+        why = (
+            "an operation reads its weights past it" if n == 0 else "its runs cannot be told apart"
+        )
+        raise UnsupportedModelError(
+            f"{layout.name_of(layer, module)} ({type(module).__name__}): expected it to run once "
+            f"in a forward pass, to read and change its activations; found {n} runs: {why}"
+        )
 
 
 @torch.no_grad()
@@ -117,9 +141,8 @@ def refuse_changed_weight(layout: Layout, layer: int, module: nn.Module) -> None
 def _refuse(
     layout: Layout, layer: int, module: nn.Module, found: str, cause: Exception | None = None
 ) -> None:
-    names = {id(m): name for name, m in layout.layers[layer].named_modules()}
     raise UnsupportedModelError(
-        f"{layout.stack}[{layer}].{names[id(module)]}: expected an output that is its input times "
+        f"{layout.name_of(layer, module)}: expected an output that is its input times "
         f"its weight and bias, which are read for single neurons; found {found}: remove the "
         "forward hook that changes it, or put it on the MLP or the layer"
     ) from cause

@@ -25,6 +25,7 @@ from dkn_engine.errors import DknError
 from dkn_engine.guest import hooks
 from dkn_engine.layout import Layout
 from dkn_engine.ops.answer_probability import answer_probability
+from dkn_engine.own_forward import own_forward
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -67,7 +68,7 @@ def _is_plain(layout: Layout) -> bool:
     return all(
         type(m).__module__.startswith(_LIBRARIES)
         and type(m).forward.__module__.startswith(_LIBRARIES)
-        and "forward" not in vars(m)
+        and own_forward(m) is None
         and not m._forward_hooks
         and not m._forward_pre_hooks
         for layer in layout.layers

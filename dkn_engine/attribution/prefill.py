@@ -14,6 +14,8 @@ import torch
 from dkn_engine.attribution.contexts import Contexts
 from dkn_engine.guest import attention_implementation, hooks
 from dkn_engine.layout import Layout
+from dkn_engine.own_forward import class_forward
+from dkn_engine.projections import require_once
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,7 +34,8 @@ class Prefill:
         log_probability: ``[C]`` in at least float32, of each context's gold token, by the model.
         rank: int64 ``[C]``, 1 = the gold token is the most probable.
         post, pre, up: ``[C, L, F]``: the down projection's input, the non-linearity's input and
-            the linear factor (``pre`` None without a module for the non-linearity).
+            the linear factor (``pre`` None without a module for the non-linearity, or one that
+            does not run once in each layer).
         hidden: for each layer ``[C, d]``, its input at the contexts' positions.
         keys, values: for each layer ``[B, H_kv, T, D]`` after rotary embedding, where the
             attention goes through the interface.
@@ -88,7 +91,10 @@ def _original_attention(module: nn.Module, name: str) -> Callable[..., Any]:
 
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    files = [sys.modules[kind.__module__] for kind in type(module).__mro__]
+    eager: Any = next(
+        filter(None, (getattr(f, "eager_attention_forward", None) for f in files)), None
+    )
     found: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
     return found
 
@@ -134,20 +140,29 @@ def register(name: str, attention: Callable[..., Any], mask: Callable[..., Any] 
 
 @torch.no_grad()
 def prefill(model: nn.Module, layout: Layout, contexts: Contexts) -> Prefill:
-    """Run the model once over the chunk, by its own attention, and keep what rows will need."""
+    """Run the model once over the chunk, by its own attention, and keep what rows will need.
+
+    Raises:
+        UnsupportedModelError: a layer or a down projection does not run once.
+    """
     n = layout.n_layers
     register(RECORD, _record_attention, _record_mask)
     layer_of = {id(m): i for i, layer in enumerate(layout.layers) for m in layer.modules()}
     grabbed = _Activations(layout, contexts)
-    hidden: list[torch.Tensor] = []
-    calls: list[inspect.BoundArguments] = []
+    hidden, calls = _Kept(n), _Kept(n)
 
-    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        bound = inspect.signature(module.forward).bind(*args, **kwargs)
-        hidden.append(next(iter(bound.arguments.values()))[contexts.sequence, contexts.position])
-        calls.append(bound)
+    def enter(layer: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            bound = inspect.signature(class_forward(module)).bind(*args, **kwargs)
+            whole = next(iter(bound.arguments.values()))
+            hidden.put(layer, whole[contexts.sequence, contexts.position])
+            calls.put(layer, bound)
 
-    handles = [m.register_forward_pre_hook(enter, with_kwargs=True) for m in layout.layers]
+        return hook
+
+    handles = [
+        m.register_forward_pre_hook(enter(i), with_kwargs=True) for i, m in enumerate(layout.layers)
+    ]
     with _recording(model) as original, hooks(handles + grabbed.handles()):
         recorder = _Recorder(layer_of, original, [None] * n, [None] * n, [{}] * n)
         _local.recorder = recorder
@@ -155,6 +170,9 @@ def prefill(model: nn.Module, layout: Layout, contexts: Contexts) -> Prefill:
             log_p, rank = token_log_probabilities(model, contexts)
         finally:
             _local.recorder = None
+    for i, layer in enumerate(layout.layers):
+        require_once(layout, i, layer, hidden.runs[i])
+        require_once(layout, i, layout.mlps[i].down, grabbed.post.runs[i])
     post, pre, up = grabbed.stacked()
     return Prefill(
         log_p,
@@ -162,11 +180,11 @@ def prefill(model: nn.Module, layout: Layout, contexts: Contexts) -> Prefill:
         post,
         pre,
         up,
-        hidden,
+        hidden.values,
         recorder.keys,
         recorder.values,
         recorder.attention,
-        calls,
+        calls.values,
     )
 
 
@@ -205,15 +223,25 @@ def position_logits(
     return logits[sequence, position]
 
 
+class _Kept:
+    """What came last in each layer, and how often something came."""
+
+    def __init__(self, n_layers: int) -> None:
+        self.values: list[Any] = [None] * n_layers
+        self.runs = [0] * n_layers
+
+    def put(self, layer: int, value: Any) -> None:
+        self.values[layer] = value
+        self.runs[layer] += 1
+
+
 class _Activations:
     """Hooks that keep the MLP's inner activations at the contexts' positions."""
 
     def __init__(self, layout: Layout, contexts: Contexts) -> None:
         self.layout, self.contexts = layout, contexts
         n = layout.n_layers
-        self.post: list[Any] = [None] * n
-        self.pre: list[Any] = [None] * n
-        self.up: list[Any] = [None] * n
+        self.post, self.pre, self.up = _Kept(n), _Kept(n), _Kept(n)
 
     def handles(self) -> list[Any]:
         found = []
@@ -225,21 +253,21 @@ class _Activations:
                 found.append(mlp.up.register_forward_hook(self._up(i)))
         return found
 
-    def _input(self, store: list[Any], i: int) -> Callable[..., None]:
+    def _input(self, kept: _Kept, i: int) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            store[i] = self.contexts.rows(args[0])
+            kept.put(i, self.contexts.rows(args[0]))
 
         return hook
 
     def _up(self, i: int) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: Any, output: torch.Tensor) -> None:
-            self.up[i] = self.contexts.rows(self.layout.mlps[i].up_of(output))
+            self.up.put(i, self.contexts.rows(self.layout.mlps[i].up_of(output)))
 
         return hook
 
     def stacked(self) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        def stack(parts: list[Any]) -> torch.Tensor | None:
-            return None if any(p is None for p in parts) else torch.stack(parts, dim=1)
+        def stack(kept: _Kept) -> torch.Tensor | None:
+            return None if set(kept.runs) != {1} else torch.stack(kept.values, dim=1)
 
         post = stack(self.post)
         assert post is not None

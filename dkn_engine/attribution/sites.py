@@ -67,7 +67,11 @@ def site_activation(layout: Layout, clean: Prefill, site: str) -> tuple[Tensor, 
     require_site(layout, site)
     if site == "post":
         return clean.post, None
-    assert clean.pre is not None
+    if clean.pre is None:
+        raise UnsupportedModelError(
+            f"site={site!r} needs the non-linearity of each layer to be a module that runs once in "
+            "a forward pass; found one that runs in no layer, or in several: use site='post'"
+        )
     activated = torch.stack([_act(m)(clean.pre[:, i]) for i, m in enumerate(layout.mlps)], dim=1)
     _require_product(activated, clean, site)
     if site == "up":

@@ -14,19 +14,28 @@ from dkn_engine.config import Backend, FactsConfig
 from dkn_engine.degeneracy import edits
 from dkn_engine.degeneracy.edits import Edit
 from dkn_engine.degeneracy.prompts import Prompts
+from dkn_engine.degeneracy.weights import Which, scaled_weights
 from dkn_engine.errors import UserError
 from dkn_engine.guest import hooks
 from dkn_engine.layout import Layout, find_layout
 from dkn_engine.model_lock import locked
+from dkn_engine.projections import require_once
 from dkn_engine.types import Fact
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from torch.utils.hooks import RemovableHandle
     from transformers import PreTrainedTokenizerBase
 
 Neurons = ArrayLike | Mapping[str, ArrayLike] | None
 Positions = Literal["answer", "answer_all", "all"]
+On = Literal["activations", "weights", "output_weights", "input_and_output_weights"]
+_WEIGHTS: dict[str, Which] = {
+    "weights": "output_weights",
+    "output_weights": "output_weights",
+    "input_and_output_weights": "input_and_output_weights",
+}
 _CHUNK = 8
 
 
@@ -50,7 +59,8 @@ def answer_probability(
         tokenizer: the model's.
         facts: whose answers; the probability is the product over the answer's tokens.
         suppress: neurons int ``[n, 2]`` (layer, index) whose activation becomes 0 (or its mean);
-            the same for all facts, or by fact id (a fact that is absent keeps all).
+            the same for all facts, or by fact id (a fact that is absent keeps all; every key must
+            be the id of one).
         enhance: neurons, in the same form, whose activation is multiplied by ``factor``.
         factor: of ``enhance``.
         means: real ``[L, F]``; suppressed activations become these instead of 0.
@@ -67,6 +77,8 @@ def answer_probability(
     Raises:
         FactError: a fact cannot be encoded; names it.
         UnsupportedModelError: the model is not a causal decoder that the engine knows.
+        UserError: an option has a value that is not allowed, or neurons are given under a key that
+            is no fact's id.
         TypeError, ValueError: neurons that are not integers ``[n, 2]``, not distinct, not the
             model's, or both suppressed and enhanced.
     """
@@ -75,6 +87,8 @@ def answer_probability(
         raise UserError(f"positions must be one of {allowed}; got {positions!r}")
     if backend not in get_args(Backend):
         raise UserError(f"backend must be one of {', '.join(get_args(Backend))}; got {backend!r}")
+    _require_ids("suppress", suppress, facts)
+    _require_ids("enhance", enhance, facts)
     layout = find_layout(model)
     table = _means(means, layout)
     config = FactsConfig() if facts_config is None else facts_config
@@ -113,6 +127,21 @@ def _of_fact(neurons: Neurons, fact_id: str) -> ArrayLike:
     return nothing if neurons is None else neurons
 
 
+def _require_ids(name: str, neurons: Neurons, facts: Sequence[Fact]) -> None:
+    """Refuse keys that are no fact's id: their neurons would be left alone without a word."""
+    if not isinstance(neurons, Mapping):
+        return
+    ids = [fact.id for fact in facts]
+    known = set(ids)
+    odd = [key for key in neurons if key not in known]
+    if odd:
+        some = ", ".join(map(repr, ids[:3]))
+        raise UserError(
+            f"{name} must be neurons [n, 2] (layer, index), or such neurons by fact id; got the "
+            f"key {odd[0]!r}, which is the id of none of the {len(ids)} facts (the first: {some})"
+        )
+
+
 def _means(means: ArrayLike | None, layout: Layout) -> NDArray[np.float64] | None:
     if means is None:
         return None
@@ -130,7 +159,7 @@ def intervene(
     *,
     factor: float = 0.0,
     means: ArrayLike | None = None,
-    on: Literal["activations", "weights"] = "activations",
+    on: On = "activations",
 ) -> Iterator[None]:
     """Change MLP neurons in every forward pass of the block, at every position.
 
@@ -142,15 +171,20 @@ def intervene(
         neurons: int ``[n, 2]`` (layer, index), distinct.
         factor: activations are multiplied by it; 0 suppresses.
         means: real ``[L, F]``; activations become these instead (``factor`` is not read).
-        on: ``activations`` by hooks, or ``weights``: the neurons' rows of the down projection are
-            multiplied by ``factor`` in place.
+        on: ``activations`` by hooks, or weights multiplied by ``factor`` in place.
+            ``output_weights`` (also spelt ``weights``): the neurons' rows of the down projection,
+            the same as their activations. ``input_and_output_weights``: those, and their rows and
+            biases of the projection into the non-linearity (the gate of a gated MLP), as
+            :func:`dkn_engine.analysis.robustness` does; the same at factor 0 only.
 
     Raises:
-        UnsupportedModelError: the model is not a causal decoder that the engine knows.
+        UnsupportedModelError: the model is not a causal decoder that the engine knows, or nothing
+            would be changed: its weights are computed anew at each forward, or (in the block) its
+            MLP does not run its down projection.
         TypeError, ValueError: neurons or means of the wrong form; ``means`` with ``weights``.
     """
-    if on not in {"activations", "weights"}:
-        raise UserError(f"on must be 'activations' or 'weights'; got {on!r}")
+    if on not in get_args(On):
+        raise UserError(f"on must be one of {', '.join(get_args(On))}; got {on!r}")
     with locked(model), _changed(model, neurons, factor, means, on):
         yield
 
@@ -163,47 +197,45 @@ def _changed(
     table = _means(means, layout)
     edit = edits.enhance(neurons, factor) if table is None else edits.suppress(neurons, table)
     edits.require_inside([edit], layout)
-    if on == "weights":
+    if on != "activations":
         if table is not None:
-            raise ValueError("means must be None with on='weights'; got a table")
-        with _scaled_weights(layout, edit):
+            raise ValueError(f"means must be None with on={on!r}; got a table")
+        with scaled_weights(layout, neurons, factor, _WEIGHTS[on]):
             yield
         return
-    handles = [
-        layout.mlps[layer].down.register_forward_pre_hook(_everywhere(layer_edit))
-        for layer, layer_edit in edits.by_layer([edit]).items()
-    ]
+    handles: list[RemovableHandle] = []
     with hooks(handles):
+        for layer, layer_edit in edits.by_layer([edit]).items():
+            handles += _everywhere(layout, layer, layer_edit)
         yield
 
 
-def _everywhere(edit: edits.LayerEdit) -> Any:
-    """A hook that applies an edit at every position."""
+def _everywhere(layout: Layout, layer: int, edit: edits.LayerEdit) -> list[RemovableHandle]:
+    """Hooks that apply an edit at every position, and refuse a layer in which it found no use."""
+    changed = False
 
-    def hook(_module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    def begin(_module: Any, _args: Any) -> None:
+        nonlocal changed
+        changed = False
+
+    def change(_module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         import torch
 
+        nonlocal changed
+        changed = True
         x = args[0].clone()
         index = torch.from_numpy(edit.index).to(x.device)
         factor, offset = (torch.from_numpy(a).to(x) for a in (edit.factor, edit.offset))
         x[..., index] = x[..., index] * factor + offset
         return (x, *args[1:])
 
-    return hook
+    def end(_module: Any, _args: Any, _output: Any) -> None:
+        if not changed:
+            require_once(layout, layer, down, 0)
 
-
-@contextlib.contextmanager
-def _scaled_weights(layout: Layout, edit: Edit) -> Iterator[None]:
-    import torch
-
-    saved: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-    try:
-        for layer, one in edits.by_layer([edit]).items():
-            rows = layout.mlps[layer].w_out(slice(None))  # [F, d], a detached view of the weight
-            index = torch.from_numpy(one.index).to(rows.device)
-            saved.append((rows, index, rows[index].clone()))
-            rows[index] = rows[index] * torch.from_numpy(one.factor).to(rows).unsqueeze(1)
-        yield
-    finally:
-        for rows, index, old in saved:
-            rows[index] = old
+    whole, down = layout.layers[layer], layout.mlps[layer].down
+    return [
+        whole.register_forward_pre_hook(begin),
+        down.register_forward_pre_hook(change),
+        whole.register_forward_hook(end),
+    ]

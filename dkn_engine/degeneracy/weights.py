@@ -4,60 +4,115 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
 from dkn_engine.degeneracy.edits import enhance, require_inside
-from dkn_engine.layout import Layout, Mlp
+from dkn_engine.errors import UnsupportedModelError
+from dkn_engine.layout import Layout
+from dkn_engine.model_lock import locked
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
+
+Which = Literal["output_weights", "input_and_output_weights"]
 
 
 @contextlib.contextmanager
-def scaled_neurons(layout: Layout, neurons: NDArray[np.int32], factor: float) -> Iterator[None]:
-    """Multiply what each neuron reads and what it writes by ``factor``, for the block's length.
+def scaled_weights(
+    layout: Layout, neurons: ArrayLike, factor: float, which: Which
+) -> Iterator[None]:
+    """Multiply weights of each neuron by ``factor``, for the block's length.
 
-    What it reads is its row of the projection into the non-linearity (the gate of a gated MLP) and
-    that projection's bias; a gated MLP's linear factor stays. With 0 the neuron writes nothing at
-    any position, as if its activation were suppressed everywhere. Any other factor is not the
-    same as one on the activation, since the non-linearity stands between.
+    A neuron's output weights are its row of the down projection: scaling them is the same as
+    scaling its activation everywhere. Its input weights are its row of the projection into the
+    non-linearity (the gate of a gated MLP) and that projection's bias; a gated MLP's linear factor
+    stays. With both and a factor of 0 the neuron writes nothing at any position, as with its
+    output weights alone; any other factor is not the same, since the non-linearity is between.
 
     Args:
         layout: of the model, whose weights are changed in place.
-        neurons: int32 ``[n, 2]`` (layer, index), distinct.
+        neurons: int ``[n, 2]`` (layer, index), distinct.
         factor: 0 suppresses.
+        which: of each neuron's weights.
 
     Raises:
         TypeError, ValueError: neurons of the wrong form, or that the model lacks.
+        UnsupportedModelError: weights that are computed anew at each forward, or that a layer
+            shares with another.
     """
     import torch
 
     edit = enhance(neurons, factor)
     require_inside([edit], layout)
+    layers = np.unique(edit.neurons[:, 0]).tolist()
     saved: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-    try:
-        # The caller may be inside torch.inference_mode.
-        with torch.inference_mode(False), torch.no_grad():
-            for layer in np.unique(edit.neurons[:, 0]).tolist():
-                index = torch.from_numpy(edit.neurons[edit.neurons[:, 0] == layer, 1].astype(int))
-                for rows in _views(layout.mlps[layer]):
-                    at = index.to(rows.device)
-                    saved.append((rows, at, rows[at].clone()))
-                    rows[at] *= factor
-        yield
-    finally:
-        with torch.inference_mode(False), torch.no_grad():
-            for rows, at, old in reversed(saved):
-                rows[at] = old
+    with locked(layout.base):
+        refuse_shared_weights(layout, layers)
+        views = {layer: _views(layout, layer, which) for layer in layers}
+        try:
+            # The caller may be inside torch.inference_mode.
+            with torch.inference_mode(False), torch.no_grad():
+                for layer in layers:
+                    index = edit.neurons[edit.neurons[:, 0] == layer, 1].astype(int)
+                    for rows in views[layer]:
+                        at = torch.from_numpy(index).to(rows.device)
+                        saved.append((rows, at, rows[at].clone()))
+                        rows[at] *= factor
+            yield
+        finally:
+            with torch.inference_mode(False), torch.no_grad():
+                for rows, at, old in reversed(saved):
+                    rows[at] = old
 
 
-def _views(mlp: Mlp) -> list[torch.Tensor]:
+def _views(layout: Layout, layer: int, which: Which) -> list[torch.Tensor]:
     """Views of the MLP's weights with neurons along the first axis: ``[F, d]`` or ``[F]``."""
-    found = [mlp.w_in(slice(None)), mlp.w_out(slice(None))]
-    bias: Any = getattr(mlp.gate, "bias", None)
-    if bias is not None:
-        found.append(bias.detach()[: found[0].shape[0]])
+    mlp = layout.mlps[layer]
+    require_parameter(layout, layer, mlp.down, "weight")
+    found = [mlp.w_out(slice(None))]
+    if which == "input_and_output_weights":
+        require_parameter(layout, layer, mlp.gate, "weight")
+        found.append(mlp.w_in(slice(None)))
+        bias: Any = getattr(mlp.gate, "bias", None)
+        if bias is not None:
+            require_parameter(layout, layer, mlp.gate, "bias")
+            found.append(bias.detach()[: found[0].shape[0]])
     return found
+
+
+def require_parameter(layout: Layout, layer: int, module: nn.Module, name: str) -> None:
+    """Refuse a weight that is made out of others at each forward, where a change would be lost.
+
+    Raises:
+        UnsupportedModelError: names the module.
+    """
+    if module._parameters.get(name) is None:
+        raise UnsupportedModelError(
+            f"{layout.name_of(layer, module)}: expected a {name} that is a parameter; found one "
+            "that is computed anew at each forward (by pruning or a parametrization), where a "
+            "change would be lost: make it permanent with torch.nn.utils.prune.remove or "
+            "torch.nn.utils.parametrize.remove_parametrizations"
+        )
+
+
+def refuse_shared_weights(layout: Layout, layers: list[int]) -> None:
+    """Refuse weights of the layers' MLPs that another layer uses too, and would change with them.
+
+    Raises:
+        UnsupportedModelError: names both.
+    """
+    users: dict[int, tuple[int, str]] = {}
+    for layer, mlp in enumerate(layout.mlps):
+        for module in filter(None, (mlp.down, mlp.gate, mlp.up)):
+            for parameter in module.parameters(recurse=False):
+                mine = layer, layout.name_of(layer, module)
+                other, where = users.setdefault(id(parameter), mine)
+                if other != layer and {other, layer} & set(layers):
+                    raise UnsupportedModelError(
+                        f"expected each layer to have weights of its own; found {where} and "
+                        f"{mine[1]} sharing theirs: change activations instead, or copy the weights"
+                    )

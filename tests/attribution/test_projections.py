@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import dkn_engine as dkn
 from dkn_engine.attribution.chunk import attribute_chunk
@@ -267,3 +268,19 @@ def test_training_refuses_rows_whose_gradients_a_hook_would_change(part: str) ->
         finetuned(model, words_tokenizer(), facts(), NEURONS, steps=1, lr=1e-3),
     ):
         pass
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_parametrised_projections_are_read_as_they_compute(name: str) -> None:
+    model = tiny(name)
+    plain = copy.deepcopy(model)
+    for layer in range(3):
+        prune.l1_unstructured(down_of(name, model, layer), "weight", amount=0.3)
+        prune.l1_unstructured(down_of(name, plain, layer), "weight", amount=0.3)
+        prune.remove(down_of(name, plain, layer), "weight")
+    prune.remove(down_of(name, model, LAYER + 1), "weight")
+    torch.nn.utils.parametrizations.weight_norm(down_of(name, model, LAYER + 1))
+    expected = attributed(name, plain, fixed())
+    found = attributed(name, model, fixed())
+    assert relative_error(found.scores, expected.scores) < FLOAT64
+    assert found.path == expected.path

@@ -72,7 +72,7 @@ def test_nothing_changed_is_the_clean_probability() -> None:
 def test_neurons_by_fact_id_and_more_facts_than_a_chunk() -> None:
     model, many = tiny("llama"), [f for i in range(7) for f in facts()]
     many = [dkn.Fact(f"{f.id}-{i}", f.prompt, f.answer) for i, f in enumerate(many)]
-    by_id = {many[0].id: NEURONS, many[10].id: OTHERS.tolist(), "absent": [[0, 0]]}
+    by_id = {many[0].id: NEURONS, many[10].id: OTHERS.tolist()}
     found = dkn.answer_probability(model, words_tokenizer(), many, suppress=by_id)
     for i, fact in enumerate(many):
         edit = suppress(by_id.get(fact.id, []))
@@ -99,6 +99,13 @@ def test_no_facts_give_no_probabilities() -> None:
         ({"backend": "native"}, dkn.BackendError, "'native' is not available"),
         ({"suppress": [[0, 1], [0, 1]]}, ValueError, "distinct"),
         ({"suppress": [[0.0, 1.0]]}, TypeError, "integers"),
+        ({"suppress": {"f9": [[0, 1]]}}, dkn.UserError, "suppress must .* key 'f9', .* 'f0'"),
+        ({"enhance": {"f0": [[0, 1]], "f9": []}}, dkn.UserError, "enhance must be .* key 'f9'"),
+        (
+            {"suppress": dkn.interchange.transformer_lens_names([[0, 1]])},
+            dkn.UserError,
+            "suppress must be neurons .* key 'blocks.0.mlp.hook_post'",
+        ),
         ({"suppress": {"f0": [[N_LAYERS, 0]]}}, ValueError, f"below layer {N_LAYERS}"),
         ({"enhance": [[0, WIDTH]]}, ValueError, f"index {WIDTH}"),
         ({"suppress": [[0, 1]], "enhance": [[0, 1]]}, ValueError, "distinct"),
@@ -110,6 +117,9 @@ def test_no_facts_give_no_probabilities() -> None:
         "no-such-kernel",
         "duplicate",
         "float",
+        "no-facts-id",
+        "no-facts-id-enhanced",
+        "names",
         "layer",
         "index",
         "both",
@@ -217,11 +227,17 @@ def test_interventions_nest() -> None:
         ([[0, 1], [0, 1]], {}, ValueError, "twice"),
         ([[N_LAYERS, 0]], {}, ValueError, "below layer"),
         ([[0.5, 1.0]], {}, TypeError, "integers"),
-        ([[0, 1]], {"on": "biases"}, dkn.UserError, "'activations' or 'weights'"),
+        (
+            [[0, 1]],
+            {"on": "biases"},
+            dkn.UserError,
+            "on must be one of activations, weights, output_weights, input_and_output_weights",
+        ),
         ([[0, 1]], {"on": "weights", "means": means()}, ValueError, "means must be None"),
         ([[0, 1]], {"means": means()[:1]}, ValueError, "means must be"),
+        (dkn.interchange.transformer_lens_names([[0, 1]]), {}, TypeError, "integers"),
     ],
-    ids=["duplicate", "outside", "float", "on", "means-on-weights", "means-shape"],
+    ids=["duplicate", "outside", "float", "on", "means-on-weights", "means-shape", "names"],
 )
 def test_wrong_interventions_are_refused(
     neurons: Any, options: Any, error: Any, message: str

@@ -9,13 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn.utils import parametrize, prune
 
+import dkn_engine as dkn
+from dkn_engine.analysis.finetuning.trainable import trainable_blocks
 from dkn_engine.degeneracy.edits import enhance, suppress
-from dkn_engine.degeneracy.weights import scaled_neurons
+from dkn_engine.degeneracy.weights import scaled_weights
+from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.layout import find_layout
 from tests.degeneracy.brute_force import edited
 from tests.guests import Boom, mixed_model, state
-from tests.tiny import FAMILIES, N_LAYERS, WIDTH, down_of, tiny
+from tests.test_threads import facts
+from tests.tiny import FAMILIES, N_LAYERS, WIDTH, down_of, sequences, tiny
+from tests.words import words_tokenizer
 
 NEURONS = np.array([[0, 3], [0, 39], [1, 0], [2, 7], [2, 8]], dtype=np.int32)
 IDS = torch.tensor([[5, 9, 30, 12, 41, 7]])
@@ -29,6 +35,9 @@ INCOMING = {
     "opt": "fc1",
 }
 CONV1D = {"gpt2"}  # keeps weights [in, out]
+
+
+BOTH: Any = "input_and_output_weights"
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -63,7 +72,7 @@ def test_rows_in_and_out_are_scaled(name: str, factor: float) -> None:
     model = tiny(name)
     before = state(model)
     expected = by_hand(name, model, factor)
-    with scaled_neurons(find_layout(model), NEURONS, factor):
+    with scaled_weights(find_layout(model), NEURONS, factor, BOTH):
         assert state(model)["weights"] == state(expected)["weights"]
         torch.testing.assert_close(logits(model), logits(expected), rtol=0, atol=0)
     assert state(model) == before
@@ -76,7 +85,7 @@ def test_zero_is_suppression_everywhere_and_two_is_not_enhancement(name: str) ->
     for factor, edit in ((0.0, suppress(NEURONS)), (2.0, enhance(NEURONS, 2.0))):
         with edited(name, model, edit, everywhere):
             on_values = logits(model)
-        with scaled_neurons(layout, NEURONS, factor):
+        with scaled_weights(layout, NEURONS, factor, BOTH):
             on_weights = logits(model)
         assert torch.allclose(on_values, on_weights, rtol=1e-10, atol=1e-10) == (factor == 0)
 
@@ -88,7 +97,7 @@ def test_many_random_draws_leave_the_weights_bit_equal() -> None:
     for _ in range(50):
         flat = random.choice(N_LAYERS * WIDTH, 11, replace=False)
         drawn = np.stack(np.unravel_index(flat, (N_LAYERS, WIDTH)), axis=1).astype(np.int32)
-        with scaled_neurons(layout, drawn, 1 / 3):
+        with scaled_weights(layout, drawn, 1 / 3, BOTH):
             pass
     assert state(model) == before
 
@@ -97,7 +106,7 @@ def test_many_random_draws_leave_the_weights_bit_equal() -> None:
 def test_weights_come_back_when_the_block_raises(mode: Any) -> None:
     model = mixed_model("gpt2")
     before = state(model)
-    with mode(), contextlib.suppress(Boom), scaled_neurons(find_layout(model), NEURONS, 0.0):
+    with mode(), contextlib.suppress(Boom), scaled_weights(find_layout(model), NEURONS, 0.0, BOTH):
         raise Boom
     assert state(model) == before
 
@@ -108,7 +117,132 @@ def test_neurons_outside_the_model_are_refused_before_anything_changes() -> None
     outside = np.array([[0, 1], [N_LAYERS, 0]], dtype=np.int32)
     with (
         pytest.raises(ValueError, match=rf"got \({N_LAYERS}, 0\)"),
-        scaled_neurons(find_layout(model), outside, 0.0),
+        scaled_weights(find_layout(model), outside, 0.0, BOTH),
     ):
         pass
     assert state(model) == before
+
+
+# --- the two definitions, by name, and what changes nothing ---
+
+
+@pytest.mark.parametrize("factor", [0.0, 2.0, -0.5])
+@pytest.mark.parametrize("name", INCOMING)
+def test_the_public_verb_scales_the_weights_that_its_option_names(name: str, factor: float) -> None:
+    model = tiny(name)
+    before = state(model)
+    both = logits(by_hand(name, model, factor))
+    with edited(name, model, enhance(NEURONS, factor), range(IDS.shape[1])):
+        output = logits(model)
+    for on, expected in (("weights", output), ("output_weights", output), (BOTH, both)):
+        with dkn.intervene(model, NEURONS, factor=factor, on=on):
+            torch.testing.assert_close(logits(model), expected, rtol=1e-10, atol=1e-10)
+    assert torch.allclose(output, both) == (factor == 0)
+    assert state(model) == before
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_robustness_on_weights_is_reproduced_by_the_public_verb(name: str) -> None:
+    """The table's probabilities of the enhanced N, by the user's own forwards in the block."""
+    model, tokenizer = tiny(name), words_tokenizer()
+    some = facts()
+    lenient = dkn.Config(
+        attribution=dkn.AttributionConfig(quadrature="gauss_legendre", n_steps=2),
+        filter=dkn.FilterConfig(require_rank_1=False, min_probability=0.0, n_random=2),
+    )
+    results = dkn.find_dkns(model, tokenizer, some, lenient)
+    table = dkn.analysis.robustness(
+        model,
+        tokenizer,
+        some,
+        results,
+        n_random=1,
+        kinds=("delete",),
+        values=("zero",),
+        on=("weights",),
+        n_unrelated=0,
+        config=lenient,
+    )
+    expected = []
+    for one, result in zip(sequences(), results, strict=True):
+        with dkn.intervene(model, result.neurons, factor=2.0, on=BOTH):
+            p = model(input_ids=torch.tensor([one.ids])).logits.softmax(-1)[0].detach()
+        at = [one.n_prompt - 1 + i for i in range(len(one.targets))]
+        expected.append(float(p[at, list(one.targets)].prod()))
+    (row,) = [
+        row
+        for row in table.rows
+        if (row.figure, row.group) == ("probability", "N")
+        and dict(row.conditions)
+        == {"action": "enhance", "value": "x2", "on": "weights", "query": "clean"}
+    ]
+    assert row.mean == pytest.approx(np.mean(expected), rel=1e-10)
+
+
+class Halved(torch.nn.Module):
+    """A parametrization."""
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight / 2
+
+
+def pruned(module: Any) -> None:
+    prune.l1_unstructured(module, "weight", amount=0.3)
+
+
+def parametrised(module: Any) -> None:
+    parametrize.register_parametrization(module, "weight", Halved())
+
+
+def weight_normed(module: Any) -> None:
+    torch.nn.utils.parametrizations.weight_norm(module)
+
+
+@pytest.mark.parametrize("which", ["weights", "output_weights", BOTH])
+@pytest.mark.parametrize("change", [pruned, parametrised, weight_normed])
+def test_weights_that_are_computed_anew_are_refused(change: Any, which: Any) -> None:
+    """A change of what is computed out of others would be gone at the next forward."""
+    model = tiny("llama")
+    change(down_of("llama", model, 1))
+    clean = logits(model)
+    with (
+        pytest.raises(UnsupportedModelError, match=r"layers\[1\].mlp.down_proj.*remove"),
+        dkn.intervene(model, NEURONS, on=which),
+    ):
+        pass
+    with dkn.intervene(model, [[0, 3]], on=which):  # of a layer that is plain
+        assert not torch.equal(logits(model), clean)
+    with dkn.intervene(model, [[1, 0]], on="activations"):
+        assert not torch.equal(logits(model), clean)
+    assert torch.equal(logits(model), clean)
+
+
+def test_pruned_input_weights_and_biases_are_refused_where_they_would_be_scaled() -> None:
+    model = tiny("gpt_neox")
+    into = model.gpt_neox.layers[1].mlp.dense_h_to_4h
+    prune.l1_unstructured(into, "bias", amount=0.3)
+    with dkn.intervene(model, NEURONS, on="output_weights"):
+        pass
+    with (
+        pytest.raises(UnsupportedModelError, match=r"dense_h_to_4h: expected a bias"),
+        dkn.intervene(model, NEURONS, on=BOTH),
+    ):
+        pass
+
+
+def test_pruning_made_permanent_is_served() -> None:
+    model = tiny("llama")
+    down = down_of("llama", model, 1)
+    pruned(down)
+    prune.remove(down, "weight")
+    with edited("llama", model, enhance(NEURONS, 2.0), range(IDS.shape[1])):
+        expected = logits(model)
+    with dkn.intervene(model, NEURONS, factor=2.0, on="weights"):
+        torch.testing.assert_close(logits(model), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_training_pruned_rows_is_refused() -> None:
+    model = tiny("llama")
+    pruned(down_of("llama", model, 1))
+    with pytest.raises(UnsupportedModelError, match=r"layers\[1\].mlp.down_proj.*remove"):
+        trainable_blocks(model, find_layout(model), NEURONS)

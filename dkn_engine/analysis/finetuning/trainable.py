@@ -14,8 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from dkn_engine.degeneracy.edits import require_inside, suppress
-from dkn_engine.errors import UnsupportedModelError, UserError
-from dkn_engine.layout import Layout, Mlp
+from dkn_engine.degeneracy.weights import refuse_shared_weights, require_parameter
+from dkn_engine.errors import UserError
+from dkn_engine.layout import Layout, is_conv1d
 
 Trainable = ArrayLike | Literal["mlp", "all"]
 
@@ -74,20 +75,24 @@ def trainable_blocks(model: nn.Module, layout: Layout, trainable: Trainable) -> 
     Raises:
         TypeError, ValueError: neurons of the wrong form, or that the model has not.
         UserError: an unknown word, no neuron, or weights that are not float32 or float64.
-        UnsupportedModelError: an MLP projection is not a plain matrix.
+        UnsupportedModelError: an MLP projection is not a plain matrix, is computed out of others at
+            each forward, or is shared by two layers.
     """
     if isinstance(trainable, str):
         if trainable not in {"mlp", "all"}:
             raise UserError(f"trainable must be neurons, 'mlp' or 'all'; got {trainable!r}")
+        refuse_shared_weights(layout, list(range(layout.n_layers)))
         blocks = [b for layer in range(layout.n_layers) for b in _of_layer(layout, layer, None)]
     else:
         neurons = suppress(trainable).neurons
         require_inside([suppress(neurons)], layout)
         if not len(neurons):
             raise UserError("trainable must hold at least one neuron; got none")
+        layers = np.unique(neurons[:, 0]).tolist()
+        refuse_shared_weights(layout, layers)
         blocks = [
             block
-            for layer in np.unique(neurons[:, 0]).tolist()
+            for layer in layers
             for block in _of_layer(layout, layer, np.sort(neurons[neurons[:, 0] == layer, 1]))
         ]
     names = {id(p): name for name, p in model.named_parameters()}
@@ -112,27 +117,25 @@ def _of_layer(layout: Layout, layer: int, index: NDArray[np.int32] | None) -> li
     twice = np.concatenate([chosen, chosen + layout.width]) if mlp.fused else chosen
     found = []
     for module in incoming:
-        weight, axis = _weight(module, mlp)
+        weight, axis = _weight(layout, layer, module)
         found.append(_block(weight, layer, axis, twice, twice % layout.width, index is None))
         bias = getattr(module, "bias", None)
         if bias is not None:
+            require_parameter(layout, layer, module, "bias")
             found.append(_block(bias, layer, 0, twice, twice % layout.width, index is None))
-    weight, axis = _weight(mlp.down, mlp)
+    weight, axis = _weight(layout, layer, mlp.down)
     found.append(_block(weight, layer, 1 - axis, chosen, chosen, index is None))
     return found
 
 
-def _weight(module: nn.Module, mlp: Mlp) -> tuple[nn.Parameter, int]:
+def _weight(layout: Layout, layer: int, module: nn.Module) -> tuple[nn.Parameter, int]:
     """A projection's matrix and its dimension of outputs: 0, or 1 in a Conv1D."""
     # These raise for adapters and quantised weights.
-    mlp.w_in(slice(0))
-    mlp.w_out(slice(0))
+    layout.mlps[layer].w_in(slice(0))
+    layout.mlps[layer].w_out(slice(0))
+    require_parameter(layout, layer, module, "weight")
     weight: Any = module.weight
-    if not isinstance(weight, nn.Parameter):
-        raise UnsupportedModelError(
-            f"expected a projection whose weight is a parameter; found {type(weight).__name__}"
-        )
-    return weight, 0 if isinstance(module, nn.Linear) else 1
+    return weight, 1 if is_conv1d(module) else 0
 
 
 def _block(

@@ -14,7 +14,7 @@ from dkn_engine.analysis.tables.table import Conditions
 from dkn_engine.attribution.contexts import AnswerSequence
 from dkn_engine.degeneracy.edits import Edit, enhance, suppress
 from dkn_engine.degeneracy.prompts import Prompts
-from dkn_engine.degeneracy.weights import scaled_neurons
+from dkn_engine.degeneracy.weights import Which, scaled_weights
 from dkn_engine.errors import UserError
 from dkn_engine.guest import guest
 from dkn_engine.layout import Layout
@@ -35,7 +35,8 @@ class Treatment:
         value: what suppressed activations become, ``zero`` or ``mean``; ``x<factor>`` of enhanced
             ones.
         on: the activations at the positions that predict the answer, those at ``all`` positions,
-            or the neurons' ``weights``.
+            or the neurons' ``weights``: ``on="input_and_output_weights"`` of
+            :func:`dkn_engine.intervene`.
         factor: of the enhancement; 0 for suppression.
     """
 
@@ -166,9 +167,10 @@ class Trial:
 
     def _on_weights(self, treatment: Treatment) -> Outcome:
         probability, exact = [], []
+        which: Which = "input_and_output_weights"
         with guest(self.model, grad=False):
             for neurons in self.sets:
-                with scaled_neurons(self.layout, neurons, treatment.factor):
+                with scaled_weights(self.layout, neurons, treatment.factor, which):
                     p, hit = self._prompts["answer"].as_model_is()
                 probability.append(p)
                 exact.append(hit)
