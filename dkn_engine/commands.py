@@ -135,9 +135,10 @@ class _Overview:
     first_unusable: FactResult | None
 
 
-def _overview(results: Iterable[FactResult], n: int = _HELD) -> _Overview:
-    """Read results once, holding the first ``n``."""
+def _overview(results: Iterable[FactResult], n: int | None = _HELD) -> _Overview:
+    """Read results once, holding of the first ``n`` (None: of all) what a table shows."""
     from dkn_engine.report import summarize
+    from dkn_engine.report.html.files import in_short
 
     first: list[FactResult] = []
     bad: list[FactResult] = []
@@ -146,8 +147,8 @@ def _overview(results: Iterable[FactResult], n: int = _HELD) -> _Overview:
     def each() -> Iterator[FactResult]:
         nonlocal unusable
         for result in results:
-            if len(first) < n:
-                first.append(result)
+            if n is None or len(first) < n:
+                first.append(in_short(result))
             if result.status in {"skipped", "error"}:
                 unusable += 1
                 bad[:] = bad or [result]
@@ -183,7 +184,7 @@ def report(args: argparse.Namespace) -> int:
         RunDirectoryError: it is not a run directory.
     """
     from dkn_engine.report.files import read_summary
-    from dkn_engine.store import count_done, read_results
+    from dkn_engine.store import Snapshot, count_done
 
     console = Console(quiet=args.quiet)
     done, total = count_done(args.directory)
@@ -191,12 +192,12 @@ def report(args: argparse.Namespace) -> int:
         console.say(
             f"{done} of {total} facts are there; the command that began the run continues it"
         )
-    results = read_results(args.directory)
-    overview = _overview(results, len(results))
+    results = Snapshot(args.directory)
+    overview = _overview(results, None if args.all else _HELD)
     # What only the run itself knew.
     earlier = read_summary(args.directory)
     figures = earlier.get("summary", {})
-    seconds = figures.get("seconds") if figures.get("n_facts") == len(results) else None
+    seconds = figures.get("seconds") if figures.get("n_facts") == overview.summary.n_facts else None
     problems = earlier.get("problems", [])
     limit = None if args.all else _ROWS
     try:
@@ -204,15 +205,16 @@ def report(args: argparse.Namespace) -> int:
     except PermissionError as error:  # Someone else's run can still be read.
         console.warn(f"the summary was not rewritten: {error.filename}: {error.strerror}")
         return 0
-    _write_page(args, overview, problems, seconds, console)
+    summary = replace(overview.summary, seconds=seconds)
+    _write_page(args, results, summary, problems, console)
     return 0
 
 
 def _write_page(
     args: argparse.Namespace,
-    overview: _Overview,
+    results: Iterable[FactResult],
+    summary: Summary,
     problems: Sequence[Mapping[str, Any]],
-    seconds: float | None,
     console: Console,
 ) -> None:
     """The page and its figures; without matplotlib the page alone, which is said."""
@@ -223,8 +225,8 @@ def _write_page(
     with as_folder(args.directory, "manifest.json") as folder:
         written, drawn = write_page(
             folder,
-            overview.first,
-            replace(overview.summary, seconds=seconds),
+            results,
+            summary,
             problems=problems,
             cards=args.cards,
             fact_figures=args.fact_figures,

@@ -6,6 +6,7 @@ from dkn_engine.store.directory import RunDirectory, require_same_config
 from dkn_engine.store.merging import merge
 from dkn_engine.store.places import RunPath, as_folder, place_of
 from dkn_engine.store.reading import (
+    Snapshot,
     count_done,
     iter_results,
     read_manifest,
@@ -16,6 +17,7 @@ from dkn_engine.store.reading import (
 __all__ = [
     "RunDirectory",
     "RunPath",
+    "Snapshot",
     "as_folder",
     "count_done",
     "iter_results",

@@ -27,21 +27,34 @@ def read_manifest(path: RunPath) -> dict[str, Any]:
     return manifests.read(place_of(path))
 
 
-def iter_results(path: RunPath) -> Iterator[FactResult]:
-    """Results in the order of the facts, one window in memory; chunks not done are left out.
+class Snapshot:
+    """The results that are on disk now, read anew each time that they are iterated over.
 
-    Works while a run writes the directory.
+    Later iterations give the same facts, also while a run writes the directory. One window is in
+    memory at a time; chunks not done are left out.
+
+    Args:
+        path: of the run directory.
 
     Raises:
-        RunDirectoryError: ``path`` is not a run directory that this version can read, or a file
-            in it is damaged or of another run; names the file.
+        RunDirectoryError: ``path`` is not a run directory that this version can read; iterating
+            also: a file in it is damaged or of another run; names the file.
     """
-    place = place_of(path)
-    manifest = manifests.read(place)
-    plan = manifests.plan_of(manifest)
-    chunks = own_chunks(place, listed(place), plan)
-    for _, some in itertools.groupby(chunks, lambda i: i // plan.chunks_per_window):
-        yield from read_window(place, manifest, some)
+
+    def __init__(self, path: RunPath) -> None:
+        self._place = place_of(path)
+        self._manifest = manifests.read(self._place)
+        self._plan = manifests.plan_of(self._manifest)
+        self._chunks = list(own_chunks(self._place, listed(self._place), self._plan))
+
+    def __iter__(self) -> Iterator[FactResult]:
+        for _, some in itertools.groupby(self._chunks, lambda i: i // self._plan.chunks_per_window):
+            yield from read_window(self._place, self._manifest, some)
+
+
+def iter_results(path: RunPath) -> Iterator[FactResult]:
+    """Results in the order of the facts; see :class:`Snapshot`, whose first iteration this is."""
+    yield from Snapshot(path)
 
 
 def read_results(path: RunPath) -> list[FactResult]:

@@ -53,7 +53,7 @@ def write_page(
         manifest = read_manifest(directory)
     except RunDirectoryError:
         manifest = None
-    held = [r if i < cards else _in_short(r) for i, r in enumerate(results)]
+    held = [r if i < cards else in_short(r) for i, r in enumerate(results)]
     pictures: dict[str, Picture] = {}
     fact_pictures: dict[int, list[Picture]] = {}
     if drawn := available():
@@ -75,7 +75,7 @@ def write_page(
     return directory / PAGE, drawn
 
 
-def _in_short(result: FactResult) -> FactResult:
+def in_short(result: FactResult) -> FactResult:
     """A result without its largest arrays, for one of many thousands."""
     empty = FactResult(result.fact_id, result.status)
     return dataclasses.replace(
