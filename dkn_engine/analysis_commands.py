@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,28 +75,31 @@ def _folder(path: Path) -> Path:
 
 
 def write_clusterers(folder: Path, comparison: ClustererComparison) -> None:
-    """The table (one row a clusterer and figure) and what it was made of (one row a fact)."""
-    from dkn_engine.analysis import clusterers_text
+    """The table (one row a clusterer and figure) and what it was made of (one row a fact).
 
-    _write_csv(
-        folder / "clusterers.csv", clusterers_text.ROW_COLUMNS, clusterers_text.rows(comparison)
-    )
+    Raises:
+        OSError: the folder cannot be written; both files are as they were.
+    """
+    from dkn_engine.analysis import clusterers_text
+    from dkn_engine.analysis.tables.files import to_csv
+    from dkn_engine.store.files import write_files
+
     measured = [dataclasses.asdict(m) for m in comparison.measurements]
-    _write_csv(
-        folder / "clusterers_facts.csv",
+    figures = to_csv(clusterers_text.ROW_COLUMNS, clusterers_text.rows(comparison))
+    facts = to_csv(
         list(measured[0]),
         (
             [f"{v:.6g}" if isinstance(v, float) else v for v in record.values()]
             for record in measured
         ),
     )
-
-
-def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
+    write_files(
+        folder,
+        {
+            "clusterers.csv": figures.encode("utf-8", "backslashreplace"),
+            "clusterers_facts.csv": facts.encode("utf-8", "backslashreplace"),
+        },
+    )
 
 
 def _document(

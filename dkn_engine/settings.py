@@ -28,14 +28,17 @@ def config_from_options(
     """A preset, or a file's configuration, with single values changed.
 
     Args:
-        preset: a name in ``PRESETS``; not used with a file.
+        preset: a name in ``PRESETS``; checked, but not used with a file.
         file: TOML or JSON.
         changes: ``section.key=value`` each; values as in JSON, text without quotes.
         where: ``known>P`` or ``known>=P``: the least probability of a fact that counts as known.
 
     Raises:
-        UserError: the file cannot be read, a key is unknown, or a value is not allowed.
+        UserError: no such preset, the file cannot be read, a key is unknown, or a value is not
+            allowed.
     """
+    if preset not in PRESETS:
+        raise UserError(f"preset must be one of {', '.join(PRESETS)}; got {preset!r}")
     config = PRESETS[preset]() if file is None else Config.load(file)
     if not changes and where is None:
         return config

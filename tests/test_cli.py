@@ -637,3 +637,10 @@ def test_bench_without_sources_is_one_line(
     monkeypatch.setattr(cli.commands, "__file__", str(tmp_path / "dkn_engine" / "commands.py"))
     assert cli.main(["bench"]) == 2
     assert "travel with the sources" in one_error_line(capsys)
+
+
+def test_a_preset_that_is_none_is_named() -> None:
+    with pytest.raises(
+        UserError, match="preset must be one of default, paper, released; got 'papr'"
+    ):
+        config_from_options("papr")

@@ -72,3 +72,17 @@ def as_span(max_span: int | None) -> int:
     if max_span < 1:
         raise ValueError(f"max_span must be at least 1 or None; got {max_span}")
     return min(max_span, np.iinfo(np.int64).max)
+
+
+def as_threads(n_threads: int) -> int:
+    """A number of threads, checked also where there is nothing to share among them.
+
+    Raises:
+        TypeError: not an integer.
+        ValueError: less than 1.
+    """
+    if isinstance(n_threads, bool) or not isinstance(n_threads, int | np.integer):
+        raise TypeError(f"n_threads must be an integer; got {n_threads!r}")
+    if n_threads < 1:
+        raise ValueError(f"n_threads must be at least 1; got {n_threads}")
+    return int(n_threads)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dkn_engine import _native
-from dkn_engine.topology.arrays import as_neurons, as_span, as_weights
+from dkn_engine.topology.arrays import as_neurons, as_span, as_threads, as_weights
 from dkn_engine.topology.condensed import ComponentForest, components
 from dkn_engine.topology.tree import MergeTree
 
@@ -45,6 +45,7 @@ def merge_trees(graphs: Iterable[Graph], n_threads: int = 1) -> list[MergeTree]:
     Raises:
         TypeError, ValueError: as :func:`distances`; the message names the graph.
     """
+    n_threads = as_threads(n_threads)
     arrays = _as_graphs(graphs)
     trees: dict[int, MergeTree] = {}
     for chosen in _by_dtype(arrays):
@@ -85,7 +86,7 @@ def analyze_graphs(
     """
     if max_span is not None and not with_distances:
         raise ValueError(f"max_span must be None without with_distances; got {max_span}")
-    limit = as_span(max_span)
+    limit, n_threads = as_span(max_span), as_threads(n_threads)
     arrays = _as_graphs(graphs)
     ends = _as_ends(end, len(arrays))
     found: dict[int, GraphTopology] = {}

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dkn_engine import _native
-from dkn_engine.topology.arrays import as_weights
+from dkn_engine.topology.arrays import as_threads, as_weights
 from dkn_engine.topology.tree import MergeTree
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ def model_merge_tree(
         TypeError: an iterator, which can be read once only; weights of another dtype.
         ValueError: wrong shape or value; the message names the argument and the layer.
     """
+    n_threads = as_threads(n_threads)
     forest = _native.ModelForest(list_length, n_strongest)
     widths: list[int] = []
     complete, n_passes = False, 0

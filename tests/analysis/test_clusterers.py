@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import itertools
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from dkn_engine.config import Config, FactsConfig, FilterConfig, SelectionConfig
 from dkn_engine.degeneracy.edits import nothing, suppress
 from dkn_engine.facts import load_facts
 from dkn_engine.report.text import width
+from dkn_engine.store import files as store_files
 from dkn_engine.topology import CLUSTERERS
 from tests.degeneracy.brute_force import answer_probability
 from tests.planted import BOTH, EITHER, Planted, planted_model
@@ -367,6 +370,27 @@ def test_the_program_prints_the_table(program: Program, capsys: Any, tmp_path: A
     assert len(measured) == 2 * len(CLUSTERERS)
     assert np.isclose(float(measured[0]["full_drop"]), 1, atol=0.01)
     assert len(dkn.read_results(out / "run")) == 3
+
+
+def test_tables_that_cannot_be_written_stay_as_they_were(
+    program: Program, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    out = tmp_path / "out"
+    asked = ("--out", str(out), "--method", "dbscan", "--method", "random", "--quiet")
+    assert program.run(*asked, "--draws", "2") == 0
+    before = {p.name: p.read_bytes() for p in out.glob("*.csv")}
+    assert len(before) == 2
+    write = store_files._write
+
+    def full(path: Path, data: bytes) -> None:
+        if path.name.startswith("clusterers_facts.csv"):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, data)
+
+    monkeypatch.setattr(store_files, "_write", full)
+    assert program.run(*asked, "--draws", "3") == 2
+    assert capsys.readouterr().err.rstrip().endswith("No space left on device")
+    assert {p.name: p.read_bytes() for p in out.glob("*.csv*")} == before
 
 
 def test_the_program_writes_json_for_machines(program: Program, capsys: Any) -> None:

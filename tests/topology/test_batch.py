@@ -87,6 +87,17 @@ def test_wrong_options_are_named(options, error, message):
         topology.analyze_graphs([normal_graph(5, 2)] * 2, **options)
 
 
+@pytest.mark.parametrize(
+    "call", [topology.merge_trees, topology.analyze_graphs, topology.model_merge_tree]
+)
+@pytest.mark.parametrize(
+    ("n_threads", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError)]
+)
+def test_threads_are_checked_where_there_is_nothing_to_do(call, n_threads, error):
+    with pytest.raises(error, match="n_threads must be"):
+        call([], n_threads=n_threads)
+
+
 def test_what_python_refuses_names_the_graph_too():
     good = normal_graph(3, 2)
     with pytest.raises(TypeError, match="graph 1: neurons must be integers"):

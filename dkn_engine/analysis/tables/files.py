@@ -35,7 +35,7 @@ def rows_csv(tables: Mapping[str, Table]) -> str:
         (run, r.figure, *_values(r.conditions, names), r.group, *_numbers(r, _ROW), seed)
         for run, seed, r in every
     )
-    return _csv(head, body)
+    return to_csv(head, body)
 
 
 def comparisons_csv(tables: Mapping[str, Table]) -> str:
@@ -55,7 +55,7 @@ def comparisons_csv(tables: Mapping[str, Table]) -> str:
         )
         for run, seed, c in every
     )
-    return _csv(head, body)
+    return to_csv(head, body)
 
 
 def samples_csv(tables: Mapping[str, Table]) -> str:
@@ -67,7 +67,7 @@ def samples_csv(tables: Mapping[str, Table]) -> str:
         (run, s.unit, s.figure, *_values(s.conditions, names), s.group, _number(s.value), seed)
         for run, seed, s in every
     )
-    return _csv(head, body)
+    return to_csv(head, body)
 
 
 def _names(conditions: Iterable[Conditions]) -> tuple[str, ...]:
@@ -87,7 +87,12 @@ def _number(value: object) -> object:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
-def _csv(head: Sequence[str], body: Iterable[Sequence[object]]) -> str:
+def to_csv(head: Sequence[str], body: Iterable[Sequence[object]]) -> str:
+    """Rows under their columns' names, lines ended by a line feed.
+
+    Raises:
+        ValueError: two columns have one name.
+    """
     if len(set(head)) < len(head):
         raise ValueError(f"conditions must not be named as other columns are; got {list(head)}")
     text = io.StringIO(newline="")
