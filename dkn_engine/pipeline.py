@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 from dkn_engine.config import Config
 from dkn_engine.dataset import FactFile, Scan, pick, scan
 from dkn_engine.degeneracy.reference import reference_order
-from dkn_engine.demo_model import FOLDER
 from dkn_engine.errors import FactError, UserError
+from dkn_engine.identity import Identity, identity_of
 from dkn_engine.info import versions
-from dkn_engine.models import model_fingerprint
 from dkn_engine.plan import WHOLE, Plan, Shard, Task, iter_tasks, plan_for
 from dkn_engine.stages import Stages
 from dkn_engine.store import RunDirectory, RunPath
@@ -81,7 +80,8 @@ def iter_dkns(
 
     Raises:
         UnsupportedModelError: the model is not a causal decoder that the engine knows.
-        RunDirectoryError: ``out`` belongs to another configuration, model or list of facts.
+        RunDirectoryError: ``out`` belongs to another configuration, model, tokenizer or list of
+            facts.
         UserError: ``facts`` have no unique ids, or an option does not fit the model.
         BackendError: a backend asked for by name cannot run.
 
@@ -104,7 +104,7 @@ def iter_run(
     stages = Stages(model, tokenizer, run.sample, run.config)
     if out is None:
         return _in_memory(run, stages, tokenizer, progress)
-    identity = Identity(model_fingerprint(model), model_name(model))
+    identity = identity_of(model, tokenizer)
 
     def compute(tasks: Iterator[Task]) -> Iterator[tuple[int, Files]]:
         return ((task.chunk, stages.files(task)) for task in tasks)
@@ -131,14 +131,6 @@ class Run:
     plan: Plan
 
 
-@dataclass(frozen=True)
-class Identity:
-    """A model's fingerprint, and its name for people."""
-
-    fingerprint: str
-    name: str
-
-
 def prepare(facts: Facts, config: Config, shard: Shard = WHOLE) -> Run:
     """Count and identify the facts, and choose those for controls.
 
@@ -160,12 +152,6 @@ def prepare(facts: Facts, config: Config, shard: Shard = WHOLE) -> Run:
     return Run(facts, scanned, sample, config, plan)
 
 
-def model_name(model: nn.Module) -> str:
-    """The model's name for people."""
-    name = getattr(model.config, "_name_or_path", "") or type(model).__name__
-    return "demo (SmolLM2-135M-Instruct)" if Path(name).name == FOLDER else str(name)
-
-
 def on_disk(
     run: Run,
     out: RunPath,
@@ -179,7 +165,7 @@ def on_disk(
     Args:
         run: what it is about.
         out: the directory; this process is its only writer.
-        identity: of the model that ``compute`` uses.
+        identity: of the model and the tokenizer that ``compute`` uses.
         tokenizer: the model's, for the length of facts.
         compute: makes the files of chunks, here or elsewhere.
         progress: called with (facts done, facts of the run).
@@ -192,6 +178,7 @@ def on_disk(
         config=run.config,
         model_fingerprint=identity.fingerprint,
         model_name=identity.name,
+        traits=identity.traits,
         facts=run.scanned,
         shard=run.plan.shard,
         versions=versions(),

@@ -10,7 +10,8 @@ from typing import Any, Generic, Self, TypeVar
 
 from dkn_engine import errors
 from dkn_engine.errors import DknError, WorkerError
-from dkn_engine.pipeline import Files, Identity
+from dkn_engine.identity import Identity
+from dkn_engine.pipeline import Files
 from dkn_engine.plan import Task
 
 MOST_LOSSES = 3  # of workers at one task, or before their model is loaded

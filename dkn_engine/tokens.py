@@ -104,10 +104,10 @@ def _encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[int
     """The prompt's tokens behind the special tokens that belong in front of a text."""
     plain = _encode(tokenizer, prompt, special=False)
     # An empty prompt would not tell front from back.
-    return _front(tokenizer, prompt if plain else "a") + plain
+    return front_tokens(tokenizer, prompt if plain else "a") + plain
 
 
-def _front(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+def front_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
     """The special tokens that the tokenizer puts in front of a text that has tokens."""
     plain, full = (_encode(tokenizer, text, special=special) for special in (False, True))
     starts = range(len(full) - len(plain) + 1)

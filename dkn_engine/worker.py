@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dkn_engine.config import Config
-from dkn_engine.pipeline import Files, Identity, model_name
+from dkn_engine.pipeline import Files
 from dkn_engine.types import Fact
 
 
@@ -64,15 +64,16 @@ class ChunkWorker:
         import torch
         from transformers.utils import logging
 
-        from dkn_engine.models import load_model, model_fingerprint
+        from dkn_engine.identity import identity_of
+        from dkn_engine.models import load_model
         from dkn_engine.stages import Stages
 
         torch.set_num_threads(job.model.threads)
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # untyped in transformers
         device = device_of(job.model.device, number, torch.cuda.device_count())
         self.model, self.tokenizer = load_model(job.model.name, device, job.model.dtype)
-        self.identity = Identity(model_fingerprint(self.model), model_name(self.model))
         self._stages = Stages(self.model, self.tokenizer, job.sample, job.config)
+        self.identity = identity_of(self.model, self.tokenizer)
 
     def do(self, task: Any, tell: Callable[[int, int], None]) -> Any:
         """What becomes of a task: of a chunk, its tables as Parquet files by table name.

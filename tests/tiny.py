@@ -210,7 +210,9 @@ def tiny(name: str, dtype: torch.dtype = torch.float64, seed: int = 0, **changes
     """A model of the family in eval mode; ``changes`` go into its configuration."""
     family = (FAMILIES | ODD_NORMS)[name]
     config = getattr(transformers, family.config)(**{**family.options, **changes})
-    model = getattr(transformers, family.model)(config)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # some draw vectors, too, which redraw only moves
+        model = getattr(transformers, family.model)(config)
     redraw(model, seed)
     return model.to(dtype).eval()
 

@@ -54,9 +54,10 @@ class RunDirectory:
         facts: Scan,
         versions: Mapping[str, Any],
         model_name: str = "",
+        traits: Mapping[str, Any] | None = None,
         shard: Shard = WHOLE,
     ) -> RunDirectory:
-        """Create a run directory, or continue one of the same configuration, model and facts.
+        """Create a run directory, or continue one of the same run.
 
         Leftovers of a killed run (temporary files, chunks that are not whole) are removed. A chunk
         that is damaged is removed with a warning, to be computed again; one of another run that is
@@ -69,6 +70,7 @@ class RunDirectory:
             facts: number and digest of all facts of the run.
             versions: of what the numbers depend on; noted, and told where a run has others.
             model_name: for people.
+            traits: of model and tokenizer; see :class:`dkn_engine.identity.Identity`.
             shard: which chunks the directory is for.
 
         Raises:
@@ -82,6 +84,7 @@ class RunDirectory:
             plan=plan_for(facts.n, config.facts_per_chunk, shard),
             facts_digest=facts.digest,
             versions=versions,
+            traits=traits,
         )
         run = cls.adopt(path, new)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -11,6 +12,8 @@ from dkn_engine.config import Config
 from dkn_engine.errors import RunDirectoryError
 from dkn_engine.plan import Plan, Shard
 from dkn_engine.store.places import Place
+
+logger = logging.getLogger(__name__)
 
 NAME = "manifest.json"
 FORMAT = "dkn_engine run directory"
@@ -39,8 +42,9 @@ def build(
     plan: Plan,
     facts_digest: str,
     versions: Mapping[str, Any],
+    traits: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The manifest of a new run, as plain JSON data."""
+    """The manifest of a new run, as plain JSON data; without ``traits`` where none are given."""
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -54,6 +58,8 @@ def build(
         "shard": {"index": plan.shard.index, "of": plan.shard.of},
         "versions": dict(versions),
     }
+    if traits:
+        manifest["traits"] = traits
     # Through JSON and back, so that a fresh manifest compares equal to one read from disk.
     plain: dict[str, Any] = json.loads(json.dumps(manifest))
     return plain
@@ -164,12 +170,14 @@ def require_same_run(directory: Place, old: Mapping[str, Any], new: Mapping[str,
         new: the manifest of the run that wants to continue.
 
     Raises:
-        RunDirectoryError: configuration, model or facts differ; names the first difference.
+        RunDirectoryError: configuration, model, tokenizer or facts differ; names the first
+            difference.
     """
     require_same_config(directory, old, new["config"])
     if old["model"]["fingerprint"] != new["model"]["fingerprint"]:
         there, here = (f"{m['model']['name']} ({m['model']['fingerprint']})" for m in (old, new))
         _refuse(directory, f"model: was {there}, is now {here}")
+    _require_same_traits(directory, old.get("traits"), new.get("traits"))
     if old["facts"]["n"] != new["facts"]["n"]:
         _refuse(directory, f"facts: were {old['facts']['n']}, are now {new['facts']['n']}")
     if old["facts"]["digest"] != new["facts"]["digest"]:
@@ -180,6 +188,22 @@ def require_same_run(directory: Place, old: Mapping[str, Any], new: Mapping[str,
     for key in ("config_hash", "facts_per_chunk"):  # They follow from the configuration.
         if old[key] != new[key]:
             raise RunDirectoryError(f"{directory.at(NAME)} is damaged: {key} is {old[key]!r}")
+
+
+def _require_same_traits(directory: Place, old: Any, new: Any) -> None:
+    """What decides about numbers beside the model's fingerprint: see ``dkn_engine.identity``."""
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        if old != new:
+            logger.warning(
+                "%s: an older version of the engine wrote its manifest, which does not say what "
+                "the tokenizer and the model's settings were; it is taken for granted that they "
+                "are the same",
+                directory,
+            )
+        return
+    for key, there, here in _differences(old, new):
+        part, _, what = key.partition(".")
+        _refuse(directory, f"{part}: its {what} was {there!r}, is now {here!r}")
 
 
 def require_same_shard(directory: Place, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -58,6 +58,8 @@ def _common_manifest(shards: Sequence[Place]) -> dict[str, Any]:
     for shard, other in zip(shards[1:], found[1:], strict=True):
         manifests.require_same_run(shard, other, found[0])
     whole = {key: value for key, value in found[0].items() if key != "continued"}
+    if any("traits" not in manifest for manifest in found):
+        whole.pop("traits", None)
     whole["created"] = min(manifest["created"] for manifest in found)
     whole["shard"] = {"index": 0, "of": 1}
     entries = [entry for manifest in found for entry in manifest.get("continued", [])]

@@ -122,6 +122,7 @@ def _made_from(folder: Path, config: Config, options: Options) -> dict[str, Any]
         {
             "config_hash": config.hash,
             "model": manifest["model"]["fingerprint"],
+            "traits": manifest.get("traits"),
             "facts": manifest["facts"],
             "n_random": options.n_random,
             "new_facts": options.new_facts,

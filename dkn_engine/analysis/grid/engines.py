@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,9 +13,10 @@ from dkn_engine.analysis.grid.making import Progress, Refusal, Request, make
 from dkn_engine.analysis.model_sizes import ModelSize, model_size
 from dkn_engine.analysis.tables.table import Table
 from dkn_engine.config import Config
+from dkn_engine.identity import Identity
 from dkn_engine.models import load_tokenizer
 from dkn_engine.parallel import WorkerPool
-from dkn_engine.pipeline import Identity, iter_run, on_disk, prepare
+from dkn_engine.pipeline import iter_run, on_disk, prepare
 from dkn_engine.store import read_results
 from dkn_engine.types import Fact, FactResult
 from dkn_engine.worker import ChunkWorker, Job, ModelSpec
@@ -160,7 +161,7 @@ class _WorkInPool:
 
 @dataclass(frozen=True)
 class _SizedIdentity(Identity):
-    size: ModelSize
+    size: ModelSize = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -174,8 +175,9 @@ class _CellWorker(ChunkWorker):
 
     def __init__(self, job: Job, number: int = 0) -> None:
         super().__init__(job, number)
+        one = self.identity
         size = model_size(self.model)
-        self.identity = _SizedIdentity(self.identity.fingerprint, self.identity.name, size)
+        self.identity = _SizedIdentity(one.fingerprint, one.name, one.traits, size=size)
 
     def do(self, task: Any, tell: Progress) -> Any:
         if not isinstance(task, Request):
