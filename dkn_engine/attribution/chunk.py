@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from dkn_engine.attribution.baselines import masked_baselines, shared_masked_baselines
+from dkn_engine.attribution.causality import require_causal
 from dkn_engine.attribution.check import failures_mean_no_sweep, rows_to_check
 from dkn_engine.attribution.contexts import AnswerSequence, Contexts, build_contexts
 from dkn_engine.attribution.cut_gradients import refuse_cut_gradients
@@ -80,12 +81,13 @@ def attribute_chunk(
 
     Raises:
         UnsupportedModelError: the model's MLPs have no such site, a module cuts gradients off, or
-            a hook changes what a down projection gives.
+            a hook changes what a down projection gives, or the model is not causal.
         UserError: the mask is no token of the model.
     """
     require_site(layout, config.site)
     if config.baseline == "masked":
         _require_mask(model, mask_id)
+    require_causal(layout)
     parts: list[tuple[list[int], ChunkScores]] = []
     for group in length_groups(model, [len(s.ids) for s in sequences]):
 

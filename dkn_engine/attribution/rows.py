@@ -98,7 +98,7 @@ class RowEngine:
             if odd:
                 raise SweepUnsupported(f"layer {i} passes {odd[0]!r} to its attention")
             if kw.get("is_causal") is False:
-                raise SweepUnsupported(f"layer {i} attends in both directions")
+                raise SweepUnsupported(f"layer {i} does not call its attention causal")
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:

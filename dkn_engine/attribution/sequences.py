@@ -10,7 +10,7 @@ import torch
 from dkn_engine.attribution.contexts import AnswerSequence
 from dkn_engine.attribution.prefill import position_logits
 from dkn_engine.config import FactsConfig
-from dkn_engine.errors import FactError
+from dkn_engine.errors import FactError, UnsupportedModelError
 from dkn_engine.guest import guest
 from dkn_engine.tokens import EncodedPrompt, encode_fact
 
@@ -80,9 +80,19 @@ def encode_sequences(
 
 
 def n_tokens(model: nn.Module) -> int:
-    """Number of tokens that the model has embeddings for."""
+    """Number of tokens that the model has embeddings for.
+
+    Raises:
+        UnsupportedModelError: it has several tables of them, as MusicGen.
+    """
     embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]  # of transformers
-    n: int = embeddings.weight.shape[0]
+    weight = getattr(embeddings, "weight", None)
+    if weight is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: expected one table of token embeddings; found "
+            f"{type(embeddings).__name__}"
+        )
+    n: int = weight.shape[0]
     return n
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dkn_engine.attribution.causality import require_causal
 from dkn_engine.attribution.check import checked_rows
 from dkn_engine.attribution.contexts import AnswerSequence, build_contexts
 from dkn_engine.attribution.lengths import length_groups
@@ -41,6 +42,9 @@ class Prompts:
         backend: of the operations.
         warn: say so where rows cannot run and full forwards stand in; False if the caller has.
 
+    Raises:
+        UnsupportedModelError: the model is not causal.
+
     Attributes:
         probability: float64 ``[B]``, of each answer, nothing changed.
         rank: int64 ``[B]``, of the first answer token, 1 = most probable.
@@ -57,6 +61,7 @@ class Prompts:
         backend: str = "auto",
         warn: bool = True,
     ) -> None:
+        require_causal(layout)
         self.model, self.layout = model, layout
         self._batches: list[tuple[NDArray[np.int64], _Batch]] = []
         for group in length_groups(model, [len(s.ids) for s in sequences]):

@@ -1,0 +1,85 @@
+"""Whether a model is what every stage takes it for: causal, and with one row of logits a token."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING
+
+from dkn_engine.attribution.sequences import n_tokens
+from dkn_engine.errors import UnsupportedModelError
+from dkn_engine.guest import guest
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from dkn_engine.layout import Layout
+
+_N_TOKENS = 4
+_seen: weakref.WeakSet[Layout] = weakref.WeakSet()
+
+
+def require_causal(layout: Layout) -> None:
+    """Refuse a model that looks ahead, by two forward passes that differ in the last token.
+
+    A layout, which lives as long as a call or a run, is tried once.
+
+    What a model calls itself is not asked: decoders are made to attend in both directions by
+    several settings, and some of them only in some layers. Answers would leak into the positions
+    that are to predict them.
+
+    Raises:
+        UnsupportedModelError: a later token changes what an earlier position gives, or the model
+            puts positions of its own in front (prompt tuning).
+    """
+    import torch
+
+    if layout in _seen:
+        return
+    model = layout.model
+    name = type(model).__name__
+    ids = _tokens(model)
+    other = ids.clone()
+    other[0, -1] = (ids[0, -1] + 1) % n_tokens(model)
+    with guest(model, grad=False):
+        logits, changed, again = (_logits(model, x) for x in (ids, other, ids))
+    if logits.shape[1] != _N_TOKENS:
+        adapter = " (prompt tuning by peft?)" if hasattr(model, "peft_config") else ""
+        raise UnsupportedModelError(
+            f"{name}: expected one row of logits a token; found {logits.shape[1]} for {_N_TOKENS} "
+            f"tokens, since it puts learnt positions in front of every text{adapter}: use the base "
+            "model, or an adapter that can be merged into its weights, such as LoRA"
+        )
+    apart, noise = (_apart(x[:, :-1], logits[:, :-1]) for x in (changed, again))
+    # Passes of one shape round alike, so that hardly anything is allowed.
+    if apart > max(1e-5, float(torch.finfo(logits.dtype).eps) / 4, 10 * noise):
+        raise UnsupportedModelError(
+            f"{name}: expected a causal decoder, whose positions do not see the tokens behind "
+            "them; found that another last token changes the logits before it by "
+            f"{apart:.1%}: load it with causal attention in every layer (config.is_causal=True, "
+            "use_bidirectional_attention=False)"
+        )
+    _seen.add(layout)
+
+
+def _apart(found: Tensor, expected: Tensor) -> float:
+    """The largest difference of a row relative to its length; 0 where that is not finite.
+
+    Where the model gives NaN nothing can be said here; each fact will say so.
+    """
+    expected = expected.double()
+    apart = (found.double() - expected).norm(dim=-1) / expected.norm(dim=-1)
+    return float(apart.nan_to_num(0.0, 0.0, 0.0).max())
+
+
+def _logits(model: nn.Module, ids: Tensor) -> Tensor:
+    logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits
+
+
+def _tokens(model: nn.Module) -> Tensor:
+    """int64 ``[1, n]`` spread over the vocabulary, whose first ids are often special."""
+    import torch
+
+    n = n_tokens(model)
+    found = [(i + 1) * n // (_N_TOKENS + 1) for i in range(_N_TOKENS)]
+    return torch.tensor([found], device=next(model.parameters()).device)
