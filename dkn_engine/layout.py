@@ -203,7 +203,7 @@ def _refuse_other_kinds(model: nn.Module, name: str) -> None:
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"expected a decoder-only model; found encoder-decoder {name}")
     # A user's subclass may be called anything.
-    kinds = [kind.__name__ for kind in type(model).__mro__]
+    kinds = [kind.__name__ for kind in type(_adapted(model)).__mro__]
     if not any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds):
         raise UnsupportedModelError(
             f"expected a causal language model (…ForCausalLM, …LMHeadModel, or a subclass), since "
@@ -226,6 +226,12 @@ def _refuse_compiled(model: nn.Module, name: str) -> None:
             f"expected a model that runs as Python, so that its activations can be changed; found "
             f"{where} to be compiled by torch.compile: {remedy}"
         )
+
+
+def _adapted(model: Any) -> Any:
+    """The model, or the one that an adapter of peft is around."""
+    wrapped = hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+    return model.get_base_model() if wrapped else model
 
 
 def _find_stack(model: nn.Module, name: str) -> tuple[nn.Module, str, list[nn.Module]]:
@@ -292,13 +298,24 @@ def _matrix(module: nn.Module) -> torch.Tensor:
             f"expected a dense floating-point projection (Linear or Conv1D); found {kind}"
         )
     if not _is_dense(module):
-        # An adapter (LoRA) shows the weight of the layer it wraps and adds to its output.
         raise UnsupportedModelError(
-            "expected a dense floating-point projection (Linear or Conv1D); found "
-            f"{type(module).__name__}, whose forward is its own"
+            f"expected a dense floating-point projection (Linear or Conv1D); found {_odd(module)}"
         )
     dense: torch.Tensor = weight.detach()
     return dense
+
+
+def _odd(module: nn.Module) -> str:
+    """What a module is that multiplies by more than its weight, and what to do about it."""
+    kind, active = type(module), getattr(module, "active_adapters", None)
+    if hasattr(module, "base_layer") and isinstance(active, list):
+        # It shows the weight of the layer it wraps and adds to its output.
+        adapters = ", ".join(map(repr, active))
+        return (
+            f"an adapter of peft around it ({kind.__module__}.{kind.__name__}, active: {adapters}):"
+            " put it into the weights with model = model.merge_and_unload()"
+        )
+    return f"{kind.__name__}, whose forward is its own (it is of {kind.__module__})"
 
 
 def dense_matrix(module: nn.Module) -> torch.Tensor | None:

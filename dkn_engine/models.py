@@ -155,6 +155,12 @@ def _require_folder(path: Path) -> None:
     if not path.is_dir():
         reason = "is a file, not a folder" if path.is_file() else "there is no such folder"
         raise UserError(f"model {str(path)!r}: {reason}")
+    if not (path / "config.json").is_file() and (path / "adapter_config.json").is_file():
+        raise UserError(
+            f"model {str(path)!r}: the folder holds an adapter of peft, not a model: merge it into "
+            "its base model, AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload()"
+            ".save_pretrained(new_folder), and save the tokenizer there, too"
+        )
     if not (path / "config.json").is_file():
         raise UserError(f"model {str(path)!r}: the folder holds no config.json")
     names = sorted(file.name for file in path.iterdir())

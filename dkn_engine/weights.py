@@ -26,7 +26,7 @@ def plain_weight(weight: Any) -> bool:
 
 
 def refuse_unreadable_weights(model: nn.Module) -> None:
-    """Refuse quantised models, and those that are not in memory as a whole on one device.
+    """Refuse quantised weights, and those that are not as a whole on one device.
 
     Raises:
         UnsupportedModelError: names what was found, where, and what to do.
@@ -42,7 +42,10 @@ def _refuse_quantised(model: nn.Module, name: str) -> None:
     found = getattr(getattr(model, "config", None), "quantization_config", None)
     if found is not None:
         method = found.get("quant_method") if isinstance(found, dict) else found.quant_method
-        _refuse(name, f"a model quantised by {getattr(method, 'value', method)}")
+        method = getattr(method, "value", method)
+        # Of a GGUF file what could not stay packed was made plain; what is packed is found below.
+        if method != "gguf":
+            _refuse(name, f"a model quantised by {method}")
     for path, parameter in model.named_parameters():
         if not plain_weight(parameter):
             _refuse(name, f"{path!r}, {type(parameter).__name__} of {_short(parameter)}")

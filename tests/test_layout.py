@@ -134,7 +134,10 @@ REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
     "as-many-experts-as-layers": (lambda: mixtral(N_LAYERS), ("one dense MLP", "MixtralExperts")),
     "no-mlp": (mamba, ("MambaForCausalLM.layers[0]: expected an MLP", "mixer.in_proj")),
     "renamed": (renamed, ("expected an MLP", "mlp.down_proj", "feed_forward.down_proj")),
-    "adapter": (adapted, ("dense floating-point projection", "found Adapter")),
+    "adapter": (
+        adapted,
+        ("dense floating-point projection", "found Adapter, whose", "of tests.test_layout"),
+    ),
     "quantised": (quantised, ("plain floating-point weights", "Parameter of uint8")),
     "uneven": (uneven, ("one MLP size", "(24, 8) in layer 2 and (24, 40) in layer 0")),
     "no-transformers": (lambda: nn.Linear(2, 2), ("transformers causal", "found Linear")),

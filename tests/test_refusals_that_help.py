@@ -1,0 +1,121 @@
+"""Models that are nearly what the engine takes: what they are, and the call that mends them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, weight_norm
+
+import dkn_engine as dkn
+from dkn_engine.errors import UnsupportedModelError
+from dkn_engine.layout import find_layout
+from tests.tiny import tiny
+from tests.words import words_tokenizer
+
+FACT = dkn.Fact("a", "w5 w9 w11", "w13 w14")
+DOWN = "model.layers.1.mlp.down_proj"
+
+
+def llama() -> Any:
+    return tiny("llama", torch.float32)
+
+
+@pytest.fixture
+def peft() -> Iterator[Any]:
+    found = pytest.importorskip("peft")
+    with warnings.catch_warnings():
+        # peft asks the model for all its attributes, of which one is deprecated.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        yield found
+
+
+def refused(model: Any) -> str:
+    """The one line in which every verb refuses a model."""
+    tokenizer, told = words_tokenizer(), set()
+    for verb in (dkn.attribute, dkn.find_dkns, dkn.answer_probability):
+        with pytest.raises(UnsupportedModelError) as raised:
+            verb(model, tokenizer, [FACT])
+        told.add(str(raised.value))
+    assert len(told) == 1
+    assert "\n" not in min(told)
+    return min(told)
+
+
+@pytest.mark.parametrize("kind", ["LoraConfig", "IA3Config"])
+def test_an_adapter_on_the_mlp_is_named_and_merging_it_mends(peft: Any, kind: str) -> None:
+    options: dict[str, Any] = {"target_modules": ["down_proj"]}
+    if kind == "IA3Config":
+        options["feedforward_modules"] = ["down_proj"]
+    model = peft.get_peft_model(llama(), getattr(peft, kind)(**options))
+    told = refused(model)
+    assert "an adapter of peft around it (peft.tuners." in told
+    assert "active: 'default'" in told
+    assert "model = model.merge_and_unload()" in told
+    assert dkn.attribute(model.merge_and_unload(), words_tokenizer(), [FACT]).probability[0] > 0
+
+
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PromptEncoderConfig"])
+def test_prompt_tuning_is_named(peft: Any, kind: str) -> None:
+    config = getattr(peft, kind)(num_virtual_tokens=3, task_type="CAUSAL_LM")
+    told = refused(peft.get_peft_model(llama(), config))
+    assert "expected one row of logits a token; found 7 for 4 tokens" in told
+    assert "prompt tuning by peft" in told
+    assert "use the base model" in told
+
+
+def parametrized() -> Any:
+    model = llama()
+    parametrizations.weight_norm(model.get_submodule(DOWN))
+    return model
+
+
+def normed() -> Any:
+    model = llama()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        weight_norm(model.get_submodule(DOWN))
+    return model
+
+
+@pytest.mark.parametrize("make", [parametrized, normed])
+def test_computed_weights_are_not_called_quantised(make: Any) -> None:
+    """They are taken as what they compute, which is what the plain model has."""
+    found, expected = (
+        dkn.attribute(m, words_tokenizer(), [FACT]).scores for m in (make(), llama())
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_a_gguf_file_read_as_plain_numbers_is_no_quantised_model() -> None:
+    """transformers leaves its note on the file in the configuration."""
+    from transformers import GgufConfig
+
+    model = llama()
+    model.config.quantization_config = GgufConfig(gguf_file="model.gguf", dequantize=True)
+    found, expected = (dkn.attribute(m, words_tokenizer(), [FACT]).scores for m in (model, llama()))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_gguf_file_that_stays_packed_is() -> None:
+    from transformers import GgufConfig
+
+    model = llama()
+    model.config.quantization_config = GgufConfig(gguf_file="model.gguf")
+    packed = nn.Parameter(torch.zeros(480, 1, dtype=torch.uint8), requires_grad=False)
+    model.get_submodule(DOWN).weight = packed
+    with pytest.raises(UnsupportedModelError, match=r"Parameter of uint8.* without quantization"):
+        find_layout(model)
+
+
+def test_an_adapters_folder_is_named(tmp_path: Path, peft: Any) -> None:
+    config = peft.LoraConfig(target_modules=["q_proj"])
+    peft.get_peft_model(llama(), config).save_pretrained(tmp_path)
+    with pytest.raises(dkn.UserError, match=r"an adapter of peft, not a model: merge it"):
+        dkn.load_model(tmp_path)
