@@ -88,7 +88,8 @@ class AttributionConfig(_Section):
         baseline: ``masked`` (mean activation with each prompt token masked in turn), ``zero``.
             A tensor ``[L, F]`` or ``[n_facts, L, F]`` is given to ``attribute(baselines=...)``.
         quadrature: ``adaptive``, or a fixed rule with ``n_steps`` points.
-        tolerance: bound on the estimated relative L2 error of a fact's scores (adaptive).
+        tolerance: bound on the estimated relative L2 error of a fact's scores (adaptive). More
+            points do not help against rounding: where that alone is more, ``converged`` is False.
         n_steps: points of a fixed rule; None with ``adaptive``.
         max_points: most points a layer (adaptive); where reached, ``converged`` is False.
         answer_tokens: how scores of several answer tokens are combined.

@@ -77,9 +77,14 @@ class Attribution:
             the objective between baseline and input (mean over answer tokens).
         probability: float64 ``[n_facts]``; the answer's probability (product over its tokens).
         n_points: int32 ``[n_facts, L]``; path points paid for, over all answer tokens.
-        converged: bool ``[n_facts, L]``; False where ``max_points`` stopped the refinement.
+        converged: bool ``[n_facts, L]``; False where the fact is not within ``tolerance`` since
+            ``max_points`` stopped the layer's refinement, or since rounding alone leaves it no
+            equal share of the tolerance.
         error: float32 ``[n_facts]``; estimated relative L2 error of a fact's scores (NaN for
-            fixed rules).
+            fixed rules), of the quadrature and of rounding in the model's dtype. Rounding grows
+            with the prompt: masking one of many tokens leaves x' close to x, and their difference
+            has the rounding of both (1e-5 of the scores at 100 tokens in float32, more in
+            shorter dtypes). By so much scores also differ between batch sizes.
         path: for each fact ``"sweep"`` or ``"general"``.
     """
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dkn_engine.attribution.sites import STRAIGHT
 from dkn_engine.layout import Layout
@@ -92,6 +94,19 @@ class Paths:
             self.factor = self.factor * fixed
         self._ends: dict[int, tuple[Tensor, Tensor]] = {}
         self._w_out: dict[int, Tensor] = {}
+        self._magnification: NDArray[np.float64] | None = None
+
+    def magnification(self) -> NDArray[np.float64]:
+        """How much longer the ends of each path are than what its gradients are multiplied by.
+
+        Float64 ``[C, L, F]`` on the host, 0 where that is 0: max(|x|, |x'|) / |x - x'|.
+        """
+        if self._magnification is None:
+            # In float64, where no quotient of two such numbers overflows.
+            size = torch.maximum(self.value.abs(), self.baseline.abs()).double()
+            ratio = torch.where(self.factor == 0, 0, size / self.factor.abs())
+            self._magnification = ratio.cpu().numpy()
+        return self._magnification
 
     def outputs(self, layer: int, context: Tensor, alpha: Tensor) -> Tensor:
         """The MLP's output ``[n, d]`` at path points of one layer."""

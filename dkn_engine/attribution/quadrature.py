@@ -54,6 +54,11 @@ def _embedded(n: int) -> Array:
 
 
 _DIFFERENCES = {n: _WEIGHTS[n] - _embedded(n) for n in _LEVELS}
+# What float arithmetic leaves open, in steps of the model's dtype, by comparison with the model's
+# own float64 run: of an activation (2 to 6 in tiny models, 11 in the demo model), and of a gradient,
+# relative to the whole (4 to 20).
+_ACTIVATION_STEPS = 12.0
+_GRADIENT_STEPS = 12.0
 # Of the four-point rule: where its difference from the embedded rule is less than a tenth of the
 # score, the error is taken to be that much smaller again. The true one falls with the cube of it.
 _SMOOTH = 10.0
@@ -94,7 +99,8 @@ class Integrals:
 
     Attributes:
         scores: ``[C, L, F]`` on the host; delta, n_points: ``[C, L]``.
-        error: ``[C, L]``, estimated L2 error of ``scores[c, l]`` (NaN for fixed rules).
+        error: ``[C, L]``, estimated L2 error of ``scores[c, l]``: of the quadrature (NaN for fixed
+            rules) and of rounding.
         converged: bool ``[C, L]``.
     """
 
@@ -280,6 +286,10 @@ def integrate_adaptive(
     short, so the MLP's output turns all of it, and four are often too few. A path that must improve
     gets seven, then thirteen, then is bisected into panels of seven.
 
+    Rounding is estimated beside it (:func:`_rounding`). What it leaves of the tolerance is for the
+    quadrature; where it leaves nothing, more points cannot help: the quadrature is brought within
+    tolerance all the same, and the group has not converged.
+
     Args:
         evaluator: the sweep or the general path.
         paths: where the points lie.
@@ -299,7 +309,9 @@ def integrate_adaptive(
     while fresh:
         store.pay(_keys(fresh))
         _measure(store, fresh, complete)
-        worst = _worst(panels, groups, weights, tolerance, n_layers, stuck)
+        total = _total(panels, (n, n_layers, paths.layout.width))
+        goal = _goals(total, _rounding(paths, total), groups, weights, tolerance)
+        worst = _worst(panels, groups, weights, goal, n_layers, stuck)
         fresh, paid = [], store.n_paid()
         for panel in worst:
             children = _refine(panel)
@@ -311,7 +323,46 @@ def integrate_adaptive(
             panels.remove(panel)
             panels.extend(children)
             fresh.extend(children)
-    return _collect(store, panels, paths.layout.width, stuck, groups, weights, tolerance)
+    return _collect(store, panels, stuck, groups, weights, tolerance)
+
+
+def _total(panels: list[_Panel], shape: tuple[int, int, int]) -> Array:
+    """Scores ``[C, L, F]``, summed over the panels of each path."""
+    total = np.zeros(shape)
+    for p in panels:
+        assert p.score is not None
+        total[p.key] += p.score
+    return total
+
+
+def _rounding(paths: Paths, total: Array) -> Array:
+    """Estimated L2 error ``[C, L]`` of scores ``[C, L, F]`` that comes from rounding.
+
+    A score is (x - x') times a mean gradient g. Both activations carry rounding of their own size,
+    which their difference keeps: ``|x| g`` steps, much of the score where x' is close to x, as in
+    long prompts of which one token is masked. And g comes from a backward pass, with some steps of
+    the score itself.
+    """
+    eps = float(torch.finfo(paths.dtype).eps)
+    activations = _ACTIVATION_STEPS * np.linalg.norm(paths.magnification() * total, axis=-1)
+    found: Array = eps * (activations + _GRADIENT_STEPS * np.linalg.norm(total, axis=-1))
+    return found
+
+
+def _goals(
+    total: Array, rounding: Array, groups: NDArray[np.int64], weights: Array, tolerance: float
+) -> dict[int, float]:
+    """Of each group, what the L2 error of its quadrature may be; not finite where scores are not.
+
+    Rounding and the quadrature's error have nothing to do with one another, so squares add.
+    """
+    goals = {}
+    for group in np.unique(groups):
+        mine = groups == group
+        allowed = tolerance * float(np.linalg.norm(np.tensordot(weights[mine], total[mine], 1)))
+        rounded = float(np.linalg.norm(weights[mine] @ rounding[mine]))
+        goals[int(group)] = np.sqrt(allowed**2 - rounded**2) if rounded < allowed else allowed
+    return goals
 
 
 def _keys(panels: list[_Panel]) -> list[_Key]:
@@ -364,28 +415,28 @@ def _worst(
     panels: list[_Panel],
     groups: NDArray[np.int64],
     weights: Array,
-    tolerance: float,
+    goals: dict[int, float],
     n_layers: int,
     stuck: NDArray[np.bool_],
 ) -> list[_Panel]:
-    """The fewest panels whose removal brings every group's error estimate within tolerance.
+    """The fewest panels whose removal brings every group's error estimate to its goal.
 
-    Where paths that may have no more points are not within it by themselves, the others are to be.
+    Where paths that may have no more points are not at it by themselves, the others are to be.
     """
     chosen: list[_Panel] = []
     for group in np.unique(groups):
         mine = [p for p in panels if groups[p.context] == group]
-        norm = _group_norm(mine, weights, n_layers)
-        if not np.isfinite(norm):
+        goal = goals[int(group)]
+        if not np.isfinite(goal):
             continue  # more points will not mend NaN
         layer_error = _layer_error([p for p in mine if stuck[p.key]], weights, n_layers)
-        if np.linalg.norm(layer_error) > tolerance * norm:
+        if np.linalg.norm(layer_error) > goal:
             layer_error[:] = 0
         mine = [p for p in mine if not stuck[p.key]]
         layer_error += _layer_error(mine, weights, n_layers)
         mine.sort(key=lambda p: (-weights[p.context] * p.error, p.layer, p.context, p.a))
         for p in mine:
-            if np.linalg.norm(layer_error) <= tolerance * norm:
+            if np.linalg.norm(layer_error) <= goal:
                 break
             layer_error[p.layer] = max(0.0, layer_error[p.layer] - weights[p.context] * p.error)
             chosen.append(p)
@@ -400,38 +451,29 @@ def _layer_error(panels: list[_Panel], weights: Array, n_layers: int) -> Array:
     return total
 
 
-def _group_norm(panels: list[_Panel], weights: Array, n_layers: int) -> float:
-    """L2 norm of a group's scores over all layers."""
-    total: list[Array | float] = [0.0] * n_layers
-    for p in panels:
-        assert p.score is not None
-        total[p.layer] = total[p.layer] + weights[p.context] * p.score.astype(np.float64)
-    return float(np.sqrt(sum(float(np.sum(np.square(t))) for t in total)))
-
-
 def _collect(
     store: _Store,
     panels: list[_Panel],
-    width: int,
     stuck: NDArray[np.bool_],
     groups: NDArray[np.int64],
     weights: Array,
     tolerance: float,
 ) -> Integrals:
-    shape = (store.n, store.n_layers)
-    total = np.zeros((*shape, width))
-    error = np.zeros(shape)
+    total = _total(panels, (store.n, store.n_layers, store.paths.layout.width))
+    quadrature = np.zeros(stuck.shape)
     for p in panels:
-        assert p.score is not None
-        total[p.key] += p.score
-        error[p.key] += p.error
+        quadrature[p.key] += p.error
+    rounding = _rounding(store.paths, total)
+    error = np.hypot(quadrature, rounding)
     scores: NDArray[np.floating] = total.astype(store.dtype)
     converged = ~stuck & np.isfinite(error)
-    # A layer that ran out of points still counts as converged if its fact came within tolerance.
     for group in np.unique(groups):
         mine = groups == group
-        norm = np.linalg.norm(np.tensordot(weights[mine], total[mine], 1))
-        estimate = np.linalg.norm(weights[mine] @ error[mine])
-        if estimate <= tolerance * norm:
+        allowed = tolerance * np.linalg.norm(np.tensordot(weights[mine], total[mine], 1))
+        # A layer that ran out of points still counts as converged if its fact came within
+        # tolerance; otherwise one that rounding alone keeps from an equal share of it does not.
+        if np.linalg.norm(weights[mine] @ error[mine]) <= allowed:
             converged[mine] = True
+        else:
+            converged[mine] &= weights[mine] @ rounding[mine] <= allowed / np.sqrt(store.n_layers)
     return Integrals(scores, _delta(store, scores), store.n_paid(), error, converged)

@@ -141,7 +141,7 @@ def headlines(summary: Summary) -> list[str]:
             f"{summary.max_abs_convergence_delta:.0e} largest",
         ]
     if summary.n_not_converged:
-        lines.append(f"Not converged within max_points: {summary.n_not_converged:,} facts")
+        lines.append(f"Not converged to the tolerance: {summary.n_not_converged:,} facts")
     if summary.seconds:
         rate = summary.n_facts / summary.seconds
         lines.append(f"Time: {summary.seconds:,.1f} s, {rate:.3g} facts/s")

@@ -1,0 +1,77 @@
+"""The error estimate includes rounding, as the model's own float64 run shows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from dkn_engine.attribution.chunk import ChunkScores, attribute_chunk
+from dkn_engine.config import AttributionConfig
+from dkn_engine.layout import find_layout
+from tests.tiny import MASK_ID, relative_error, sequence, tiny
+
+
+def model_of(name: str, dtype: torch.dtype) -> Any:
+    """With weights that are the same in every dtype from ``dtype`` on."""
+    longer = {"n_positions": 512} if name == "gpt2" else {"max_position_embeddings": 512}
+    return tiny(name, **longer).to(dtype)
+
+
+def scores_of(model: Any, n_prompt: int, **options: Any) -> ChunkScores:
+    one, config = [sequence(n_prompt, 1, seed=n_prompt)], AttributionConfig(**options)
+    return attribute_chunk(model, find_layout(model), one, config, mask_id=MASK_ID)
+
+
+@pytest.mark.parametrize("n_prompt", [40, 300])
+@pytest.mark.parametrize("name", ["gemma3", "llama", "gpt2"])
+def test_long_prompts_of_which_one_token_is_masked(name: str, n_prompt: int) -> None:
+    """x' comes close to x, and their difference keeps the rounding of both."""
+    model = model_of(name, torch.float32)
+    found = scores_of(model, n_prompt)
+    truth = relative_error(found.scores, scores_of(model.double(), n_prompt, tolerance=1e-5).scores)
+    assert truth / 2 < found.error[0] < max(10 * truth, 1e-3)
+    assert found.converged.all()
+    if n_prompt == 300:
+        assert 5e-6 < truth < found.error[0] < 10 * truth
+
+
+@pytest.mark.parametrize("baseline", ["masked", "zero"])
+@pytest.mark.parametrize("name", ["gpt2", "phi"])
+def test_a_tolerance_that_the_dtype_does_not_allow_is_not_reached(name: str, baseline: Any) -> None:
+    model = model_of(name, torch.float32)
+    found = scores_of(model, 9, baseline=baseline, tolerance=1e-6)
+    double = scores_of(model.double(), 9, baseline=baseline, tolerance=1e-6)
+    truth = relative_error(found.scores, double.scores)
+    assert truth < found.error[0] < 20 * truth
+    assert not found.converged.all()
+    assert double.converged.all()
+    assert double.error[0] < 1e-6
+    # More points do not help against rounding, so none are paid for it.
+    assert found.n_points.sum() < 2 * double.n_points.sum()
+
+
+def test_short_formats_say_so() -> None:
+    model = model_of("gpt2", torch.bfloat16)
+    found = scores_of(model, 9, max_points=16)
+    truth = relative_error(found.scores, scores_of(model.double(), 9).scores)
+    assert truth / 2 < found.error[0] < 20 * truth
+    assert not found.converged.all()
+
+
+def test_scores_multiplied_by_the_activation_do_not_cancel() -> None:
+    """As in the released code: x, whose rounding is relative to itself, stands for (x - x')."""
+    model = model_of("gpt2", torch.float32)
+    cancels = scores_of(model, 300)
+    found = scores_of(model, 300, multiply_by="activation", tolerance=1e-5)
+    double = scores_of(model.double(), 300, multiply_by="activation", tolerance=1e-6)
+    truth = relative_error(found.scores, double.scores)
+    assert truth < found.error[0] < 1e-5 < cancels.error[0]
+
+
+@pytest.mark.parametrize("name", ["gemma3", "llama", "gpt2", "phi", "olmo2", "qwen3"])
+def test_ordinary_facts_converge_at_the_default_tolerance(name: str) -> None:
+    found = scores_of(model_of(name, torch.float32), 9)
+    assert found.converged.all()
+    assert found.error[0] <= 1e-3
