@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +13,11 @@ from dkn_engine.errors import FactError, UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
+
 _SPACE = "\u2581"  # SentencePiece's mark of a word's beginning
+# Tokenizers with an unknown part in a prompt, about which enough is said.
+_TOLD: weakref.WeakSet[PreTrainedTokenizerBase] = weakref.WeakSet()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,38 +40,38 @@ def encode_fact(
     """Token ids of prompt and answer, tokenised separately.
 
     The prompt gets the special tokens that the tokenizer puts in front of a text (its own BOS
-    policy), never those it puts behind. The answer gets the leading space of the tokenizer's
-    convention and no special tokens; with that space, the two must be what the joined text is
-    tokenised to.
+    policy) unless it begins with them, never those it puts behind. The answer gets the leading
+    space of the tokenizer's convention and no special tokens; with that space, the two must be
+    what the joined text is tokenised to. A prompt with a part that the tokenizer does not know is
+    asked, and said once in the log.
 
     Args:
         tokenizer: of a causal model.
         prompt: without the answer and without a trailing space.
         answer: without a leading space.
-        config: ``answer_space=False`` takes the answer as it stands, and then does not compare
-            with the joined text; ``answer_special_tokens=True`` keeps the special tokens that the
-            tokenizer adds to the answer as a text of its own. Both are the released code's way.
+        config: ``answer_space=False`` takes the answer as it stands, and compares with the joined
+            text only where the tokenizer puts a space before any text: there the answer is what
+            the joined text has behind the prompt. ``answer_special_tokens=True`` keeps the special
+            tokens that the tokenizer adds to the answer as a text of its own. Both together are
+            the released code's way.
         max_length: the model's context, in tokens. All but the last answer token are fed to it.
         fact_id: for messages.
 
     Raises:
-        FactError: prompt or answer is empty, not valid Unicode or has no token, the joined text is
-            tokenised otherwise, or the fact does not fit the context; the message names the fact.
+        FactError: prompt or answer is empty, not valid Unicode or has no token, the tokenizer does
+            not know a part of the answer, the joined text is tokenised otherwise, or the fact does
+            not fit the context; the message names the fact.
     """
     where = f"fact {fact_id!r}: " if fact_id is not None else ""
-    for name, text in (("prompt", prompt), ("answer", answer)):
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:  # Half of a surrogate pair, which no tokenizer takes.
-            raise FactError(f"{where}the {name} {text!r} is not valid Unicode") from None
-    if not answer.strip():
-        raise FactError(f"{where}the answer is empty")
+    _require_text(prompt, answer, where)
     prompt_ids = _encode_prompt(tokenizer, prompt)
     if not prompt_ids:
         raise FactError(f"{where}the prompt {prompt!r} has no token")
-    answer_ids = _encode_answer(tokenizer, answer, config)
+    answer_ids = _encode_answer(tokenizer, prompt, answer, config, where)
     if not answer_ids:
         raise FactError(f"{where}the answer {answer!r} has no token")
+    _refuse_unknown(tokenizer, answer, answer_ids, config, where)
+    _say_unknown(tokenizer, prompt, where)
     if config.answer_space:
         _check_border(tokenizer, prompt, answer, where)
     length = len(prompt_ids) + len(answer_ids) - 1
@@ -75,6 +81,16 @@ def encode_fact(
             f"{max_length}"
         )
     return EncodedPrompt(prompt_ids, answer_ids)
+
+
+def _require_text(prompt: str, answer: str, where: str) -> None:
+    for name, text in (("prompt", prompt), ("answer", answer)):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:  # Half of a surrogate pair, which no tokenizer takes.
+            raise FactError(f"{where}the {name} {text!r} is not valid Unicode") from None
+    if not answer.strip():
+        raise FactError(f"{where}the answer is empty")
 
 
 def mask_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -104,7 +120,9 @@ def _encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[int
     """The prompt's tokens behind the special tokens that belong in front of a text."""
     plain = _encode(tokenizer, prompt, special=False)
     # An empty prompt would not tell front from back.
-    return front_tokens(tokenizer, prompt if plain else "a") + plain
+    front = front_tokens(tokenizer, prompt if plain else "a")
+    # Chat templates bring them along, and twice is no text that a model has seen.
+    return plain if plain[: len(front)] == front else front + plain
 
 
 def front_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
@@ -115,18 +133,64 @@ def front_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ..
 
 
 def _encode_answer(
-    tokenizer: PreTrainedTokenizerBase, answer: str, config: FactsConfig
+    tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, config: FactsConfig, where: str
 ) -> tuple[int, ...]:
+    if not config.answer_space and not config.answer_special_tokens and _adds_space(tokenizer):
+        plain, joined = (_encode(tokenizer, t, special=False) for t in (prompt, prompt + answer))
+        if joined[: len(plain)] != plain:
+            raise _other_border(tokenizer, plain, joined, prompt, answer, where)
+        return joined[len(plain) :]
     text = _spaced(tokenizer, answer) if config.answer_space else answer
     return _encode(tokenizer, text, special=config.answer_special_tokens)
 
 
-def _spaced(tokenizer: PreTrainedTokenizerBase, answer: str) -> str:
-    """The answer with a space in front, unless the tokenizer itself puts one before any text."""
+def _has_unknown(tokenizer: PreTrainedTokenizerBase, text: str, ids: tuple[int, ...]) -> bool:
+    """Whether a part of the text became the unknown token without being its name.
+
+    Args:
+        ids: of the text, without special tokens around it: some tokenizers use one for both.
+    """
+    unknown = tokenizer.unk_token_id
+    return unknown is not None and ids.count(unknown) > text.count(str(tokenizer.unk_token))
+
+
+def _unknown(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    return f"{text!r} holds what the tokenizer does not know and reads as {tokenizer.unk_token!r}"
+
+
+def _refuse_unknown(
+    tokenizer: PreTrainedTokenizerBase,
+    answer: str,
+    answer_ids: tuple[int, ...],
+    config: FactsConfig,
+    where: str,
+) -> None:
+    if config.answer_special_tokens:
+        text = _spaced(tokenizer, answer) if config.answer_space else answer
+        answer_ids = _encode(tokenizer, text, special=False)
+    if _has_unknown(tokenizer, answer, answer_ids):
+        raise FactError(f"{where}the answer {_unknown(tokenizer, answer)}; it cannot be asked for")
+
+
+def _say_unknown(tokenizer: PreTrainedTokenizerBase, prompt: str, where: str) -> None:
+    if tokenizer in _TOLD:
+        return
+    if _has_unknown(tokenizer, prompt, _encode(tokenizer, prompt, special=False)):
+        _TOLD.add(tokenizer)
+        text = "%sthe prompt %s; it is asked all the same, as are others like it"
+        logger.warning(text, where, _unknown(tokenizer, prompt))
+
+
+def _adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer itself puts a space before any text."""
     ids = _encode(tokenizer, "a", special=False)
     first = tokenizer.convert_ids_to_tokens(list(ids[:1]))
-    adds_space = bool(first) and str(first[0]).startswith((_SPACE, "\u0120"))
-    return answer if adds_space else f" {answer}"
+    return bool(first) and str(first[0]).startswith((_SPACE, "\u0120"))
+
+
+def _spaced(tokenizer: PreTrainedTokenizerBase, answer: str) -> str:
+    """The answer with a space in front, unless the tokenizer itself puts one before any text."""
+    return answer if _adds_space(tokenizer) else f" {answer}"
 
 
 def _check_border(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, where: str) -> None:
@@ -134,11 +198,22 @@ def _check_border(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, 
     ids += _encode(tokenizer, _spaced(tokenizer, answer), special=False)
     joined = _encode(tokenizer, f"{prompt} {answer}", special=False)
     if ids != joined:
-        at = next((i for i, (a, b) in enumerate(zip(ids, joined, strict=False)) if a != b), 0)
-        apart, together = (
-            tokenizer.convert_ids_to_tokens(list(x[max(0, at - 1) : at + 3])) for x in (ids, joined)
-        )
-        raise FactError(
-            f"{where}prompt and answer are tokenised otherwise when joined: {apart} became "
-            f"{together} near {prompt[-20:]!r} + {answer!r}"
-        )
+        raise _other_border(tokenizer, ids, joined, prompt, answer, where)
+
+
+def _other_border(
+    tokenizer: PreTrainedTokenizerBase,
+    apart: tuple[int, ...],
+    joined: tuple[int, ...],
+    prompt: str,
+    answer: str,
+    where: str,
+) -> FactError:
+    at = next((i for i, (a, b) in enumerate(zip(apart, joined, strict=False)) if a != b), 0)
+    one, other = (
+        tokenizer.convert_ids_to_tokens(list(x[max(0, at - 1) : at + 3])) for x in (apart, joined)
+    )
+    return FactError(
+        f"{where}prompt and answer are tokenised otherwise when joined: {one} became "
+        f"{other} near {prompt[-20:]!r} + {answer!r}"
+    )

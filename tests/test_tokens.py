@@ -11,6 +11,7 @@ from dkn_engine.config import Config, FactsConfig
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.tokens import EncodedPrompt, encode_fact, mask_token_id
 from dkn_engine.types import Fact
+from tests.words import words_tokenizer
 
 DEFAULT = FactsConfig()
 RELEASED = Config.released().facts
@@ -36,23 +37,36 @@ def byte_level(template: str = "$A", extra: tuple[str, ...] = (), **special: str
     return wrap(tokenizer, template, **special)
 
 
-def sentence_piece(template: str = "$A", *, dummy: bool, across: str | None = None) -> Any:
+def sentence_piece(
+    template: str = "$A",
+    *,
+    dummy: bool,
+    across: str | None = None,
+    more: str = "",
+    as_normalizer: bool = False,
+) -> Any:
     """As in LLaMA 2 (``dummy``: a space before any text) or Gemma (none).
 
-    ``across`` is a piece that spans words, so that joining a text changes its pieces.
+    ``more`` are further letters. The space in front of a text is LLaMA's newer pre-tokenizer's, or
+    with ``as_normalizer`` its older normalizer's. ``across`` is a piece that spans words, so that
+    joining a text changes its pieces.
     """
-    letters = "TheapitlofsNwYorkBrcn"
+    letters = "TheapitlofsNwYorkBrcn" + more
     pieces = [("<unk>", -20.0), ("<s>", 0.0), ("</s>", 0.0), ("\u2581", -5.0)]
     pieces += [(c, -10.0) for c in dict.fromkeys(letters)]
     pieces += [(w, -3.0) for w in WORDS if len(w) > 1] + [(f"\u2581{w}", -2.0) for w in WORDS]
     if across is not None:
         pieces.append((across, -1.0))
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
-    if dummy:
+    if as_normalizer:
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+        )
+    elif dummy:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     else:
         tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
-    return wrap(tokenizer, template)
+    return wrap(tokenizer, template, unk_token="<unk>", bos_token="<s>")
 
 
 def tokens(tokenizer: Any, encoded: EncodedPrompt) -> tuple[list[str], list[str]]:
@@ -180,3 +194,94 @@ def test_space_that_nobody_sees_makes_no_other_question(make: Any, space: str) -
     seen = Fact("a", f"{space}The capital is{space}", f"{space}Berlin{space}")
     encoded = encode_fact(tokenizer, seen.prompt, seen.answer, config=DEFAULT)
     assert encoded == encode_fact(tokenizer, "The capital is", "Berlin", config=DEFAULT)
+
+
+CHINESE = "\u6cd5\u56fd\u7684\u9996\u90fd\u662f", "\u5df4\u9ece"  # The capital of France is, Paris
+
+
+@pytest.mark.parametrize("as_normalizer", [False, True], ids=["metaspace", "normalizer"])
+@pytest.mark.parametrize("template", ["$A", "<s> $A"])
+@pytest.mark.parametrize("prompt", [CHINESE[0], f"The capital is {CHINESE[0]}\n"], ids=ascii)
+def test_an_answer_without_space_follows_at_once_where_tokenizers_put_one_before_any_text(
+    as_normalizer: bool, template: str, prompt: str
+) -> None:
+    tokenizer = sentence_piece(
+        template, dummy=True, more="".join(CHINESE) + "\n", as_normalizer=as_normalizer
+    )
+    config = FactsConfig(answer_space=False)
+    encoded = encode_fact(tokenizer, prompt, CHINESE[1], config=config)
+    assert tokens(tokenizer, encoded)[1] == list(CHINESE[1])
+    assert [*encoded.prompt_ids, *encoded.answer_ids] == tokenizer(prompt + CHINESE[1])["input_ids"]
+
+
+def test_an_answer_without_space_that_changes_the_prompts_tokens_is_refused() -> None:
+    tokenizer = sentence_piece(dummy=True, across="".join(CHINESE)[-3:], more="".join(CHINESE))
+    with pytest.raises(FactError, match=r"^fact 'f': prompt and answer are tokenised otherwise"):
+        encode_fact(tokenizer, *CHINESE, config=FactsConfig(answer_space=False), fact_id="f")
+
+
+def test_the_released_answer_stays_a_text_of_its_own() -> None:
+    tokenizer = sentence_piece("<s> $A", dummy=True)
+    encoded = encode_fact(tokenizer, "The capital is", "Berlin", config=RELEASED)
+    assert tokens(tokenizer, encoded)[1] == ["<s>", "\u2581Berlin"]
+
+
+@pytest.mark.parametrize("config", [DEFAULT, RELEASED, FactsConfig(answer_space=False)])
+@pytest.mark.parametrize("answer", ["Z", "New Zork", "\u5df4"], ids=ascii)
+def test_an_answer_that_the_tokenizer_does_not_know_is_refused(
+    config: FactsConfig, answer: str
+) -> None:
+    message = rf"^fact 'f': the answer '{answer}' holds what the tokenizer does not know .*'<unk>'"
+    with pytest.raises(FactError, match=message):
+        encode_fact(sentence_piece(dummy=True), "The", answer, config=config, fact_id="f")
+
+
+def test_the_unknown_token_itself_can_be_asked_for() -> None:
+    encoded = encode_fact(words_tokenizer(), "w5 <unk>", "<unk>", config=DEFAULT)
+    assert (encoded.prompt_ids, encoded.answer_ids) == ((5, 0), (0,))
+
+
+def test_an_unknown_word_in_a_prompt_is_said_once_a_tokenizer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tokenizer = words_tokenizer()
+    for prompt in ("w5 w6", "w5 Zork", "w5 Zork", "Zork w6"):
+        encode_fact(tokenizer, prompt, "w7", config=DEFAULT, fact_id="f")
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "fact 'f': the prompt 'w5 Zork' holds what" in record.message
+    encode_fact(words_tokenizer(), "Zork", "w7", config=DEFAULT)
+    assert len(caplog.records) == 2
+
+
+def test_a_token_that_also_stands_for_the_unknown_is_not_unknown(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """GPT-2's end-of-text token is its unknown token, too, and OPT's is in front of every text."""
+    tokenizer = byte_level("</s> $A", unk_token="</s>", bos_token="</s>", eos_token="</s>")
+    encode_fact(tokenizer, "The capital is", "Berlin", config=DEFAULT)
+    encode_fact(tokenizer, "The </s> is", "Berlin", config=RELEASED)
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("make", [byte_level, lambda t, **o: sentence_piece(t, dummy=True)])
+def test_the_first_token_is_there_once_where_the_prompt_brings_it(make: Any) -> None:
+    tokenizer = make("<s> $A", bos_token="<s>")
+    one = encode_fact(tokenizer, "<s>The capital is", "Berlin", config=DEFAULT)
+    assert one.prompt_ids.count(tokenizer.bos_token_id) == 1
+    assert one.prompt_ids[0] == tokenizer.bos_token_id
+    assert (
+        tokens(tokenizer, one)[0][-2:]
+        == tokens(tokenizer, encode_fact(tokenizer, "The capital is", "Berlin", config=DEFAULT))[0][
+            -2:
+        ]
+    )
+
+
+def test_a_word_that_is_known_behind_a_space_only_is_known() -> None:
+    pieces = [("<unk>", -20.0), ("</s>", 0.0), ("\u2581The", -2.0), ("\u2581Zork", -2.0)]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=True)
+    known = wrap(tokenizer, unk_token="<unk>")
+    encoded = encode_fact(known, "The", "Zork", config=DEFAULT)
+    assert tokens(known, encoded)[1] == ["\u2581Zork"]

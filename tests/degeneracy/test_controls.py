@@ -495,15 +495,26 @@ def test_the_reference_is_a_fixed_sample_of_many_facts() -> None:
 
 
 def test_few_facts_are_filled_up_with_others_which_are_counted() -> None:
-    facts = many_facts(3)
-    found = built([*facts, Fact("bad", "w5", " ")])
+    facts, tokenizer = many_facts(3), words_tokenizer()
+    tokenizer.add_tokens([w for f in load_facts("demo") for w in f.answer.split()])
+    model = tiny("llama", vocab_size=len(tokenizer))
+    own = [*facts, Fact("bad", "w5", " ")]
+    found = build_reference(
+        model, tokenizer, find_layout(model), own, Config(), load_facts("demo")
+    )
     assert found is not None
     assert len(found.facts) == ENOUGH
-    own, packaged = {f.id for f in found.facts[:3]}, [f.id for f in found.facts[3:]]
-    assert own == {f.id for f in facts}
+    assert {f.id for f in found.facts[:3]} == {f.id for f in facts}
+    packaged = [f.id for f in found.facts[3:]]
     assert packaged == [f.id for f in load_facts("demo")[: ENOUGH - 3]]
     assert found.n_filled == ENOUGH - 3
     assert found.is_enough
+
+
+def test_packaged_facts_whose_answers_a_tokenizer_does_not_know_are_no_controls() -> None:
+    found = built(many_facts(3))
+    assert found is not None
+    assert sorted(f.id for f in found.facts) == ["f0", "f1", "f2"]
 
 
 def test_enough_facts_are_not_filled_up() -> None:
