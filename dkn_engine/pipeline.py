@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dkn_engine.config import Config
-from dkn_engine.dataset import FactFile, Scan, pick, scan
+from dkn_engine.dataset import Scan, pick, scan
 from dkn_engine.degeneracy.reference import reference_order
 from dkn_engine.errors import FactError, UserError
+from dkn_engine.facts.given import Facts, facts_from
 from dkn_engine.identity import Identity, identity_of
 from dkn_engine.info import versions
 from dkn_engine.plan import WHOLE, Plan, Shard, Task, iter_tasks, plan_for
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Progress = Callable[[int, int], None]
-Facts = Iterable[Fact] | str | Path
 # From tasks, taken when there is room for one, to chunks and their files, in any order.
 Files = Mapping[str, bytes]
 Compute = Callable[[Iterator[Task]], Iterator[tuple[int, Files]]]
@@ -70,8 +70,8 @@ def iter_dkns(
     Args:
         model: a causal decoder of transformers; it is left as it was found.
         tokenizer: the model's.
-        facts: a file, which is read several times and never held; or facts with unique ids, of
-            which a mere iterator is made a list.
+        facts: a file, which is read several times and never held; or facts with unique ids, also
+            as mappings with the keys of a facts file; of a mere iterator a list is made.
         config: all choices; None for :class:`dkn_engine.Config`'s measured defaults.
         out: run directory, created or continued: what is there is not computed again; a path, or
             a URL that fsspec knows. None keeps nothing on disk.
@@ -82,6 +82,7 @@ def iter_dkns(
         UnsupportedModelError: the model is not a causal decoder that the engine knows.
         RunDirectoryError: ``out`` belongs to another configuration, model, tokenizer or list of
             facts.
+        TypeError, FactError: ``facts`` are none, or a mapping among them does not make one.
         UserError: ``facts`` have no unique ids, or an option does not fit the model.
         BackendError: a backend asked for by name cannot run.
 
@@ -142,14 +143,13 @@ def prepare(facts: Facts, config: Config, shard: Shard = WHOLE) -> Run:
     """
     if config.attribution.baseline == "given":
         raise UserError("baseline must be 'masked' or 'zero' for DKNs; got 'given'")
-    if isinstance(facts, str | Path):
-        facts = FactFile(facts, blank=config.facts.blank)
-    elif iter(facts) is facts:
-        facts = list(facts)
-    scanned = scan(facts, plan_for(0, config.facts_per_chunk).window)
-    sample = pick(facts, reference_order(scanned.n, config.seed))
+    read = facts_from(facts, config.facts)
+    if isinstance(read, Iterator):
+        read = list(read)
+    scanned = scan(read, plan_for(0, config.facts_per_chunk).window)
+    sample = pick(read, reference_order(scanned.n, config.seed))
     plan = plan_for(scanned.n, config.facts_per_chunk, shard)
-    return Run(facts, scanned, sample, config, plan)
+    return Run(read, scanned, sample, config, plan)
 
 
 def on_disk(

@@ -357,8 +357,8 @@ def test_ids_must_be_unique(model: Any, out: bool, tmp_path: Path) -> None:
 
 
 def test_facts_must_be_facts(model: Any) -> None:
-    with pytest.raises(TypeError, match=r"dkn_engine\.Fact; got dict"):
-        run(model, [{"id": "x"}])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match=r"dkn_engine\.Fact or mappings.*; got tuple"):
+        run(model, [("w5", "w6")])
 
 
 def test_baselines_cannot_be_given(model: Any) -> None:

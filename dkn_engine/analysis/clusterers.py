@@ -22,6 +22,7 @@ from dkn_engine.degeneracy.lattice import degenerate_family, drops
 from dkn_engine.degeneracy.prompts import Prompts
 from dkn_engine.degeneracy.reference import build_reference, generator
 from dkn_engine.errors import UserError
+from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.layout import Layout, find_layout
 from dkn_engine.pipeline import iter_dkns
 from dkn_engine.report.statistics import FEWEST, Estimate, bootstrap_mean, wilson_share
@@ -155,7 +156,7 @@ class ClustererComparison:
 def compare_clusterers(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    facts: Sequence[Fact],
+    facts: Facts,
     config: Config | None = None,
     *,
     methods: Sequence[str] | None = None,
@@ -189,7 +190,8 @@ def compare_clusterers(
         Chen et al., Cracking Factual Knowledge (arXiv 2402.13731), the comparison of
         acquisition methods.
     """
-    config, facts = Config() if config is None else config, list(facts)
+    config = Config() if config is None else config
+    facts = fact_list(facts, config.facts)
     names = require_comparable(config, methods)
     if n_draws < 1:
         raise UserError(f"n_draws must be at least 1; got {n_draws}")

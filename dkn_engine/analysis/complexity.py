@@ -16,6 +16,7 @@ from dkn_engine.analysis.texts.long_forms import PARAPHRASE, TEMPLATED, known_fo
 from dkn_engine.analysis.texts.text_complexity import TextComplexity, text_complexity
 from dkn_engine.config import Config, FactsConfig
 from dkn_engine.errors import FactError, UserError
+from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.pipeline import find_dkns
 from dkn_engine.types import Fact, FactResult
 
@@ -33,7 +34,7 @@ USABLE = ("ok", "not_known")
 def complexity(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    facts: Sequence[Fact],
+    facts: Facts,
     results: Sequence[FactResult],
     *,
     forms: Sequence[str] = (TEMPLATED, PARAPHRASE),
@@ -65,6 +66,7 @@ def complexity(
         Chen et al., Cracking Factual Knowledge (arXiv 2402.13731), the analysis of complexity.
     """
     config, forms = Config() if config is None else config, tuple(forms)
+    facts = fact_list(facts, config.facts)
     require_results_of(facts, results)
     _require_forms(forms)
     usable = [f for f, r in zip(facts, results, strict=True) if r.status in USABLE]

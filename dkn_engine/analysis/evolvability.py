@@ -31,7 +31,7 @@ from dkn_engine.config import FactsConfig
 from dkn_engine.degeneracy.controls import random_sets
 from dkn_engine.degeneracy.reference import generator
 from dkn_engine.errors import FactError, UserError
-from dkn_engine.facts import load_facts
+from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.layout import find_layout
 from dkn_engine.types import Fact, FactResult
 
@@ -48,9 +48,9 @@ Neurons = NDArray[np.int32]
 def evolvability(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    facts: Sequence[Fact],
+    facts: Facts,
     results: Sequence[FactResult],
-    new_facts: Sequence[Fact] | None = None,
+    new_facts: Facts | None = None,
     *,
     seed: int = 0,
     n_random: int = 3,
@@ -110,10 +110,10 @@ def evolvability(
         FactError: a new fact that cannot be encoded.
     """
     layout = find_layout(model)
-    groups = neuron_groups(facts, results, layout.width, n_random=0, seed=seed)
+    groups = neuron_groups(fact_list(facts), results, layout.width, n_random=0, seed=seed)
     if not groups:
         raise UserError("results must hold a fact that the model knows; got none")
-    chosen = list(load_facts("demo-new") if new_facts is None else new_facts)
+    chosen = fact_list("demo-new" if new_facts is None else new_facts)
     asked = _Asked(model, tokenizer, chosen, [g.fact for g in groups], n_rephrased)
     sets = _sets(groups, layout.width, n_random, seed)
     rule = _Rule(lr, rates, rate_steps, stop_loss)

@@ -33,6 +33,7 @@ from dkn_engine.attribution.contexts import AnswerSequence
 from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import AttributionConfig, Config
 from dkn_engine.errors import FactError, UserError
+from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.layout import Layout, find_layout
 from dkn_engine.tokens import mask_token_id
 from dkn_engine.types import Fact, FactResult
@@ -47,7 +48,7 @@ SETTINGS = ("golden", "practical")
 def fact_check(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    facts: Sequence[Fact],
+    facts: Facts,
     results: Sequence[FactResult],
     *,
     seed: int = 0,
@@ -103,6 +104,7 @@ def fact_check(
         Chen et al., Cracking Factual Knowledge (arXiv 2402.13731), section 4.
     """
     config = Config(seed=seed) if config is None else config
+    facts = fact_list(facts, config.facts)
     templates = packaged_templates("ask") if templates is None else templates
     attribution = _attribution(config, tolerance)
     _require(n_random, n_folds, relation_share, n_resamples)

@@ -23,9 +23,10 @@ from dkn_engine.analysis.tables.table import (
     tabulate,
 )
 from dkn_engine.errors import UserError
+from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.layout import find_layout
 from dkn_engine.report.statistics import Estimate, bootstrap_statistic
-from dkn_engine.types import Fact, FactResult
+from dkn_engine.types import FactResult
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,7 +59,7 @@ def model_size(model: nn.Module) -> ModelSize:
 
 
 def complexity_of_models(
-    facts: Sequence[Fact],
+    facts: Facts,
     results: Mapping[str, Sequence[FactResult]],
     sizes: Mapping[str, ModelSize],
     *,
@@ -88,6 +89,7 @@ def complexity_of_models(
             "results and sizes must be of the same models, two at least; got "
             f"{sorted(results)} and {sorted(sizes)}"
         )
+    facts = fact_list(facts)
     for found in results.values():
         require_results_of(facts, found)
     names = sorted(results, key=lambda name: sizes[name].parameters)

@@ -26,6 +26,7 @@ from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.intervene import Positions
 from dkn_engine.degeneracy.reference import Reference, build_reference, generator
 from dkn_engine.errors import UserError
+from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.layout import Layout, find_layout
 from dkn_engine.stages import filling_facts
 from dkn_engine.types import Fact, FactResult
@@ -41,7 +42,7 @@ GROUPS = ("D", "N", "Rnd", "none")
 def robustness(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    facts: Sequence[Fact],
+    facts: Facts,
     results: Sequence[FactResult],
     *,
     seed: int = 0,
@@ -94,6 +95,7 @@ def robustness(
         Chen et al., Cracking Factual Knowledge (arXiv 2402.13731), section 4.
     """
     config = Config(seed=seed) if config is None else config
+    facts = fact_list(facts, config.facts)
     todo, layout = treatments(values, factors, on), find_layout(model)
     for name, n, least in (("n_random", n_random, 1), ("n_unrelated", n_unrelated, 0)):
         if n < least:

@@ -15,6 +15,7 @@ from dkn_engine.analysis.tables.table import COMPARED, Conditions, Sample, Table
 from dkn_engine.degeneracy.controls import random_sets
 from dkn_engine.degeneracy.reference import generator
 from dkn_engine.errors import UserError
+from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.layout import find_layout
 from dkn_engine.types import Fact, FactResult
 
@@ -64,7 +65,7 @@ class Sharing:
 def sharing(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    facts: Sequence[Fact],
+    facts: Facts,
     results: Sequence[FactResult],
     *,
     seed: int = 0,
@@ -85,7 +86,7 @@ def sharing(
 
 
 def component_sharing(
-    facts: Sequence[Fact],
+    facts: Facts,
     results: Sequence[FactResult],
     width: int,
     *,
@@ -108,6 +109,7 @@ def component_sharing(
     Raises:
         UserError: results are not those of the facts, or ``n_random`` is too small.
     """
+    facts = fact_list(facts)
     require_results_of(facts, results)
     if n_random < FEWEST_DRAWS:
         raise UserError(f"n_random must be at least {FEWEST_DRAWS}; got {n_random}")

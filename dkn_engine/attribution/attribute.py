@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
@@ -14,6 +14,7 @@ from dkn_engine.attribution.selection import select_neurons
 from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import AttributionConfig, FactsConfig, SelectionConfig
 from dkn_engine.errors import UserError
+from dkn_engine.facts.given import Facts, facts_from
 from dkn_engine.layout import Layout, find_layout
 from dkn_engine.tokens import mask_token_id
 from dkn_engine.types import Attribution, Fact, FactAttribution, Path
@@ -29,7 +30,7 @@ FACTS_PER_CHUNK = 8
 def attribute(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    facts: Sequence[Fact],
+    facts: Facts,
     config: AttributionConfig | None = None,
     *,
     baselines: ArrayLike | None = None,
@@ -73,7 +74,7 @@ def attribute(
 def iter_attribute(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    facts: Iterable[Fact],
+    facts: Facts,
     config: AttributionConfig | None = None,
     *,
     keep: Keep = "all",
@@ -86,7 +87,7 @@ def iter_attribute(
     Args:
         model: a causal decoder of transformers; it is left as it was found.
         tokenizer: the model's.
-        facts: read as they are needed, eight at a time.
+        facts: as for :func:`dkn_engine.find_dkns`; read as they are needed, eight at a time.
         config: how; None for :class:`AttributionConfig`'s defaults.
         keep: of the scores: ``all``, the ``n_top`` highest as neurons, or ``none``.
         n_top: number of neurons with ``keep="top"``.
@@ -110,12 +111,13 @@ def iter_attribute(
         raise UserError(f"keep must be one of {', '.join(get_args(Keep))}; got {keep!r}")
     if n_top < 1:
         raise UserError(f"n_top must be at least 1; got {n_top}")
+    read = facts_from(facts, facts_config)
     layout = find_layout(model)
     given = _given(baselines, config, layout)
     top = SelectionConfig(method="top_k", top_k=n_top, max_neurons=n_top)
     mask_id = mask_token_id(tokenizer) if config.baseline == "masked" else None
     return _stream(
-        model, tokenizer, layout, iter(facts), config, facts_config, mask_id, given, keep, top
+        model, tokenizer, layout, iter(read), config, facts_config, mask_id, given, keep, top
     )
 
 

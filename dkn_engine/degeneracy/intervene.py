@@ -16,6 +16,7 @@ from dkn_engine.degeneracy.edits import Edit
 from dkn_engine.degeneracy.prompts import Prompts
 from dkn_engine.degeneracy.weights import Which, scaled_weights
 from dkn_engine.errors import UserError
+from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.guest import hooks
 from dkn_engine.layout import Layout, find_layout
 from dkn_engine.model_lock import locked
@@ -42,7 +43,7 @@ _CHUNK = 8
 def answer_probability(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    facts: Sequence[Fact],
+    facts: Facts,
     *,
     suppress: Neurons = None,
     enhance: Neurons = None,
@@ -92,6 +93,7 @@ def answer_probability(
     layout = find_layout(model)
     table = _means(means, layout)
     config = FactsConfig() if facts_config is None else facts_config
+    facts = fact_list(facts, config)
     found, said = np.empty(len(facts)), False
     for start in range(0, len(facts), _CHUNK):
         chunk = facts[start : start + _CHUNK]

@@ -31,6 +31,7 @@ from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import FactsConfig
 from dkn_engine.degeneracy.reference import generator
 from dkn_engine.errors import DknError, UserError
+from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.guest import guest
 from dkn_engine.layout import Layout, find_layout
 from dkn_engine.model_lock import locked
@@ -77,7 +78,7 @@ class FineTuning:
 def finetuned(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    facts: Sequence[Fact],
+    facts: Facts,
     trainable: Trainable,
     *,
     steps: int,
@@ -122,9 +123,10 @@ def finetuned(
             projection gives.
         DknError: a weight changed that should not have; Diverged: the loss is not finite.
     """
+    config = FactsConfig()
+    facts = fact_list(facts, config)
     _check(facts, steps, lr, stop_loss, batch_size, checkpoint_every)
     layout = find_layout(model)
-    config = FactsConfig()
     sequences = [
         encode_sequence(model, tokenizer, f.prompt, f.answer, config=config, fact_id=f.id)
         for f in facts
