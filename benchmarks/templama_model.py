@@ -63,8 +63,8 @@ def dated_facts(path: str | Path) -> list[Fact]:
         FactError: the file cannot be read, or is no TempLAMA.
     """
     return [
-        Fact(f.id, f"In {f.date}, {f.prompt}", f.answer, relation=f.relation, date=f.date)
-        for f in dkn.load_facts(path, "templama", problems=[])
+        Fact(f.id, f.prompt, f.answer, relation=f.relation, date=f.date)
+        for f in dkn.load_facts(path, "templama", dates="prompt", problems=[])
     ]
 
 

@@ -37,7 +37,12 @@ def clusterers(args: argparse.Namespace) -> int:
         require_same_config(run, analysis.without_controls(config))
     console.step(1, 3, f"reading facts from {args.facts} ...")
     facts, problems = read_facts(
-        args.facts, args.format, args.limit, blank=config.facts.blank, strict=args.strict
+        args.facts,
+        args.format,
+        args.limit,
+        blank=config.facts.blank,
+        dates=config.facts.dates,
+        strict=args.strict,
     )
     tell_problems(console, problems, "--json lists them all")
     console.step(2, 3, f"loading model {args.model} ...")

@@ -70,6 +70,7 @@ def _prepare(args: argparse.Namespace, config: Config) -> tuple[Run, list[dict[s
         args.limit,
         tuple(args.relations),
         blank=config.facts.blank,
+        dates=config.facts.dates,
         strict=args.strict,
     )
     try:
@@ -205,7 +206,7 @@ def report(args: argparse.Namespace) -> int:
     except PermissionError as error:  # Someone else's run can still be read.
         console.warn(f"the summary was not rewritten: {error.filename}: {error.strerror}")
         return 0
-    summary = replace(overview.summary, seconds=seconds)
+    summary = replace(overview.summary, seconds=seconds, n_left_out=len(problems))
     _write_page(args, results, summary, problems, console)
     return 0
 
@@ -305,13 +306,14 @@ def read_facts(
     limit: int | None = None,
     *,
     blank: str = "skip",
+    dates: str = "auto",
     strict: bool = False,
 ) -> tuple[list[Fact], list[dict[str, Any]]]:
     """The facts, and what the loader says about those it had to leave out.
 
     Args:
-        source, kind, limit, blank, strict: see :func:`dkn_engine.facts.iter_facts`, where ``kind``
-            is ``format``.
+        source, kind, limit, blank, dates, strict: see :func:`dkn_engine.facts.iter_facts`, where
+            ``kind`` is ``format``.
 
     Raises:
         UserError: there is no fact that can be used.
@@ -320,7 +322,10 @@ def read_facts(
 
     found: list[Any] = []
     try:
-        facts = list(iter_facts(source, kind, limit, blank=blank, strict=strict, problems=found))
+        read = iter_facts(
+            source, kind, limit, blank=blank, dates=dates, strict=strict, problems=found
+        )
+        facts = list(read)
     except OSError as error:
         raise UserError(f"facts {source!r} cannot be read: {error.strerror or error}") from error
     problems = _plain_problems(found)
@@ -418,7 +423,7 @@ def _finish(
     from dkn_engine.report import render_report, write_summary
     from dkn_engine.store import as_folder
 
-    summary = replace(overview.summary, seconds=seconds)
+    summary = replace(overview.summary, seconds=seconds, n_left_out=len(problems))
     refused: OSError | None = None
     try:
         with as_folder(directory, "manifest.json") as folder:

@@ -67,6 +67,9 @@ class FactsConfig(_Section):
         teacher_forced: continue with the answer's own tokens; otherwise with the model's greedy
             token (released).
         aliases: also accept an alias where its probability is higher.
+        dates: where a fact's date goes as facts are read from files: ``prompt``, in front of its
+            prompts ("In 2012, ..."); ``omit``, nowhere (the released code); ``auto``, into the
+            prompts of TempLAMA's files, whose entries differ by it, and of no others.
     """
 
     blank: Literal["skip", "literal"] = "skip"
@@ -74,6 +77,7 @@ class FactsConfig(_Section):
     answer_special_tokens: bool = False
     teacher_forced: bool = True
     aliases: bool = False
+    dates: Literal["auto", "prompt", "omit"] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,6 +318,7 @@ class Config(_Section):
                 answer_space=False,
                 answer_special_tokens=True,
                 teacher_forced=False,
+                dates="omit",
             ),
             attribution=AttributionConfig(
                 site="pre",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dkn_engine.errors import UserError
+from dkn_engine.facts.shared import SharedPrompts
 from dkn_engine.types import Fact
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class FactFile:
     """The usable facts of a file or folder, selected; iterating reads it from the start.
 
     Attributes:
-        source, format, blank, strict: see :func:`dkn_engine.iter_facts`.
+        source, format, blank, dates, strict: see :func:`dkn_engine.iter_facts`.
         limit: stop after so many selected facts.
         relations: take facts of these relations only; all if empty.
         problems: what the loader left out, once :func:`scan` has read the facts.
@@ -37,6 +38,7 @@ class FactFile:
     relations: tuple[str, ...] = ()
     blank: str = "skip"
     strict: bool = False
+    dates: str = "auto"
     problems: list[FactProblem] = field(default_factory=list, compare=False)
 
     def __iter__(self) -> Iterator[Fact]:
@@ -55,6 +57,7 @@ class FactFile:
             self.format,
             None if self.relations else self.limit,
             blank=self.blank,
+            dates=self.dates,
             strict=self.strict,
             problems=problems,
         )
@@ -82,14 +85,13 @@ class Scan:
 
 
 def scan(facts: Iterable[Fact], window: int) -> Scan:
-    """Count and identify facts in one pass.
+    """Count and identify facts in one pass; warns of facts that share a prompt but no answer.
 
     Args:
         facts: with unique ids.
         window: facts between two marks.
 
     Raises:
-        TypeError: an item is not a fact.
         UserError: two facts have the same id.
     """
     if isinstance(facts, FactFile):  # The loader sees to it that ids are unique.
@@ -98,10 +100,12 @@ def scan(facts: Iterable[Fact], window: int) -> Scan:
     else:
         unique = _unique(facts)
     n, running, marks = 0, hashlib.sha256(), []
-    for part in _windows(unique, window):
+    shared = SharedPrompts()
+    for part in _windows(shared.watch(unique), window):
         _update(running, part)
         n += len(part)
         marks.append(running.digest()[:_MARK])
+    shared.warn()
     return Scan(n, running.hexdigest(), window, tuple(marks))
 
 
@@ -161,8 +165,6 @@ def _update(running: hashlib._Hash, facts: Iterable[Fact]) -> None:
 def _unique(facts: Iterable[Fact]) -> Iterator[Fact]:
     seen: set[str] = set()
     for fact in facts:
-        if not isinstance(fact, Fact):
-            raise TypeError(f"facts must be dkn_engine.Fact; got {type(fact).__name__}")
         if fact.id in seen:
             raise UserError(f"fact ids must be unique; got {fact.id!r} twice")
         seen.add(fact.id)

@@ -99,16 +99,18 @@ def _new_facts(args: argparse.Namespace, console: Console) -> tuple[Fact, ...] |
 def _read(
     args: argparse.Namespace, source: str, configs: Mapping[str, Config], console: Console
 ) -> _Source:
-    # How a blank is read is a setting; presets that differ in it cannot share a list of facts.
-    blanks = {config.facts.blank for config in configs.values()}
-    if len(blanks) > 1:
+    # How files are read is a setting; presets that differ in it cannot share a list of facts.
+    ways = {(config.facts.blank, config.facts.dates) for config in configs.values()}
+    if len(ways) > 1:
         raise UserError(
-            "--presets must read facts alike; of these some skip a blank in the middle of a "
-            "sentence and some keep it: run them one by one"
+            "--presets must read facts alike; of these some differ in facts.blank or facts.dates, "
+            "what becomes of blanks inside of sentences and of dates: run them one by one"
         )
     console.say(f"reading facts from {source} ...")
-    (blank,) = blanks
-    facts, problems = read_facts(source, args.format, args.limit, blank=blank, strict=args.strict)
+    ((blank, dates),) = ways
+    facts, problems = read_facts(
+        source, args.format, args.limit, blank=blank, dates=dates, strict=args.strict
+    )
     tell_problems(console, problems, "summary.md of the run lists them all")
     return _Source(source, facts, problems)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from dkn_engine.dataset import FactFile, scan
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts import FactProblem, iter_facts, load_facts, write_facts
 from dkn_engine.types import Fact
@@ -53,7 +55,7 @@ def test_templama_first_answer_counts_and_the_others_become_aliases(tmp_path: Pa
     assert facts == [
         Fact(
             id="Q1_P54_2010",
-            prompt="Ada plays for",
+            prompt="In 2010, Ada plays for",
             answer="Northtown",
             aliases=("Southtown", "Easttown"),
             relation="P54",
@@ -66,8 +68,65 @@ def test_templama_first_answer_counts_and_the_others_become_aliases(tmp_path: Pa
     "query", ["Ada plays for _X_.", "Ada plays for _X_", "Ada plays for _X_ . ", "Ada plays for_X_"]
 )
 def test_templama_blank_at_the_end_is_removed(tmp_path: Path, query: str) -> None:
-    (fact,) = load_facts(write_lines(tmp_path / "f.jsonl", templama(query=query)))
+    (fact,) = load_facts(write_lines(tmp_path / "f.jsonl", templama(query=query)), dates="omit")
     assert fact.prompt == "Ada plays for"
+
+
+@pytest.mark.parametrize(
+    ("dates", "prompts"),
+    [
+        ("auto", ["In 2010, Ada plays for", "Bob works for"]),
+        ("prompt", ["In 2010, Ada plays for", "Bob works for"]),
+        ("omit", ["Ada plays for", "Bob works for"]),
+    ],
+)
+@pytest.mark.parametrize("format", ["auto", "templama"])
+def test_the_date_of_templama_goes_in_front_unless_it_is_left_out(
+    tmp_path: Path, dates: str, prompts: list[str], format: str
+) -> None:
+    other = templama(query="Bob works for _X_.", date=..., id="b")
+    path = write_lines(tmp_path / "f.jsonl", templama(), other)
+    facts = load_facts(path, format, dates=dates)
+    assert [f.prompt for f in facts] == prompts
+    assert [f.date for f in facts] == ["2010", None]
+
+
+@pytest.mark.parametrize(
+    ("dates", "prompts"),
+    [
+        ("auto", ["Ada is", "In 2012, Ada is", "Ada was"]),
+        ("prompt", ["In 2012, Ada is", "In 2012, Ada is", "In 2012, Ada was"]),
+        ("omit", ["Ada is", "In 2012, Ada is", "Ada was"]),
+    ],
+)
+def test_dates_of_other_files_go_in_front_if_asked_for_and_never_twice(
+    tmp_path: Path, dates: str, prompts: list[str]
+) -> None:
+    entry = {"prompt": "Ada is", "answer": "b", "date": 2012, "paraphrases": ["Ada was"]}
+    again = entry | {"id": "2", "prompt": "In 2012, Ada is"}
+    path = write_lines(tmp_path / "f.jsonl", entry | {"id": "1"}, again)
+    one, two = load_facts(path, dates=dates)
+    assert [one.prompt, two.prompt, *one.paraphrases] == prompts
+
+
+def test_one_prompt_with_several_answers_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    entries = [
+        templama(id=f"{name}{year}", query=f"{name} plays for _X_.", date=year, answer=answer)
+        for name, changes in (("Ada", (0, 0, 1)), ("Bob", (0, 0, 0)), ("Cleo", (0, 1, 2)))
+        for year, change in zip((2010, 2011, 2012), changes, strict=True)
+        for answer in [[{"name": f"Club {change}"}]]
+    ]
+    path = write_lines(tmp_path / "f.jsonl", *entries)
+    load_facts(path)
+    assert caplog.records == []
+    load_facts(path, dates="omit")
+    (record,) = caplog.records
+    assert "6 facts ask 2 questions" in record.message
+    assert "(fact 'Ada2012': 'Ada plays for'); facts.dates=prompt" in record.message
+    scan(FactFile(path, dates="omit"), 4)
+    assert [r.message for r in caplog.records] == [record.message] * 2
 
 
 def test_templama_blank_elsewhere_is_skipped_and_counted_even_if_strict(tmp_path: Path) -> None:
@@ -85,7 +144,10 @@ def test_templama_literal_blank_stays_except_at_the_end(tmp_path: Path) -> None:
         tmp_path / "f.jsonl", templama(query="_X_ is the chair of bp.", id="a"), templama(id="b")
     )
     facts, problems = read(path, blank="literal")
-    assert [f.prompt for f in facts] == ["_X_ is the chair of bp.", "Ada plays for"]
+    assert [f.prompt for f in facts] == [
+        "In 2010, _X_ is the chair of bp.",
+        "In 2010, Ada plays for",
+    ]
     assert problems == []
 
 
@@ -379,6 +441,56 @@ def test_jsonl_null_is_a_list_without_texts(tmp_path: Path) -> None:
     assert load_facts(write_lines(tmp_path / "f.jsonl", entry | nothing)) == [Fact("a", "p", "b")]
 
 
+@pytest.mark.parametrize("mark", ["___", "______", "[MASK]", "[Y]", "_X_"])
+@pytest.mark.parametrize("where", ["prompt", "paraphrase"])
+def test_jsonl_blank_of_another_format_is_counted_not_asked(
+    tmp_path: Path, mark: str, where: str
+) -> None:
+    prompts = [f"The capital of Peru is {mark}", f"{mark} is a capital"]
+    plain = {"answer": "Lima", "prompt": "Peru's capital, Lima__of__Peru, is"}
+    bad = [plain | ({"prompt": p} if where == "prompt" else {"paraphrases": [p]}) for p in prompts]
+    entries = [e | {"id": str(i)} for i, e in enumerate([*bad, plain])]
+    path = write_lines(tmp_path / "f.jsonl", *entries)
+    for strict in (False, True):
+        facts, problems = read(path, strict=strict)
+        assert [f.id for f in facts] == ["2"]
+        assert [(p.line, p.id, p.kind) for p in problems] == [(1, "0", "blank"), (2, "1", "blank")]
+        assert f"the blank {mark} would be asked as text in '{prompts[0]}'" in problems[0].reason
+    facts, problems = read(path, blank="literal")
+    assert (len(facts), problems) == (3, [])
+    asked = [f.prompt if where == "prompt" else f.paraphrases[0] for f in facts[:2]]
+    assert asked == prompts
+
+
+@pytest.mark.parametrize("name", ["f.jsonl.gz", "f.jsonl"])
+@pytest.mark.parametrize("as_list", [False, True])
+def test_a_file_packed_by_gzip_is_read(tmp_path: Path, name: str, as_list: bool) -> None:
+    lines = [json.dumps(templama(id=str(i))) for i in range(3)]
+    text = f"[{', '.join(lines)}]" if as_list else "\n".join(lines)
+    (tmp_path / "plain").write_text(text)
+    (tmp_path / name).write_bytes(gzip.compress(b"\xef\xbb\xbf" + text.encode()))
+    assert load_facts(tmp_path / name) == load_facts(tmp_path / "plain")
+
+
+def test_a_packed_file_cut_short_is_an_error_not_a_shorter_file(tmp_path: Path) -> None:
+    lines = "\n".join(json.dumps(templama(id=str(i))) for i in range(3000))
+    packed = gzip.compress(lines.encode())
+    for data in (packed[: len(packed) // 2], packed[:-20] + b"12345678901234567890"):
+        (tmp_path / "f.gz").write_bytes(data)
+        with pytest.raises(FactError, match=r"f\.gz: cannot be read: "):
+            load_facts(tmp_path / "f.gz")
+
+
+def test_a_tilde_is_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in ("~/f.jsonl", Path("~/f.jsonl")):
+        write_facts(path, [FULL])
+        assert load_facts(path) == [FULL]
+        (tmp_path / "f.jsonl").unlink()
+    with pytest.raises(FactError, match=r"~nobody_of_this_name/f: (cannot be read|there is no)"):
+        load_facts("~nobody_of_this_name/f")
+
+
 def test_jsonl_misspelt_key_is_a_problem(tmp_path: Path) -> None:
     entry = {"id": "a", "prompt": "p", "answer": "a", "paraphrase": ["q"]}
     facts, (problem,) = read(write_lines(tmp_path / "f.jsonl", entry))
@@ -551,7 +663,14 @@ def test_folder_for_a_format_of_files_is_an_error(tmp_path: Path, format: str) -
 
 @pytest.mark.parametrize(
     "options",
-    [{"format": "csv"}, {"blank": "keep"}, {"limit": -1}, {"limit": True}, {"limit": 1.5}],
+    [
+        {"format": "csv"},
+        {"blank": "keep"},
+        {"dates": "year"},
+        {"limit": -1},
+        {"limit": True},
+        {"limit": 1.5},
+    ],
     ids=str,
 )
 def test_wrong_argument_is_named(options: dict[str, Any]) -> None:

@@ -9,8 +9,10 @@ from typing import Any, Literal, get_args
 
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts import counterfact, jsonl, lama, pararel, templama
+from dkn_engine.facts.dates import Dates, dated
 from dkn_engine.facts.jsonl import write_facts
 from dkn_engine.facts.records import Blank, FactProblem, Read, Record, iter_records
+from dkn_engine.facts.shared import SharedPrompts
 from dkn_engine.types import Fact
 
 __all__ = ["FactProblem", "Format", "iter_facts", "load_facts", "write_facts"]
@@ -40,12 +42,14 @@ def load_facts(
     limit: int | None = None,
     *,
     blank: str = "skip",
+    dates: str = "auto",
     strict: bool = False,
     problems: list[FactProblem] | None = None,
 ) -> list[Fact]:
     """All usable facts of a file or folder; see :func:`iter_facts` for the arguments.
 
-    Without ``problems`` the number of entries left out is logged as a warning.
+    Without ``problems`` the number of entries left out is logged as a warning; so are facts with
+    the same prompt and different answers, in any case.
 
     Raises:
         FactError: the source cannot be read, its format is unknown, no entry can be used, or
@@ -54,7 +58,11 @@ def load_facts(
     """
     found: list[FactProblem] = [] if problems is None else problems
     known = len(found)
-    facts = list(iter_facts(source, format, limit, blank=blank, strict=strict, problems=found))
+    read = iter_facts(
+        source, format, limit, blank=blank, dates=dates, strict=strict, problems=found
+    )
+    shared = SharedPrompts()
+    facts = list(shared.watch(read))
     left_out = found[known:]
     if left_out and not facts:
         count = f"the first of {len(left_out)} problems" if len(left_out) > 1 else "the problem"
@@ -62,6 +70,7 @@ def load_facts(
     if left_out and problems is None:
         message = "%s: entries left out: %d; the first: %s"
         logger.warning(message, source, len(left_out), left_out[0])
+    shared.warn()
     return facts
 
 
@@ -71,6 +80,7 @@ def iter_facts(
     limit: int | None = None,
     *,
     blank: str = "skip",
+    dates: str = "auto",
     strict: bool = False,
     problems: list[FactProblem] | None = None,
 ) -> Iterator[Fact]:
@@ -86,6 +96,9 @@ def iter_facts(
         limit: stop after so many facts.
         blank: a blank that is not at the end of its sentence: ``skip`` the entry, or keep the
             blank as ``literal`` text, as the released code does.
+        dates: put a fact's date in front of its prompts ("In 2012, ..."): ``prompt``, wherever
+            there is one; ``omit``, nowhere; ``auto``, in TempLAMA's files, whose entries differ by
+            it, and in no others.
         strict: raise at the first broken entry. A skipped blank is not a broken entry.
         problems: receives what was left out, in the order of the file.
 
@@ -99,12 +112,17 @@ def iter_facts(
         raise FactError(f"format must be one of {known}; got {format!r}")
     if blank not in get_args(Blank):
         raise UserError(f"blank must be 'skip' or 'literal'; got {blank!r}")
+    if dates not in get_args(Dates):
+        raise UserError(f"dates must be one of {', '.join(get_args(Dates))}; got {dates!r}")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
         raise UserError(f"limit must be None or an integer of 0 or more; got {limit!r}")
     path = _locate(source)
-    read = _READERS[_sniff(path) if format == "auto" else format]
+    found = _sniff(path) if format == "auto" else format
     kept: Blank = "literal" if blank == "literal" else "skip"
-    return _usable(read(path, kept), limit, strict, [] if problems is None else problems)
+    items = _READERS[found](path, kept)
+    facts = _usable(items, limit, strict, [] if problems is None else problems)
+    in_front = dates == "prompt" or (dates == "auto" and found == "templama")
+    return map(dated, facts) if in_front else facts
 
 
 def _locate(source: str | Path) -> Path:
@@ -114,10 +132,12 @@ def _locate(source: str | Path) -> Path:
         raise TypeError(f"source must be a path or 'demo'; got {type(source).__name__}")
     path = Path(source)
     try:
+        path = path.expanduser()
         if path.is_dir() or path.is_file():
             return path
         reason = "is not a file" if path.exists() else "there is no such file or folder"
-    except (OSError, ValueError) as error:  # A path may be too long, or hold a null character.
+    # A path may be too long, hold a null character, or begin with the name of no user.
+    except (OSError, ValueError, RuntimeError) as error:
         reason = f"cannot be read: {error}"
     raise FactError(f"{path}: {reason}")
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from dkn_engine.facts.records import (
 from dkn_engine.spaces import prompt_without_space
 from dkn_engine.types import Fact
 
+# As other formats spell it. Two underscores alone may be a name.
+_BLANK = re.compile(r"_{3,}|\[MASK\]|\[Y\]|_X_")
 _FIELDS = tuple(f.name for f in dataclasses.fields(Fact))
 
 
@@ -35,11 +38,30 @@ def read(path: Path, blank: Blank) -> Read:
     Raises:
         FactError: the file cannot be read or is empty.
     """
-    return convert_records(path, lambda value, _: _convert(table(value)))
+    return convert_records(path, lambda value, _: fact_of(table(value), blank))
 
 
-def _convert(entry: Any) -> Fact:
-    unknown = sorted(set(entry) - set(_FIELDS))
+def fact_of(entry: Mapping[str, Any], blank: Blank) -> Fact:
+    """The fact of a line.
+
+    Raises:
+        BadEntry: it has none; or with ``blank="skip"``, a prompt with the blank of another
+            format, which would be asked as text.
+    """
+    fact = _convert(entry)
+    for prompt in (fact.prompt, *fact.paraphrases):
+        found = _BLANK.search(prompt)
+        if found is not None and blank == "skip":
+            raise BadEntry(
+                f"the blank {found[0]} would be asked as text in {prompt!r}; end the prompt in "
+                "front of it, or keep it with facts.blank=literal",
+                kind="blank",
+            )
+    return fact
+
+
+def _convert(entry: Mapping[str, Any]) -> Fact:
+    unknown = sorted(set(entry) - set(_FIELDS), key=str)
     if unknown:
         # A misspelt 'paraphrases' must not be lost without a word.
         raise BadEntry(f"unknown key {unknown[0]!r}; known: {', '.join(_FIELDS)}")
@@ -71,7 +93,7 @@ def write_facts(path: str | Path, facts: Iterable[Fact]) -> None:
         FactError: a fact could not be read back (an empty text, broken Unicode, an id twice).
         OSError: the file cannot be written.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         with temporary.open("x", encoding="utf-8", newline="\n") as file:

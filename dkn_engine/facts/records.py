@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal, cast
 
 from dkn_engine.errors import FactError
 from dkn_engine.json_text import decoder, parse_json
@@ -14,6 +16,7 @@ from dkn_engine.spaces import without_space
 from dkn_engine.types import Fact
 
 Blank = Literal["skip", "literal"]
+_GZIP = b"\x1f\x8b"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +114,22 @@ def iter_records(path: Path) -> Iterator[Record | FactProblem]:
         FactError: the file cannot be read or is empty.
     """
     try:
-        with path.open("rb") as file:
+        with _open(path) as file:
             start = file.read(4096)
         if not start.removeprefix(b"\xef\xbb\xbf").strip():
             raise UnreadableFile(path, "the file is empty; expected facts as JSON")
         is_list = start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
         yield from _list_records(path) if is_list else _line_records(path)
-    except OSError as error:
-        raise UnreadableFile(path, f"cannot be read: {error.strerror or error}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UnreadableFile(path, f"cannot be read: {reason}") from error
+
+
+def _open(path: Path) -> IO[bytes]:
+    """The file to be read, unpacked if it is gzip's, whatever its name."""
+    with path.open("rb") as file:
+        packed = file.read(len(_GZIP)) == _GZIP
+    return cast("IO[bytes]", gzip.open(path)) if packed else path.open("rb")
 
 
 def one_of_many(items: Read) -> Read:
@@ -130,7 +141,7 @@ def one_of_many(items: Read) -> Read:
 
 
 def _line_records(path: Path) -> Iterator[Record | FactProblem]:
-    with path.open("rb") as file:
+    with _open(path) as file:
         for number, line in enumerate(file, start=1):
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
@@ -145,7 +156,8 @@ def _line_records(path: Path) -> Iterator[Record | FactProblem]:
 def _list_records(path: Path) -> Iterator[Record | FactProblem]:
     """Elements of a JSON list; those before a mistake are kept, since they are whole."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        with _open(path) as file:
+            text = file.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         yield FactProblem(str(path), None, None, _describe(error))
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
 from collections import Counter
 
 import pytest
@@ -134,3 +135,11 @@ def test_prompts_without_a_word_to_change_are_refused(kind: Kind) -> None:
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(UserError, match="got 'swap'"):
         perturb(FACT, "swap")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_line_break_that_ends_a_prompt_stays(kind: Kind) -> None:
+    fact = Fact("a", "<user> Q? <model>\n", "b")
+    found = [perturb(fact, kind, draw=i) for i in range(3)]
+    assert len(set(found)) == 3
+    assert all(text is not None and re.search(r"\S\n$", text) for text in found)

@@ -63,6 +63,13 @@ def test_the_subject_is_kept(relation: str, subject: str) -> None:
     assert rephrase(other) == expected
 
 
+def test_a_date_in_front_stays_in_front() -> None:
+    plain = Fact("a", "X plays for", "b", relation="P54", date="2012")
+    dated = Fact("a", "In 2012, X plays for", "b", relation="P54", date="2012")
+    assert rephrase(plain) == rephrase(Fact("a", "X plays for", "b", relation="P54"))
+    assert rephrase(dated) == tuple(f"In 2012, {p}" for p in rephrase(plain))
+
+
 def test_own_paraphrases_are_used() -> None:
     fact = Fact("a", "X plays for", "b", relation="P54", paraphrases=("X is with", "X plays for"))
     assert rephrase(fact) == ("X is with",)

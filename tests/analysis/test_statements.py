@@ -15,6 +15,7 @@ from dkn_engine.analysis.checking.statements import (
     packaged_templates,
 )
 from dkn_engine.errors import UserError
+from dkn_engine.facts.dates import dated
 from dkn_engine.types import Fact
 
 DEMO = dkn.load_facts("demo")
@@ -78,6 +79,13 @@ def test_dated_facts_are_dated_and_false_in_another_years_way(seed: int) -> None
     assert said["Rossi-Ducati-2011", False].answer == "Yamaha"
     # Two answers of one question are both true; the other years have none: so other riders'.
     assert said["Stoner-Honda-2011", False].answer in {"Yamaha", "Ducati"}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_years_that_the_loader_put_in_front_change_no_statement(seed: int) -> None:
+    assert made([dated(f) for f in CAREER], seed=seed, forms=("short",)) == made(
+        CAREER, seed=seed, forms=("short",)
+    )
 
 
 def test_the_same_year_in_the_prompt_is_not_said_again() -> None:

@@ -70,7 +70,13 @@ CASES: tuple[Case, ...] = (
         "facts",
         "gzip",
         ("auto", b"\x1f\x8b\x08\x00abc"),
-        "{file}: unknown format: line 1: not UTF-8: byte 0x8b at offset 1; save the file as UTF-8; pass format= if it is known",
+        "{file}: cannot be read: Compressed file ended before the end-of-stream marker was reached",
+    ),
+    Case(
+        "facts",
+        "a blank of another format",
+        ("jsonl", b'{"id": "x", "prompt": "The capital of Peru is ___", "answer": "Lima"}\n'),
+        "{file}:1:x: the blank ___ would be asked as text in 'The capital of Peru is ___'; end the prompt in front of it, or keep it with facts.blank=literal",
     ),
     Case(
         "facts",

@@ -296,6 +296,7 @@ def test_every_departure_is_a_named_option() -> None:
         "facts.answer_space": False,
         "facts.answer_special_tokens": True,
         "facts.teacher_forced": False,
+        "facts.dates": "omit",
         "attribution.site": "pre",
         "attribution.quadrature": "riemann_left",
         "attribution.n_steps": 20,

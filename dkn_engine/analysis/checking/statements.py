@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 from dkn_engine.degeneracy.reference import generator
 from dkn_engine.errors import UserError
+from dkn_engine.facts.dates import in_year, undated
 from dkn_engine.types import Fact
 
 Form = Literal["short", "paraphrase", "long"]
@@ -128,7 +129,7 @@ def _dated(prompt: str, fact: Fact) -> str:
     """Without its date, what was true in another year would not be false."""
     if fact.date is None or fact.date in prompt:
         return prompt
-    return f"In {fact.date}, {prompt}"
+    return in_year(fact.date, prompt)
 
 
 class _Known:
@@ -168,7 +169,7 @@ def _same(fact: Fact) -> list[tuple[str | None, ...]]:
 
 def topic(fact: Fact) -> tuple[str | None, ...]:
     """What facts share that differ in their date alone; TempLAMA names no subjects."""
-    about = fact.prompt if fact.subject is None else fact.subject
+    about = undated(fact) if fact.subject is None else fact.subject
     return ("topic", about, fact.relation)
 
 

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from dkn_engine.facts.dates import in_year, undated
 from dkn_engine.facts.pararel import fill_templates
 from dkn_engine.facts.records import distinct
 from dkn_engine.facts.templama import MARK
@@ -48,7 +49,8 @@ def rephrase(fact: Fact) -> tuple[str, ...]:
 
     A fact's own paraphrases (such as ParaRel's patterns) come first, and then nothing else is
     looked for. Without them, the packaged templates for the relations of TempLAMA are filled; a
-    fact that names no subject must be worded as in the dataset.
+    fact that names no subject must be worded as in the dataset. A date that stands in front of
+    the fact's prompt stands in front of the others.
 
     Returns:
         Distinct prompts; none for a relation without templates.
@@ -58,10 +60,14 @@ def rephrase(fact: Fact) -> tuple[str, ...]:
     found = rephrasings().get(fact.relation or "")
     if found is None:
         return ()
-    subject = found.subject(fact.prompt) if fact.subject is None else fact.subject
+    asked = undated(fact)
+    subject = found.subject(asked) if fact.subject is None else fact.subject
     if subject is None:
         return ()
-    return distinct(fill_templates(found.rephrased, subject, "skip"), without=(fact.prompt,))
+    others = distinct(fill_templates(found.rephrased, subject, "skip"), without=(asked,))
+    if fact.date is None or asked == fact.prompt:
+        return others
+    return tuple(in_year(fact.date, prompt) for prompt in others)
 
 
 @functools.cache

@@ -71,7 +71,8 @@ def _add(text: str, start: int, _end: int) -> str:
 def _delete(text: str, start: int, end: int) -> str:
     """Without the word and the space behind it; in front of it, if it is the last."""
     behind = text[end:].lstrip()
-    return text[:start] + behind if behind else text[:start].rstrip()
+    # What ends a prompt may be a chat template's line break.
+    return text[:start] + behind if behind else text[:start].rstrip() + text[end:]
 
 
 _CHANGES: dict[Kind, Callable[[str, int, int], str]] = {
