@@ -23,9 +23,12 @@ def prompt_without_space(text: str) -> str:
 
 
 def _between(text: str, kept: frozenset[str]) -> str:
-    inside = [i for i, c in enumerate(text) if c in kept or not _is_space(c)]
-    return text[inside[0] : inside[-1] + 1] if inside else ""
+    def goes(character: str) -> bool:
+        return (character.isspace() or character in _INVISIBLE) and character not in kept
 
-
-def _is_space(character: str) -> bool:
-    return character.isspace() or character in _INVISIBLE
+    start, end = 0, len(text)
+    while start < end and goes(text[start]):
+        start += 1
+    while end > start and goes(text[end - 1]):
+        end -= 1
+    return text[start:end]

@@ -84,10 +84,11 @@ class Engine:
         limit: int | None = None,
         *,
         blank: str = "skip",
+        dates: str = "auto",
         strict: bool = False,
         problems: list[Problem] | None = None,
     ) -> Iterator[Fact]:
-        self.calls["facts"] = (source, format, limit, blank, strict)
+        self.calls["facts"] = (source, format, limit, blank, dates, strict)
         if source == "missing.jsonl":
             Path(source).read_text()
         if strict and self.problems:
@@ -169,7 +170,7 @@ def test_find_passes_its_options_on(engine: Engine, tmp_path: Path) -> None:
         *["--preset", "released", "--set", "filter.n_random=7", "--quiet"],
     )
     assert code == 0
-    assert engine.calls["facts"] == ("demo", "jsonl", 3, "literal", False)
+    assert engine.calls["facts"] == ("demo", "jsonl", 3, "literal", "omit", False)
     assert engine.calls["model"] == ("demo", "cpu", "float32")
     assert engine.calls["config"].filter.n_random == 7
     assert engine.calls["config"].attribution.site == "pre"
@@ -412,6 +413,29 @@ def test_bad_facts_are_told_and_not_fatal(
     assert "... and 2 more" in err
     assert cli.main(["report", str(tmp_path)]) == 0
     assert "facts.jsonl:4 x4: empty answer" in (tmp_path / "summary.md").read_text()
+
+
+@pytest.mark.parametrize("n", [0, 3])
+def test_the_headline_counts_what_was_left_out_also_if_quiet(
+    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str], n: int
+) -> None:
+    engine.problems = [Problem(Path("facts.jsonl"), i, f"x{i}", "empty answer") for i in range(n)]
+    head = "5 facts (3 left out: see summary.md): 4 known" if n else "5 facts: 4 known"
+    for command in (["find"], ["report", str(tmp_path), "--quiet"]):
+        code = find(tmp_path, "--quiet") if command == ["find"] else cli.main(command)
+        assert code == 0
+        out, err = capsys.readouterr()
+        assert head in out
+        assert err == ""
+        written = (tmp_path / "summary.md").read_text()
+        assert ("5 facts (3 left out: listed below): 4 known" if n else head) in written
+        assert json.loads((tmp_path / "summary.json").read_text())["summary"]["n_left_out"] == n
+    assert ("3 left out by the loader" in (tmp_path / "report.html").read_text()) == (n > 0)
+
+
+def test_the_date_is_a_setting(engine: Engine, tmp_path: Path) -> None:
+    assert find(tmp_path, "--quiet", "--set", "facts.dates=prompt") == 0
+    assert engine.calls["facts"][4] == "prompt"
 
 
 def test_strict_stops_at_a_bad_fact(

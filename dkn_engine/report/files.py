@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def write_summary(
         manifest = read_manifest(directory)
     except RunDirectoryError:
         manifest = None
+    summary = replace(summary, n_left_out=len(problems))
     data = {
         "model": manifest and manifest["model"],
         "config_hash": manifest and manifest["config_hash"],

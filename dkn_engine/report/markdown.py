@@ -38,7 +38,7 @@ def render_markdown(
     lines = ["# Degenerate knowledge neurons", ""]
     if manifest is not None:
         lines += [*_provenance(manifest), ""]
-    lines += [f"- {' '.join(line.split())}" for line in table.headlines(summary)]
+    lines += [f"- {' '.join(line.split())}" for line in table.headlines(summary, "listed below")]
     if summary.candidates.n:
         lines += ["", "## Drops and controls", "", *_drops(summary)]
     if summary.n_facts:

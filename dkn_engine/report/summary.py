@@ -94,6 +94,7 @@ class Summary:
             says so.
         by_relation: most facts first; facts without a relation under the empty name.
         seconds: wall-clock time of the run, if known.
+        n_left_out: entries that the loader left out; they are not among the facts.
     """
 
     n_facts: int
@@ -119,6 +120,7 @@ class Summary:
     n_reference_packaged: int | None
     by_relation: tuple[RelationSummary, ...]
     seconds: float | None = None
+    n_left_out: int = 0
 
     @property
     def n_known(self) -> int:

@@ -120,12 +120,18 @@ def render_summary(summary: Summary) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def headlines(summary: Summary) -> list[str]:
-    """The figures that are not drops, one a line, at most 80 columns."""
+def headlines(summary: Summary, where: str = "see summary.md") -> list[str]:
+    """The figures that are not drops, one a line.
+
+    Args:
+        summary: of the facts.
+        where: to find what the loader left out.
+    """
     counts = ", ".join(
         f"{n:,} {STATUS_WORDS[s]}" for s, n in summary.by_status.items() if n or s == "ok"
     )
-    lines = [f"{summary.n_facts:,} facts: {counts}"]
+    left_out = f" ({summary.n_left_out:,} left out: {where})" if summary.n_left_out else ""
+    lines = [f"{summary.n_facts:,} facts{left_out}: {counts}"]
     if summary.n_known:
         several = _share(summary.n_with_candidates, summary.with_candidates)
         lines += [

@@ -85,6 +85,8 @@ def _glance(summary: Summary, notes: Sequence[str]) -> Section:
         for status, words in STATUS_WORDS.items()
         if summary.by_status.get(status)
     )
+    if summary.n_left_out:
+        counts += f"; {summary.n_left_out:,} left out by the loader"
     tiles = [Tile("Facts the model knows", f"{summary.n_known:,} of {summary.n_facts:,}", counts)]
     if summary.n_known:
         tiles += [
