@@ -55,8 +55,8 @@ def _embedded(n: int) -> Array:
 
 _DIFFERENCES = {n: _WEIGHTS[n] - _embedded(n) for n in _LEVELS}
 # What float arithmetic leaves open, in steps of the model's dtype, by comparison with the model's
-# own float64 run: of an activation (2 to 6 in tiny models, 11 in the demo model), and of a gradient,
-# relative to the whole (4 to 20).
+# own float64 run: of an activation (2 to 6 in tiny models, 11 in the demo model), and of a
+# gradient, relative to the whole (4 to 20).
 _ACTIVATION_STEPS = 12.0
 _GRADIENT_STEPS = 12.0
 # Of the four-point rule: where its difference from the embedded rule is less than a tenth of the

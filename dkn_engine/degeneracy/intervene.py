@@ -88,12 +88,12 @@ def answer_probability(
         raise UserError(f"positions must be one of {allowed}; got {positions!r}")
     if backend not in get_args(Backend):
         raise UserError(f"backend must be one of {', '.join(get_args(Backend))}; got {backend!r}")
+    config = FactsConfig() if facts_config is None else facts_config
+    facts = fact_list(facts, config)
     _require_ids("suppress", suppress, facts)
     _require_ids("enhance", enhance, facts)
     layout = find_layout(model)
     table = _means(means, layout)
-    config = FactsConfig() if facts_config is None else facts_config
-    facts = fact_list(facts, config)
     found, said = np.empty(len(facts)), False
     for start in range(0, len(facts), _CHUNK):
         chunk = facts[start : start + _CHUNK]

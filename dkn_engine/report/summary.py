@@ -82,8 +82,8 @@ class Summary:
         candidates: all candidates of a fact, whether or not it has a DKN; no controls.
         mean_abs_convergence_delta, max_abs_convergence_delta: over facts and layers.
         points_per_layer: mean number of path points paid for, over facts and layers.
-        n_not_converged: facts that came not within tolerance: ``max_points`` or rounding stopped some
-            layer.
+        n_not_converged: facts that came not within tolerance: ``max_points`` or rounding stopped
+            some layer.
         by_path: number of facts attributed by each path (``sweep``, ``general``).
         n_sampled_controls: facts with candidates whose family is so large that its controls are
             measured on a sample of its subsets.

@@ -499,9 +499,7 @@ def test_few_facts_are_filled_up_with_others_which_are_counted() -> None:
     tokenizer.add_tokens([w for f in load_facts("demo") for w in f.answer.split()])
     model = tiny("llama", vocab_size=len(tokenizer))
     own = [*facts, Fact("bad", "w5", " ")]
-    found = build_reference(
-        model, tokenizer, find_layout(model), own, Config(), load_facts("demo")
-    )
+    found = build_reference(model, tokenizer, find_layout(model), own, Config(), load_facts("demo"))
     assert found is not None
     assert len(found.facts) == ENOUGH
     assert {f.id for f in found.facts[:3]} == {f.id for f in facts}
