@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from dkn_engine.demo_model import FOLDER
 from dkn_engine.errors import UserError
+from dkn_engine.model_lock import locked
 from dkn_engine.models import model_fingerprint
 from dkn_engine.tokens import front_tokens, mask_token_id
 
@@ -70,8 +71,10 @@ class Identity:
 
 def identity_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Identity:
     """The identity of a model that :func:`dkn_engine.layout.find_layout` accepts."""
-    traits = {"model": model_traits(model), "tokenizer": tokenizer_traits(tokenizer)}
-    return Identity(model_fingerprint(model), model_name(model), traits)
+    # A call in another thread may have changed the model for a moment.
+    with locked(model):
+        traits = {"model": model_traits(model), "tokenizer": tokenizer_traits(tokenizer)}
+        return Identity(model_fingerprint(model), model_name(model), traits)
 
 
 def model_name(model: nn.Module) -> str:

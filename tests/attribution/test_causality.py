@@ -76,3 +76,10 @@ def test_a_model_that_gives_nan_is_not_called_bidirectional() -> None:
     model = tiny("llama", torch.float32)
     model.lm_head.weight.data[3] = float("nan")
     require_causal(find_layout(model))
+
+
+def test_a_short_context_is_enough() -> None:
+    model = tiny("gpt2", torch.float32, n_positions=3)
+    require_causal(find_layout(model))
+    with pytest.raises(UnsupportedModelError, match="expected a causal decoder"):
+        require_causal(find_layout(tiny("llama", max_position_embeddings=2, is_causal=False)))
