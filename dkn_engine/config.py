@@ -65,7 +65,12 @@ class FactsConfig(_Section):
         answer_space: tokenise the answer with the leading space of the tokenizer's convention.
         answer_special_tokens: count the tokenizer's special tokens as answer tokens (released).
         teacher_forced: continue with the answer's own tokens; otherwise with the model's greedy
-            token (released).
+            token (released). The next two are read only then.
+        continuation: whose tokens follow where neurons are suppressed or enhanced: those of the
+            ``clean`` model, or of each ``edited`` one; ``edited_text`` (released): each token's
+            text is written behind the prompt's, and the whole is tokenised anew.
+        repeat_first_token: scores (not probabilities) are taken with the first greedy token
+            behind the prompt again and again, as often as the answer has got on (released).
         aliases: also accept an alias where its probability is higher.
         dates: where a fact's date goes as facts are read from files: ``prompt``, in front of its
             prompts ("In 2012, ..."); ``omit``, nowhere (the released code); ``auto``, into the
@@ -76,6 +81,8 @@ class FactsConfig(_Section):
     answer_space: bool = True
     answer_special_tokens: bool = False
     teacher_forced: bool = True
+    continuation: Literal["clean", "edited", "edited_text"] = "clean"
+    repeat_first_token: bool = False
     aliases: bool = False
     dates: Literal["auto", "prompt", "omit"] = "auto"
 
@@ -91,6 +98,10 @@ class AttributionConfig(_Section):
             baseline is always of the activation at the site itself.
         baseline: ``masked`` (mean activation with each prompt token masked in turn), ``zero``.
             A tensor ``[L, F]`` or ``[n_facts, L, F]`` is given to ``attribute(baselines=...)``.
+        masked_tokens: which tokens are masked: the ``prompt``'s, or ``all`` before the one that
+            is predicted, answer tokens too (released).
+        mask_token: the tokenizer's ``mask`` token, or its end-of-text token where it has none;
+            ``end_of_text``: that one in any case (released).
         quadrature: ``adaptive``, or a fixed rule with ``n_steps`` points.
         tolerance: bound on the estimated relative L2 error of a fact's scores (adaptive). More
             points do not help against rounding: where that alone is more, ``converged`` is False.
@@ -98,7 +109,8 @@ class AttributionConfig(_Section):
         max_points: most points a layer (adaptive); where reached, ``converged`` is False.
         answer_tokens: how scores of several answer tokens are combined.
         objective: ``probability`` of the gold token or its natural logarithm.
-        multiply_by: ``delta``, (x - x'); ``activation``, x (released code; no completeness).
+        multiply_by: ``delta``, (x - x'); ``activation``, x; ``first_activation``, the x of the
+            answer's first token for all its tokens (released). Completeness holds for ``delta``.
         rows_per_batch: most path points a sweep holds at once; bounds memory.
         backend: which implementation of the operations; only ``auto`` may choose, an explicit name
             runs or raises a BackendError that says why not. ``reference``: plain torch.
@@ -109,6 +121,8 @@ class AttributionConfig(_Section):
 
     site: Site = "post"
     baseline: Literal["masked", "zero", "given"] = "masked"
+    masked_tokens: Literal["prompt", "all"] = "prompt"
+    mask_token: Literal["mask", "end_of_text"] = "mask"
     quadrature: Literal[
         "adaptive",
         "riemann_left",
@@ -122,7 +136,7 @@ class AttributionConfig(_Section):
     max_points: int = 512
     answer_tokens: Literal["mean", "sum", "first"] = "mean"
     objective: Literal["probability", "log_probability"] = "probability"
-    multiply_by: Literal["delta", "activation"] = "delta"
+    multiply_by: Literal["delta", "activation", "first_activation"] = "delta"
     rows_per_batch: int | Literal["auto"] = "auto"
     backend: Backend = "auto"
 
@@ -318,13 +332,17 @@ class Config(_Section):
                 answer_space=False,
                 answer_special_tokens=True,
                 teacher_forced=False,
+                continuation="edited_text",
+                repeat_first_token=True,
                 dates="omit",
             ),
             attribution=AttributionConfig(
                 site="pre",
+                masked_tokens="all",
+                mask_token="end_of_text",
                 quadrature="riemann_left",
                 n_steps=20,
-                multiply_by="activation",
+                multiply_by="first_activation",
                 answer_tokens="sum",
             ),
             selection=SelectionConfig(threshold=0.2),

@@ -68,8 +68,9 @@ class Stages:
     ) -> None:
         self.model, self.tokenizer, self.layout = model, tokenizer, find_layout(model)
         self.config, self._sample = config, sample
-        masked = config.attribution.baseline == "masked"
-        self._mask_id = mask_token_id(tokenizer) if masked else None
+        scoring = config.attribution
+        masked = scoring.baseline == "masked"
+        self._mask_id = mask_token_id(tokenizer, scoring.mask_token) if masked else None
         self._reference: Reference | None = None
         self._has_reference = False
         self._said = False  # that full forwards stand in for rows

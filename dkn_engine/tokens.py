@@ -64,7 +64,7 @@ def encode_fact(
     """
     where = f"fact {fact_id!r}: " if fact_id is not None else ""
     _require_text(prompt, answer, where)
-    prompt_ids = _encode_prompt(tokenizer, prompt)
+    prompt_ids = encode_prompt(tokenizer, prompt)
     if not prompt_ids:
         raise FactError(f"{where}the prompt {prompt!r} has no token")
     answer_ids = _encode_answer(tokenizer, prompt, answer, config, where)
@@ -93,18 +93,24 @@ def _require_text(prompt: str, answer: str, where: str) -> None:
         raise FactError(f"{where}the answer is empty")
 
 
-def mask_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+def mask_token_id(tokenizer: PreTrainedTokenizerBase, which: str = "mask") -> int:
     """The token that replaces a prompt token in the masked baseline.
 
     The mask token, else the end-of-text token: the tokenizer's own ``eos_token``, which in an
-    instruct model may be the end of a turn.
+    instruct model may be the end of a turn. ``which="end_of_text"`` takes that one in any case.
 
     Raises:
         UserError: the tokenizer has neither.
     """
-    for token in (tokenizer.mask_token_id, tokenizer.eos_token_id):
+    mask, end = tokenizer.mask_token_id, tokenizer.eos_token_id
+    for token in (end,) if which == "end_of_text" else (mask, end):
         if token is not None:
             return int(token)
+    if which == "end_of_text":
+        raise UserError(
+            "tokenizer must have an end-of-text token with mask_token='end_of_text'; got none: set "
+            "tokenizer.eos_token, or use mask_token='mask' or baseline='zero'"
+        )
     raise UserError(
         "tokenizer must have a mask token or an end-of-text token for the masked baseline; got "
         "neither: set tokenizer.mask_token, or use baseline='zero'"
@@ -116,7 +122,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> 
     return tuple(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
 
 
-def _encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[int, ...]:
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[int, ...]:
     """The prompt's tokens behind the special tokens that belong in front of a text."""
     plain = _encode(tokenizer, prompt, special=False)
     # An empty prompt would not tell front from back.

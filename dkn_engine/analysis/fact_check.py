@@ -234,7 +234,7 @@ def _scores(
         [coder.encode(s.prompt, s.answer) for s in statements],
         [_flat(sets, s.fact_id) for s in statements],
         attribution,
-        mask_token_id(coder.tokenizer) if masked else None,
+        mask_token_id(coder.tokenizer, attribution.mask_token) if masked else None,
         None if progress is None else lambda done: progress(done, len(statements)),
     )
     found = _neuron_scores(sets, statements, means, n_random)

@@ -115,7 +115,8 @@ def iter_attribute(
     layout = find_layout(model)
     given = _given(baselines, config, layout)
     top = SelectionConfig(method="top_k", top_k=n_top, max_neurons=n_top)
-    mask_id = mask_token_id(tokenizer) if config.baseline == "masked" else None
+    masked = config.baseline == "masked"
+    mask_id = mask_token_id(tokenizer, config.mask_token) if masked else None
     return _stream(
         model, tokenizer, layout, iter(read), config, facts_config, mask_id, given, keep, top
     )

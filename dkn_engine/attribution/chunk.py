@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dkn_engine.attribution.baselines import masked_baselines, shared_masked_baselines
 from dkn_engine.attribution.causality import require_causal
 from dkn_engine.attribution.check import failures_mean_no_sweep, rows_to_check
-from dkn_engine.attribution.contexts import AnswerSequence, Contexts, build_contexts
+from dkn_engine.attribution.contexts import AnswerSequence, Contexts, scored_contexts
 from dkn_engine.attribution.cut_gradients import refuse_cut_gradients
 from dkn_engine.attribution.general import General
 from dkn_engine.attribution.lengths import length_groups
@@ -23,7 +23,7 @@ from dkn_engine.attribution.paths import Paths
 from dkn_engine.attribution.prefill import Prefill, prefill
 from dkn_engine.attribution.quadrature import Integrals, integrate_adaptive, integrate_fixed
 from dkn_engine.attribution.rows import SweepUnsupported
-from dkn_engine.attribution.sequences import n_tokens
+from dkn_engine.attribution.sequences import clean_probability, n_tokens
 from dkn_engine.attribution.sites import require_site, site_activation
 from dkn_engine.attribution.sweep import Sweep
 from dkn_engine.batches import in_batches
@@ -74,7 +74,7 @@ def attribute_chunk(
 
     Args:
         model, layout: the decoder.
-        sequences: teacher-forced sequences; they may differ in length.
+        sequences: of the answers; they may differ in length.
         config: how.
         mask_id: token that masks a prompt token (``baseline="masked"``).
         baselines: ``[B, L, F]`` (``baseline="given"``).
@@ -126,13 +126,16 @@ def _attribute_batch(
 ) -> ChunkScores:
     """:func:`attribute_chunk` of sequences that are padded to one length."""
     device = next(model.parameters()).device
-    contexts = build_contexts(sequences, device)
+    contexts = scored_contexts(sequences, device, config.masked_tokens)
     rows = _rows_per_batch(config, layout, next(model.parameters()).dtype)
     with guest(model, grad=True):
         refuse_cut_gradients(layout, contexts.ids)
         with refuse_changed_outputs(layout, contexts.rows):
             clean = prefill(model, layout, contexts)
         probability = _of_answers(contexts, clean.log_probability)
+        for b, one in enumerate(sequences):
+            if one.steps:  # Its tokens are attributed behind others than the model goes on with.
+                probability[b] = clean_probability(model, one)
         if config.answer_tokens == "first":
             first = torch.nonzero(contexts.token == 0).squeeze(1)
             contexts, clean = contexts.take(first), clean.take(first)
@@ -166,8 +169,8 @@ def _require_mask(model: nn.Module, mask_id: int | None) -> None:
 
 def _of_answers(contexts: Contexts, log_probability: Tensor) -> NDArray[np.float64]:
     """The answer's probability ``[B]``: the product over all its tokens, whatever is attributed."""
-    sequence = contexts.sequence.cpu().numpy()
-    logs = np.bincount(sequence, weights=log_probability.double().cpu().numpy())
+    answer = contexts.answer.cpu().numpy()
+    logs = np.bincount(answer, weights=log_probability.double().cpu().numpy())
     found: NDArray[np.float64] = np.exp(logs)
     return found
 
@@ -217,7 +220,9 @@ class _Chunk:
         value, fixed = site_activation(self.layout, self.clean, self.config.site)
         baseline = self._baseline(value, masked)
         choices = (self.config.multiply_by, self.config.backend)
-        return Paths(self.layout, self.config.site, value, baseline, fixed, *choices)
+        # Answers are numbered in order, and so are their first tokens.
+        first = torch.nonzero(self.contexts.token == 0).squeeze(1)[self.contexts.answer]
+        return Paths(self.layout, self.config.site, value, baseline, fixed, *choices, first)
 
     def _baseline(self, value: Tensor, masked: Callable[[int], Tensor]) -> Tensor:
         """x' at every context, ``[C, L, F]``."""
@@ -225,13 +230,13 @@ class _Chunk:
             return torch.zeros_like(value)
         if self.config.baseline == "given":
             assert self.baselines is not None
-            return self.baselines[self.contexts.sequence.cpu()].to(value.device)
+            return self.baselines[self.contexts.answer.cpu()].to(value.device)
         assert self.mask_id is not None
         return masked(self.mask_id)
 
     def groups(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The sequence of each context, and the context's weight in its scores."""
-        groups = self.contexts.sequence.cpu().numpy()
+        """The answer of each context, and the context's weight in its scores."""
+        groups = self.contexts.answer.cpu().numpy()
         if self.config.answer_tokens == "sum":
             return groups, np.ones(len(groups))
         return groups, 1 / np.bincount(groups)[groups]
@@ -259,7 +264,7 @@ def _combine(
     path: str,
     row_layers: int,
 ) -> ChunkScores:
-    """From contexts (answer tokens) to sequences."""
+    """From contexts (answer tokens) to answers."""
     n = int(groups.max()) + 1
     table = np.zeros((n, len(groups)))
     table[groups, np.arange(len(groups))] = 1.0

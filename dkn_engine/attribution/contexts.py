@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+
+from dkn_engine.attribution.continuation import Continuation, Tokens
 
 if TYPE_CHECKING:
     import torch
@@ -12,17 +14,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class AnswerSequence:
-    """One teacher-forced sequence: prompt and all answer tokens but the last.
+    """One sequence: prompt, and what follows up to the prediction of the last answer token.
 
     Attributes:
         ids: the tokens that enter the model.
         n_prompt: how many of them are the prompt's.
         targets: the gold token predicted at positions ``n_prompt - 1 + i``.
+        steps: for each target the tokens behind which it is attributed, where those are not the
+            first of ``ids``; else empty.
+        free: where an edited model goes on with its own tokens: what enters it with those behind
+            the prompt; None where all edits see ``ids``.
     """
 
-    ids: tuple[int, ...]
+    ids: Tokens
     n_prompt: int
-    targets: tuple[int, ...]
+    targets: Tokens
+    steps: tuple[Tokens, ...] = ()
+    free: Continuation | None = field(default=None, compare=False)
+
+    def apart(self) -> tuple[Tokens, ...]:
+        """For each target the tokens behind which it is attributed."""
+        ends = range(self.n_prompt, self.n_prompt + len(self.targets))
+        return self.steps or tuple(self.ids[:end] for end in ends)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +46,8 @@ class Contexts:
         ids: int64 ``[B, T]``, padded on the right with a sequence's own last token. In a causal
             model nothing before the padding sees it.
         sequence, position, target, token: int64 ``[C]``; ``token`` counts answer tokens from 0.
+        answer: int64 ``[C]``, of which answer: the sequence, unless an answer has several.
+        n_prompt: of each sequence, how many tokens the masked baseline masks.
     """
 
     ids: torch.Tensor
@@ -40,6 +55,7 @@ class Contexts:
     position: torch.Tensor
     target: torch.Tensor
     token: torch.Tensor
+    answer: torch.Tensor
     n_prompt: tuple[int, ...]
 
     def __len__(self) -> int:
@@ -58,6 +74,7 @@ class Contexts:
             position=self.position[index],
             target=self.target[index],
             token=self.token[index],
+            answer=self.answer[index],
         )
 
 
@@ -80,4 +97,36 @@ def build_contexts(sequences: Sequence[AnswerSequence], device: torch.device) ->
             for column in zip(*rows, strict=True)
         )
     n_prompt = tuple(s.n_prompt for s in sequences)
-    return Contexts(ids, sequence, position, target, token, n_prompt)
+    return Contexts(ids, sequence, position, target, token, sequence, n_prompt)
+
+
+def scored_contexts(
+    sequences: Sequence[AnswerSequence], device: torch.device, masked_tokens: str
+) -> Contexts:
+    """The contexts of attribution: as :func:`build_contexts`, or a sequence for each answer token.
+
+    Args:
+        sequences: of the chunk's answers.
+        device: of the model.
+        masked_tokens: see ``AttributionConfig``; with ``all`` each token has its own masked copies.
+    """
+    import torch
+
+    if masked_tokens == "prompt" and not any(s.steps for s in sequences):
+        return build_contexts(sequences, device)
+    parts = [
+        (answer, token, s, ids)
+        for answer, s in enumerate(sequences)
+        for token, ids in enumerate(s.apart())
+    ]
+    every = masked_tokens == "all"
+    contexts = build_contexts(
+        [AnswerSequence(ids, len(ids), (s.targets[token],)) for _, token, s, ids in parts], device
+    )
+    with torch.inference_mode(False):
+        return replace(
+            contexts,
+            token=torch.tensor([token for _, token, _, _ in parts], device=device),
+            answer=torch.tensor([answer for answer, _, _, _ in parts], device=device),
+            n_prompt=tuple(len(i) if every else min(s.n_prompt, len(i)) for *_, s, i in parts),
+        )

@@ -68,8 +68,9 @@ class Paths:
         value, baseline: ``[C, L, F]``, x and x' at the site.
         fixed: ``[C, L, F]``, what multiplies the activation (``pre``: after the non-linearity) and
             stays as it is, or None; see :func:`dkn_engine.attribution.sites.site_activation`.
-        multiply_by: ``delta`` or ``activation``.
-        backend: see ``AttributionConfig``.
+        multiply_by, backend: see ``AttributionConfig``.
+        first: int64 ``[C]``, the context of each one's first answer token, whose x multiplies with
+            ``first_activation``.
     """
 
     def __init__(
@@ -81,12 +82,19 @@ class Paths:
         fixed: Tensor | None,
         multiply_by: str,
         backend: str,
+        first: Tensor | None = None,
     ) -> None:
         self.layout, self.site, self.backend = layout, site, backend
         # Not in a half precision: x' may be close to x, and their difference is what is asked for.
         self.dtype, wide = value.dtype, torch.promote_types(value.dtype, torch.float32)
         self.value, self.baseline, self.fixed = value.to(wide), baseline.to(wide), fixed
-        self.factor = self.value if multiply_by == "activation" else self.value - self.baseline
+        if multiply_by == "first_activation":
+            assert first is not None
+            self.factor = self.value[first]
+        elif multiply_by == "activation":
+            self.factor = self.value
+        else:
+            self.factor = self.value - self.baseline
         if site in {"up", "gate_act"}:
             assert fixed is not None
             # What reaches the projection, whose rows then serve the scores as they do for post.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dkn_engine.attribution.contexts import AnswerSequence
+from dkn_engine.attribution.continuation import ById, ByText, Continuation, Tokens
 from dkn_engine.attribution.prefill import position_logits
 from dkn_engine.config import FactsConfig
 from dkn_engine.errors import FactError, UnsupportedModelError
@@ -15,7 +17,7 @@ from dkn_engine.guest import guest
 from dkn_engine.tokens import EncodedPrompt, encode_fact
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
 
@@ -31,25 +33,31 @@ def encode_sequence(
     """Prompt and answer as the tokens that enter the model and those it should predict.
 
     With ``config.teacher_forced`` the answer's own tokens follow the prompt; otherwise the
-    model's greedy continuation does (released code).
+    model's greedy continuation does, as ``config.continuation`` says (released code).
 
     Raises:
         FactError: see :func:`dkn_engine.tokens.encode_fact`; or the tokenizer gives a token that
             the model does not have.
     """
+    limit = context_length(model)
     encoded = encode_fact(
-        tokenizer,
-        prompt,
-        answer,
-        config=config,
-        max_length=context_length(model),
-        fact_id=fact_id,
+        tokenizer, prompt, answer, config=config, max_length=limit, fact_id=fact_id
     )
     _require_known(model, encoded, fact_id)
-    follow = encoded.answer_ids[:-1]
-    if not config.teacher_forced:
-        follow = _greedy(model, encoded.prompt_ids, len(follow))
-    return AnswerSequence(encoded.prompt_ids + follow, len(encoded.prompt_ids), encoded.answer_ids)
+    ids, targets = encoded.prompt_ids, encoded.answer_ids
+    if config.teacher_forced or len(targets) == 1:
+        return AnswerSequence(ids + targets[:-1], len(ids), targets)
+    behind: Continuation = ById(ids)
+    if config.continuation == "edited_text":
+        where = f"fact {fact_id!r}: " if fact_id is not None else ""
+        behind = ByText(tokenizer, prompt, limit, where)
+    own = _greedy(model, behind, len(targets) - 1)
+    steps: tuple[Tokens, ...] = ()
+    if config.repeat_first_token or config.continuation == "edited_text":
+        follow = own[:1] * len(own) if config.repeat_first_token else own
+        steps = tuple(behind(follow[:i]) for i in range(len(targets)))
+    free = None if config.continuation == "clean" else behind
+    return AnswerSequence(ids + own, len(ids), targets, steps, free)
 
 
 def _require_known(model: nn.Module, encoded: EncodedPrompt, fact_id: str | None) -> None:
@@ -104,14 +112,28 @@ def context_length(model: nn.Module) -> int | None:
     return length if isinstance(length, int) else None
 
 
-def _greedy(model: nn.Module, prompt_ids: tuple[int, ...], n: int) -> tuple[int, ...]:
+def _greedy(model: nn.Module, behind: Continuation, n: int) -> Tokens:
     """The model's own ``n`` most probable tokens after the prompt, one by one."""
+    tokens: Tokens = ()
+    for _ in range(n):
+        tokens += (int(_last_logits(model, behind(tokens)).argmax()),)
+    return tokens
+
+
+def clean_probability(model: nn.Module, one: AnswerSequence) -> float:
+    """Product of the answer tokens' probabilities behind the model's own continuation."""
+    behind: Continuation = one.free or ById(one.ids[: one.n_prompt])
+    tokens, log_p = one.ids[one.n_prompt :], 0.0
+    for i, target in enumerate(one.targets):
+        logits = _last_logits(model, behind(tokens[:i])).double()
+        log_p += float(logits.log_softmax(-1)[target])
+    return math.exp(log_p)
+
+
+def _last_logits(model: nn.Module, ids: Tokens) -> Tensor:
+    """Logits ``[V]`` at the last position."""
     device = next(model.parameters()).device
-    ids = list(prompt_ids)
     with guest(model, grad=False):
-        for _ in range(n):
-            table = torch.tensor([ids], device=device)
-            last = torch.tensor([len(ids) - 1], device=device)
-            logits = position_logits(model, table, torch.zeros_like(last), last)
-            ids.append(int(logits[0].argmax()))
-    return tuple(ids[len(prompt_ids) :])
+        last = torch.tensor([len(ids) - 1], device=device)
+        table = torch.tensor([ids], device=device)
+        return position_logits(model, table, torch.zeros_like(last), last)[0]

@@ -17,8 +17,9 @@ from dkn_engine.attribution.lengths import length_groups
 from dkn_engine.attribution.prefill import prefill, token_log_probabilities
 from dkn_engine.attribution.rows import RowEngine, SweepUnsupported
 from dkn_engine.batches import in_batches
-from dkn_engine.degeneracy.edits import Edit, require_inside
+from dkn_engine.degeneracy.edits import Edit, nothing, require_inside
 from dkn_engine.degeneracy.forwards import forward_log_probabilities
+from dkn_engine.degeneracy.free_running import free_running
 from dkn_engine.degeneracy.rows import row_log_probabilities
 from dkn_engine.guest import guest
 from dkn_engine.layout import Layout
@@ -33,7 +34,9 @@ _ROWS = 1024
 class Prompts:
     """The clean pass over a chunk of sequences, and their probabilities under edits.
 
-    The probability of an answer is the product of its teacher-forced token probabilities.
+    The probability of an answer is the product of its tokens' probabilities, each behind what the
+    sequence holds before it, or, of a sequence that is ``free``, behind the edited model's own
+    tokens.
 
     Args:
         model, layout: the decoder; it is left as it was found.
@@ -62,7 +65,8 @@ class Prompts:
         warn: bool = True,
     ) -> None:
         require_causal(layout)
-        self.model, self.layout = model, layout
+        self.model, self.layout, self.positions = model, layout, positions
+        self._free = {b: one for b, one in enumerate(sequences) if one.free is not None}
         self._batches: list[tuple[NDArray[np.int64], _Batch]] = []
         for group in length_groups(model, [len(s.ids) for s in sequences]):
 
@@ -76,6 +80,8 @@ class Prompts:
             in_batches(len(group), len(group), read, of="prompts", option="facts_per_chunk")
         self.probability: NDArray[np.float64] = self._joined([b.probability for b in self._of()])
         self.rank: NDArray[np.int64] = self._joined([b.rank for b in self._of()])
+        for b, one in self._free.items():
+            self.probability[b] = self._run_free(one, [nothing()])[0][0]
 
     @property
     def stands_in(self) -> bool:
@@ -127,12 +133,21 @@ class Prompts:
         wanted = np.arange(len(self)) if sequences is None else np.asarray(sequences, np.int64)
         table = np.zeros((len(edits), len(self)))
         every = np.zeros(table.shape, dtype=bool)
+        free = [b for b in wanted.tolist() if b in self._free]
+        others = np.setdiff1d(wanted, free)
         for index, batch in self._batches:
-            mine = np.flatnonzero(np.isin(index, wanted))
+            mine = np.flatnonzero(np.isin(index, others))
             if len(mine):
                 found = batch.outcomes(edits, mine, greedy=greedy)
                 table[:, index[mine]], every[:, index[mine]] = found
+        for b in free:
+            table[:, b], every[:, b] = self._run_free(self._free[b], edits)
         return table[:, wanted], every[:, wanted]
+
+    def _run_free(
+        self, one: AnswerSequence, edits: Sequence[Edit]
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        return free_running(self.model, self.layout, one, edits, self.positions)
 
     def as_model_is(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """As :meth:`outcomes`, ``[B]`` each, by full forwards of the model as it is by now."""

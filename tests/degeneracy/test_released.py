@@ -16,8 +16,9 @@ from dkn_engine.config import FactsConfig
 from dkn_engine.connections import connection_rows
 from dkn_engine.degeneracy.edits import Edit, nothing, suppress
 from dkn_engine.degeneracy.examine import examine
+from dkn_engine.degeneracy.free_running import free_running
 from dkn_engine.degeneracy.prompts import Prompts
-from dkn_engine.degeneracy.released import greedy_probabilities, released_family
+from dkn_engine.degeneracy.released import released_family
 from dkn_engine.layout import find_layout
 from dkn_engine.topology.released import released_candidates
 from dkn_engine.types import Component
@@ -49,7 +50,7 @@ EDITS = [nothing(), suppress([[1, 7]]), suppress(neurons(20, 1)), suppress(neuro
 @pytest.mark.parametrize("name", ["gpt2", "llama", "opt"])
 def test_greedy_probabilities_equal_a_plain_loop(name: str, b: int) -> None:
     model, one = tiny(name), sequences()[b]
-    found = greedy_probabilities(model, find_layout(model), one, EDITS)
+    found, _ = free_running(model, find_layout(model), one, EDITS)
     expected = [greedy(name, model, one, edit) for edit in EDITS]
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
@@ -59,7 +60,7 @@ def test_each_edit_follows_its_own_tokens() -> None:
     model, one = tiny("llama"), sequences()[2]
     layout = find_layout(model)
     forced = Prompts(model, layout, [one]).probabilities(EDITS)[:, 0]
-    found = greedy_probabilities(model, layout, one, EDITS)
+    found, _ = free_running(model, layout, one, EDITS)
     assert not np.isclose(found, forced, rtol=1e-3).all()
 
 
@@ -93,7 +94,7 @@ def test_an_answer_without_probability_has_no_family() -> None:
     one = sequences()[2]
     some = components([neurons(2, 0), neurons(2, 1)])
     layout = find_layout(model)
-    assert greedy_probabilities(model, layout, one, [nothing()])[0] == 0
+    assert free_running(model, layout, one, [nothing()])[0][0] == 0
     assert released_family(model, layout, one, some, 0.05) == ()
 
 

@@ -1,15 +1,12 @@
-"""The published procedure restated from the design's section 5, from scores to clusters.
+"""Distances and clusters against the published procedure, from scores of all kinds.
 
-Nothing of the package below the line "the package": scores and a model's own weight matrices go
-in, neurons are ordered, connected and clustered by plain loops. The package must give the same
-distances (100 and more counted as unreachable) and the same clusters.
+Scores and a model's own weight matrices go in; ``tests.published`` orders, connects and clusters
+neurons by plain loops. The package must give the same distances (100 and more counted as
+unreachable) and the same clusters. From texts to scores: ``tests/test_released_chain.py``.
 """
 
 from __future__ import annotations
 
-import itertools
-import statistics
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,112 +22,10 @@ from dkn_engine.connections import connection_rows
 from dkn_engine.layout import find_layout
 from dkn_engine.topology import released
 from tests.planted import BOTH, EITHER, planted_model
+from tests.published import UNREACHABLE, Cluster, clusters, distances, located
 from tests.words import words_tokenizer
 
-Neuron = tuple[int, int]
 N_LAYERS, WIDTH, D = 7, 30, 12
-UNREACHABLE = 1000.0
-
-
-@dataclass(frozen=True)
-class Cluster:
-    neurons: frozenset[Neuron]
-    birth: float
-    death: float
-
-
-def located(scores: np.ndarray) -> list[Neuron]:
-    """Neurons above a fifth of the largest score, by descending score."""
-    found = [
-        (float(scores[l, i]), l, i)
-        for l in range(scores.shape[0])
-        for i in range(scores.shape[1])
-        if scores[l, i] > 0.2 * scores.max()
-    ]
-    return [(l, i) for _, l, i in sorted(found, reverse=True)]
-
-
-def hop(name: str, model: Any, a: Neuron, b: Neuron) -> float:
-    """|1 / weight| of two neurons as if b's layer followed a's."""
-    if name == "gpt2":
-        # Conv1D stores [in, out]: what a writes, and what b reads.
-        left = model.transformer.h[a[0]].mlp.c_proj.weight[a[1]]
-        right = model.transformer.h[b[0]].mlp.c_fc.weight[:, b[1]]
-    else:
-        # The wrong way round: what a reads, and what b writes.
-        left = model.model.layers[a[0]].mlp.gate_proj.weight[a[1]]
-        right = model.model.layers[b[0]].mlp.down_proj.weight[:, b[1]]
-    weight = sum(x * y for x, y in zip(left.tolist(), right.tolist(), strict=True))
-    return abs(1 / weight) if weight else UNREACHABLE
-
-
-def distance(name: str, model: Any, neurons: list[Neuron], a: Neuron, b: Neuron) -> float:
-    """From a to a neuron b of a later layer."""
-    span = b[0] - a[0]
-    between = [[n for n in neurons if n[0] == l] for l in range(a[0] + 1, b[0])]
-    if span == 1:
-        return hop(name, model, a, b)
-    if span == 2:  # two neurons of the one layer between, the one with the higher score first
-        ways = list(itertools.combinations(between[0], 2))
-    elif span == 3:  # one in each
-        ways = list(itertools.product(*between))
-    else:
-        return UNREACHABLE
-    lengths = [
-        hop(name, model, a, p) + hop(name, model, p, q) + hop(name, model, q, b) for p, q in ways
-    ]
-    return min([UNREACHABLE, *lengths])
-
-
-def distances(name: str, model: Any, neurons: list[Neuron]) -> list[list[float]]:
-    matrix = [[UNREACHABLE] * len(neurons) for _ in neurons]
-    for i, j in itertools.product(range(len(neurons)), repeat=2):
-        if i == j:
-            matrix[i][i] = 0.0
-        elif neurons[j][0] > neurons[i][0]:
-            matrix[i][j] = matrix[j][i] = distance(name, model, neurons, neurons[i], neurons[j])
-    return matrix
-
-
-def linear_quantile(values: list[float], q: float) -> float:
-    values = sorted(values)
-    place = q * (len(values) - 1)
-    low = int(place)
-    high = min(low + 1, len(values) - 1)
-    return values[low] + (place - low) * (values[high] - values[low])
-
-
-def clusters(neurons: list[Neuron], matrix: list[list[float]]) -> list[Cluster]:
-    n = len(neurons)
-    pairs = list(itertools.combinations(range(n), 2))
-    finite = [matrix[i][j] for i, j in pairs if matrix[i][j] < 100]
-    if not finite:
-        return []
-    threshold = linear_quantile(finite, 0.2)
-    edges = [(matrix[i][j], i, j) for i, j in pairs if matrix[i][j] < threshold]
-    edges.sort(key=lambda edge: edge[0])  # stable: ties stay in the order of (i, j)
-    if not edges:
-        return []
-    birth, root, rank = [0.0] * n, list(range(n)), [0] * n
-    for value, i, j in edges[: int(0.5 * len(edges))]:
-        for vertex in (i, j):
-            if root.count(root[vertex]) == 1:
-                birth[vertex] = value
-        first, second = root[i], root[j]
-        if first == second:
-            continue
-        # The deeper tree's root stays; on ties the second one does and grows by one.
-        stays, goes = (first, second) if rank[first] > rank[second] else (second, first)
-        if rank[first] == rank[second]:
-            rank[stays] += 1
-        root = [stays if r == goes else r for r in root]
-    last, least = edges[-1][0], statistics.median(birth)
-    found = []
-    for r in set(root):
-        members = frozenset(neurons[v] for v in range(n) if root[v] == r)
-        if len(members) > 1 and last - birth[r] > least:
-            found.append(Cluster(members, birth[r], last))
-    return found
 
 
 # --- the package ---
@@ -296,11 +191,15 @@ def test_every_departure_is_a_named_option() -> None:
         "facts.answer_space": False,
         "facts.answer_special_tokens": True,
         "facts.teacher_forced": False,
+        "facts.continuation": "edited_text",
+        "facts.repeat_first_token": True,
         "facts.dates": "omit",
         "attribution.site": "pre",
+        "attribution.masked_tokens": "all",
+        "attribution.mask_token": "end_of_text",
         "attribution.quadrature": "riemann_left",
         "attribution.n_steps": 20,
-        "attribution.multiply_by": "activation",
+        "attribution.multiply_by": "first_activation",
         "attribution.answer_tokens": "sum",
         "selection.threshold": 0.2,
         "topology.direction": "reversed",

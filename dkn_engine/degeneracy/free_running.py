@@ -1,0 +1,93 @@
+"""Edited models that go on with their own tokens: each its own text, by full forward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dkn_engine.attribution.contexts import AnswerSequence
+from dkn_engine.attribution.continuation import ById, Continuation, Tokens
+from dkn_engine.attribution.prefill import position_logits
+from dkn_engine.batches import in_batches
+from dkn_engine.degeneracy.edits import Edit, by_layer
+from dkn_engine.degeneracy.forwards import change_at
+from dkn_engine.guest import guest, hooks
+from dkn_engine.layout import Layout
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+# Most token positions in one forward.
+_TOKENS = 1024
+
+
+def free_running(
+    model: nn.Module,
+    layout: Layout,
+    sequence: AnswerSequence,
+    edits: Sequence[Edit],
+    positions: str = "answer",
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """What P edited models say of one answer, each behind its own greedy tokens, gold or not.
+
+    Args:
+        model, layout: the decoder; it is left as it was found.
+        sequence: prompt and answer; its ``free`` says how tokens follow (None: by id).
+        edits: one a model.
+        positions: where an edit acts in each step: ``answer``, the last position; ``answer_all``,
+            also those that predicted the tokens before; ``all``, every one.
+
+    Returns:
+        Product float64 ``[P]`` of the gold tokens' probabilities, and bool ``[P]``: none of them
+        is less probable than another token.
+    """
+    behind: Continuation = sequence.free or ById(sequence.ids[: sequence.n_prompt])
+    tokens: list[Tokens] = [()] * len(edits)
+    log_p, hit = np.zeros(len(edits)), np.ones(len(edits), dtype=bool)
+    first = {"answer": None, "answer_all": sequence.n_prompt - 1, "all": 0}[positions]
+    for target in sequence.targets:
+        texts = [behind(own) for own in tokens]
+
+        def step(start: int, stop: int, texts: list[Tokens] = texts, target: int = target) -> None:
+            batch = slice(start, stop)
+            logits = _last_logits(model, layout, texts[batch], edits[batch], first)
+            gold, likeliest = logits.log_softmax(-1)[:, target], logits.argmax(-1).tolist()
+            is_first = logits[:, target] >= logits.amax(-1)
+            log_p[batch] += gold.cpu().numpy()
+            hit[batch] &= is_first.cpu().numpy()
+            for i, token in enumerate(likeliest, start):
+                tokens[i] += (token,)
+
+        with guest(model, grad=False):
+            in_batches(len(edits), max(1, _TOKENS // max(map(len, texts), default=1)), step)
+    return np.exp(log_p), hit
+
+
+def _last_logits(
+    model: nn.Module,
+    layout: Layout,
+    texts: Sequence[Tokens],
+    edits: Sequence[Edit],
+    first: int | None,
+) -> Tensor:
+    """Logits float64 ``[n, V]`` at the last position of n texts, an edit each, from ``first`` on.
+
+    Texts are padded on the right, which nothing before sees.
+    """
+    device = next(model.parameters()).device
+    longest = max(map(len, texts))
+    ids = torch.tensor([t + t[-1:] * (longest - len(t)) for t in texts], device=device)
+    last = torch.tensor([len(t) - 1 for t in texts], device=device)
+    at = torch.arange(longest, device=device)
+    start = last if first is None else last.clamp(max=first)
+    mask = (at >= start.unsqueeze(1)) & (at <= last.unsqueeze(1))
+    handles = [
+        layout.mlps[l].down.register_forward_pre_hook(change_at(edit, mask))
+        for l, edit in by_layer(edits).items()
+    ]
+    with hooks(handles):
+        return position_logits(model, ids, torch.arange(len(ids), device=device), last).double()
