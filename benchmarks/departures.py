@@ -28,11 +28,21 @@ NO_CONTROLS = ("filter.n_random=0", "filter.n_unrelated=0")
 DEPARTURES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("default", ()),
     ("site: pre", ("attribution.site=pre",)),
+    ("baseline: answer tokens masked, too", ("attribution.masked_tokens=all",)),
     ("factor: x, not x - x'", ("attribution.multiply_by=activation",)),
+    ("factor: x of the first token", ("attribution.multiply_by=first_activation",)),
     ("rule: 20 left points", ("attribution.quadrature=riemann_left", "attribution.n_steps=20")),
     ("target: no leading space", ("facts.answer_space=false",)),
     ("target: special tokens count", ("facts.answer_special_tokens=true",)),
     ("target: greedy continuation", ("facts.teacher_forced=false",)),
+    (
+        "target: its first token again and again",
+        ("facts.teacher_forced=false", "facts.repeat_first_token=true"),
+    ),
+    (
+        "target: suppressed models' own text",
+        ("facts.teacher_forced=false", "facts.continuation=edited_text"),
+    ),
     ("target: scores summed", ("attribution.answer_tokens=sum",)),
     ("neurons: threshold 0.2", ("selection.threshold=0.2",)),
     ("direction: reversed", ("topology.direction=reversed",)),

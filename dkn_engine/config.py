@@ -102,7 +102,9 @@ class AttributionConfig(_Section):
             is predicted, answer tokens too (released).
         mask_token: the tokenizer's ``mask`` token, or its end-of-text token where it has none;
             ``end_of_text``: that one in any case (released).
-        quadrature: ``adaptive``, or a fixed rule with ``n_steps`` points.
+        quadrature: ``adaptive``, or a fixed rule with ``n_steps`` points. ``linspace`` is that of
+            EleutherAI's ``knowledge-neurons``: points at equal distances, both ends among them, all
+            of the weight 1 / n. It is first order as the Riemann sums are, for other tools' sake.
         tolerance: bound on the estimated relative L2 error of a fact's scores (adaptive). More
             points do not help against rounding: where that alone is more, ``converged`` is False.
         n_steps: points of a fixed rule; None with ``adaptive``.
@@ -129,6 +131,7 @@ class AttributionConfig(_Section):
         "riemann_middle",
         "riemann_right",
         "trapezoid",
+        "linspace",
         "gauss_legendre",
     ] = "adaptive"
     tolerance: float = 1e-3
@@ -147,7 +150,7 @@ class AttributionConfig(_Section):
         if self.quadrature == "adaptive":
             self._require("n_steps", self.n_steps is None, "None with quadrature='adaptive'")
         else:
-            fewest = 2 if self.quadrature == "trapezoid" else 1
+            fewest = 2 if self.quadrature in {"trapezoid", "linspace"} else 1
             ok = isinstance(self.n_steps, int) and self.n_steps >= fewest
             self._require("n_steps", ok, f"an integer of at least {fewest}")
         rows = self.rows_per_batch

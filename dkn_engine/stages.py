@@ -196,18 +196,21 @@ class Stages:
         selection = select_neurons(table, config.selection)
         components, reason = self._candidates(selection)
         held_out = self._paraphrases(task, slice(config.selection.n_paraphrases, None))
-        found = examine(
-            prompts,
-            i,
-            components,
-            selection.neurons,
-            fact,
-            config.filter,
-            config.seed,
-            released=task.sequence,
-            paraphrases=self._prompts(held_out) if held_out and components else None,
-            reference=self.reference,
-        )
+        try:
+            found = examine(
+                prompts,
+                i,
+                components,
+                selection.neurons,
+                fact,
+                config.filter,
+                config.seed,
+                released=task.sequence,
+                paraphrases=self._prompts(held_out) if held_out and components else None,
+                reference=self.reference,
+            )
+        except FactError as error:  # A suppressed model's own text may outgrow the context.
+            return _without(fact, "error", str(error), answer=task.answer)
         return FactResult(
             fact_id=fact.id,
             status="ok",

@@ -73,9 +73,11 @@ def fixed_rule(name: str, n_steps: int) -> tuple[Array, Array]:
     if name == "gauss_legendre":
         x, gauss = np.polynomial.legendre.leggauss(n_steps)
         return (x + 1) / 2, gauss / 2
-    if name == "trapezoid":
+    if name in {"trapezoid", "linspace"}:
         if n_steps < 2:
-            raise ValueError(f"n_steps must be at least 2 for 'trapezoid'; got {n_steps}")
+            raise ValueError(f"n_steps must be at least 2 for {name!r}; got {n_steps}")
+        if name == "linspace":
+            return np.linspace(0, 1, n_steps), np.full(n_steps, 1 / n_steps)
         w = np.full(n_steps, 1 / (n_steps - 1))
         w[[0, -1]] /= 2
         return np.linspace(0, 1, n_steps), w

@@ -26,8 +26,12 @@ def watch(mlp: Mlp, site: str, keep: Callable[[Tensor], None]) -> Any:
         return up.register_forward_hook(lambda _module, _args, output: keep(mlp.up_of(output)))
     if site == "gate_act":
         return _act(mlp).register_forward_hook(lambda _module, _args, output: keep(output))
-    module = mlp.down if site == "post" else _act(mlp)
-    return module.register_forward_pre_hook(lambda _module, args: keep(args[0]))
+    return site_module(mlp, site).register_forward_pre_hook(lambda _module, args: keep(args[0]))
+
+
+def site_module(mlp: Mlp, site: str) -> nn.Module:
+    """The module whose input is the site: ``post`` or ``pre``."""
+    return mlp.down if site == "post" else _act(mlp)
 
 
 def _act(mlp: Mlp) -> nn.Module:

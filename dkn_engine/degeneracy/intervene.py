@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dkn_engine.attribution.sequences import encode_sequence
+from dkn_engine.attribution.sites import require_site, site_module
 from dkn_engine.config import Backend, FactsConfig
 from dkn_engine.degeneracy import edits
 from dkn_engine.degeneracy.edits import Edit
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 Neurons = ArrayLike | Mapping[str, ArrayLike] | None
 Positions = Literal["answer", "answer_all", "all"]
 On = Literal["activations", "weights", "output_weights", "input_and_output_weights"]
+Site = Literal["post", "pre"]
 _WEIGHTS: dict[str, Which] = {
     "weights": "output_weights",
     "output_weights": "output_weights",
@@ -162,6 +164,7 @@ def intervene(
     factor: float = 0.0,
     means: ArrayLike | None = None,
     on: On = "activations",
+    site: Site = "post",
 ) -> Iterator[None]:
     """Change MLP neurons in every forward pass of the block, at every position.
 
@@ -178,24 +181,42 @@ def intervene(
             the same as their activations. ``input_and_output_weights``: those, and their rows and
             biases of the projection into the non-linearity (the gate of a gated MLP), as
             :func:`dkn_engine.analysis.robustness` does; the same at factor 0 only.
+        site: ``post``, activations at the input of the down projection; ``pre``, before the
+            non-linearity (of a gated MLP the gate projection's output), where EleutherAI's
+            ``knowledge-neurons`` and the published code enhance.
 
     Raises:
-        UnsupportedModelError: the model is not a causal decoder that the engine knows, or nothing
-            would be changed: its weights are computed anew at each forward, or (in the block) its
-            MLP does not run its down projection.
+        UnsupportedModelError: the model is not a causal decoder that the engine knows, its
+            non-linearity is no module (``pre``), or nothing would be changed: its weights are
+            computed anew at each forward, or (in the block) its MLP does not run its down
+            projection (or its non-linearity).
         TypeError, ValueError: neurons or means of the wrong form; ``means`` with ``weights``.
+        UserError: ``on`` or ``site`` is another word; ``pre`` with ``weights``.
     """
     if on not in get_args(On):
         raise UserError(f"on must be one of {', '.join(get_args(On))}; got {on!r}")
-    with locked(model), _changed(model, neurons, factor, means, on):
+    if site not in get_args(Site):
+        raise UserError(f"site must be one of {', '.join(get_args(Site))}; got {site!r}")
+    if on != "activations" and site != "post":
+        raise UserError(
+            f"site must be 'post' with on={on!r}; got {site!r}: weights have no activations in "
+            "front of the non-linearity; use on='activations'"
+        )
+    with locked(model), _changed(model, neurons, factor, means, on, site):
         yield
 
 
 @contextlib.contextmanager
 def _changed(
-    model: nn.Module, neurons: ArrayLike, factor: float, means: ArrayLike | None, on: str
+    model: nn.Module,
+    neurons: ArrayLike,
+    factor: float,
+    means: ArrayLike | None,
+    on: str,
+    site: str,
 ) -> Iterator[None]:
     layout = find_layout(model)
+    require_site(layout, site)
     table = _means(means, layout)
     edit = edits.enhance(neurons, factor) if table is None else edits.suppress(neurons, table)
     edits.require_inside([edit], layout)
@@ -208,11 +229,13 @@ def _changed(
     handles: list[RemovableHandle] = []
     with hooks(handles):
         for layer, layer_edit in edits.by_layer([edit]).items():
-            handles += _everywhere(layout, layer, layer_edit)
+            handles += _everywhere(layout, layer, layer_edit, site)
         yield
 
 
-def _everywhere(layout: Layout, layer: int, edit: edits.LayerEdit) -> list[RemovableHandle]:
+def _everywhere(
+    layout: Layout, layer: int, edit: edits.LayerEdit, site: str
+) -> list[RemovableHandle]:
     """Hooks that apply an edit at every position, and refuse a layer in which it found no use."""
     changed = False
 
@@ -233,11 +256,11 @@ def _everywhere(layout: Layout, layer: int, edit: edits.LayerEdit) -> list[Remov
 
     def end(_module: Any, _args: Any, _output: Any) -> None:
         if not changed:
-            require_once(layout, layer, down, 0)
+            require_once(layout, layer, module, 0)
 
-    whole, down = layout.layers[layer], layout.mlps[layer].down
+    whole, module = layout.layers[layer], site_module(layout.mlps[layer], site)
     return [
         whole.register_forward_pre_hook(begin),
-        down.register_forward_pre_hook(change),
+        module.register_forward_pre_hook(change),
         whole.register_forward_hook(end),
     ]

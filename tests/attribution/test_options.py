@@ -23,6 +23,7 @@ RULES: dict[str, Any] = {
         [i / (n - 1) for i in range(n)],
         [(0.5 if i in {0, n - 1} else 1) / (n - 1) for i in range(n)],
     ),
+    "linspace": lambda n: ([i / (n - 1) for i in range(n)], [1 / n] * n),
     "gauss_legendre": lambda n: (
         (np.polynomial.legendre.leggauss(n)[0] + 1) / 2,
         np.polynomial.legendre.leggauss(n)[1] / 2,
@@ -46,6 +47,7 @@ def test_fixed_rules_equal_brute_force(rule: str, n_steps: int) -> None:
         ("riemann_middle", 6),  # and alpha = 0, for the convergence delta
         ("riemann_right", 5),  # alpha = 1 is free
         ("trapezoid", 4),
+        ("linspace", 4),
         ("gauss_legendre", 6),
     ],
 )
