@@ -15,29 +15,52 @@ from dkn_engine.errors import UserError
 Rule = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
-def require_supported(
-    inputs: Any, grad_kwargs: Any, n_steps: Any, internal_batch_size: Any
-) -> None:
+def single(value: Any) -> Any:
+    """What a tuple of one holds; anything else as it is."""
+    return value[0] if isinstance(value, tuple) and len(value) == 1 else value
+
+
+def integer(value: Any) -> int | None:
+    """Python's, NumPy's or a 0-dimensional tensor's integer; None for anything else, and bools."""
+    if isinstance(value, Tensor) and value.ndim == 0:
+        value = value.item()
+    ok = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return int(value) if ok else None
+
+
+def positive(name: str, value: Any) -> int:
+    """An integer of at least 1.
+
+    Raises:
+        UserError: it is something else.
+    """
+    found = integer(value)
+    if found is None or found < 1:
+        raise UserError(f"{name} must be a positive integer; got {value!r}")
+    return found
+
+
+def require_supported(inputs: Any, grad_kwargs: Any) -> None:
     """Refuse what :class:`LayerIntegratedGradients` does not take."""
     if not isinstance(inputs, Tensor) or inputs.ndim < 1 or not len(inputs):
         raise UserError(
             "inputs must be one tensor with a row an example (several inputs are not supported: "
             f"give the others as additional_forward_args); got {type(inputs).__name__}"
         )
-    if grad_kwargs is not None:
-        raise UserError(f"grad_kwargs must be None, they are not supported; got {grad_kwargs!r}")
-    for name, value in (("n_steps", n_steps), ("internal_batch_size", internal_batch_size)):
-        if value is None and name == "internal_batch_size":
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{name} must be a positive integer; got {value!r}")
+    if grad_kwargs is not None and grad_kwargs != {}:
+        raise UserError(
+            f"grad_kwargs must be None or empty, they are not supported; got {grad_kwargs!r}"
+        )
 
 
 def baseline_inputs(inputs: Tensor, baselines: Any) -> Tensor:
     """The inputs at the path's start, in the shape of ``inputs``."""
     if baselines is None:
         return torch.zeros_like(inputs)
-    if isinstance(baselines, int | float) and not isinstance(baselines, bool):
+    if isinstance(baselines, Tensor) and baselines.ndim == 0:
+        baselines = baselines.item()
+    number = isinstance(baselines, int | float | np.integer | np.floating)
+    if number and not isinstance(baselines, bool):
         return torch.full_like(inputs, baselines)
     if not isinstance(baselines, Tensor):
         raise UserError(
@@ -56,7 +79,7 @@ def baseline_inputs(inputs: Tensor, baselines: Any) -> Tensor:
 
 def repeated(arg: Any, n: int, copies: int) -> Any:
     """A further argument for ``copies`` times ``n`` rows."""
-    if not isinstance(arg, Tensor):
+    if not isinstance(arg, Tensor) or arg.ndim == 0:
         return arg
     if arg.shape[:1] != (n,):
         raise UserError(
@@ -75,20 +98,19 @@ def select(out: Tensor, target: Any, copies: int) -> Tensor:
                 f"target must say which output is meant; forward_func returns {list(out.shape)}"
             )
         return out.reshape(len(out))
-    if isinstance(target, int | tuple):
-        index = target if isinstance(target, tuple) else (target,)
-        sizes = out.shape[1:]
-        fits = len(index) == len(sizes) and all(
-            isinstance(i, int) and -size <= i < size for i, size in zip(index, sizes, strict=True)
-        )
-        if not fits:
-            raise UserError(f"target must index an output {list(sizes)}; got {target!r}")
-        return out[(slice(None), *index)]
+    if integer(target) is not None or isinstance(target, tuple):
+        return out[(slice(None), *_index(out, target))]
+    if isinstance(target, list) and len(target) == n and isinstance(target[0], tuple):
+        indices = [_index(out, i) for i in target] * copies
+        rows = torch.arange(len(out), device=out.device)
+        where: Any = (rows, *torch.tensor(indices, device=out.device).T)
+        return out[where]
     each = _integers(target)
     if each is None or len(each) not in {1, n} or out.ndim != 2:
         raise UserError(
-            f"target must be an integer, a tuple of them, or one for each of {n} examples with "
-            f"outputs [{n}, V]; got {target!r} for outputs {list(out.shape)}"
+            f"target must be an integer, a tuple of them, a list of {n} tuples, or one integer for "
+            f"each of {n} examples with outputs [{n}, V]; got {target!r} for outputs "
+            f"{list(out.shape)}"
         )
     if bool(((each < 0) | (each >= out.shape[1])).any()):
         raise UserError(f"target must be from 0 to {out.shape[1] - 1}; got {each.tolist()}")
@@ -101,8 +123,21 @@ def _integers(target: Any) -> Tensor | None:
     if isinstance(target, Tensor):
         plain = not target.dtype.is_floating_point and not target.dtype.is_complex
         return target.reshape(-1).to(torch.int64) if plain and target.dtype != torch.bool else None
-    ints = isinstance(target, list) and all(type(i) is int for i in target)
-    return torch.tensor(target, dtype=torch.int64) if ints else None
+    found = [integer(i) for i in target] if isinstance(target, list) else [None]
+    return None if None in found else torch.tensor(found, dtype=torch.int64)
+
+
+def _index(out: Tensor, target: Any) -> tuple[int, ...]:
+    """Indices into all axes of an output but that of the examples."""
+    sizes = out.shape[1:]
+    index = [integer(i) for i in (target if isinstance(target, tuple) else (target,))]
+    found = tuple(i for i in index if i is not None)
+    fits = len(found) == len(index) == len(sizes) and all(
+        -size <= i < size for i, size in zip(found, sizes, strict=True)
+    )
+    if not fits:
+        raise UserError(f"target must index an output {list(sizes)}; got {target!r}")
+    return found
 
 
 def rule(method: str, n: int) -> Rule:

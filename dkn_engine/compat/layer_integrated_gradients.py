@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from dkn_engine.compat.arguments import (
     baseline_inputs,
+    positive,
     repeated,
     require_supported,
     rule,
     select,
+    single,
 )
 from dkn_engine.errors import UserError
 from dkn_engine.guest import guest, hooks
@@ -29,7 +31,7 @@ from dkn_engine.model_lock import locked
 from dkn_engine.projections import does_more
 
 _FUNCTIONS = threading.RLock()
-Target = int | Tensor | Sequence[int] | tuple[int, ...] | None
+Target = int | Tensor | Sequence[int] | tuple[int, ...] | Sequence[tuple[int, ...]] | None
 
 
 class LayerIntegratedGradients:
@@ -40,8 +42,9 @@ class LayerIntegratedGradients:
             model of transformers itself, which then stands for the probability of each token
             ``[B, V]`` after the last position, in eval mode.
         layer: the module whose output or input is attributed: of an MLP the down projection or
-            the non-linearity with ``attribute_to_layer_input=True``, or the up projection.
-        device_ids: only None.
+            the non-linearity with ``attribute_to_layer_input=True``, or the up projection. A list
+            of one gives a list of one.
+        device_ids: only None or empty.
         multiply_by_inputs: whether scores are multiplied by (activation - baseline).
 
     Raises:
@@ -54,14 +57,17 @@ class LayerIntegratedGradients:
     def __init__(
         self,
         forward_func: Callable[..., Any],
-        layer: nn.Module,
-        device_ids: list[int] | None = None,
+        layer: nn.Module | list[nn.Module],
+        device_ids: Sequence[int] | None = None,
         multiply_by_inputs: bool = True,
     ) -> None:
         if not callable(forward_func):
             raise UserError(
                 f"forward_func must be a function or a model; got {type(forward_func).__name__}"
             )
+        self._in_a_list = isinstance(layer, list) and len(layer) == 1
+        if isinstance(layer, list) and len(layer) == 1:
+            layer = layer[0]
         if isinstance(layer, list | tuple):
             raise UserError(
                 "layer must be one module; a list, whose layers would move together along one "
@@ -69,9 +75,10 @@ class LayerIntegratedGradients:
             )
         if not isinstance(layer, nn.Module):
             raise UserError(f"layer must be a module of the model; got {type(layer).__name__}")
-        if device_ids is not None:
+        if device_ids is not None and len(device_ids):
             raise UserError(
-                f"device_ids must be None, since DataParallel is not supported; got {device_ids!r}"
+                "device_ids must be None or empty, since DataParallel is not supported; got "
+                f"{device_ids!r}"
             )
         self.forward_func, self.layer = forward_func, layer
         self._multiply = multiply_by_inputs
@@ -87,8 +94,8 @@ class LayerIntegratedGradients:
 
     def attribute(
         self,
-        inputs: Tensor,
-        baselines: Tensor | float | None = None,
+        inputs: Tensor | tuple[Tensor],
+        baselines: Tensor | float | tuple[Tensor | float] | None = None,
         target: Target = None,
         additional_forward_args: Any = None,
         n_steps: int = 50,
@@ -101,11 +108,12 @@ class LayerIntegratedGradients:
         """Scores in the shape of the layer's activation, every position along the path at once.
 
         Args:
-            inputs: ``[B, ...]``, usually tokens.
+            inputs: ``[B, ...]``, usually tokens; it or its baseline may be a tuple of one.
             baselines: of the inputs: a tensor of their shape (or one row), a number, or None for 0.
             target: which output of each example: None where there is one, a number for all, a
-                tensor or list with one for each, or a tuple of indices into more than one axis.
-            additional_forward_args: one or a tuple; tensors must have B rows.
+                tensor or list with one for each, a tuple of indices into more than one axis, or a
+                list of such tuples, one an example. No bools.
+            additional_forward_args: one or a tuple; tensors must have B rows or no axis.
             n_steps: points of the rule.
             method: ``gausslegendre``, ``riemann_left``, ``riemann_middle``, ``riemann_right`` or
                 ``riemann_trapezoid`` (with captum's weights, which sum to (n - 1) / n).
@@ -114,30 +122,35 @@ class LayerIntegratedGradients:
                 change of the output between baselines and inputs. It is not small where
                 something leads past the layer, as the residual stream does.
             attribute_to_layer_input: the layer's first input instead of its output.
-            grad_kwargs: only None.
+            grad_kwargs: only None or empty.
 
         Returns:
-            The scores, or (scores, delta); at least float32.
+            The scores, or (scores, delta); at least float32. Where a model has flattened its batch
+            (OPT: ``[B * T, F]``) they have that shape, too, an example's rows behind one another.
 
         Raises:
             UserError: an argument is of a kind that is not supported, or the layer's activation is
-                not one tensor with a row an example.
+                not one tensor with a row, or equally many, an example.
         """
-        require_supported(inputs, grad_kwargs, n_steps, internal_batch_size)
-        start = baseline_inputs(inputs, baselines)
-        alphas, weights = rule(method, n_steps)
+        ids: Tensor = single(inputs)
+        require_supported(ids, grad_kwargs)
+        start = baseline_inputs(ids, single(baselines))
+        alphas, weights = rule(method, positive("n_steps", n_steps))
+        most = len(alphas) * len(ids)
+        if internal_batch_size is not None:
+            most = positive("internal_batch_size", internal_batch_size)
         more = additional_forward_args
         more = more if isinstance(more, tuple) else (() if more is None else (more,))
         with self._grad():
             task = _Task(self._forward(), self.layer, attribute_to_layer_input, target, more)
-            value, out_value = task.clean(inputs)
+            value, out_value = task.clean(ids)
             origin, out_origin = task.clean(start)
-            most = len(alphas) * len(inputs) if internal_batch_size is None else internal_batch_size
-            gradient = task.integrate(inputs, origin, value, (alphas, weights), most)
+            gradient = task.integrate(ids, origin, value, (alphas, weights), most)
         scores = gradient * (value - origin) if self._multiply else gradient
+        found = [scores] if self._in_a_list else scores
         if not return_convergence_delta:
-            return scores
-        return scores, scores.flatten(1).sum(1) - (out_value - out_origin)
+            return found
+        return found, scores.reshape(len(ids), -1).sum(1) - (out_value - out_origin)
 
     @contextlib.contextmanager
     def _grad(self) -> Iterator[None]:
@@ -194,16 +207,19 @@ class _Task:
                 f"layer must run once in a forward of forward_func; {name} ran {len(seen)} times"
             )
         x = seen[0]
-        if not isinstance(x, Tensor) or x.shape[:1] != inputs.shape[:1]:
+        if not isinstance(x, Tensor) or not x.ndim or not len(x) or len(x) % len(inputs):
             found = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise UserError(
-                f"layer's activation must be one tensor with {len(inputs)} rows, one an example; "
-                f"{name} has {found}"
-            )
+            raise self._other_rows(f"{len(inputs)} rows, one an example, or a multiple", found)
         if self.matrix is not None and does_more(self.layer, x.flatten(0, -2), outputs[0]):
             self.matrix = None  # a hook of the user's
         self.dtype = x.dtype  # of what the layer is given or gives
         return x.to(torch.promote_types(x.dtype, torch.float32)), out
+
+    def _other_rows(self, expected: str, found: Any) -> UserError:
+        return UserError(
+            f"layer's activation must be one tensor with {expected}; {type(self.layer).__name__} "
+            f"has {found}"
+        )
 
     def integrate(
         self, inputs: Tensor, origin: Tensor, value: Tensor, points: tuple[Any, Any], most: int
@@ -231,9 +247,15 @@ class _Task:
 
         # Copies, since a model may change what it is given in place (Falcon adds to it).
         def before(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (leaf.clone(), *args[1:])
+            return (instead(args[0]), *args[1:])
 
-        def after(_module: nn.Module, _args: Any, _output: Any) -> Tensor:
+        def after(_module: nn.Module, _args: Any, output: Any) -> Tensor:
+            return instead(output)
+
+        def instead(x: Tensor) -> Tensor:
+            # Rows that are not the examples' do not grow with them.
+            if len(x) != len(leaf):
+                raise self._other_rows(f"{len(leaf)} rows for {n} steps", list(x.shape))
             return leaf.clone()
 
         if self.of_input and self.matrix is None:

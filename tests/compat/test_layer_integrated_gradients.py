@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from captum.attr import LayerIntegratedGradients as Captums
@@ -51,7 +52,7 @@ def tolerance(name: str) -> float:
     return CAPTUM if name in {"gpt2", "gpt_neox", "starcoder2", "phi", "nemotron"} else ROUNDED
 
 
-# OPT flattens its batch before the MLP, where captum's rows would no longer be examples.
+# OPT flattens its batch before the MLP; there captum has no delta.
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "opt"])
 def test_the_down_projections_input_equals_captums(name: str) -> None:
     model = tiny(name)
@@ -106,6 +107,18 @@ def test_internal_batches_change_nothing(rows: int, of_input: bool) -> None:
         {"multiply_by_inputs": False},
         {"n_steps": 1},
         {"inputs": IDS[:1], "baselines": BASELINES[:1], "target": 30},
+        {"inputs": (IDS,)},
+        {"baselines": (BASELINES,)},
+        {"inputs": (IDS,), "baselines": (3,)},
+        {"target": torch.tensor(13)},
+        {"target": (np.int64(13),)},
+        {"target": [(13,), (30,)]},
+        {"target": [(-1,), (np.int64(2),)]},
+        {"n_steps": np.int64(4)},
+        {"n_steps": torch.tensor(4)},
+        {"internal_batch_size": np.int32(4)},
+        {"internal_batch_size": torch.tensor(4)},
+        {"grad_kwargs": {}},
     ],
     ids=str,
 )
@@ -116,7 +129,7 @@ def test_every_argument_means_what_it_means_in_captum(options: dict[str, Any]) -
     assert relative_error(found, expected) < CAPTUM
 
 
-@pytest.mark.parametrize("target", [(2, 13), None])
+@pytest.mark.parametrize("target", [(2, 13), [(2, 13), (0, 30)], None])
 def test_targets_of_other_outputs_equal_captums(target: Any) -> None:
     model = tiny("gpt2")
     layer = down_of("gpt2", model, 1)
@@ -132,6 +145,92 @@ def test_targets_of_other_outputs_equal_captums(target: Any) -> None:
         for kind in (LayerIntegratedGradients, Captums)
     )
     assert relative_error(found, expected) < CAPTUM
+
+
+@pytest.mark.parametrize(
+    ("ours", "captums"),
+    [
+        ({"target": np.int64(13)}, {"target": 13}),
+        ({"target": [np.int64(13), torch.tensor(30)]}, {"target": [13, 30]}),
+        ({"baselines": np.int64(3)}, {"baselines": 3}),
+        ({"baselines": torch.tensor(3)}, {"baselines": 3}),
+    ],
+    ids=str,
+)
+def test_numbers_of_numpy_and_torch_are_numbers(
+    ours: dict[str, Any], captums: dict[str, Any]
+) -> None:
+    """Also where captum takes Python's alone."""
+    model = tiny("gpt2")
+    layer = down_of("gpt2", model, 1)
+    found, _ = both(model, layer, **captums)
+    options = {"baselines": BASELINES, "target": TARGETS, "n_steps": 5, **ours}
+    made = LayerIntegratedGradients(last_probabilities(model), layer).attribute(IDS, **options)
+    assert torch.equal(made, found)
+
+
+def test_a_further_argument_without_an_axis_is_for_all_rows() -> None:
+    model = tiny("gpt2")
+    layer = down_of("gpt2", model, 1)
+
+    def forward(ids: Tensor, factor: Tensor) -> Tensor:
+        return last_probabilities(model)(ids) * factor
+
+    found, expected = (
+        kind(forward, layer).attribute(
+            IDS, BASELINES, TARGETS, torch.tensor(2.0), 3, attribute_to_layer_input=True
+        )
+        for kind in (LayerIntegratedGradients, Captums)
+    )
+    assert relative_error(found, expected) < CAPTUM
+
+
+@pytest.mark.parametrize("delta", [True, False])
+def test_a_list_of_one_layer_gives_a_list_of_one(delta: bool) -> None:
+    model = tiny("gpt2")
+    layers = [down_of("gpt2", model, 1)]
+    found, expected = (
+        kind(last_probabilities(model), layers, []).attribute(
+            IDS, BASELINES, TARGETS, n_steps=3, return_convergence_delta=delta
+        )
+        for kind in (LayerIntegratedGradients, Captums)
+    )
+    if delta:
+        torch.testing.assert_close(found[1], expected[1], rtol=0, atol=1e-6)
+        found, expected = found[0], expected[0]
+    assert isinstance(found, list)
+    assert len(found) == len(expected) == 1
+    assert relative_error(found[0], expected[0]) < CAPTUM
+
+
+@pytest.mark.parametrize("of_input", [True, False])
+@pytest.mark.parametrize("part", [down_of, act_of])
+@pytest.mark.parametrize("shape", [(2, 4), (1, 4), (2, 1)], ids=str)
+def test_a_flattened_batch_keeps_its_shape(
+    shape: tuple[int, int], part: Callable[..., nn.Module], of_input: bool
+) -> None:
+    model = tiny("opt")
+    ids = IDS[: shape[0], : shape[1]]
+    options: dict[str, Any] = {
+        "inputs": ids,
+        "baselines": torch.full_like(ids, MASK_ID),
+        "target": TARGETS[: shape[0]],
+        "attribute_to_layer_input": of_input,
+    }
+    found, expected = both(model, part("opt", model, 1), **options)
+    assert found.shape[0] == ids.numel()
+    assert relative_error(found, expected) < CAPTUM
+    ours = LayerIntegratedGradients(last_probabilities(model), part("opt", model, 1))
+    for size in (1, 3):
+        cut = ours.attribute(**options, n_steps=5, internal_batch_size=size * len(ids))
+        assert relative_error(cut, found) < FLOAT64
+    _, delta = ours.attribute(**options, n_steps=5, return_convergence_delta=True)
+    forward, at = last_probabilities(model), torch.arange(len(ids))
+    change = forward(ids) - forward(options["baselines"])
+    sums = expected.unflatten(0, shape).flatten(1).sum(1)
+    torch.testing.assert_close(
+        delta, sums - change.detach()[at, options["target"]], rtol=0, atol=1e-6
+    )
 
 
 def test_a_model_stands_for_its_probabilities_and_is_left_as_it_was() -> None:
@@ -171,27 +270,48 @@ def test_the_class_says_what_captums_says() -> None:
 
 INIT: list[tuple[dict[str, Any], str]] = [
     ({"forward_func": 3}, "forward_func must be a function or a model; got int"),
-    ({"layer": [nn.Identity()]}, "layer must be one module; a list"),
+    ({"layer": [nn.Identity(), nn.Identity()]}, "layer must be one module; a list"),
+    ({"layer": []}, "layer must be one module; a list"),
+    ({"layer": (nn.Identity(),)}, "layer must be one module; a list"),
     ({"layer": "mlp"}, "layer must be a module of the model; got str"),
     ({"device_ids": [0, 1]}, "DataParallel is not supported; got [0, 1]"),
 ]
 ATTRIBUTE: list[tuple[dict[str, Any], str]] = [
     ({"inputs": (IDS, IDS)}, "inputs must be one tensor with a row an example"),
-    ({"baselines": (BASELINES,)}, "baselines must be None, a number or one tensor; got tuple"),
+    (
+        {"baselines": (BASELINES, BASELINES)},
+        "baselines must be None, a number or one tensor; got tuple",
+    ),
+    ({"baselines": True}, "baselines must be None, a number or one tensor; got bool"),
+    ({"target": True}, "target must be an integer"),
+    ({"target": np.True_}, "target must be an integer"),
+    ({"target": (True,)}, "target must index an output [61]; got (True,)"),
+    ({"target": [True, False]}, "target must be an integer"),
+    ({"target": [(True,), (False,)]}, "target must index an output [61]; got (True,)"),
+    ({"target": torch.tensor(True)}, "target must be an integer"),
+    ({"target": torch.tensor([True, False])}, "target must be an integer"),
+    ({"target": [(1,), (61,)]}, "target must index an output [61]; got (61,)"),
+    ({"target": [(1,), "a"]}, "target must index an output [61]; got 'a'"),
+    ({"target": [(1,)]}, "one integer for each of 2 examples"),
+    ({"n_steps": True}, "n_steps must be a positive integer; got True"),
+    ({"n_steps": torch.tensor([5])}, "n_steps must be a positive integer; got tensor([5])"),
     ({"baselines": BASELINES[:, :2]}, "the shape of inputs, [2, 4], or one row; got [2, 2]"),
     ({"target": None}, "target must say which output is meant; forward_func returns [2, 61]"),
     ({"target": 61}, "target must index an output [61]; got 61"),
     ({"target": (1, 2)}, "target must index an output [61]; got (1, 2)"),
-    ({"target": [1, 2, 3]}, "one for each of 2 examples with outputs [2, V]; got [1, 2, 3]"),
-    ({"target": [(1,), (2,)]}, "one for each of 2 examples"),
-    ({"target": torch.tensor([0.5, 1])}, "target must be an integer, a tuple of them, or one"),
+    (
+        {"target": [1, 2, 3]},
+        "for each of 2 examples with outputs [2, V]; got [1, 2, 3]",
+    ),
+    ({"target": [(1, 2), (2, 3)]}, "target must index an output [61]; got (1, 2)"),
+    ({"target": torch.tensor([0.5, 1])}, "target must be an integer, a tuple of them, a list"),
     ({"target": [1, 99]}, "target must be from 0 to 60; got [1, 99]"),
     ({"method": "simpson"}, "method must be one of gausslegendre, riemann_left"),
     ({"method": "riemann_left", "n_steps": 1}, "n_steps must be at least 2 with method="),
     ({"n_steps": 0}, "n_steps must be a positive integer; got 0"),
     ({"n_steps": 2.5}, "n_steps must be a positive integer; got 2.5"),
     ({"internal_batch_size": 0}, "internal_batch_size must be a positive integer; got 0"),
-    ({"grad_kwargs": {"is_grads_batched": True}}, "grad_kwargs must be None"),
+    ({"grad_kwargs": {"is_grads_batched": True}}, "grad_kwargs must be None or empty"),
     (
         {"additional_forward_args": torch.ones(3)},
         "tensors must have 2 rows, one an example; got [3]",
@@ -232,3 +352,15 @@ def test_layers_that_cannot_be_patched_are_said() -> None:
         LayerIntegratedGradients(
             lambda ids: model(input_ids=ids), down_of("gpt2", model, 1)
         ).attribute(IDS, BASELINES, 1)
+
+
+def test_rows_that_are_not_the_examples_are_said() -> None:
+    """Four positions are a multiple of two examples, but do not grow with them."""
+    table = nn.Linear(3, 5, dtype=torch.float64)
+
+    def forward(ids: Tensor) -> Tensor:
+        positions = table(torch.ones(ids.shape[1], 3, dtype=torch.float64))  # [T, 5]
+        return (ids.double().unsqueeze(-1) * positions).sum(1)
+
+    with pytest.raises(UserError, match=r"activation must be one tensor with 24 rows for 6 steps"):
+        LayerIntegratedGradients(forward, table).attribute(IDS, BASELINES, 1, n_steps=6)
