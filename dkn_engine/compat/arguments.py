@@ -99,11 +99,12 @@ def select(out: Tensor, target: Any, copies: int) -> Tensor:
             )
         return out.reshape(len(out))
     if integer(target) is not None or isinstance(target, tuple):
-        return out[(slice(None), *_index(out, target))]
+        where: Any = (slice(None), *_index(out, target))
+        return out[where]
     if isinstance(target, list) and len(target) == n and isinstance(target[0], tuple):
         indices = [_index(out, i) for i in target] * copies
         rows = torch.arange(len(out), device=out.device)
-        where: Any = (rows, *torch.tensor(indices, device=out.device).T)
+        where = (rows, *torch.tensor(indices, device=out.device).T)
         return out[where]
     each = _integers(target)
     if each is None or len(each) not in {1, n} or out.ndim != 2:

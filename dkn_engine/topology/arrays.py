@@ -58,6 +58,20 @@ def as_distances(distances: ArrayLike) -> NDArray[np.float64]:
     return np.ascontiguousarray(array, dtype=np.float64).reshape(array.shape)
 
 
+def without_rounding(array: NDArray[np.float64], given: np.dtype[Any]) -> NDArray[np.float64]:
+    """A square matrix with the larger of any two mirrored values that differ by rounding alone.
+
+    Args:
+        array: float64 ``[n, n]``.
+        given: the type its values came in, whose last places count; those of integers are exact.
+    """
+    ulps = 4 * float(np.finfo(given).eps) if given.kind == "f" else 0.0
+    with np.errstate(invalid="ignore"):  # inf - inf
+        apart = np.abs(array - array.T)
+    close = np.isfinite(apart) & (apart <= ulps * np.abs(array))
+    return np.where(close | close.T, np.maximum(array, array.T), array)
+
+
 def as_span(max_span: int | None) -> int:
     """Most layers that a distance crosses, as the core takes it: 0 for no limit.
 

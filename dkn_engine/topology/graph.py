@@ -6,7 +6,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dkn_engine import _native
-from dkn_engine.topology.arrays import as_distances, as_neurons, as_span, as_weights
+from dkn_engine.topology.arrays import (
+    as_distances,
+    as_neurons,
+    as_span,
+    as_weights,
+    without_rounding,
+)
 from dkn_engine.topology.tree import MergeTree
 
 
@@ -39,14 +45,22 @@ def h0_persistence(distances: ArrayLike) -> MergeTree:
 
     Args:
         distances: real ``[n, n]``, symmetric, 0 or more; ``inf`` never merges. The diagonal is
-            not read.
+            not read. Of two values that differ by rounding, four units in the last place of the
+            given type or less, the larger counts.
 
     Raises:
         TypeError: not real numbers.
         ValueError: not square, not symmetric, negative or nan.
     """
     array = as_distances(distances)
-    return MergeTree(len(array) if array.ndim else 0, *_native.dense_tree(array))
+    try:
+        tree = _native.dense_tree(array)
+    except ValueError:
+        if array.ndim != 2 or array.shape[0] != array.shape[1]:
+            raise
+        # Only now, since a matrix that is symmetric to the bit needs no copy.
+        tree = _native.dense_tree(without_rounding(array, np.asarray(distances).dtype))
+    return MergeTree(len(array) if array.ndim else 0, *tree)
 
 
 def merge_tree(neurons: ArrayLike, w_out: ArrayLike, w_in: ArrayLike) -> MergeTree:

@@ -223,3 +223,54 @@ def test_a_small_change_of_the_distances_moves_each_death_by_no_more(seed):
 def test_the_core_takes_no_other_dtype():
     with pytest.raises(TypeError):
         _native.dense_tree(np.zeros((2, 2), dtype=np.float32))
+
+
+def nearly_symmetric(n, dtype, ulps, seed=0):
+    """Distances of which some differ from their mirror images by so many last places."""
+    rng = np.random.default_rng(seed)
+    upper = np.triu(rng.uniform(0.5, 4, (n, n)), 1).astype(dtype)
+    upper[0, 2:5] = np.inf
+    matrix = upper + upper.T
+    up = rng.random((n, n)) < 0.5
+    for _ in range(ulps):
+        matrix = np.where(up & np.isfinite(matrix), np.nextafter(matrix, dtype(np.inf)), matrix)
+    np.fill_diagonal(matrix, 0)
+    return matrix.astype(dtype)
+
+
+@pytest.mark.parametrize("ulps", [1, 3])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_larger_of_two_distances_that_differ_by_rounding_counts(dtype, ulps):
+    matrix = nearly_symmetric(40, dtype, ulps)
+    assert (matrix != matrix.T).any()
+    larger = [
+        [float(max(matrix[i, j], matrix[j, i])) for j in range(len(matrix))]
+        for i in range(len(matrix))
+    ]
+    found, expected = topology.h0_persistence(matrix), topology.h0_persistence(np.array(larger))
+    np.testing.assert_array_equal(found.children, expected.children)
+    np.testing.assert_array_equal(found.heights, expected.heights)
+    for turned in (matrix.T, np.asfortranarray(matrix)):
+        np.testing.assert_array_equal(topology.h0_persistence(turned).heights, expected.heights)
+    before = matrix.copy()
+    topology.h0_persistence(matrix)
+    np.testing.assert_array_equal(matrix, before)
+
+
+def test_more_than_rounding_is_asymmetry():
+    for dtype in (np.float32, np.float64):
+        matrix = nearly_symmetric(10, dtype, 1)
+        matrix[3, 7] = matrix[7, 3] * (1 + 8 * np.finfo(dtype).eps)
+        with pytest.raises(ValueError, match=r"must be symmetric; got .* \[3, 7\] and .* \[7, 3\]"):
+            topology.h0_persistence(matrix)
+    # The last places are those of the type that was given.
+    wide = nearly_symmetric(10, np.float32, 1).astype(np.float64)
+    for other in (np.inf, 0.0, -0.5, np.nan):
+        one_sided = nearly_symmetric(10, np.float64, 1)
+        one_sided[3, 7] = other
+        with pytest.raises(ValueError, match="distances must be"):
+            topology.h0_persistence(one_sided)
+    with pytest.raises(ValueError, match="distances must be symmetric"):
+        topology.h0_persistence(wide)
+    with pytest.raises(ValueError, match="distances must be symmetric"):
+        topology.h0_persistence(np.array([[0, 2], [3, 0]]))
