@@ -37,6 +37,7 @@ from dkn_engine.errors import UserError
 from dkn_engine.topology.arrays import as_neurons
 from dkn_engine.topology.find import find_candidates
 from dkn_engine.topology.graph import adjacent_distances, distances
+from dkn_engine.topology.released import UNREACHABLE, cluster_distances
 from dkn_engine.types import Component
 
 Neurons = NDArray[np.int32]
@@ -49,34 +50,71 @@ NOISE = -1
 class ClustererOptions:
     """The free parameters of the other clusterers.
 
-    The paper gives none. The defaults were chosen on the facts and by the rule that chose those
-    of ``ntc`` (``benchmarks/clusterers_tuning.py``, ``benchmarks/results/clusterers_tuning.csv``).
+    The paper gives none; :meth:`published` has those of its code. The defaults were chosen on the
+    facts and by the rule that chose those of ``ntc`` (``benchmarks/clusterers_tuning.py``,
+    ``benchmarks/results/clusterers_tuning.csv``).
 
     Attributes:
-        dbscan_quantile: the radius, as a quantile of the adjacent distances.
+        dbscan_quantile: the radius, as a quantile of the lengths that ``dbscan_radius`` names.
+        dbscan_radius: ``adjacent`` distances, or each neuron's distance to its ``nearest`` one.
         dbscan_min_samples: neurons within the radius, itself included, that make a core neuron.
+        dbscan_min_share: a core neuron needs at least this share of all neurons, too.
         hdbscan_min_cluster_size: smallest cluster.
         hdbscan_min_samples: 1 makes distances what they are; more smooths them.
         hdbscan_select: ``leaf`` clusters or those of the largest excess of mass (``eom``).
-        hierarchical_quantile: where the average-linkage tree is cut, as a quantile of the adjacent
-            distances.
-        kmeans_clusters: k.
+        hierarchical_quantile: where the average-linkage tree is cut, as a quantile of the lengths
+            that ``hierarchical_cut`` names.
+        hierarchical_cut: ``adjacent`` distances, or those of all ``pairs``, unreachable ones, for
+            which a number stands, among them.
+        kmeans_clusters: k; ``kmeans_share``: at least this share of the number of neurons.
         kmeans_dimensions: principal components of the rows of distances that are kept.
+        kmeans_variance: keep as many as explain this share of the variance instead.
+        kmeans_restarts: of as many starts the best counts.
         far_quantile: of the finite distances; those above it count as unreachable
             (``hierarchical`` and ``kmeans``).
+        unreachable: stands for every infinite distance in ``dbscan``, ``hierarchical`` and
+            ``kmeans``, and all others stay (``far_quantile`` is not read); None: as the module
+            says.
         pair_neurons: ``pairs`` looks at all pairs of so many neurons of the highest scores.
     """
 
     dbscan_quantile: float = 0.1
+    dbscan_radius: str = "adjacent"
     dbscan_min_samples: int = 2
+    dbscan_min_share: float = 0.0
     hdbscan_min_cluster_size: int = 2
     hdbscan_min_samples: int = 1
     hdbscan_select: str = "leaf"
     hierarchical_quantile: float = 0.1
+    hierarchical_cut: str = "adjacent"
     kmeans_clusters: int = 16
+    kmeans_share: float = 0.0
     kmeans_dimensions: int = 8
+    kmeans_variance: float | None = None
+    kmeans_restarts: int = 10
     far_quantile: float = 0.5
+    unreachable: float | None = None
     pair_neurons: int = 32
+
+    @classmethod
+    def published(cls) -> ClustererOptions:
+        """The parameters in the paper's code, for ``Located(config=Config.released().topology)``.
+
+        Its hierarchical cut lands on the number that stands for unreachable, since at least three
+        tenths of all pairs are; no average is above that number, so all neurons are one cluster.
+        """
+        return cls(
+            dbscan_quantile=0.5,
+            dbscan_radius="nearest",
+            dbscan_min_share=0.03,
+            hierarchical_quantile=0.7,
+            hierarchical_cut="pairs",
+            kmeans_clusters=2,
+            kmeans_share=0.1,
+            kmeans_variance=0.95,
+            unreachable=UNREACHABLE,
+            pair_neurons=15,
+        )
 
     def __post_init__(self) -> None:
         for name in ("dbscan_quantile", "hierarchical_quantile", "far_quantile"):
@@ -87,10 +125,21 @@ class ClustererOptions:
             ("hdbscan_min_samples", 1),
             ("kmeans_clusters", 1),
             ("kmeans_dimensions", 1),
+            ("kmeans_restarts", 1),
             ("pair_neurons", 2),
         ):
             self._require(name, getattr(self, name) >= least, f"at least {least}")
-        self._require("hdbscan_select", self.hdbscan_select in {"leaf", "eom"}, "'leaf' or 'eom'")
+        for name, words in (
+            ("hdbscan_select", ("leaf", "eom")),
+            ("dbscan_radius", ("adjacent", "nearest")),
+            ("hierarchical_cut", ("adjacent", "pairs")),
+        ):
+            self._require(name, getattr(self, name) in words, " or ".join(map(repr, words)))
+        for name in ("dbscan_min_share", "kmeans_share"):
+            self._require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
+        share, number = self.kmeans_variance, self.unreachable
+        self._require("kmeans_variance", share is None or 0 < share <= 1, "None or in (0, 1]")
+        self._require("unreachable", number is None or 0 < number < np.inf, "None or positive")
 
     def _require(self, name: str, ok: bool, expected: str) -> None:
         if not ok:
@@ -104,8 +153,8 @@ class Located:
     Attributes:
         neurons: int ``[n, 2]`` (layer, index), distinct, by descending score.
         w_out, w_in: float32 or float64 ``[n, d]``, as in :func:`dkn_engine.topology.distances`.
-        config: ``max_span``, ``min_component_size`` and ``max_candidates`` are read by all,
-            everything else by ``ntc`` (and so ``random``) only.
+        config: ``spans``, ``max_span``, ``min_component_size`` and ``max_candidates`` are read by
+            all, everything else by ``ntc`` (and so ``random``) only.
         options: of the others.
         seed: of ``kmeans`` and ``random``.
         probability: the answer's probability with each of some sets of neurons suppressed;
@@ -130,7 +179,13 @@ class Located:
 
     @cached_property
     def matrix(self) -> NDArray[np.float64]:
-        """Distances ``[n, n]``; ``inf`` for unreachable pairs."""
+        """Distances ``[n, n]``; ``inf`` for unreachable pairs.
+
+        With the released spans also for pairs as far apart as its number for unreachable.
+        """
+        if self.config.spans == "released":
+            found = cluster_distances(self.points, self.w_out, self.w_in, self.config)
+            return np.where(found < UNREACHABLE, found, np.inf)
         return distances(self.points, self.w_out, self.w_in, self.config.max_span)
 
     def radius(self, quantile: float) -> float | None:
@@ -140,7 +195,12 @@ class Located:
         return float(np.quantile(finite, quantile)) if len(finite) else None
 
     def finite_matrix(self) -> NDArray[np.float64] | None:
-        """Distances with twice the largest one kept for what counts as unreachable."""
+        """Distances with a number for what counts as unreachable; None if everything does.
+
+        ``options.unreachable``, or twice the largest distance that is kept.
+        """
+        if self.options.unreachable is not None:
+            return np.where(np.isfinite(self.matrix), self.matrix, self.options.unreachable)
         lengths = self.matrix[np.triu_indices(len(self.points), k=1)]
         lengths = lengths[np.isfinite(lengths)]
         if not len(lengths):
@@ -193,15 +253,28 @@ def _dbscan(located: Located) -> tuple[Component, ...]:
     """Density clusters at one radius (Ester et al. 1996)."""
     from sklearn.cluster import DBSCAN
 
-    radius = located.radius(located.options.dbscan_quantile)
+    options, n = located.options, len(located.points)
+    matrix = located.matrix
+    if options.unreachable is not None:
+        matrix = np.where(np.isfinite(matrix), matrix, options.unreachable)
+    radius = located.radius(options.dbscan_quantile)
+    if options.dbscan_radius == "nearest":
+        radius = _nearest(matrix, options.dbscan_quantile)
     if radius is None:
         return ()
     # Whatever is beyond the radius is equally beyond it, so a finite stand-in changes nothing.
-    near = np.where(located.matrix <= radius, located.matrix, 2 * radius)
-    found = DBSCAN(
-        eps=radius, min_samples=located.options.dbscan_min_samples, metric="precomputed"
-    ).fit_predict(near)
+    near = np.where(matrix <= radius, matrix, 2 * radius)
+    least = max(options.dbscan_min_samples, int(options.dbscan_min_share * n))
+    found = DBSCAN(eps=radius, min_samples=least, metric="precomputed").fit_predict(near)
     return of_labels(located, found)
+
+
+def _nearest(matrix: NDArray[np.float64], quantile: float) -> float | None:
+    """A quantile of every neuron's distance to the one nearest to it; None if none has one."""
+    others = np.where(np.eye(len(matrix), dtype=bool), np.inf, matrix)
+    lengths = others.min(axis=1, initial=np.inf)
+    finite = lengths[np.isfinite(lengths)]
+    return float(np.quantile(finite, quantile)) if len(finite) else None
 
 
 def _hdbscan(located: Located) -> tuple[Component, ...]:
@@ -251,7 +324,10 @@ def _hierarchical(located: Located) -> tuple[Component, ...]:
     height = located.radius(located.options.hierarchical_quantile)
     if matrix is None or height is None:
         return ()
-    tree = linkage(squareform(matrix, checks=False), "average")
+    pairs = squareform(matrix, checks=False)
+    if located.options.hierarchical_cut == "pairs":
+        height = float(np.quantile(pairs, located.options.hierarchical_quantile))
+    tree = linkage(pairs, "average")
     return of_labels(located, fcluster(tree, height, criterion="distance"))
 
 
@@ -263,13 +339,19 @@ def _kmeans(located: Located) -> tuple[Component, ...]:
     matrix = located.finite_matrix()
     if matrix is None:
         return ()
-    n = min(located.options.kmeans_dimensions, len(matrix))
+    options = located.options
+    pca = PCA(svd_solver="full").fit(matrix)
+    n = min(options.kmeans_dimensions, len(matrix))
+    if options.kmeans_variance is not None:
+        explained = np.cumsum(pca.explained_variance_ratio_)
+        n = int(np.argmax(explained >= options.kmeans_variance)) + 1
     rows = PCA(n_components=n, svd_solver="full").fit_transform(matrix)
-    k = min(located.options.kmeans_clusters, len(np.unique(rows, axis=0)))
-    labels = KMeans(n_clusters=k, n_init=10, random_state=located.seed % (1 << 32)).fit_predict(
-        rows
+    k = max(options.kmeans_clusters, int(options.kmeans_share * len(matrix)))
+    k = min(k, len(np.unique(rows, axis=0)))
+    means = KMeans(
+        n_clusters=k, n_init=options.kmeans_restarts, random_state=located.seed % (1 << 32)
     )
-    return of_labels(located, labels)
+    return of_labels(located, means.fit_predict(rows))
 
 
 def _pairs(located: Located) -> tuple[Component, ...]:

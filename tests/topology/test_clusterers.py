@@ -338,6 +338,14 @@ def test_pairs_need_a_probability() -> None:
         ("kmeans_clusters", 0, "at least 1"),
         ("pair_neurons", 1, "at least 2"),
         ("hdbscan_select", "root", "'leaf' or 'eom'"),
+        ("dbscan_radius", "far", "'adjacent' or 'nearest'"),
+        ("hierarchical_cut", "all", "'adjacent' or 'pairs'"),
+        ("dbscan_min_share", 1.5, r"in \[0, 1\]"),
+        ("kmeans_share", -0.5, r"in \[0, 1\]"),
+        ("kmeans_variance", 0.0, r"None or in \(0, 1\]"),
+        ("kmeans_restarts", 0, "at least 1"),
+        ("unreachable", 0.0, "None or positive"),
+        ("unreachable", float("inf"), "None or positive"),
     ],
 )
 def test_options_that_cannot_be_are_refused(name: str, value: Any, expected: str) -> None:
