@@ -18,6 +18,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 import dkn_engine as dkn
+from dkn_engine import stages
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.attribution.contexts import AnswerSequence
 from dkn_engine.attribution.continuation import ByText
@@ -322,3 +323,21 @@ def test_a_continuation_longer_than_the_context_is_refused() -> None:
     assert len(behind(())) == 3
     with pytest.raises(FactError, match=r"fact 'f': prompt and continuation need 4 positions"):
         behind(tuple(coder(" go")["input_ids"]))
+
+
+def test_a_suppressed_text_that_outgrows_the_context_is_an_error_of_its_fact(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = Case("gpt2", "byte", False, "hu jo")
+    asked, examine = case.asked(), stages.examine
+
+    def outgrown(*args: Any, **options: Any) -> Any:
+        if args[4].id == "long":
+            raise FactError("prompt and continuation need 65 positions; the model's context has 64")
+        return examine(*args, **options)
+
+    monkeypatch.setattr(stages, "examine", outgrown)
+    some = [dataclasses.replace(case.fact, id=name) for name in ("long", "short")]
+    long, short = dkn.find_dkns(asked.model, asked.tokenizer, some, released())
+    assert (long.status, short.status) == ("error", "ok")
+    assert long.reason.startswith("prompt and continuation need 65 positions")
