@@ -105,14 +105,14 @@ def refuse_shared_weights(layout: Layout, layers: list[int]) -> None:
     Raises:
         UnsupportedModelError: names both.
     """
-    users: dict[int, tuple[int, str]] = {}
+    users: dict[int, tuple[int, nn.Module]] = {}
     for layer, mlp in enumerate(layout.mlps):
         for module in filter(None, (mlp.down, mlp.gate, mlp.up)):
             for parameter in module.parameters(recurse=False):
-                mine = layer, layout.name_of(layer, module)
-                other, where = users.setdefault(id(parameter), mine)
+                other, where = users.setdefault(id(parameter), (layer, module))
                 if other != layer and {other, layer} & set(layers):
                     raise UnsupportedModelError(
-                        f"expected each layer to have weights of its own; found {where} and "
-                        f"{mine[1]} sharing theirs: change activations instead, or copy the weights"
+                        f"expected each layer to have weights of its own; found those of "
+                        f"{layout.name_of(other, where)} and {layout.name_of(layer, module)} to be "
+                        "the same: change activations instead, or copy the weights"
                     )
