@@ -183,6 +183,15 @@ def test_a_run_is_not_continued_with_a_changed_model(run: Path) -> None:
         find(run, guest, words_tokenizer())
 
 
+def test_other_hooks_are_told_in_a_warning(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They are known by their names only, and many only look on."""
+    guest = model()
+    of_hook(guest)
+    with caplog.at_level(logging.WARNING):
+        assert len(find(run, guest, words_tokenizer())) == len(FACTS)
+    assert "hooks were [], are now ['model.layers.1: of_hook.<locals>.<lambda>']" in caplog.text
+
+
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # in peft
 def test_the_state_of_adapters_counts() -> None:
     """Their weights are there in every state; which are added to the model's is not in them."""
