@@ -16,6 +16,7 @@ from dkn_engine.errors import UserError
 from dkn_engine.json_text import parse_json
 
 Site = Literal["post", "pre", "up", "gate_act"]
+AUTO, END_OF_TEXT = "auto", "end_of_text"
 Backend = Literal["auto", "reference", "triton", "numba", "native"]
 
 
@@ -52,6 +53,7 @@ def _words(kind: Any) -> str:
         allowed = ", ".join(repr(a) for a in get_args(kind))
         return f"one of {allowed}" if len(get_args(kind)) > 1 else allowed
     names = {bool: "true or false", int: "an integer", float: "a number", type(None): "none"}
+    names[str] = "text"
     return names.get(kind, f"of class {kind.__name__}")
 
 
@@ -100,8 +102,11 @@ class AttributionConfig(_Section):
             A tensor ``[L, F]`` or ``[n_facts, L, F]`` is given to ``attribute(baselines=...)``.
         masked_tokens: which tokens are masked: the ``prompt``'s, or ``all`` before the one that
             is predicted, answer tokens too (released).
-        mask_token: the tokenizer's ``mask`` token, or its end-of-text token where it has none;
-            ``end_of_text``: that one in any case (released).
+        mask_token: what masks a token: the text of one token; ``auto``: the tokenizer's mask token,
+            else its end-of-text token (of chat models often the end of a turn, such as
+            ``<|im_end|>``); ``end_of_text``: that one in any case (released). Scores depend on it.
+        max_masked: mask at most so many of a prompt's tokens, spread evenly over it; None: each of
+            them, at a cost that grows with the square of the prompt. Baseline ``masked`` only.
         quadrature: ``adaptive``, or a fixed rule with ``n_steps`` points. ``linspace`` is that of
             EleutherAI's ``knowledge-neurons``: points at equal distances, both ends among them, all
             of the weight 1 / n. It is first order as the Riemann sums are, for other tools' sake.
@@ -124,7 +129,8 @@ class AttributionConfig(_Section):
     site: Site = "post"
     baseline: Literal["masked", "zero", "given"] = "masked"
     masked_tokens: Literal["prompt", "all"] = "prompt"
-    mask_token: Literal["mask", "end_of_text"] = "mask"
+    mask_token: str = AUTO
+    max_masked: int | None = None
     quadrature: Literal[
         "adaptive",
         "riemann_left",
@@ -153,6 +159,11 @@ class AttributionConfig(_Section):
             fewest = 2 if self.quadrature in {"trapezoid", "linspace"} else 1
             ok = isinstance(self.n_steps, int) and self.n_steps >= fewest
             self._require("n_steps", ok, f"an integer of at least {fewest}")
+        self._require("mask_token", self.mask_token != "", "'auto' or the text of a token")
+        ok = self.baseline == "masked" or self.mask_token == AUTO
+        self._require("mask_token", ok, f"'auto' with baseline={self.baseline!r}")
+        ok = self.max_masked is None or (self.baseline == "masked" and self.max_masked >= 1)
+        self._require("max_masked", ok, "none, or at least 1 with baseline='masked'")
         rows = self.rows_per_batch
         ok = rows == "auto" or (isinstance(rows, int) and rows >= 1)
         self._require("rows_per_batch", ok, "'auto' or a positive integer")

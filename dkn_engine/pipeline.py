@@ -17,7 +17,7 @@ from dkn_engine.info import versions
 from dkn_engine.plan import WHOLE, Plan, Shard, Task, iter_tasks, plan_for
 from dkn_engine.stages import Stages
 from dkn_engine.store import RunDirectory, RunPath
-from dkn_engine.tokens import encode_fact
+from dkn_engine.tokens import encode_fact, mask_token_text
 from dkn_engine.types import Fact, FactResult
 
 if TYPE_CHECKING:
@@ -178,6 +178,7 @@ def on_disk(
         model_fingerprint=identity.fingerprint,
         model_name=identity.name,
         traits=identity.traits,
+        mask_token=mask_token_text(tokenizer, run.config.attribution),
         facts=run.scanned,
         shard=run.plan.shard,
         versions=versions(),

@@ -7,7 +7,7 @@ import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dkn_engine.config import FactsConfig
+from dkn_engine.config import AUTO, END_OF_TEXT, AttributionConfig, FactsConfig
 from dkn_engine.errors import FactError, UserError
 
 if TYPE_CHECKING:
@@ -93,28 +93,55 @@ def _require_text(prompt: str, answer: str, where: str) -> None:
         raise FactError(f"{where}the answer is empty")
 
 
-def mask_token_id(tokenizer: PreTrainedTokenizerBase, which: str = "mask") -> int:
+def mask_token_id(tokenizer: PreTrainedTokenizerBase, which: str = AUTO) -> int:
     """The token that replaces a prompt token in the masked baseline.
 
-    The mask token, else the end-of-text token: the tokenizer's own ``eos_token``, which in an
-    instruct model may be the end of a turn. ``which="end_of_text"`` takes that one in any case.
+    Args:
+        tokenizer: of a causal model.
+        which: its text; ``auto``: the mask token, else the end-of-text token, which is the
+            tokenizer's own ``eos_token`` and in an instruct model may be the end of a turn;
+            ``end_of_text``: that one in any case.
 
     Raises:
-        UserError: the tokenizer has neither.
+        UserError: ``auto``, and the tokenizer has neither; or the text is not one known token.
     """
+    if which not in {AUTO, END_OF_TEXT}:
+        return _one_token(tokenizer, which)
     mask, end = tokenizer.mask_token_id, tokenizer.eos_token_id
-    for token in (end,) if which == "end_of_text" else (mask, end):
+    for token in (end,) if which == END_OF_TEXT else (mask, end):
         if token is not None:
             return int(token)
-    if which == "end_of_text":
+    if which == END_OF_TEXT:
         raise UserError(
             "tokenizer must have an end-of-text token with mask_token='end_of_text'; got none: set "
-            "tokenizer.eos_token, or use mask_token='mask' or baseline='zero'"
+            "tokenizer.eos_token, or use mask_token='auto' or baseline='zero'"
         )
     raise UserError(
         "tokenizer must have a mask token or an end-of-text token for the masked baseline; got "
-        "neither: set tokenizer.mask_token, or use baseline='zero'"
+        "neither: set tokenizer.mask_token or AttributionConfig.mask_token, or use baseline='zero'"
     )
+
+
+def _one_token(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    ids = _encode(tokenizer, text, special=False)
+    found = [str(t) for t in tokenizer.convert_ids_to_tokens(list(ids))]
+    if len(ids) != 1:
+        got = f"{len(ids)} tokens {found}"
+    elif ids[0] == tokenizer.unk_token_id and text != tokenizer.unk_token:
+        got = f"the unknown token {found[0]!r}"
+    else:
+        return ids[0]
+    raise UserError(
+        f"mask_token must be 'auto' or a text that is exactly one token of the tokenizer; {text!r} "
+        f"is {got}"
+    )
+
+
+def mask_token_text(tokenizer: PreTrainedTokenizerBase, config: AttributionConfig) -> str | None:
+    """The token that masks, as the tokenizer spells it; None where no baseline is masked."""
+    if config.baseline != "masked":
+        return None
+    return str(tokenizer.convert_ids_to_tokens(mask_token_id(tokenizer, config.mask_token)))
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from dkn_engine.degeneracy.lattice import Lattice, degenerate_family, drops, mem
 from dkn_engine.degeneracy.reference import build_reference
 from dkn_engine.errors import UserError
 from dkn_engine.layout import find_layout
-from dkn_engine.report import render_markdown, render_report, summarize
+from dkn_engine.report import render_markdown, render_report, summarize, write_summary
 from dkn_engine.topology.find import find_candidates
 from tests.degeneracy.brute_force import answer_probability
 from tests.guests import Boom, broken, mixed_model, state
@@ -92,6 +93,26 @@ def assert_equal(found: Any, expected: Any, where: str = "result") -> None:
             assert_equal(found[key], expected[key], f"{where}[{key!r}]")
     else:
         assert found == expected or (found != found and expected != expected), where
+
+
+def test_a_run_says_which_token_masked(model: Any, tmp_path: Path) -> None:
+    """The tokenizer's, or one that was asked for; each is another baseline, so other scores."""
+    found = {}
+    for token in ("auto", "w7"):
+        config = dataclasses.replace(CONFIG, attribution=AttributionConfig(mask_token=token))
+        (found[token],) = run(model, facts(model)[:1], config, tmp_path / token)
+        shown = "<mask>" if token == "auto" else token
+        assert json.loads((tmp_path / token / "manifest.json").read_text())["mask_token"] == shown
+        write_summary(tmp_path / token, [found[token]], summarize([found[token]]))
+        assert f"prompt tokens masked by `{shown}`" in (tmp_path / token / "summary.md").read_text()
+    tokenizer = words_tokenizer()
+    tokenizer.mask_token = "w7"
+    (expected,) = dkn.find_dkns(model, tokenizer, facts(model)[:1], CONFIG)
+    np.testing.assert_array_equal(found["w7"].scores, expected.scores)
+    assert not np.array_equal(found["auto"].scores, expected.scores)
+    zero = dataclasses.replace(CONFIG, attribution=AttributionConfig(baseline="zero"))
+    run(model, facts(model)[:1], zero, tmp_path / "zero")
+    assert json.loads((tmp_path / "zero" / "manifest.json").read_text())["mask_token"] is None
 
 
 # --- what a result says, by brute force ---

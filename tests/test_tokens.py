@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from dkn_engine.config import Config, FactsConfig
+from dkn_engine.config import AttributionConfig, Config, FactsConfig
 from dkn_engine.errors import FactError, UserError
-from dkn_engine.tokens import EncodedPrompt, encode_fact, mask_token_id
+from dkn_engine.tokens import EncodedPrompt, encode_fact, mask_token_id, mask_token_text
 from dkn_engine.types import Fact
 from tests.words import words_tokenizer
 
@@ -180,6 +180,28 @@ def test_fact_must_fit_the_context() -> None:
 def test_mask_token(extra: tuple[str, ...], special: dict[str, str], expected: str) -> None:
     tokenizer = byte_level(extra=extra, **special)
     assert tokenizer.convert_ids_to_tokens(mask_token_id(tokenizer)) == expected
+
+
+@pytest.mark.parametrize("text", ["</s>", "[M]", "capital"])
+def test_mask_token_that_is_asked_for(text: str) -> None:
+    special = {"mask_token": "[M]", "eos_token": "</s>"}
+    tokenizer = byte_level(extra=("[M]",), **special)
+    found = mask_token_id(tokenizer, text)
+    assert tokenizer.decode([found]) == text
+    assert mask_token_text(tokenizer, AttributionConfig(mask_token=text)) == text
+    assert mask_token_text(tokenizer, AttributionConfig()) == "[M]"
+    assert mask_token_text(tokenizer, AttributionConfig(baseline="zero")) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "got"),
+    [("w5 w6", r"2 tokens \["), ("</s></s>", "2 tokens"), ("moon", "the unknown token '<unk>'")],
+)
+def test_mask_token_must_be_one_that_the_tokenizer_has(text: str, got: str) -> None:
+    tokenizer = words_tokenizer()
+    message = rf"mask_token must be 'auto' or .* exactly one token .*; {text!r} is {got}"
+    with pytest.raises(UserError, match=message):
+        mask_token_id(tokenizer, text)
 
 
 def test_no_mask_token_is_an_error_that_says_what_to_do() -> None:

@@ -41,20 +41,44 @@ class Copy(NamedTuple):
         return self.last - self.first + 1
 
 
+def masked_positions(n_prompt: int, most: int | None) -> list[int]:
+    """Which of a prompt's tokens are masked, ascending: all, or ``most`` spread evenly over it."""
+    if most is None or most >= n_prompt:
+        return list(range(n_prompt))
+    return [(2 * i + 1) * n_prompt // (2 * most) for i in range(most)]
+
+
+def masked_rows(contexts: Contexts, most: int | None) -> int:
+    """Positions of all masked copies of a chunk, each from its masked token on."""
+    ends = _ends(contexts)
+    return sum(
+        end - j + 1
+        for n_prompt, end in zip(contexts.n_prompt, ends, strict=True)
+        for j in masked_positions(n_prompt, most)
+    )
+
+
 @torch.no_grad()
 def masked_baselines(
-    model: nn.Module, layout: Layout, contexts: Contexts, site: str, mask_id: int, max_tokens: int
+    model: nn.Module,
+    layout: Layout,
+    contexts: Contexts,
+    site: str,
+    mask_id: int,
+    max_tokens: int,
+    most: int | None = None,
 ) -> Tensor:
-    """Mean activation ``[C, L, F]`` at each context with every prompt token masked in turn.
+    """Mean activation ``[C, L, F]`` at each context with prompt tokens masked in turn.
 
-    Forced answer tokens are never masked. One forward pass of the model over whole masked copies
-    gives all layers; copies are batched so that at most ``max_tokens`` positions are in a forward,
-    fewer where the device's memory does not hold them. This is the plain form of
-    :func:`shared_masked_baselines`, for models without rows.
+    Every token of a prompt, or ``most`` of them (:func:`masked_positions`), never forced answer
+    tokens. One forward pass of the model over whole masked copies gives all layers; copies are
+    batched so that at most ``max_tokens`` positions are in a forward, fewer where the device's
+    memory does not hold them. This is the plain form of :func:`shared_masked_baselines`, for models
+    without rows.
     Source: AMIG baselines of Chen et al. 2024 (arXiv 2308.13198), as the design defines them.
     """
     n, length = contexts.ids.shape
-    copies = [(b, j) for b in range(n) for j in range(contexts.n_prompt[b])]
+    copies = [(b, j) for b in range(n) for j in masked_positions(contexts.n_prompt[b], most)]
     dtype = next(model.parameters()).dtype
     total = _zeros(contexts, layout, dtype)
 
@@ -62,7 +86,7 @@ def masked_baselines(
         total.add_(_masked_sum(model, layout, contexts, site, mask_id, copies[start:stop], dtype))
 
     in_batches(len(copies), max(1, max_tokens // length), add)
-    return _mean(total, contexts)
+    return _mean(total, contexts, most)
 
 
 def _zeros(contexts: Contexts, layout: Layout, dtype: torch.dtype) -> Tensor:
@@ -72,9 +96,10 @@ def _zeros(contexts: Contexts, layout: Layout, dtype: torch.dtype) -> Tensor:
     return torch.zeros(shape, dtype=wide, device=contexts.ids.device)
 
 
-def _mean(total: Tensor, contexts: Contexts) -> Tensor:
+def _mean(total: Tensor, contexts: Contexts, most: int | None) -> Tensor:
     """Sums over the masked copies of a prompt, divided by their number."""
-    counts = torch.tensor(contexts.n_prompt, dtype=total.dtype, device=total.device)
+    n_copies = [len(masked_positions(n, most)) for n in contexts.n_prompt]
+    counts = torch.tensor(n_copies, dtype=total.dtype, device=total.device)
     return total / counts[contexts.sequence].view(-1, 1, 1)
 
 
@@ -113,7 +138,9 @@ def _masked_sum(
 
 
 @torch.no_grad()
-def shared_masked_baselines(engine: RowEngine, site: str, mask_id: int, max_tokens: int) -> Tensor:
+def shared_masked_baselines(
+    engine: RowEngine, site: str, mask_id: int, max_tokens: int, most: int | None = None
+) -> Tensor:
     """:func:`masked_baselines` with the prefix in front of each masked token computed once.
 
     A copy is only its positions from the masked token to the last answer position: half the work
@@ -122,7 +149,7 @@ def shared_masked_baselines(engine: RowEngine, site: str, mask_id: int, max_toke
 
     Args:
         engine: rows of the chunk.
-        site, mask_id: as there.
+        site, mask_id, most: as there.
         max_tokens: most rows in one pass.
 
     Raises:
@@ -131,7 +158,7 @@ def shared_masked_baselines(engine: RowEngine, site: str, mask_id: int, max_toke
     _check_inputs(engine)
     contexts, (value, _) = engine.contexts, site_activation(engine.layout, engine.clean, site)
     total = _zeros(contexts, engine.layout, engine.clean.post.dtype)
-    entries = _entries(contexts)
+    entries = _entries(contexts, most)
     while entries:
         # Entries of a pass are padded to the longest, which is the first.
         n = max(1, max_tokens // _rows_of(entries[0]))
@@ -145,7 +172,7 @@ def shared_masked_baselines(engine: RowEngine, site: str, mask_id: int, max_toke
 
         fitted = in_batches(len(copies), len(copies), add)
         max_tokens = max_tokens * fitted // len(copies)
-    return _mean(total, contexts)
+    return _mean(total, contexts, most)
 
 
 def _check_inputs(engine: RowEngine) -> None:
@@ -157,14 +184,19 @@ def _check_inputs(engine: RowEngine) -> None:
     check.require(lambda _: "enter the first layer, in masked copies,")
 
 
-def _entries(contexts: Contexts) -> list[list[Copy]]:
-    """Copies, a few of one sequence to an entry, the longest entry first."""
+def _ends(contexts: Contexts) -> list[int]:
+    """Of each sequence, the last position that is looked at."""
     last = torch.zeros(len(contexts.n_prompt), dtype=torch.int64, device=contexts.ids.device)
-    last.scatter_reduce_(0, contexts.sequence, contexts.position, "amax")
+    ends: list[int] = last.scatter_reduce_(0, contexts.sequence, contexts.position, "amax").tolist()
+    return ends
+
+
+def _entries(contexts: Contexts, most: int | None) -> list[list[Copy]]:
+    """Copies, a few of one sequence to an entry, the longest entry first."""
     shortest = min(range(len(contexts.n_prompt)), key=lambda b: contexts.n_prompt[b])
     entries: list[list[Copy]] = []
-    for b, (n_prompt, end) in enumerate(zip(contexts.n_prompt, last.tolist(), strict=True)):
-        copies = [Copy(b, j, end) for j in range(n_prompt)]
+    for b, (n_prompt, end) in enumerate(zip(contexts.n_prompt, _ends(contexts), strict=True)):
+        copies = [Copy(b, j, end) for j in masked_positions(n_prompt, most)]
         if b == shortest:
             copies.append(Copy(b, max(0, n_prompt - 2), end, masked=False))
         entry: list[Copy] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dkn_engine.attribution.baselines import masked_baselines, shared_masked_baselines
+from dkn_engine.attribution.baselines import (
+    masked_baselines,
+    masked_positions,
+    masked_rows,
+    shared_masked_baselines,
+)
 from dkn_engine.attribution.causality import require_causal
 from dkn_engine.attribution.check import failures_mean_no_sweep, rows_to_check
 from dkn_engine.attribution.contexts import AnswerSequence, Contexts, scored_contexts
@@ -38,6 +44,7 @@ if TYPE_CHECKING:
 
 # Bytes that one batch of rows may hold for its backward pass, with rows_per_batch="auto".
 _BUDGET = 1 << 30
+_MINUTE = 60.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,12 +137,16 @@ def _attribute_batch(
     rows = _rows_per_batch(config, layout, next(model.parameters()).dtype)
     with guest(model, grad=True):
         refuse_cut_gradients(layout, contexts.ids)
+        started = time.perf_counter()
         with refuse_changed_outputs(layout, contexts.rows):
             clean = prefill(model, layout, contexts)
         probability = _of_answers(contexts, clean.log_probability)
         for b, one in enumerate(sequences):
             if one.steps:  # Its tokens are attributed behind others than the model goes on with.
                 probability[b] = clean_probability(model, one)
+        if config.baseline == "masked":
+            pace = (time.perf_counter() - started) / contexts.ids.numel()
+            warn_of_cost(contexts, config.max_masked, pace)
         if config.answer_tokens == "first":
             first = torch.nonzero(contexts.token == 0).squeeze(1)
             contexts, clean = contexts.take(first), clean.take(first)
@@ -148,6 +159,26 @@ def _attribute_batch(
             integrals, row_layers, path = chunk.in_full(), 0, General.name
         groups, weights = chunk.groups()
     return _combine(integrals, groups, weights, probability, path, row_layers)
+
+
+def warn_of_cost(contexts: Contexts, max_masked: int | None, pace: float) -> None:
+    """Say how long the masked copies of long prompts will take, if that is more than a minute.
+
+    Args:
+        contexts: of the chunk.
+        max_masked: see ``AttributionConfig``.
+        pace: seconds a position, as the clean pass took them.
+    """
+    seconds = pace * masked_rows(contexts, max_masked)
+    if seconds < _MINUTE:
+        return
+    n_masked = sum(len(masked_positions(n, max_masked)) for n in contexts.n_prompt)
+    warnings.warn(
+        f"masked baseline: {n_masked:,} masked copies of {len(contexts.n_prompt)} prompts of up to "
+        f"{max(contexts.n_prompt):,} tokens will take about {seconds / 60:.0f} min; "
+        "attribution.max_masked masks fewer tokens",
+        stacklevel=2,
+    )
 
 
 def _warn(model: nn.Module, reason: SweepUnsupported) -> None:
@@ -199,7 +230,10 @@ class _Chunk:
 
         def masked(mask_id: int) -> Tensor:
             with failures_mean_no_sweep():  # The rows are not checked yet.
-                return shared_masked_baselines(engine, self.config.site, mask_id, 4 * self.rows)
+                most = self.config.max_masked
+                return shared_masked_baselines(
+                    engine, self.config.site, mask_id, 4 * self.rows, most
+                )
 
         paths = self._paths(masked)
         sweep = Sweep(engine, paths, self.config.objective, self.rows)
@@ -210,7 +244,8 @@ class _Chunk:
         whole = (self.model, self.layout, self.contexts)
 
         def masked(mask_id: int) -> Tensor:
-            return masked_baselines(*whole, self.config.site, mask_id, self.rows)
+            most = self.config.max_masked
+            return masked_baselines(*whole, self.config.site, mask_id, self.rows, most)
 
         paths = self._paths(masked)
         general = General(self.model, self.contexts, paths, self.config.objective, self.rows)

@@ -476,6 +476,6 @@ def _collect(
         # tolerance; otherwise one that rounding alone keeps from an equal share of it does not.
         if np.linalg.norm(weights[mine] @ error[mine]) <= allowed:
             converged[mine] = True
-        else:
+        elif np.isfinite(allowed):
             converged[mine] &= weights[mine] @ rounding[mine] <= allowed / np.sqrt(store.n_layers)
     return Integrals(scores, _delta(store, scores), store.n_paid(), error, converged)

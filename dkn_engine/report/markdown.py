@@ -61,6 +61,8 @@ def _provenance(manifest: Mapping[str, Any]) -> list[str]:
     model = manifest["model"]
     done = {"Model": f"{escape(model['name'])} (fingerprint `{model['fingerprint']}`)"}
     done["Configuration"] = f"`{manifest['config_hash']}`, in full in `manifest.json`"
+    if manifest.get("mask_token") is not None:
+        done["Baseline"] = f"prompt tokens masked by `{clean(manifest['mask_token'])}`"
     done["Started"] = manifest["created"]
     done["Versions"] = escape(versions_text(manifest))
     return [f"- {key}: {value}" for key, value in done.items()]

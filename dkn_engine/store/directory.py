@@ -55,6 +55,7 @@ class RunDirectory:
         versions: Mapping[str, Any],
         model_name: str = "",
         traits: Mapping[str, Any] | None = None,
+        mask_token: str | None = None,
         shard: Shard = WHOLE,
     ) -> RunDirectory:
         """Create a run directory, or continue one of the same run.
@@ -71,6 +72,7 @@ class RunDirectory:
             versions: of what the numbers depend on; noted, and told where a run has others.
             model_name: for people.
             traits: of model and tokenizer; see :class:`dkn_engine.identity.Identity`.
+            mask_token: for people, which token masked prompt tokens; None where none did.
             shard: which chunks the directory is for.
 
         Raises:
@@ -81,6 +83,7 @@ class RunDirectory:
             config=config,
             model_name=model_name,
             model_fingerprint=model_fingerprint,
+            mask_token=mask_token,
             plan=plan_for(facts.n, config.facts_per_chunk, shard),
             facts_digest=facts.digest,
             versions=versions,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,9 +11,15 @@ import pytest
 import torch
 
 from dkn_engine.attribution import baselines
-from dkn_engine.attribution.baselines import masked_baselines, shared_masked_baselines
+from dkn_engine.attribution.baselines import (
+    masked_baselines,
+    masked_positions,
+    masked_rows,
+    shared_masked_baselines,
+)
 from dkn_engine.attribution.blocks import pad_block
 from dkn_engine.attribution.check import checked_rows
+from dkn_engine.attribution.chunk import warn_of_cost
 from dkn_engine.attribution.contexts import build_contexts
 from dkn_engine.attribution.prefill import prefill
 from dkn_engine.attribution.rows import RowEngine
@@ -111,3 +119,58 @@ def test_mask_of_a_block() -> None:
 def as_text(row: torch.Tensor) -> str:
     bits = "".join("1" if b else "0" for b in row.tolist())
     return f"{bits[:4]} {bits[4:]}"
+
+
+def test_tokens_that_are_masked_are_spread_evenly() -> None:
+    assert masked_positions(5, None) == masked_positions(5, 5) == masked_positions(5, 9)
+    assert masked_positions(5, 5) == [0, 1, 2, 3, 4]
+    assert masked_positions(9, 3) == [1, 4, 7]
+    assert masked_positions(9, 1) == [4]
+    for n in range(1, 40):
+        for most in range(1, n):
+            found = masked_positions(n, most)
+            assert len(set(found)) == most
+            assert 0 <= found[0] <= found[-1] < n
+            gaps = {b - a for a, b in itertools.pairwise(found)}
+            assert len(gaps) <= 2
+            assert max(gaps, default=0) - min(gaps, default=0) <= 1
+
+
+def test_some_tokens_masked(engine: RowEngine) -> None:
+    """By rows, by whole copies, and by hand: the mean over the copies that are made."""
+    layout, contexts = engine.layout, engine.contexts
+    shared = shared_masked_baselines(engine, "post", MASK_ID, 4096, 2)
+    plain = masked_baselines(engine.model, layout, contexts, "post", MASK_ID, 10_000, 2)
+    rounds = "Gemma2" in type(engine.model).__name__
+    assert relative_error(shared, plain) < (1.2e-6 if rounds else 1e-10)
+    ids = torch.tensor([MIXED[0].ids]).repeat(2, 1)
+    ids[0, 2] = ids[1, 6] = MASK_ID  # of nine
+    seen: list[torch.Tensor] = []
+    handle = layout.mlps[1].down.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    with torch.no_grad():
+        engine.model(input_ids=ids)
+    handle.remove()
+    assert relative_error(plain[0, 1], seen[0].view(2, 9, -1)[:, -1].mean(0)) < 1e-10
+
+
+@pytest.mark.parametrize("most", [None, 3])
+def test_cost_is_the_number_of_rows(engine: RowEngine, most: int | None) -> None:
+    seen: list[int] = []
+    layer = engine.layout.layers[0]
+    handle = layer.register_forward_pre_hook(
+        lambda _m, args: seen.append(args[0].shape[:2].numel())
+    )
+    shared_masked_baselines(engine, "post", MASK_ID, 1, most)
+    handle.remove()
+    unmasked = len(MIXED[2].ids)
+    assert sum(seen) == masked_rows(engine.contexts, most) + unmasked
+
+
+def test_long_prompts_say_how_long_they_take() -> None:
+    contexts = build_contexts([sequence(99, 1)], torch.device("cpu"))
+    with pytest.warns(UserWarning, match=r"99 masked copies of 1 prompts of up to 99 .* 8 min; "):
+        warn_of_cost(contexts, None, 0.1)  # 99 * 100 / 2 positions
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_cost(contexts, None, 0.01)
+        warn_of_cost(contexts, 10, 0.1)

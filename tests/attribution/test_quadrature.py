@@ -46,7 +46,11 @@ class Planted:
         self.paid: Counter[tuple[int, int, float]] = Counter()
         width = len(curves[0][0][0](0.0))
         self.layout = SimpleNamespace(width=width)
-        self.value = torch.zeros(len(curves), len(curves[0]), width, dtype=torch.float64)
+        self.dtype = torch.float64
+        self.value = torch.zeros(len(curves), len(curves[0]), width, dtype=self.dtype)
+
+    def magnification(self) -> np.ndarray:
+        return np.ones(self.value.shape)  # of a baseline of zero
 
     def evaluate(self, points: Points) -> tuple[Tensor, Tensor]:
         keys = list(

@@ -720,6 +720,24 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "settings",
+        "a number for a mask token",
+        ("attribution.mask_token=3",),
+        "config.attribution: mask_token must be text; got 3",
+    ),
+    Case(
+        "settings",
+        "a mask token where nothing is masked",
+        ("attribution.baseline=zero", "attribution.mask_token=w3"),
+        "config.attribution: mask_token must be 'auto' with baseline='zero'; got 'w3'",
+    ),
+    Case(
+        "settings",
+        "no token masked",
+        ("attribution.max_masked=0",),
+        "config.attribution: max_masked must be none, or at least 1 with baseline='masked'; got 0",
+    ),
+    Case(
+        "settings",
         "a section for a key",
         ("selection=1",),
         "--set selection: unknown key 'selection'; known: facts_per_chunk, seed",

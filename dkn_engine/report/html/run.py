@@ -240,6 +240,8 @@ def _made(summary: Summary, manifest: Mapping[str, Any]) -> Section:
         ("Seed", str(manifest["config"].get("seed", DASH))),
         ("Versions", versions_text(manifest)),
     ]
+    if manifest.get("mask_token") is not None:
+        rows.append(("Baseline", f"prompt tokens masked by {manifest['mask_token']}"))
     if math.isfinite(summary.points_per_layer):
         rows.append(
             (
