@@ -210,7 +210,11 @@ class _Task:
         if not isinstance(x, Tensor) or not x.ndim or not len(x) or len(x) % len(inputs):
             found = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise self._other_rows(f"{len(inputs)} rows, one an example, or a multiple", found)
-        if self.matrix is not None and does_more(self.layer, x.flatten(0, -2), outputs[0]):
+        if (
+            self.matrix is not None
+            and x.ndim > 1
+            and does_more(self.layer, x.flatten(0, -2), outputs[0])
+        ):
             self.matrix = None  # a hook of the user's
         self.dtype = x.dtype  # of what the layer is given or gives
         return x.to(torch.promote_types(x.dtype, torch.float32)), out
