@@ -14,6 +14,7 @@ from dkn_engine import analysis_commands, commands, grid_commands, info_command
 from dkn_engine.console import detach_broken_pipes
 from dkn_engine.errors import DknError, UserError
 from dkn_engine.info import why_broken
+from dkn_engine.paths import local_path
 from dkn_engine.plan import WHOLE, Shard
 from dkn_engine.report.html import CARDS, FACT_FIGURES
 from dkn_engine.settings import PRESETS
@@ -449,13 +450,20 @@ def _shard(text: str) -> Shard:
 
 
 def _run_path(text: str) -> str | Path:
-    return text if "://" in text else Path(text)
+    return text if "://" in text else _at_home(text)
 
 
 def _folder(text: str) -> Path:
     if "://" in text:
         raise argparse.ArgumentTypeError(f"must be a folder of this machine; got {text!r}")
-    return Path(text)
+    return _at_home(text)
+
+
+def _at_home(text: str) -> Path:
+    try:
+        return local_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _version() -> str:

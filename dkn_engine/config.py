@@ -12,8 +12,11 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from dkn_engine.errors import UserError
 from dkn_engine.json_text import parse_json
+from dkn_engine.paths import local_path
 
 Site = Literal["post", "pre", "up", "gate_act"]
 AUTO, END_OF_TEXT = "auto", "end_of_text"
@@ -28,6 +31,10 @@ class _Section:
         hints = get_type_hints(type(self))
         for f in dataclasses.fields(self):
             hint, value = hints[f.name], getattr(self, f.name)
+            if isinstance(value, np.generic):
+                # A number of NumPy's is the plain number of the same value.
+                value = value.item()
+                object.__setattr__(self, f.name, value)
             kinds = get_args(hint) if get_origin(hint) in {Union, UnionType} else (hint,)
             if float in kinds and type(value) is int:
                 # 1 and 1.0 are the same choice and must have the same hash.
@@ -384,11 +391,11 @@ class Config(_Section):
     @classmethod
     def load(cls, path: str | Path) -> Config:
         """Read a ``.toml`` or ``.json`` file with the sections of this class as tables."""
-        path = Path(path)
+        path = local_path(path)
         if path.suffix not in {".toml", ".json"}:
             raise UserError(f"config must be a .toml or .json file; got {path}")
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")  # Windows puts a mark there
             data = tomllib.loads(text) if path.suffix == ".toml" else parse_json(text)
         except (OSError, ValueError) as error:
             raise UserError(f"config {path} cannot be read: {error}") from error

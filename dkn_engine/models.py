@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dkn_engine.errors import UserError
 from dkn_engine.model_lock import locked
+from dkn_engine.paths import local_path
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +43,7 @@ def load_model(
             is one line.
     """
 
+    name = _at_home(name)
     where = _device(device)
     kind = _dtype(dtype, where)
     if name == "demo":
@@ -72,6 +74,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     Raises:
         UserError: see :func:`load_model`.
     """
+    name = _at_home(name)
     if name == "demo":
         from dkn_engine.demo_model import demo_folder
 
@@ -192,6 +195,11 @@ def _require_whole(found: Any) -> None:
             f"weight {name!r} must be {list(in_model)} by its config.json; the file has "
             f"{list(in_file)}"
         )
+
+
+def _at_home(name: str | Path) -> str | Path:
+    """A local folder's name without ``~``; no hub id begins so."""
+    return local_path(name) if str(name).startswith("~") else name
 
 
 def _device(device: str | torch.device) -> torch.device:

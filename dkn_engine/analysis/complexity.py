@@ -17,6 +17,7 @@ from dkn_engine.analysis.texts.text_complexity import TextComplexity, text_compl
 from dkn_engine.config import Config, FactsConfig
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts.given import Facts, fact_list
+from dkn_engine.paths import local_path
 from dkn_engine.pipeline import find_dkns
 from dkn_engine.types import Fact, FactResult
 
@@ -75,7 +76,7 @@ def complexity(
     total = sum(len(texts[f]) for f in forms)
     for done, form in zip(_starts(texts, forms), forms, strict=True):
         tell = None if progress is None else _shifted(progress, done, total)
-        folder = None if out is None else Path(out) / form
+        folder = None if out is None else local_path(out) / form
         if texts[form]:
             found[form] = find_dkns(model, tokenizer, texts[form], config, folder, progress=tell)
     samples: list[Sample] = []

@@ -33,6 +33,7 @@ from dkn_engine.degeneracy.reference import generator
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.layout import find_layout
+from dkn_engine.paths import local_path
 from dkn_engine.types import Fact, FactResult
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def evolvability(
     changes, taken = {}, {}
     for name, trainable in sets.trained.items():
         rate = chosen_rates[_kind(name)]
-        where = None if checkpoint is None else Path(checkpoint) / name.replace(" ", "-")
+        where = None if checkpoint is None else local_path(checkpoint) / name.replace(" ", "-")
         with trainer.trained(trainable, steps=steps, lr=rate, checkpoint=where) as training:
             answers[name], taken[name] = asked.ask(model), len(training.losses)
             if isinstance(trainable, str):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dkn_engine.interchange.json_files import read_object, write_text
 from dkn_engine.interchange.neurons import FactNeurons, fact_neurons, pairs, parse_pairs
+from dkn_engine.paths import local_path
 from dkn_engine.types import FactResult
 
 
@@ -30,7 +31,7 @@ def write_eleuther(path: str | Path, facts: Iterable[FactResult | FactNeurons]) 
         https://github.com/EleutherAI/knowledge-neurons, files written by its ParaRel evaluation.
     """
     table = {fact.fact_id: pairs(fact.neurons) for fact in fact_neurons(facts)}
-    write_text(Path(path), json.dumps(table, indent=4) + "\n")
+    write_text(local_path(path), json.dumps(table, indent=4) + "\n")
 
 
 def read_eleuther(path: str | Path) -> list[FactNeurons]:
@@ -39,7 +40,7 @@ def read_eleuther(path: str | Path) -> list[FactNeurons]:
     Raises:
         UserError: the file cannot be read or has another form; names file and fact.
     """
-    path = Path(path)
+    path = local_path(path)
     return [
         FactNeurons(fact_id, parse_pairs(neurons, f"{path}: fact {fact_id!r}"))
         for fact_id, neurons in read_object(path).items()

@@ -20,6 +20,7 @@ from dkn_engine.interchange.neurons import (
     parse_pairs,
     short,
 )
+from dkn_engine.paths import local_path
 from dkn_engine.types import FactResult
 
 _CANDIDATES, _KEPT = "dkn_cluster_1", "dkn_cluster_2"
@@ -40,7 +41,7 @@ def write_released(path: str | Path, facts: Iterable[FactResult | FactNeurons]) 
             not there.
         OSError: the disk refuses.
     """
-    path = Path(path)
+    path = local_path(path)
     if path.suffix not in {".json", ".jsonl"}:
         raise UserError(f"path must end in .json (GPT-2 form) or .jsonl (LLaMA form); got {path}")
     lines = path.suffix == ".jsonl"
@@ -73,7 +74,7 @@ def read_released(path: str | Path, clusters: str = _KEPT) -> list[FactNeurons]:
     Raises:
         UserError: the file cannot be read or has another form; names file and fact.
     """
-    path = Path(path)
+    path = local_path(path)
     return [
         _parse(fact_id, entry, clusters, f"{path}: fact {fact_id!r}")
         for fact_id, entry in read_object(path).items()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dkn_engine.errors import RunDirectoryError
+from dkn_engine.paths import local_path
 from dkn_engine.report.markdown import render_markdown
 from dkn_engine.report.records import plain
 from dkn_engine.report.summary import Summary
@@ -38,7 +39,7 @@ def write_summary(
     Raises:
         OSError: the directory cannot be written.
     """
-    directory = Path(directory)
+    directory = local_path(directory)
     try:
         manifest = read_manifest(directory)
     except RunDirectoryError:

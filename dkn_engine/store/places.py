@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dkn_engine.errors import RunDirectoryError, UserError
+from dkn_engine.paths import local_path
 from dkn_engine.store.files import DirectoryLock, write_files
 
 RunPath = str | Path
@@ -92,7 +93,7 @@ def place_of(path: RunPath) -> Place:
         from dkn_engine.store.remote import remote_place
 
         return remote_place(text)
-    path = Path(path)
+    path = local_path(path)
     if path.parts and _HALF_A_URL.fullmatch(path.parts[0]):
         raise UserError(f"{text!r} is a path made from a URL; give the URL as text")
     return LocalPlace(path)

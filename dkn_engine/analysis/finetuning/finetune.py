@@ -35,6 +35,7 @@ from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.guest import guest
 from dkn_engine.layout import Layout, find_layout
 from dkn_engine.model_lock import locked
+from dkn_engine.paths import local_path
 from dkn_engine.projections import refuse_changed_outputs
 from dkn_engine.types import Fact
 
@@ -141,7 +142,7 @@ def finetuned(
                 "weights": rest,
                 "trained weights": digest_of_originals(blocks),
             }
-            keeper = _Keeper(Checkpoint(Path(checkpoint), identity), checkpoint_every)
+            keeper = _Keeper(Checkpoint(local_path(checkpoint), identity), checkpoint_every)
         losses, n_state = _train(model, layout, blocks, plan, keeper, progress)
         if digest_of_rest(model, blocks) != rest:
             raise DknError("fine-tuning changed weights outside of the trainable set")

@@ -6,7 +6,8 @@ import itertools
 import re
 import unicodedata
 from collections.abc import Collection, Sequence
-from pathlib import Path
+
+from dkn_engine.paths import local_path
 
 # Kinds of files of facts. What stands behind the last dot of a model belongs to its name, as in
 # Llama-3.2-1B.
@@ -57,7 +58,7 @@ def short_names(names: Sequence[str], *, files: bool = False) -> list[str]:
 
 
 def _short(name: str, *, files: bool) -> str:
-    path = Path(name)
+    path = local_path(name)
     if path.name in {"", ".."}:  # a path such as ".": the folder it leads to has the name
         path = path.resolve()
     kept = path.stem if files and path.suffix.lower() in _KINDS else path.name

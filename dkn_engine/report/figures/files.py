@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dkn_engine.paths import local_path
 from dkn_engine.report.figures.style import PAPER
 from dkn_engine.store.files import write_files
 
@@ -63,7 +64,7 @@ def save(figure: Figure, stem: str | Path) -> tuple[Path, Path]:
     Raises:
         OSError: the folder cannot be written.
     """
-    stem = Path(stem)
+    stem = local_path(stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
     svg, png = f"{stem.name}.svg", f"{stem.name}.png"
     write_files(stem.parent, {svg: to_svg(figure).encode(), png: to_png(figure)})

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dkn_engine.errors import RunDirectoryError
+from dkn_engine.paths import local_path
 from dkn_engine.report.figures.style import HOW_TO_GET, available
 from dkn_engine.report.html.drawings import FOLDER, draw_fact, draw_run, facts_to_draw
 from dkn_engine.report.html.parts import Picture
@@ -48,7 +49,7 @@ def write_page(
     Raises:
         OSError: the directory cannot be written.
     """
-    directory = Path(directory)
+    directory = local_path(directory)
     try:
         manifest = read_manifest(directory)
     except RunDirectoryError:
