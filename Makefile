@@ -27,6 +27,8 @@ demo: $(DEMO) $(NATIVE)
 	@echo "[4/4] finding degenerate knowledge neurons of the demo facts"
 	$(call fresh,runs/demo)
 	$(VENV)/bin/dkn-engine find --model demo --facts demo --out runs/demo --threads 1
+	@echo "next: $(VENV)/bin/dkn-engine report runs/demo (or, after 'source $(VENV)/bin/activate':" \
+		"dkn-engine report runs/demo)"
 
 test: $(TEST) $(NATIVE) test-native
 	$(PY) -m pytest -m "not slow" $(PYTEST_ARGS)

@@ -78,7 +78,7 @@ def _cluster(address: str) -> Iterator[None]:
         ray = _ray()
     except ImportError as error:
         raise BackendError(
-            f"a run on Ray needs the package ray: pip install 'dkn-engine[ray]' ({error})"
+            f"a run on Ray needs the package ray: pip install ray ({error})"
         ) from error
     if ray.is_initialized():
         yield

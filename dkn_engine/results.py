@@ -68,6 +68,5 @@ def _package(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise UserError(
-            f"load_results(as_={name!r}) needs the package {name}: "
-            f"pip install 'dkn-engine[{name}]' ({error})"
+            f"load_results(as_={name!r}) needs the package {name}: pip install {name} ({error})"
         ) from error

@@ -522,7 +522,7 @@ def test_report_without_matplotlib_says_how_to_get_figures(
     assert done.returncode == 0
     assert done.stderr == (
         "report.html has no figures, since matplotlib is not installed; to get them: "
-        "pip install 'dkn-engine[plots]'\n"
+        "pip install matplotlib\n"
     )
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.count('<details class="card"') == 5

@@ -85,3 +85,23 @@ def test_what_other_code_made_is_not_gone_on_with_unless_asked(target):
     assert anew.index(f"rm -rf {folder}") < first
     assert f"rm -rf {folder}" in recipe(target, "CONTINUE=0")
     assert f"rm -rf {folder}" not in recipe(target, "CONTINUE=1")
+
+
+def test_no_command_installs_what_is_on_no_index():
+    """The package itself; checkouts have ``pip install -e '.[plots]'``, messages name packages."""
+    texts = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "docs").rglob("*.html")]
+    texts += (ROOT / "dkn_engine").rglob("*.py")
+    found = [
+        f"{path}: {match[0]}"
+        for path in texts
+        for match in re.finditer(
+            r"pip install [^\n]*dkn[-_]engine\b|dkn-engine\[", path.read_text(encoding="utf-8")
+        )
+    ]
+    assert found == []
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_the_demo_ends_with_the_next_command():
+    after = recipe("demo")[-2:]  # one line, broken in two
+    assert "dkn-engine report runs/demo" in " ".join(after)

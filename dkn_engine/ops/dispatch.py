@@ -81,7 +81,7 @@ def triton_refusal(on: torch.Tensor) -> str | None:
     import torch
 
     if find_spec("triton") is None:
-        return "triton is not installed (it is the extra dkn-engine[triton])"
+        return "triton is not installed (pip install triton)"
     if on.dtype not in {torch.float32, torch.float16, torch.bfloat16}:
         return f"expected float32, float16 or bfloat16 tensors; found {on.dtype}"
     if on.is_cuda:

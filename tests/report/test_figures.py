@@ -300,5 +300,5 @@ def test_without_matplotlib_a_figure_says_how_to_get_it() -> None:
         "except figures.style.UserError as error:\n    print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.stdout == "figures need matplotlib: pip install 'dkn-engine[plots]'\n", done.stderr
+    assert done.stdout == "figures need matplotlib: pip install matplotlib\n", done.stderr
     assert issubclass(UserError, ValueError)

@@ -379,7 +379,7 @@ def test_page_without_matplotlib_says_so(tmp_path: Path, monkeypatch: pytest.Mon
     root = read(page.read_text(encoding="utf-8"))
     assert not drawn
     assert not root.all("svg")
-    assert "pip install 'dkn-engine[plots]'" in root.all("section", id="at-a-glance")[0].text
+    assert "pip install matplotlib" in root.all("section", id="at-a-glance")[0].text
     assert len(cards(root)) == 7
     assert not (tmp_path / "figures").exists()
 

@@ -2,7 +2,7 @@
 
 Every function takes plain data and returns a :class:`matplotlib.figure.Figure` that no global
 state knows of: safe in notebooks and threads, ``rcParams`` untouched. matplotlib is an extra
-(``pip install 'dkn-engine[plots]'``) and imported when a figure is made.
+(``pip install matplotlib``) and imported when a figure is made.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ _LINE = 42  # characters of a label
 MOST_VECTORS = 1000  # more marks become pixels, so that a file stays small
 _DARKEST = 0.15  # of the scale of shares: not black, so that lines show on it
 
-HOW_TO_GET = "pip install 'dkn-engine[plots]'"
+HOW_TO_GET = "pip install matplotlib"
 
 
 def available() -> bool:
