@@ -191,5 +191,8 @@ def _error(kind: str, text: str) -> Exception:
 def _lost(how: str, task: str | None) -> str:
     hint = "; if memory ran out, take fewer workers or a smaller attribution.rows_per_batch"
     if task is None:
+        if "exit code" in how:  # Who runs out of memory is killed instead.
+            hint = "; a script must guard its entry with if __name__ == '__main__':, and what it "
+            hint += "printed above may say more"
         return f"a worker {how} before its model was loaded, {MOST_LOSSES} times in a row{hint}"
     return f"{task} was given up: at it a worker {how}, {MOST_LOSSES} times{hint}"

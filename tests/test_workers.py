@@ -28,6 +28,8 @@ from dkn_engine.worker import Job, ModelSpec, device_of
 from tests import lives
 from tests.saved import many_facts, save_tiny
 from tests.test_pipeline import CONFIG, assert_equal, parquet
+from tests.tiny import tiny
+from tests.words import words_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -287,3 +289,21 @@ def test_ctrl_c_ends_all_processes_in_one_line(
     while processes_of(process.pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert processes_of(process.pid) == []
+
+
+def test_a_script_without_a_guard_is_told_of_it(tmp_path: Path) -> None:
+    tiny("gpt2", torch.float32).save_pretrained(tmp_path / "model")
+    words_tokenizer().save_pretrained(tmp_path / "model")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import dkn_engine as dkn\n"
+        "facts = [dkn.Fact('a', 'w5 w9', 'w13')]\n"
+        "model = dkn.ModelSpec('model', 'cpu', 'float32', 1)\n"
+        "list(dkn.iter_dkns_in_workers(model, facts, out='run', workers=1))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert "must guard its entry with if __name__ == '__main__':" in last
+    assert "memory" not in last
