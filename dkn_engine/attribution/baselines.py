@@ -239,7 +239,12 @@ def _block_sum(
             x = activation[entry, row]
             found[:, layer].index_add_(0, context[counts], x[counts].to(found.dtype))
             if len(x) > n_masked:
-                check.note(x[~counts], value[context[~counts], layer])
+                plain = context[~counts]
+                own = value[plain, layer]
+                # What is not a number in a masked copy reaches the one beside it, though it has no
+                # weight there. Such a baseline is none either way, and told of as such.
+                spoilt = ~found[plain, layer].isfinite().all(-1, keepdim=True)
+                check.note(x[~counts], own.masked_fill(spoilt, torch.nan))
 
         return add
 
