@@ -335,9 +335,12 @@ def test_an_own_forward_beside_a_call_is_told_why_it_fails() -> None:
             logits(model)
         errors.append(str(raised.value))
 
+    caller = threading.current_thread()
+
     def beside(_module: nn.Module, _args: Any) -> None:
         engines = str(model.config._attn_implementation).startswith("dkn_engine")
-        if engines and not errors and threading.current_thread() is threading.main_thread():
+        # The forward beside the call comes here, too, in a thread of its own.
+        if engines and not errors and threading.current_thread() is caller:
             together(forward)
 
     handle = model.get_submodule("model.layers.0.self_attn").register_forward_pre_hook(beside)
