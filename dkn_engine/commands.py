@@ -43,7 +43,7 @@ def find(args: argparse.Namespace) -> int:
     require_same_config(args.out, config)
     console.step(1, 4, f"reading facts from {args.facts} ...")
     run, problems = _prepare(args, config)
-    tell_problems(console, problems)
+    tell_problems(console, problems, counted=True)
     if args.ray is not None or (args.workers or 1) > 1:
         where = "" if args.ray is None else " on Ray"
         console.step(2, 4, f"starting workers{where} that load {args.model} ...")
@@ -320,8 +320,16 @@ def tell_problems(
     console: Console,
     problems: Sequence[Mapping[str, Any]],
     rest: str = "summary.md will list them all",
+    *,
+    counted: bool = False,
 ) -> None:
-    """The first facts that were left out, how many more there are, and where those are said."""
+    """The first facts that were left out, how many more there are, and where those are said.
+
+    A quiet console says in one line how many, unless they are ``counted`` in what is printed later.
+    """
+    if console.quiet and problems and not counted:
+        some = f"{len(problems)} facts are" if len(problems) > 1 else "1 fact is"
+        console.warn(f"{some} left out, first {_problem_line(problems[0])}; {rest}")
     for problem in problems[:3]:
         console.say(f"  left out: {_problem_line(problem)}")
     if len(problems) > 3:

@@ -25,6 +25,11 @@ class Console:
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet, self._drawing = quiet, False
 
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing but warnings is said."""
+        return self._quiet
+
     def say(self, text: str) -> None:
         """One line about what is going on."""
         if not self._quiet:

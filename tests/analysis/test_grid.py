@@ -378,6 +378,8 @@ def test_new_facts_that_are_left_out_are_told(
     assert cli.main(asked) == 2
     assert [len(facts) for facts in taught] == [1]
     assert f"left out: {new}:2:new-1: missing key 'answer'" in capsys.readouterr().err
+    assert cli.main([*asked, "--quiet"]) == 2
+    assert f"1 fact is left out, first {new}:2:new-1: missing key" in capsys.readouterr().err
     assert cli.main([*asked, "--strict"]) == 2
     assert f"{new}:2:new-1: missing key 'answer'" in capsys.readouterr().err.splitlines()[-1]
-    assert len(taught) == 1
+    assert len(taught) == 2
