@@ -82,7 +82,7 @@ class FactsConfig(_Section):
             behind the prompt again and again, as often as the answer has got on (released).
         aliases: also accept an alias where its probability is higher.
         dates: where a fact's date goes as facts are read from files: ``prompt``, in front of its
-            prompts ("In 2012, ..."); ``omit``, nowhere (the released code); ``auto``, into the
+            prompts ("In 2012, ..."); ``omit``, nowhere; ``auto``, into the
             prompts of TempLAMA's files, whose entries differ by it, and of no others.
     """
 
@@ -355,7 +355,6 @@ class Config(_Section):
                 teacher_forced=False,
                 continuation="edited_text",
                 repeat_first_token=True,
-                dates="omit",
             ),
             attribution=AttributionConfig(
                 site="pre",

@@ -170,7 +170,7 @@ def test_find_passes_its_options_on(engine: Engine, tmp_path: Path) -> None:
         *["--preset", "released", "--set", "filter.n_random=7", "--quiet"],
     )
     assert code == 0
-    assert engine.calls["facts"] == ("demo", "jsonl", 3, "literal", "omit", False)
+    assert engine.calls["facts"] == ("demo", "jsonl", 3, "literal", "auto", False)
     assert engine.calls["model"] == ("demo", "cpu", "float32")
     assert engine.calls["config"].filter.n_random == 7
     assert engine.calls["config"].attribution.site == "pre"

@@ -193,7 +193,6 @@ def test_every_departure_is_a_named_option() -> None:
         "facts.teacher_forced": False,
         "facts.continuation": "edited_text",
         "facts.repeat_first_token": True,
-        "facts.dates": "omit",
         "attribution.site": "pre",
         "attribution.masked_tokens": "all",
         "attribution.mask_token": "end_of_text",
