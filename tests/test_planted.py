@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import dkn_engine as dkn
+from dkn_engine import stages
 from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import Config, FactsConfig, FilterConfig, SelectionConfig, TopologyConfig
 from dkn_engine.degeneracy.edits import nothing, suppress
@@ -41,7 +42,11 @@ def model() -> Any:
 
 @pytest.fixture(scope="module", params=CONFIGS)
 def results(request: pytest.FixtureRequest, model: Any) -> list[dkn.FactResult]:
-    return dkn.find_dkns(model, words_tokenizer(), FACTS, CONFIGS[request.param])
+    # Mean activations are over eight facts at the least; the packaged ones are in English.
+    fill = [dkn.Fact(f"fill-{i}", f"w{i + 20} w9", f"w{i + 30}") for i in range(8)]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(stages, "load_facts", {"demo": fill}.__getitem__)
+        return dkn.find_dkns(model, words_tokenizer(), FACTS, CONFIGS[request.param])
 
 
 def by_force(model: Any, planted: Planted, suppressed: tuple[int, ...]) -> float:

@@ -198,7 +198,7 @@ LONG = Case("gpt2", "piece", True, "ka el be")
     [
         {"multiply_by": "activation"},
         {"masked_tokens": "prompt"},
-        {"mask_token": "mask"},
+        {"mask_token": "auto"},
         {"answer_tokens": "mean"},
     ],
     ids=lambda change: next(iter(change)),

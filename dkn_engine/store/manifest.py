@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -110,14 +110,28 @@ def read(directory: Place) -> dict[str, Any]:
     _require_form(path, data, _FORM, "")
     if data["shard"]["index"] >= data["shard"]["of"]:
         raise RunDirectoryError(f"{path} is damaged: shard is {data['shard']!r}")
-    continued = data.get("continued", [])
-    if not isinstance(continued, list) or not all(map(_is_entry, continued)):
-        raise RunDirectoryError(f"{path} is damaged: continued is {continued!r}")
+    for key, is_one in _LATER.items():
+        if key in data and not is_one(data[key]):
+            raise RunDirectoryError(f"{path} is damaged: {key} is {data[key]!r}")
     return data
 
 
-def _is_entry(entry: Any) -> bool:
-    return isinstance(entry, dict) and isinstance(entry.get("versions"), dict)
+def _are_entries(found: Any) -> bool:
+    return isinstance(found, list) and all(
+        isinstance(entry, dict) and isinstance(entry.get("versions"), dict) for entry in found
+    )
+
+
+def _are_traits(found: Any) -> bool:
+    return isinstance(found, dict) and all(isinstance(table, dict) for table in found.values())
+
+
+# What a manifest may lack, and what it must be if it is there.
+_LATER: dict[str, Callable[[Any], bool]] = {
+    "continued": _are_entries,
+    "traits": _are_traits,
+    "mask_token": lambda found: found is None or isinstance(found, str),
+}
 
 
 def versions_of(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:

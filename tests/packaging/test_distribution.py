@@ -82,4 +82,4 @@ def test_extension_of_the_wheel_runs(wheel, tmp_path):
 def test_command_line_program_is_declared(wheel):
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [n for n in archive.namelist() if n.endswith("entry_points.txt")]
-        assert "dkn-engine = dkn_engine.cli:main" in archive.read(name).decode()
+        assert "dkn-engine = dkn_engine.__main__:main" in archive.read(name).decode()
