@@ -209,3 +209,37 @@ def test_changing_weights_that_two_layers_share_is_refused() -> None:
     with dkn.intervene(model, [[1, 3]], on="weights"):
         pass
     assert state(model) == before
+
+
+class InParts(nn.Module):
+    """An MLP that computes the same in parts of its batch, or of its positions."""
+
+    def __init__(self, mlp: nn.Module, dim: int) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+        self.act_fn, self.dim = mlp.act_fn, dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [self.act_fn(self.gate_proj(c)) * self.up_proj(c) for c in x.split(1, self.dim)]
+        return torch.cat([self.down_proj(part) for part in parts], self.dim)
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.filterwarnings("ignore:.*full forward passes")
+def test_projections_that_run_for_parts_of_a_batch_are_refused(dim: int) -> None:
+    """Alone in a batch a fact would run once; its edits would act in every part."""
+    model = tiny("llama")
+    for layer in model.get_submodule(LLAMA):
+        layer.mlp = InParts(layer.mlp, dim)
+    several = next(f for f in facts() if len(f.answer.split()) > 1)
+    asked = {"facts": [several], "suppress": [[1, 3]], "positions": "answer"}
+    with pytest.raises(UnsupportedModelError, match="run once in a forward pass"):
+        dkn.answer_probability(model, words_tokenizer(), **asked)
+    with pytest.raises(UnsupportedModelError, match="run once in a forward pass"):
+        dkn.attribute(model, words_tokenizer(), facts())
+    if dim == 0:  # One sequence is one part.
+        asked["positions"] = "all"
+        found, expected = (
+            dkn.answer_probability(m, words_tokenizer(), **asked) for m in (model, tiny("llama"))
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-9)

@@ -59,6 +59,19 @@ def together(*tasks: Callable[[], Any]) -> list[Any]:
         return [one.result(SECONDS) for one in waiting]
 
 
+def test_the_first_calls_on_a_model_take_turns_too() -> None:
+    """What is found out of a model once, at its first call, is watched by hooks as well."""
+    for _ in range(10):
+        model = tiny("llama", torch.float32)
+
+        def first(model: Any = model) -> Any:
+            return dkn.attribute(model, words_tokenizer(), facts()).scores
+
+        found = together(*[first] * 4)
+        for one in found[1:]:
+            np.testing.assert_array_equal(one, found[0])
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gptj"])
 @pytest.mark.filterwarnings("ignore:.*full forward passes")
 def test_three_threads_on_one_model_give_what_one_gives(name: str) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from dkn_engine.attribution.blocks import Block, pad_block
 from dkn_engine.attribution.check import Check
-from dkn_engine.attribution.contexts import Contexts
+from dkn_engine.attribution.contexts import Contexts, by_position
 from dkn_engine.attribution.prefill import position_logits
 from dkn_engine.attribution.rows import RowEngine
 from dkn_engine.attribution.sites import site_activation, watch
@@ -125,7 +125,7 @@ def _masked_sum(
 
     def keep(layer: int) -> Callable[[Tensor], None]:
         def add(activation: Tensor) -> None:
-            x = activation.reshape(*ids.shape, -1)[copy, position]
+            x = by_position(activation, ids.shape)[copy, position]
             found[:, layer].index_add_(0, context, x.to(found.dtype))
 
         return add
@@ -155,7 +155,7 @@ def shared_masked_baselines(
     Raises:
         SweepUnsupported: the copy with nothing masked does not reproduce the model's own forward.
     """
-    _check_inputs(engine)
+    _check_inputs(engine, mask_id)
     contexts, (value, _) = engine.contexts, site_activation(engine.layout, engine.clean, site)
     total = _zeros(contexts, engine.layout, engine.clean.post.dtype)
     entries = _entries(contexts, most)
@@ -175,12 +175,18 @@ def shared_masked_baselines(
     return _mean(total, contexts, most)
 
 
-def _check_inputs(engine: RowEngine) -> None:
-    """Require that the decoder alone feeds its first layer what the model's own forward did."""
-    own: Tensor = next(iter(engine.clean.calls[0].arguments.values()))
-    alone = layer_inputs(engine.layout, engine.contexts.ids)
+def _check_inputs(engine: RowEngine, mask_id: int) -> None:
+    """Require that the decoder alone feeds its first layer what the whole model does.
+
+    As they are, in the model's own clean pass, and with the last prompt token of each masked.
+    """
+    layout, ids = engine.layout, engine.contexts.ids
     check = Check(engine, engine.contexts.sequence[:0])
-    check.note(alone, own)
+    check.note(layer_inputs(layout, ids), next(iter(engine.clean.calls[0].arguments.values())))
+    masked = ids.clone()
+    last = torch.tensor(engine.contexts.n_prompt, device=ids.device) - 1
+    masked[torch.arange(len(masked), device=ids.device), last] = mask_id
+    check.note(layer_inputs(layout, masked), layer_inputs(layout, masked, whole=True))
     check.require(lambda _: "enter the first layer, in masked copies,")
 
 
@@ -236,7 +242,7 @@ def _block_sum(
 
     def keep(layer: int) -> Callable[[Tensor], None]:
         def add(activation: Tensor) -> None:
-            x = activation[entry, row]
+            x = by_position(activation, block.copy.shape)[entry, row]
             found[:, layer].index_add_(0, context[counts], x[counts].to(found.dtype))
             if len(x) > n_masked:
                 plain = context[~counts]

@@ -7,9 +7,28 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from dkn_engine.attribution.continuation import Continuation, Tokens
+from dkn_engine.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     import torch
+
+
+def by_position(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """What a module gives or is given in a pass over ``[B, T]`` tokens, as ``[B, T, n]``.
+
+    Some MLPs see ``[B * T, n]``.
+
+    Raises:
+        UnsupportedModelError: it is of other tokens than all of the pass, as where a module runs
+            sequence by sequence: its runs could not be told apart.
+    """
+    n_rows, n_tokens = x.shape[:-1].numel(), shape[0] * shape[1]
+    if n_rows != n_tokens:
+        raise UnsupportedModelError(
+            f"expected each projection of an MLP to run once in a forward pass, over all of its "
+            f"{n_tokens} tokens; found a run over {n_rows}: its runs cannot be told apart"
+        )
+    return x.reshape(*shape, x.shape[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +82,7 @@ class Contexts:
 
     def rows(self, x: torch.Tensor) -> torch.Tensor:
         """What a module gives or is given at the contexts, ``[C, n]`` of ``[B, T, n]``."""
-        x = x.reshape(*self.ids.shape, x.shape[-1])  # some MLPs see [B*T, d]
-        return x[self.sequence, self.position]
+        return by_position(x, self.ids.shape)[self.sequence, self.position]
 
     def take(self, index: torch.Tensor) -> Contexts:
         """Some of the contexts, in the same sequences."""

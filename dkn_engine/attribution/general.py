@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dkn_engine.attribution.contexts import Contexts
+from dkn_engine.attribution.contexts import Contexts, by_position
 from dkn_engine.attribution.paths import Ends, Paths, Points
 from dkn_engine.attribution.prefill import position_logits
 from dkn_engine.batches import in_batches
@@ -69,7 +69,7 @@ class General:
         length = self.contexts.ids.shape[1]
 
         def patch(_module: Any, _args: Any, output: Tensor) -> Tensor:
-            table = output.reshape(len(points), length, -1).clone()
+            table = by_position(output, (len(points), length)).clone()
             table[entry, position] = leaf
             return table.view_as(output)
 
@@ -104,7 +104,7 @@ class General:
 
         def add(layer: int) -> Any:
             def hook(_module: Any, _args: Any, output: Tensor) -> Tensor:
-                table = output.reshape(len(index), length, -1).clone()
+                table = by_position(output, (len(index), length)).clone()
                 table[entry, position] = table[entry, position] + probe[layer]
                 return table.view_as(output)
 

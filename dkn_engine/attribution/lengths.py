@@ -17,6 +17,7 @@ import torch
 from dkn_engine.attribution.prefill import POSITION_ARGUMENTS, position_logits
 from dkn_engine.guest import guest, hooks
 from dkn_engine.layout import find_layout
+from dkn_engine.model_lock import locked
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,13 +42,15 @@ def length_groups(model: nn.Module, lengths: Sequence[int]) -> list[list[int]]:
         Groups of ascending indices, which together are all; one group for ordinary models.
     """
     groups, rest = [], sorted(set(lengths))
-    while rest:
-        if _are_alike(model, rest[0], rest[-1]):
-            with_longest = rest
-        else:
-            with_longest = [n for n in rest if _are_alike(model, n, rest[-1])]
-        groups.append([i for i, n in enumerate(lengths) if n in set(with_longest)])
-        rest = [n for n in rest if n not in set(with_longest)]
+    # Forwards of other threads would run through the hooks that watch the model's own.
+    with locked(model):
+        while rest:
+            if _are_alike(model, rest[0], rest[-1]):
+                with_longest = rest
+            else:
+                with_longest = [n for n in rest if _are_alike(model, n, rest[-1])]
+            groups.append([i for i, n in enumerate(lengths) if n in set(with_longest)])
+            rest = [n for n in rest if n not in set(with_longest)]
     return groups
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from dkn_engine.attribution.prefill import position_logits
 from dkn_engine.layout import Layout
 from dkn_engine.ops.answer_probability import Head, Tail
 
@@ -108,11 +109,17 @@ def _forward(model: nn.Module, layout: Layout, hidden: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def layer_inputs(layout: Layout, ids: Tensor) -> Tensor:
-    """What the model feeds to its first layer for tokens ``[B, T]``: ``[B, T, d]``."""
+def layer_inputs(layout: Layout, ids: Tensor, *, whole: bool = False) -> Tensor:
+    """What feeds the first layer for tokens ``[B, T]``: ``[B, T, d]``.
+
+    By the decoder alone, or by the ``whole`` model, which may be around it and add to that.
+    """
     capture = _Inject(None)
     with _replaced(layout.base._modules, layout.stack, nn.ModuleList([capture])):
-        layout.base(input_ids=ids, use_cache=False)
+        if whole:
+            position_logits(layout.model, ids, ids[:1, 0] * 0, ids[:1, 0] * 0)
+        else:
+            layout.base(input_ids=ids, use_cache=False)
     assert capture.seen is not None
     return capture.seen
 

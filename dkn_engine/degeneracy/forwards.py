@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dkn_engine.attribution.contexts import Contexts
+from dkn_engine.attribution.contexts import Contexts, by_position
 from dkn_engine.attribution.prefill import position_logits
 from dkn_engine.batches import in_batches
 from dkn_engine.degeneracy.edits import Edit, LayerEdit, by_layer
@@ -133,7 +133,7 @@ def change_at(edit: LayerEdit, mask: Tensor) -> Any:
     """
 
     def hook(_module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        x = args[0].reshape(*mask.shape, -1).clone()  # [B, T, F]
+        x = by_position(args[0], mask.shape).clone()  # [B, T, F]
         row, index = (torch.from_numpy(a).to(x.device) for a in (edit.row, edit.index))
         factor, offset = (
             torch.from_numpy(a).to(x).unsqueeze(1) for a in (edit.factor, edit.offset)

@@ -42,10 +42,25 @@ class ScaledForCausalLM(transformers.LlamaForCausalLM):
         return super().forward(inputs_embeds=3 * self.model.embed_tokens(input_ids), **more)
 
 
-def scaled() -> Any:
-    model = ScaledForCausalLM(transformers.LlamaConfig(**FAMILIES["llama"].options))
+class MarkingForCausalLM(transformers.LlamaForCausalLM):
+    """Treats the token that masks otherwise than the decoder does: clean passes do not show it."""
+
+    def forward(self, input_ids: Any = None, **more: Any) -> Any:
+        marks = 2.0 * (input_ids == MASK_ID).unsqueeze(-1)
+        return super().forward(inputs_embeds=self.model.embed_tokens(input_ids) + marks, **more)
+
+
+def embedding(kind: type[Any]) -> Any:
+    model = kind(transformers.LlamaConfig(**FAMILIES["llama"].options))
     redraw(model)
     return model.double().eval()
+
+
+OUTER = {
+    "prefix tuning": prefix_tuned,
+    "own embeddings": lambda: embedding(ScaledForCausalLM),
+    "own mask": lambda: embedding(MarkingForCausalLM),
+}
 
 
 def brute_force(model: Any, inner: Any) -> BruteForce:
@@ -55,9 +70,9 @@ def brute_force(model: Any, inner: Any) -> BruteForce:
 
 
 @pytest.mark.parametrize("baseline", ["masked", "zero"])
-@pytest.mark.parametrize("kind", ["prefix tuning", "own embeddings"])
+@pytest.mark.parametrize("kind", OUTER)
 def test_scores_are_those_of_the_whole_model(kind: str, baseline: Any) -> None:
-    model = prefix_tuned() if kind == "prefix tuning" else scaled()
+    model = OUTER[kind]()
     inner = model.get_base_model() if kind == "prefix tuning" else model
     oracle = brute_force(model, inner)
     with warnings.catch_warnings():
@@ -103,3 +118,13 @@ def test_a_masked_pass_that_is_not_the_models_is_not_believed() -> None:
             found = attribute_chunk(model, layout, sequences(), config, mask_id=MASK_ID)
     assert (expected.path, found.path) == ("sweep", "general")
     assert np.abs(found.scores - expected.scores).max() < 2e-3 * np.abs(expected.scores).max()
+
+
+def test_flattened_mlps_are_told_of_in_the_same_words_for_every_batch() -> None:
+    """A warning that names a batch's shape would be shown again for each."""
+    model, said = tiny("opt"), []
+    for some in (sequences()[:1], sequences()):
+        with pytest.warns(UserWarning, match=FULL_PASSES) as caught:
+            attribute_chunk(model, find_layout(model), some, fixed(), mask_id=MASK_ID)
+        said += [str(w.message) for w in caught if FULL_PASSES in str(w.message)]
+    assert len(set(said)) == 1
