@@ -169,7 +169,8 @@ def intervene(
     """Change MLP neurons in every forward pass of the block, at every position.
 
     Calls of the engine on this model in other threads wait for the end of the block; own forwards
-    of other threads do not, and see the change.
+    of other threads do not, and see the change. Interventions that overlap in one thread (asyncio
+    tasks on one model) act together, whatever the order in which they end: give each its turn.
 
     Args:
         model: a causal decoder of transformers; as it was, bit for bit, when the block ends.

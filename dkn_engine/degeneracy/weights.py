@@ -27,6 +27,8 @@ def scaled_weights(
 ) -> Iterator[None]:
     """Multiply weights of each neuron by ``factor``, for the block's length.
 
+    Blocks of one thread that overlap act together, in the order of entry, and may end in any.
+
     A neuron's output weights are its row of the down projection: scaling them is the same as
     scaling its activation everywhere. Its input weights are its row of the projection into the
     non-linearity (the gate of a gated MLP) and that projection's bias; a gated MLP's linear factor
@@ -49,24 +51,79 @@ def scaled_weights(
     edit = enhance(neurons, factor)
     require_inside([edit], layout)
     layers = np.unique(edit.neurons[:, 0]).tolist()
-    saved: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-    with locked(layout.base):
+    with locked(layout.base), contextlib.ExitStack() as held:
         refuse_shared_weights(layout, layers)
         views = {layer: _views(layout, layer, which) for layer in layers}
-        try:
-            # The caller may be inside torch.inference_mode.
-            with torch.inference_mode(False), torch.no_grad():
-                for layer in layers:
-                    index = edit.neurons[edit.neurons[:, 0] == layer, 1].astype(int)
-                    for rows in views[layer]:
-                        at = torch.from_numpy(index).to(rows.device)
-                        saved.append((rows, at, rows[at].clone()))
-                        rows[at] *= factor
-            yield
-        finally:
-            with torch.inference_mode(False), torch.no_grad():
-                for rows, at, old in reversed(saved):
-                    rows[at] = old
+        for layer in layers:
+            index = edit.neurons[edit.neurons[:, 0] == layer, 1].astype(int)
+            for rows in views[layer]:
+                at = torch.from_numpy(index).to(rows.device)
+                held.enter_context(_acting(_Scaling(rows, at, factor)))
+        yield
+
+
+class _Scaling:
+    """Some rows of one weight, multiplied by a factor.
+
+    Attributes:
+        key: of the memory that the weight is in.
+    """
+
+    def __init__(self, rows: torch.Tensor, at: torch.Tensor, factor: float) -> None:
+        self._rows, self._at, self._factor = rows, at, factor
+        self.key = rows.untyped_storage().data_ptr()
+
+    def keep(self) -> None:
+        """Keep what the rows are now."""
+        self._before = self._rows[self._at].clone()
+
+    def apply(self) -> None:
+        self._rows[self._at] *= self._factor
+
+    def undo(self) -> None:
+        """Put back what was kept."""
+        self._rows[self._at] = self._before
+
+
+# By the memory that they change, in the order of entry; who holds the model's lock changes them.
+_scalings: dict[int, list[_Scaling]] = {}
+
+
+@contextlib.contextmanager
+def _acting(scaling: _Scaling) -> Iterator[None]:
+    """Scale for the block's length, whatever the order in which blocks of one thread end.
+
+    Such blocks (of asyncio tasks, say) need not nest. What one of them found is then no longer
+    what is to be put back, so the later ones are undone first, and applied again afterwards.
+    """
+    with _writing():
+        scaling.keep()
+    stack = _scalings.setdefault(scaling.key, [])
+    stack.append(scaling)
+    try:
+        with _writing():
+            scaling.apply()
+        yield
+    finally:
+        later = stack[stack.index(scaling) + 1 :]
+        with _writing():
+            for other in reversed([scaling, *later]):
+                other.undo()
+            stack.remove(scaling)
+            for other in later:
+                other.keep()
+                other.apply()
+        if not stack:
+            del _scalings[scaling.key]
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    """In which weights may be changed, also if the caller is inside torch.inference_mode."""
+    import torch
+
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def _views(layout: Layout, layer: int, which: Which) -> list[torch.Tensor]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
+import itertools
 from typing import Any
 
 import numpy as np
@@ -246,3 +248,67 @@ def test_training_pruned_rows_is_refused() -> None:
     pruned(down_of("llama", model, 1))
     with pytest.raises(UnsupportedModelError, match=r"layers\[1\].mlp.down_proj.*remove"):
         trainable_blocks(model, find_layout(model), NEURONS)
+
+
+# --- interventions that overlap in one thread ---
+
+
+def scaled_copy(model: Any, changes: list[tuple[Any, float]], on: str) -> Any:
+    """A copy with one change of rows after another; of a llama."""
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        for neurons, factor in changes:
+            for layer, i in neurons:
+                mlp = changed.model.layers[layer].mlp
+                mlp.down_proj.weight[:, i] *= factor
+                if on == BOTH:
+                    mlp.gate_proj.weight[i] *= factor
+    return changed
+
+
+@pytest.mark.parametrize("exits", list(itertools.permutations(range(3))), ids=str)
+@pytest.mark.parametrize("on", ["weights", BOTH])
+def test_weights_are_right_whatever_the_order_in_which_interventions_end(
+    exits: Any, on: Any
+) -> None:
+    """Equal neurons and others of one layer; 1/3 and 0.7 do not commute bit for bit."""
+    model = tiny("llama").float()
+    before = state(model)
+    changes: list[Any] = [([(0, 1), (1, 2)], 1 / 3), ([(0, 1), (0, 4)], 0.0), ([(0, 1)], 0.7)]
+    blocks = [dkn.intervene(model, list(n), factor=f, on=on) for n, f in changes]
+    for block in blocks:
+        block.__enter__()
+    left = [0, 1, 2]
+    for i in exits:
+        weights = state(scaled_copy(model_of(before, model), [changes[k] for k in left], on))
+        assert state(model)["weights"] == weights["weights"]
+        blocks[i].__exit__(None, None, None)
+        left.remove(i)
+    assert state(model) == before
+
+
+def model_of(before: Any, like: Any) -> Any:
+    """A model with the weights of a kept state."""
+    found = copy.deepcopy(like)
+    with torch.no_grad():
+        for name, p in found.named_parameters():
+            old = torch.frombuffer(bytearray(before["weights"][name]), dtype=p.dtype)
+            p.copy_(old.view(p.shape))
+    return found
+
+
+@pytest.mark.parametrize("on", ["weights", BOTH])
+def test_tasks_of_one_thread_that_overlap_leave_the_weights_as_they_were(on: Any) -> None:
+    model = tiny("llama")
+    before = state(model)
+
+    async def task(start: float, length: float) -> None:
+        await asyncio.sleep(start)
+        with dkn.intervene(model, [(0, 1)], on=on):
+            await asyncio.sleep(length)
+
+    async def both() -> None:
+        await asyncio.gather(task(0, 0.1), task(0.05, 0.1))
+
+    asyncio.run(both())
+    assert state(model) == before
