@@ -184,6 +184,23 @@ def test_a_non_linearity_shared_between_layers_is_refused_only_at_sites_that_nee
         attributed("llama", model, fixed(site="pre"))
 
 
+def test_intervening_at_a_non_linearity_that_layers_share_is_refused() -> None:
+    """It would change every layer that runs it."""
+    model = tiny("llama")
+    layers = model.get_submodule(LLAMA)
+    layers[2].mlp.act_fn = layers[1].mlp.act_fn
+    before, clean = state(model), logits(model)
+    for neurons in ([[1, 3]], [[2, 3]], [[0, 3]]):
+        with (
+            pytest.raises(UnsupportedModelError, match=r"non-linearity of each layer .* runs once"),
+            dkn.intervene(model, neurons, site="pre"),
+        ):
+            pytest.fail("the block must not run")
+    with dkn.intervene(model, [[1, 3]]):
+        assert not torch.equal(logits(model), clean)
+    assert state(model) == before
+
+
 def test_tied_weights_of_different_modules_are_no_shared_module() -> None:
     """Attribution is by activations, which each module has for itself."""
     model = tiny("llama")

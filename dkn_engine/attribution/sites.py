@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
@@ -57,6 +57,23 @@ def require_site(layout: Layout, site: str) -> None:
         )
 
 
+def require_own_act(layout: Layout, site: str) -> None:
+    """Refuse non-linearities that layers share, where a change would be one of all their layers.
+
+    Raises:
+        UnsupportedModelError: in the words of attribution.
+    """
+    if len({id(mlp.act) for mlp in layout.mlps}) < layout.n_layers:
+        _refuse_act(site)
+
+
+def _refuse_act(site: str) -> NoReturn:
+    raise UnsupportedModelError(
+        f"site={site!r} needs the non-linearity of each layer to be a module that runs once in "
+        "a forward pass; found one that runs in no layer, or in several: use site='post'"
+    )
+
+
 @torch.no_grad()
 def site_activation(layout: Layout, clean: Prefill, site: str) -> tuple[Tensor, Tensor | None]:
     """The clean activation ``[C, L, F]`` of a site, and the factor that stays at its clean value.
@@ -72,10 +89,7 @@ def site_activation(layout: Layout, clean: Prefill, site: str) -> tuple[Tensor, 
     if site == "post":
         return clean.post, None
     if clean.pre is None:
-        raise UnsupportedModelError(
-            f"site={site!r} needs the non-linearity of each layer to be a module that runs once in "
-            "a forward pass; found one that runs in no layer, or in several: use site='post'"
-        )
+        _refuse_act(site)
     activated = torch.stack([_act(m)(clean.pre[:, i]) for i, m in enumerate(layout.mlps)], dim=1)
     _require_product(activated, clean, site)
     if site == "up":

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dkn_engine.attribution.sequences import encode_sequence
-from dkn_engine.attribution.sites import require_site, site_module
+from dkn_engine.attribution.sites import require_own_act, require_site, site_module
 from dkn_engine.config import Backend, FactsConfig
 from dkn_engine.degeneracy import edits
 from dkn_engine.degeneracy.edits import Edit
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
     from transformers import PreTrainedTokenizerBase
 
-Neurons = ArrayLike | Mapping[str, ArrayLike] | None
+Neurons = ArrayLike | Mapping[str, ArrayLike | None] | None
 Positions = Literal["answer", "answer_all", "all"]
 On = Literal["activations", "weights", "output_weights", "input_and_output_weights"]
 Site = Literal["post", "pre"]
@@ -62,8 +62,8 @@ def answer_probability(
         tokenizer: the model's.
         facts: whose answers; the probability is the product over the answer's tokens.
         suppress: neurons int ``[n, 2]`` (layer, index) whose activation becomes 0 (or its mean);
-            the same for all facts, or by fact id (a fact that is absent keeps all; every key must
-            be the id of one).
+            the same for all facts, or by fact id (a fact that is absent, or has None, keeps all; every
+            key must be the id of one).
         enhance: neurons, in the same form, whose activation is multiplied by ``factor``.
         factor: of ``enhance``.
         means: real ``[L, F]``; suppressed activations become these instead of 0.
@@ -125,10 +125,9 @@ def _edits(
 
 
 def _of_fact(neurons: Neurons, fact_id: str) -> ArrayLike:
+    found = neurons.get(fact_id) if isinstance(neurons, Mapping) else neurons
     nothing: list[list[int]] = []
-    if isinstance(neurons, Mapping):
-        return neurons.get(fact_id, nothing)
-    return nothing if neurons is None else neurons
+    return nothing if found is None else found
 
 
 def _require_ids(name: str, neurons: Neurons, facts: Sequence[Fact]) -> None:
@@ -188,7 +187,7 @@ def intervene(
 
     Raises:
         UnsupportedModelError: the model is not a causal decoder that the engine knows, its
-            non-linearity is no module (``pre``), or nothing would be changed: its weights are
+            non-linearity is no module or one that layers share (``pre``), or nothing would be changed: its weights are
             computed anew at each forward, or (in the block) its MLP does not run its down
             projection (or its non-linearity).
         TypeError, ValueError: neurons or means of the wrong form; ``means`` with ``weights``.
@@ -218,6 +217,8 @@ def _changed(
 ) -> Iterator[None]:
     layout = find_layout(model)
     require_site(layout, site)
+    if site == "pre":
+        require_own_act(layout, site)
     table = _means(means, layout)
     edit = edits.enhance(neurons, factor) if table is None else edits.suppress(neurons, table)
     edits.require_inside([edit], layout)

@@ -64,7 +64,7 @@ def test_suppress_enhance_and_means_equal_brute_force(name: str, positions: str)
 def test_nothing_changed_is_the_clean_probability() -> None:
     model = tiny("llama")
     clean = [answer_probability("llama", model, one, nothing()) for one in sequences()]
-    for suppressed in (None, [], {}):
+    for suppressed in (None, [], {}, {"f0": None}):
         found = dkn.answer_probability(model, words_tokenizer(), facts(), suppress=suppressed)
         np.testing.assert_allclose(found, clean, rtol=1e-10)
 
