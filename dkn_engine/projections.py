@@ -8,7 +8,8 @@ does to the input is no matter: an activation is what the projection multiplies.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,7 @@ from dkn_engine.layout import Layout, is_conv1d
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.utils.hooks import RemovableHandle
 
 _PROBES = 16
 
@@ -109,6 +111,35 @@ def require_once(layout: Layout, layer: int, module: nn.Module, n: int) -> None:
             f"{layout.name_of(layer, module)} ({type(module).__name__}): expected it to run once "
             f"in a forward pass, to read and change its activations; found {n} runs: {why}"
         )
+
+
+def refuse_unless_run(
+    layout: Layout, layer: int, modules: Sequence[nn.Module]
+) -> list[RemovableHandle]:
+    """Hooks that refuse parts of a layer that do not run in a forward pass of it; their handles.
+
+    The passes raise UnsupportedModelError, which names the first of the parts that did not run.
+    """
+    passes = threading.local()  # own forwards may run in several threads
+
+    def begin(_module: Any, _args: Any) -> None:
+        passes.ran = set()
+
+    def mark(module: nn.Module, _args: Any) -> None:
+        if hasattr(passes, "ran"):  # else it was called outside of its layer
+            passes.ran.add(id(module))
+
+    def end(_module: Any, _args: Any, _output: Any) -> None:
+        for module in modules:
+            if id(module) not in passes.ran:
+                require_once(layout, layer, module, 0)
+
+    whole = layout.layers[layer]
+    return [
+        whole.register_forward_pre_hook(begin),
+        *(module.register_forward_pre_hook(mark) for module in modules),
+        whole.register_forward_hook(end),
+    ]
 
 
 @torch.no_grad()

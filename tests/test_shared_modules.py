@@ -152,18 +152,69 @@ def test_intervening_on_an_mlp_that_calls_no_projection_is_an_error() -> None:
     """At the first forward, and only where the changed layer is concerned."""
     model = fused()
     before, clean = state(model), logits(model)
-    with (
-        pytest.raises(UnsupportedModelError, match=r"layers\[1\].mlp.down_proj .*once.*found 0"),
-        dkn.intervene(model, NEURONS),
-    ):
-        logits(model)
+    ways: Any = ("activations", "weights", "input_and_output_weights")
+    for on in ways:
+        with (
+            pytest.raises(
+                UnsupportedModelError, match=r"layers\[1\].mlp.down_proj .*once.*found 0"
+            ),
+            dkn.intervene(model, NEURONS, on=on),
+        ):
+            logits(model)
     with dkn.intervene(model, [[0, 3], [2, 5]]):
         assert not torch.equal(logits(model), clean)
     with dkn.intervene(model, NEURONS):
         pass  # no forward, so nothing that could go unchanged
-    with dkn.intervene(model, NEURONS, on="weights"):
+    assert state(model) == before
+
+
+class Copied(Fused):
+    """A fused MLP that keeps a copy of its weights, in one piece."""
+
+    def __init__(self, mlp: nn.Module, parts: tuple[str, ...]) -> None:
+        super().__init__(mlp)
+        self.kept = {name: getattr(self, name).weight.detach().clone() for name in parts}
+
+    def forward(self, x: Tensor) -> Tensor:
+        def run(name: str, inner: Tensor) -> Tensor:
+            module: nn.Module = getattr(self, name)
+            found: Tensor = inner @ self.kept[name].T if name in self.kept else module(inner)
+            return found
+
+        inner = nn.functional.silu(run("gate_proj", x)) * run("up_proj", x)
+        return run("down_proj", inner)
+
+
+@pytest.mark.parametrize(
+    ("on", "parts", "where"),
+    [
+        ("weights", ("gate_proj", "up_proj", "down_proj"), "down_proj"),
+        ("input_and_output_weights", ("gate_proj", "up_proj", "down_proj"), "down_proj"),
+        ("input_and_output_weights", ("gate_proj", "up_proj"), "gate_proj"),
+    ],
+)
+def test_scaling_weights_that_an_mlp_reads_past_its_projections_is_an_error(
+    on: Any, parts: tuple[str, ...], where: str
+) -> None:
+    model = tiny("llama")
+    model.model.layers[1].mlp = Copied(model.model.layers[1].mlp, parts)
+    before, clean = state(model), logits(model)
+    with (
+        pytest.raises(UnsupportedModelError, match=rf"layers\[1\].mlp.{where} .*past it"),
+        dkn.intervene(model, NEURONS, on=on),
+    ):
+        logits(model)
+    with dkn.intervene(model, [[0, 3], [2, 5]], on=on):
         assert not torch.equal(logits(model), clean)
     assert state(model) == before
+
+
+def test_scaling_rows_that_run_is_served_where_only_others_are_kept() -> None:
+    model = tiny("llama")
+    model.model.layers[1].mlp = Copied(model.model.layers[1].mlp, ("gate_proj", "up_proj"))
+    clean = logits(model)
+    with dkn.intervene(model, NEURONS, on="weights"):
+        assert not torch.equal(logits(model), clean)
 
 
 def test_a_looped_mlp_may_be_intervened_on_at_all_its_runs() -> None:

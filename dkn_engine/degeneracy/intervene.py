@@ -21,7 +21,7 @@ from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.guest import hooks
 from dkn_engine.layout import Layout, find_layout
 from dkn_engine.model_lock import locked
-from dkn_engine.projections import require_once
+from dkn_engine.projections import refuse_unless_run
 from dkn_engine.types import Fact
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ def answer_probability(
         tokenizer: the model's.
         facts: whose answers; the probability is the product over the answer's tokens.
         suppress: neurons int ``[n, 2]`` (layer, index) whose activation becomes 0 (or its mean);
-            the same for all facts, or by fact id (a fact that is absent, or has None, keeps all; every
-            key must be the id of one).
+            the same for all facts, or by fact id (a fact that is absent, or has None, keeps all;
+            every key must be the id of one).
         enhance: neurons, in the same form, whose activation is multiplied by ``factor``.
         factor: of ``enhance``.
         means: real ``[L, F]``; suppressed activations become these instead of 0.
@@ -187,9 +187,9 @@ def intervene(
 
     Raises:
         UnsupportedModelError: the model is not a causal decoder that the engine knows, its
-            non-linearity is no module or one that layers share (``pre``), or nothing would be changed: its weights are
-            computed anew at each forward, or (in the block) its MLP does not run its down
-            projection (or its non-linearity).
+            non-linearity is no module or one that layers share (``pre``), or nothing would be
+            changed: its weights are computed anew at each forward, or (in the block) its MLP does
+            not run the changed projection (or its non-linearity).
         TypeError, ValueError: neurons or means of the wrong form; ``means`` with ``weights``.
         UserError: ``on`` or ``site`` is another word; ``pre`` with ``weights``.
     """
@@ -239,30 +239,18 @@ def _everywhere(
     layout: Layout, layer: int, edit: edits.LayerEdit, site: str
 ) -> list[RemovableHandle]:
     """Hooks that apply an edit at every position, and refuse a layer in which it found no use."""
-    changed = False
-
-    def begin(_module: Any, _args: Any) -> None:
-        nonlocal changed
-        changed = False
 
     def change(_module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         import torch
 
-        nonlocal changed
-        changed = True
         x = args[0].clone()
         index = torch.from_numpy(edit.index).to(x.device)
         factor, offset = (torch.from_numpy(a).to(x) for a in (edit.factor, edit.offset))
         x[..., index] = x[..., index] * factor + offset
         return (x, *args[1:])
 
-    def end(_module: Any, _args: Any, _output: Any) -> None:
-        if not changed:
-            require_once(layout, layer, module, 0)
-
-    whole, module = layout.layers[layer], site_module(layout.mlps[layer], site)
+    module = site_module(layout.mlps[layer], site)
     return [
-        whole.register_forward_pre_hook(begin),
+        *refuse_unless_run(layout, layer, [module]),
         module.register_forward_pre_hook(change),
-        whole.register_forward_hook(end),
     ]

@@ -11,8 +11,10 @@ from numpy.typing import ArrayLike
 
 from dkn_engine.degeneracy.edits import enhance, require_inside
 from dkn_engine.errors import UnsupportedModelError
+from dkn_engine.guest import hooks
 from dkn_engine.layout import Layout
 from dkn_engine.model_lock import locked
+from dkn_engine.projections import refuse_unless_run
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +46,8 @@ def scaled_weights(
     Raises:
         TypeError, ValueError: neurons of the wrong form, or that the model lacks.
         UnsupportedModelError: weights that are computed anew at each forward, or that a layer
-            shares with another.
+            shares with another; or, in a forward pass of the block, a projection of these weights
+            that its MLP does not run, since it may keep a copy of them.
     """
     import torch
 
@@ -55,6 +58,9 @@ def scaled_weights(
         refuse_shared_weights(layout, layers)
         views = {layer: _views(layout, layer, which) for layer in layers}
         for layer in layers:
+            mlp = layout.mlps[layer]
+            parts = [mlp.down] if which == "output_weights" else [mlp.down, mlp.gate]
+            held.enter_context(hooks(refuse_unless_run(layout, layer, parts)))
             index = edit.neurons[edit.neurons[:, 0] == layer, 1].astype(int)
             for rows in views[layer]:
                 at = torch.from_numpy(index).to(rows.device)
