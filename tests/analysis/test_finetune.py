@@ -355,6 +355,26 @@ def test_a_broken_checkpoint_is_one_line(tmp_path: Path) -> None:
     run()
 
 
+def test_a_second_training_of_a_model_in_training_is_refused() -> None:
+    """Two that end in the order of entry, as tasks of one thread may, would leave its weights."""
+    model = tiny("llama", torch.float32)
+    before = weights(model)
+    how: dict[str, Any] = {"steps": 1, "lr": 0.1}
+    first = finetuned(model, words_tokenizer(), FACTS, NEURONS, **how)
+    with first:
+        trained = weights(model)
+        with (
+            pytest.raises(UserError, match="another training of this model is open"),
+            finetuned(model, words_tokenizer(), FACTS, "mlp", **how),
+        ):
+            pytest.fail("the block must not run")
+        assert weights(model) == trained
+    assert weights(model) == before
+    with finetuned(model, words_tokenizer(), FACTS, NEURONS, **how):
+        assert weights(model) == trained
+    assert weights(model) == before
+
+
 def test_training_stops_when_the_loss_is_low_enough(tmp_path: Path) -> None:
     model = tiny("gpt2", torch.float32)
     how: dict[str, Any] = {"lr": 0.01, "checkpoint_every": 100}

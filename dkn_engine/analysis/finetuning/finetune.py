@@ -44,6 +44,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Progress = Callable[[int, int], None]
+# By identity. Two trainings of one model in one thread (of asyncio tasks, say) need not nest, and
+# the one that ended last would put back the other's weights.
+_in_training: set[int] = set()
 
 
 class Diverged(DknError):
@@ -118,7 +121,8 @@ def finetuned(
         and calls on it in other threads wait for that.
 
     Raises:
-        UserError: an argument that is not allowed, no fact, or a checkpoint of another training.
+        UserError: an argument that is not allowed, no fact, a checkpoint of another training, or
+            another training of the model that is open in this thread.
         FactError: a fact that cannot be encoded.
         UnsupportedModelError: a layout that the engine does not know, or a hook that changes what a
             projection gives.
@@ -172,10 +176,14 @@ def _check(
 @contextlib.contextmanager
 def _borrowed(model: nn.Module, layout: Layout, trainable: Trainable) -> Iterator[list[Block]]:
     """The trainable blocks, whose values are put back when the context ends, however it ends."""
+    if id(layout.base) in _in_training:
+        raise UserError("model must not be in training; another training of this model is open")
     blocks = trainable_blocks(model, layout, trainable)
+    _in_training.add(id(layout.base))
     try:
         yield blocks
     finally:
+        _in_training.remove(id(layout.base))
         for block in blocks:
             block.write(block.original)
 
