@@ -230,8 +230,16 @@ def _refuse_compiled(model: nn.Module, name: str) -> None:
 
 def _adapted(model: Any) -> Any:
     """The model, or the one that an adapter of peft is around."""
-    wrapped = hasattr(model, "peft_config") and hasattr(model, "get_base_model")
-    return model.get_base_model() if wrapped else model
+    if not hasattr(model, "peft_config"):
+        return model
+    if hasattr(model, "get_base_model"):
+        return model.get_base_model()
+    # A PeftMixedModel; a model of transformers that has adapters in it is itself.
+    return model.base_model.model if _of_peft(model) else model
+
+
+def _of_peft(module: nn.Module) -> bool:
+    return any(kind.__module__.startswith("peft.") for kind in type(module).__mro__)
 
 
 def _find_stack(model: nn.Module, name: str) -> tuple[nn.Module, str, list[nn.Module]]:
@@ -297,23 +305,35 @@ def _matrix(module: nn.Module) -> torch.Tensor:
         raise UnsupportedModelError(
             f"expected a dense floating-point projection (Linear or Conv1D); found {kind}"
         )
+    require_dense(module)
+    dense: torch.Tensor = weight.detach()
+    return dense
+
+
+def require_dense(module: nn.Module) -> None:
+    """Refuse a module that is not known to multiply by its weight and add its bias, and no more.
+
+    Raises:
+        UnsupportedModelError: says what it is and what to do about it.
+    """
     if not _is_dense(module):
         raise UnsupportedModelError(
             f"expected a dense floating-point projection (Linear or Conv1D); found {_odd(module)}"
         )
-    dense: torch.Tensor = weight.detach()
-    return dense
 
 
 def _odd(module: nn.Module) -> str:
     """What a module is that multiplies by more than its weight, and what to do about it."""
     kind, active = type(module), getattr(module, "active_adapters", None)
-    if hasattr(module, "base_layer") and isinstance(active, list):
-        # It shows the weight of the layer it wraps and adds to its output.
-        adapters = ", ".join(map(repr, active))
+    if _of_peft(module):
+        # It shows the weight of the layer it wraps and adds to its output, or takes its place.
+        adapters = ", ".join(map(repr, active if isinstance(active, list) else [active]))
         return (
             f"an adapter of peft around it ({kind.__module__}.{kind.__name__}, active: {adapters}):"
-            " put it into the weights with model = model.merge_and_unload()"
+            " put it into the weights with model = model.merge_and_unload(); where transformers "
+            "has loaded it into a model without that method, move adapter_config.json and "
+            "adapter_model.safetensors to a folder of their own, load the model without them, and "
+            "model = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()"
         )
     return f"{kind.__name__}, whose forward is its own (it is of {kind.__module__})"
 

@@ -143,8 +143,9 @@ def _read_tokenizer(source: str | Path) -> Any:
 
 def _guarded(name: str | Path, read: Callable[[], Any]) -> Any:
     # The hub's own message for an absent folder is about the spelling of repository names.
+    # A folder of that name is what the libraries would read.
     looks_local = isinstance(name, Path) or name.startswith(("/", "."))
-    if looks_local:
+    if looks_local or Path(name).is_dir():
         _require_folder(Path(name))
     try:
         return read()

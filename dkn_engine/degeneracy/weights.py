@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from dkn_engine.degeneracy.edits import enhance, require_inside
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.guest import hooks
-from dkn_engine.layout import Layout
+from dkn_engine.layout import Layout, require_dense
 from dkn_engine.model_lock import locked
 from dkn_engine.projections import refuse_unless_run
 
@@ -151,8 +151,9 @@ def require_parameter(layout: Layout, layer: int, module: nn.Module, name: str) 
     """Refuse a weight that is made out of others at each forward, where a change would be lost.
 
     Raises:
-        UnsupportedModelError: names the module.
+        UnsupportedModelError: names the module; or it is no dense projection at all.
     """
+    require_dense(module)  # an adapter has no parameter either
     if module._parameters.get(name) is None:
         raise UnsupportedModelError(
             f"{layout.name_of(layer, module)}: expected a {name} that is a parameter; found one "
