@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dkn_engine.attribution.backward_hooks import refuse_backward_hooks
 from dkn_engine.attribution.baselines import (
     masked_baselines,
     masked_positions,
@@ -87,13 +88,15 @@ def attribute_chunk(
         baselines: ``[B, L, F]`` (``baseline="given"``).
 
     Raises:
-        UnsupportedModelError: the model's MLPs have no such site, a module cuts gradients off, or
-            a hook changes what a down projection gives, or the model is not causal.
+        UnsupportedModelError: the model's MLPs have no such site, a module cuts gradients off, a
+            hook changes what a down projection gives, a backward hook is set, or the model is not
+            causal.
         UserError: the mask is no token of the model.
     """
     require_site(layout, config.site)
     if config.baseline == "masked":
         _require_mask(model, mask_id)
+    refuse_backward_hooks(model)
     require_causal(layout)
     parts: list[tuple[list[int], ChunkScores]] = []
     for group in length_groups(model, [len(s.ids) for s in sequences]):
