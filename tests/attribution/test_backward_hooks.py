@@ -74,7 +74,7 @@ def test_a_backward_hook_is_refused_and_named(place: str, register: Any) -> None
 def test_a_backward_hook_on_all_modules_is_refused(register: Any) -> None:
     handle = register()
     try:
-        with pytest.raises(UnsupportedModelError, match="a backward hook on all modules.*remove"):
+        with pytest.raises(UnsupportedModelError, match=r"a backward hook on all modules.*remove"):
             dkn.attribute(tiny("llama", torch.float32), words_tokenizer(), [FACT])
     finally:
         handle.remove()
