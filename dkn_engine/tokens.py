@@ -58,9 +58,10 @@ def encode_fact(
         fact_id: for messages.
 
     Raises:
-        FactError: prompt or answer is empty, not valid Unicode or has no token, the tokenizer does
-            not know a part of the answer, the joined text is tokenised otherwise, or the fact does
-            not fit the context; the message names the fact.
+        FactError: prompt or answer is empty, not valid Unicode or has no token, the answer
+            has a part that the tokenizer does not know or its unknown token written out, the joined
+            text is tokenised otherwise, or the fact does not fit the context; the message names
+            the fact.
     """
     where = f"fact {fact_id!r}: " if fact_id is not None else ""
     _require_text(prompt, answer, where)
@@ -203,6 +204,14 @@ def _refuse_unknown(
         answer_ids = _encode(tokenizer, text, special=False)
     if _has_unknown(tokenizer, answer, answer_ids):
         raise FactError(f"{where}the answer {_unknown(tokenizer, answer)}; it cannot be asked for")
+    unknown = tokenizer.unk_token_id
+    # A token that also ends or begins a text, as GPT-2's, means that where it is written out.
+    if unknown in answer_ids and unknown not in {tokenizer.eos_token_id, tokenizer.bos_token_id}:
+        raise FactError(
+            f"{where}the answer {answer!r} holds the tokenizer's unknown token "
+            f"{tokenizer.unk_token!r}, which stands for whatever it does not know; it cannot be "
+            "asked for"
+        )
 
 
 def _say_unknown(tokenizer: PreTrainedTokenizerBase, prompt: str, where: str) -> None:

@@ -258,9 +258,24 @@ def test_an_answer_that_the_tokenizer_does_not_know_is_refused(
         encode_fact(sentence_piece(dummy=True), "The", answer, config=config, fact_id="f")
 
 
-def test_the_unknown_token_itself_can_be_asked_for() -> None:
-    encoded = encode_fact(words_tokenizer(), "w5 <unk>", "<unk>", config=DEFAULT)
-    assert (encoded.prompt_ids, encoded.answer_ids) == ((5, 0), (0,))
+@pytest.mark.parametrize("config", [DEFAULT, RELEASED, FactsConfig(answer_space=False)])
+@pytest.mark.parametrize("answer", ["<unk>", "w7 <unk>"])
+def test_the_unknown_token_written_out_is_no_answer(config: FactsConfig, answer: str) -> None:
+    message = rf"^fact 'f': the answer '{answer}' holds the tokenizer's unknown token '<unk>'"
+    with pytest.raises(FactError, match=message):
+        encode_fact(words_tokenizer(), "w5", answer, config=config, fact_id="f")
+
+
+def test_the_unknown_token_written_out_can_be_in_a_prompt() -> None:
+    encoded = encode_fact(words_tokenizer(), "w5 <unk>", "w7", config=DEFAULT)
+    assert (encoded.prompt_ids, encoded.answer_ids) == ((5, 0), (7,))
+
+
+def test_an_end_of_text_that_is_also_the_unknown_token_can_be_asked_for() -> None:
+    tokenizer = byte_level(unk_token="</s>", bos_token="</s>", eos_token="</s>")
+    config = FactsConfig(answer_space=False)
+    encoded = encode_fact(tokenizer, "The capital is", "</s>", config=config)
+    assert encoded.answer_ids == (tokenizer.eos_token_id,)
 
 
 def test_an_unknown_word_in_a_prompt_is_said_once_a_tokenizer(
