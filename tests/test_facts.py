@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import logging
@@ -11,6 +12,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dkn_engine.dataset import FactFile, scan
@@ -383,6 +385,48 @@ def test_jsonl_round_trip(tmp_path: Path) -> None:
     write_facts(tmp_path / "f.jsonl", facts)
     assert load_facts(tmp_path / "f.jsonl") == facts
     assert [p.name for p in tmp_path.iterdir()] == ["f.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda fact, _: fact,
+        lambda fact, _: [dataclasses.asdict(fact)],
+        lambda fact, _: (one for one in [fact]),
+        lambda _, source: source,
+        lambda _, source: str(source),
+    ],
+    ids=["fact", "dicts", "generator", "path", "text"],
+)
+def test_write_facts_takes_every_form_of_facts(form: Any, tmp_path: Path) -> None:
+    write_facts(tmp_path / "source.jsonl", [FULL])
+    write_facts(tmp_path / "f.jsonl", form(FULL, tmp_path / "source.jsonl"))
+    assert load_facts(tmp_path / "f.jsonl") == [FULL]
+
+
+def test_a_file_can_be_written_over_itself(tmp_path: Path) -> None:
+    facts = [FULL, Fact("f-2", "The sky is", "blue")]
+    write_facts(tmp_path / "f.jsonl", facts)
+    write_facts(tmp_path / "f.jsonl", tmp_path / "f.jsonl")
+    assert load_facts(tmp_path / "f.jsonl") == facts
+
+
+@pytest.mark.parametrize("nothing", [[], (), iter(())], ids=["list", "tuple", "iterator"])
+def test_a_file_without_facts_is_not_written(nothing: Any, tmp_path: Path) -> None:
+    with pytest.raises(FactError, match=r"^facts must hold at least one fact.*; got none"):
+        write_facts(tmp_path / "f.jsonl", nothing)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("integer", [int, np.int64, np.uint8])
+def test_a_limit_is_any_integer(integer: Any) -> None:
+    assert load_facts("demo", limit=integer(2)) == load_facts("demo")[:2]
+
+
+@pytest.mark.parametrize("limit", [True, np.bool_(True), np.float64(2), "2", -1, np.int8(-1)])
+def test_a_limit_that_is_no_count_is_refused(limit: Any) -> None:
+    with pytest.raises(UserError, match=r"^limit must be None or an integer of 0 or more; got "):
+        load_facts("demo", limit=limit)
 
 
 def test_write_facts_leaves_the_old_file_when_it_fails(tmp_path: Path) -> None:

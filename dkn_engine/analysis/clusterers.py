@@ -23,6 +23,7 @@ from dkn_engine.degeneracy.prompts import Prompts
 from dkn_engine.degeneracy.reference import build_reference, generator
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, fact_list
+from dkn_engine.integers import integer
 from dkn_engine.layout import Layout, find_layout
 from dkn_engine.pipeline import iter_dkns
 from dkn_engine.report.statistics import FEWEST, Estimate, bootstrap_mean, wilson_share
@@ -193,8 +194,8 @@ def compare_clusterers(
     config = Config() if config is None else config
     facts = fact_list(facts, config.facts)
     names = require_comparable(config, methods)
-    if n_draws < 1:
-        raise UserError(f"n_draws must be at least 1; got {n_draws}")
+    if (integer(n_draws) or 0) < 1:
+        raise UserError(f"n_draws must be an integer of at least 1; got {n_draws!r}")
     bench = _Bench(model, tokenizer, facts, config, options or ClustererOptions(), n_draws)
     found: list[Measurement] = []
     results = iter_dkns(model, tokenizer, facts, without_controls(config), out)

@@ -34,6 +34,7 @@ from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import AttributionConfig, Config
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts.given import Facts, fact_list
+from dkn_engine.integers import integer
 from dkn_engine.layout import Layout, find_layout
 from dkn_engine.tokens import mask_token_id
 from dkn_engine.types import Fact, FactResult
@@ -175,8 +176,8 @@ def _require(n_random: int, n_folds: int, share: float | None, n_resamples: int)
         ("n_folds", n_folds, 2),
         ("n_resamples", n_resamples, 1),
     ):
-        if n < least:
-            raise UserError(f"{name} must be at least {least}; got {n}")
+        if (integer(n) or 0) < least:
+            raise UserError(f"{name} must be an integer of at least {least}; got {n!r}")
     if share is not None and not 0 <= share < 1:
         raise UserError(f"relation_share must be None or in [0, 1); got {share}")
 

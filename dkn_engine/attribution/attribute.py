@@ -15,6 +15,7 @@ from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import AttributionConfig, FactsConfig, SelectionConfig
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, facts_from
+from dkn_engine.integers import integer
 from dkn_engine.layout import Layout, find_layout
 from dkn_engine.tokens import mask_token_id
 from dkn_engine.types import Attribution, Fact, FactAttribution, Path
@@ -109,8 +110,8 @@ def iter_attribute(
     facts_config = FactsConfig() if facts_config is None else facts_config
     if keep not in get_args(Keep):
         raise UserError(f"keep must be one of {', '.join(get_args(Keep))}; got {keep!r}")
-    if n_top < 1:
-        raise UserError(f"n_top must be at least 1; got {n_top}")
+    if (integer(n_top) or 0) < 1:
+        raise UserError(f"n_top must be an integer of at least 1; got {n_top!r}")
     read = facts_from(facts, facts_config)
     layout = find_layout(model)
     given = _given(baselines, config, layout)

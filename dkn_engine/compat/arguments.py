@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dkn_engine.errors import UserError
+from dkn_engine.integers import integer as _integer
 
 Rule = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -24,8 +25,7 @@ def integer(value: Any) -> int | None:
     """Python's, NumPy's or a 0-dimensional tensor's integer; None for anything else, and bools."""
     if isinstance(value, Tensor) and value.ndim == 0:
         value = value.item()
-    ok = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    return int(value) if ok else None
+    return _integer(value)
 
 
 def positive(name: str, value: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -145,7 +146,10 @@ def generator(seed: int, *names: str) -> np.random.Generator:
     """Random numbers that depend on the seed and the names alone, not on what ran before."""
     # numpy takes no negative seeds.
     return np.random.default_rng(
-        [seed % (1 << 64), *(zlib.crc32(n.encode("utf-8", "replace")) for n in names)]
+        [
+            operator.index(seed) % (1 << 64),
+            *(zlib.crc32(n.encode("utf-8", "replace")) for n in names),
+        ]
     )
 
 

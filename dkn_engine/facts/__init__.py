@@ -13,6 +13,7 @@ from dkn_engine.facts.dates import Dates, dated
 from dkn_engine.facts.jsonl import write_facts
 from dkn_engine.facts.records import Blank, FactProblem, Read, Record, iter_records
 from dkn_engine.facts.shared import SharedPrompts
+from dkn_engine.integers import integer
 from dkn_engine.types import Fact
 
 __all__ = ["FactProblem", "Format", "iter_facts", "load_facts", "write_facts"]
@@ -114,8 +115,10 @@ def iter_facts(
         raise UserError(f"blank must be 'skip' or 'literal'; got {blank!r}")
     if dates not in get_args(Dates):
         raise UserError(f"dates must be one of {', '.join(get_args(Dates))}; got {dates!r}")
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
-        raise UserError(f"limit must be None or an integer of 0 or more; got {limit!r}")
+    if limit is not None:
+        given, limit = limit, integer(limit)
+        if limit is None or limit < 0:
+            raise UserError(f"limit must be None or an integer of 0 or more; got {given!r}")
     path = _locate(source)
     found = _sniff(path) if format == "auto" else format
     kept: Blank = "literal" if blank == "literal" else "skip"

@@ -10,7 +10,7 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dkn_engine.errors import FactError
 from dkn_engine.facts.records import (
@@ -26,6 +26,9 @@ from dkn_engine.facts.records import (
 )
 from dkn_engine.spaces import prompt_without_space
 from dkn_engine.types import Fact
+
+if TYPE_CHECKING:
+    from dkn_engine.facts.given import Facts
 
 # As other formats spell it. Two underscores alone may be a name.
 _BLANK = re.compile(r"_{3,}|\[MASK\]|\[Y\]|_X_")
@@ -78,7 +81,7 @@ def _convert(entry: Mapping[str, Any]) -> Fact:
     )
 
 
-def write_facts(path: str | Path, facts: Iterable[Fact]) -> None:
+def write_facts(path: str | Path, facts: Facts) -> None:
     """Write facts as JSON lines that :func:`dkn_engine.load_facts` reads back unchanged.
 
     The file appears whole or not at all. A new one gets the permissions that the user's umask
@@ -87,17 +90,23 @@ def write_facts(path: str | Path, facts: Iterable[Fact]) -> None:
 
     Args:
         path: the file; replaced if it is there.
-        facts: in the order in which they are written.
+        facts: in the order in which they are written; a path, one fact, facts or mappings with
+            their fields, as for :func:`dkn_engine.find_dkns`.
 
     Raises:
-        FactError: a fact could not be read back (an empty text, broken Unicode, an id twice).
+        TypeError: ``facts`` are none of these.
+        FactError: a fact could not be read back (an empty text, broken Unicode, an id twice), there
+            is none, which could not be read back either, or a path or mapping gives none.
         OSError: the file cannot be written.
     """
+    from dkn_engine.facts.given import facts_from  # It reads files by this module.
+
+    read = facts_from(facts)
     path = Path(path).expanduser()
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         with temporary.open("x", encoding="utf-8", newline="\n") as file:
-            file.writelines(_lines(facts))
+            file.writelines(_lines(read))
         if path.exists():
             shutil.copymode(path, temporary)
         temporary.replace(path)
@@ -118,6 +127,8 @@ def _lines(facts: Iterable[Fact]) -> Iterator[str]:
             raise FactError(f"fact ids must be unique; got {fact.id!r} twice")
         seen.add(fact.id)
         yield json.dumps(entry, ensure_ascii=False) + "\n"
+    if not seen:
+        raise FactError("facts must hold at least one fact, or the file is empty; got none")
 
 
 def _plain(fact: Fact) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
+import numpy as np
+
 from dkn_engine.errors import FactError
 from dkn_engine.json_text import decoder, parse_json
 from dkn_engine.spaces import without_space
@@ -260,6 +262,8 @@ def texts(value: Mapping[str, Any], key: str, strip: Strip = without_space) -> t
     content = value.get(key)
     if content is None:
         return ()
+    if isinstance(content, np.ndarray):  # Of a program's own mapping, not of a file.
+        content = content.tolist()
     if not isinstance(content, list | tuple):
         raise BadEntry(f"{key!r} must be a list of texts; got {type(content).__name__}")
     for item in content:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dkn_engine.integers import integer
+
 Weights = NDArray[np.float32] | NDArray[np.float64]
 
 
@@ -81,11 +83,12 @@ def as_span(max_span: int | None) -> int:
     """
     if max_span is None:
         return 0
-    if isinstance(max_span, bool) or not isinstance(max_span, int):
+    found = integer(max_span)
+    if found is None:
         raise TypeError(f"max_span must be an integer or None; got {max_span!r}")
-    if max_span < 1:
-        raise ValueError(f"max_span must be at least 1 or None; got {max_span}")
-    return min(max_span, np.iinfo(np.int64).max)
+    if found < 1:
+        raise ValueError(f"max_span must be at least 1 or None; got {found}")
+    return min(found, np.iinfo(np.int64).max)
 
 
 def as_threads(n_threads: int) -> int:
@@ -95,8 +98,9 @@ def as_threads(n_threads: int) -> int:
         TypeError: not an integer.
         ValueError: less than 1.
     """
-    if isinstance(n_threads, bool) or not isinstance(n_threads, int | np.integer):
+    found = integer(n_threads)
+    if found is None:
         raise TypeError(f"n_threads must be an integer; got {n_threads!r}")
-    if n_threads < 1:
-        raise ValueError(f"n_threads must be at least 1; got {n_threads}")
-    return int(n_threads)
+    if found < 1:
+        raise ValueError(f"n_threads must be at least 1; got {found}")
+    return found

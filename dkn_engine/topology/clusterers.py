@@ -25,6 +25,7 @@ Only ``ntc`` has births and deaths; those of the others are NaN.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -349,7 +350,9 @@ def _kmeans(located: Located) -> tuple[Component, ...]:
     k = max(options.kmeans_clusters, int(options.kmeans_share * len(matrix)))
     k = min(k, len(np.unique(rows, axis=0)))
     means = KMeans(
-        n_clusters=k, n_init=options.kmeans_restarts, random_state=located.seed % (1 << 32)
+        n_clusters=k,
+        n_init=options.kmeans_restarts,
+        random_state=operator.index(located.seed) % (1 << 32),
     )
     return of_labels(located, means.fit_predict(rows))
 
@@ -369,7 +372,9 @@ def _random(located: Located) -> tuple[Component, ...]:
     """Located neurons drawn into sets as large as those of ``ntc``, the control of them all."""
     sizes = [len(c.neurons) for c in _ntc(located)]
     # numpy takes no negative seeds.
-    drawn = np.random.default_rng(located.seed % (1 << 64)).permutation(len(located.points))
+    drawn = np.random.default_rng(operator.index(located.seed) % (1 << 64)).permutation(
+        len(located.points)
+    )
     parts = np.split(drawn, np.cumsum(sizes))[: len(sizes)]
     return tuple(component(located.points[part]) for part in parts)
 

@@ -33,6 +33,7 @@ from dkn_engine.degeneracy.reference import generator
 from dkn_engine.errors import DknError, UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.guest import guest
+from dkn_engine.integers import integer
 from dkn_engine.layout import Layout, find_layout
 from dkn_engine.model_lock import locked
 from dkn_engine.paths import local_path
@@ -165,8 +166,8 @@ def _check(
     if not facts:
         raise UserError("facts must hold at least one fact to train on; got none")
     for name, value in (("steps", steps), ("batch_size", batch_size), ("checkpoint_every", every)):
-        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        if not whole and not (name == "batch_size" and value is None):
+        whole = integer(value)
+        if (whole is None or whole < 1) and not (name == "batch_size" and value is None):
             raise UserError(f"{name} must be an integer of 1 or more; got {value!r}")
     for name, real in (("lr", lr), ("stop_loss", 1.0 if stop_loss is None else stop_loss)):
         if isinstance(real, bool) or not isinstance(real, int | float) or not 0 < real < math.inf:
