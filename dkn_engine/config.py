@@ -24,8 +24,8 @@ Backend = Literal["auto", "reference", "triton", "numba", "native"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Section:
-    """Base of the sections: checks every field's type, ``Literal`` ones against their values."""
+class Section:
+    """Base of all options: checks every field's type, ``Literal`` ones against their values."""
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -65,7 +65,7 @@ def _words(kind: Any) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FactsConfig(_Section):
+class FactsConfig(Section):
     """How facts become tokens.
 
     Attributes:
@@ -97,7 +97,7 @@ class FactsConfig(_Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttributionConfig(_Section):
+class AttributionConfig(Section):
     """Integrated gradients of an answer's probability over MLP activations.
 
     Attributes:
@@ -177,7 +177,7 @@ class AttributionConfig(_Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectionConfig(_Section):
+class SelectionConfig(Section):
     """Which neurons count as knowledge neurons (KNs).
 
     Attributes:
@@ -207,7 +207,7 @@ class SelectionConfig(_Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopologyConfig(_Section):
+class TopologyConfig(Section):
     """The connection-weight graph and its H0 clustering.
 
     Attributes:
@@ -270,7 +270,7 @@ CONTROL_SAMPLES = 1 << CONTROL_EXACT
 
 
 @dataclass(frozen=True, kw_only=True)
-class FilterConfig(_Section):
+class FilterConfig(Section):
     """The functional filter over the lattice of suppressed candidates, and its controls.
 
     Attributes:
@@ -319,7 +319,7 @@ class FilterConfig(_Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(_Section):
+class Config(Section):
     """All choices of a run.
 
     ``Config()`` holds defaults of our own, since the paper gives no tau. They were chosen on facts

@@ -33,7 +33,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dkn_engine.config import TopologyConfig
+from dkn_engine.config import Section, TopologyConfig
 from dkn_engine.errors import UserError
 from dkn_engine.topology.arrays import as_neurons
 from dkn_engine.topology.find import find_candidates
@@ -48,7 +48,7 @@ NOISE = -1
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClustererOptions:
+class ClustererOptions(Section):
     """The free parameters of the other clusterers.
 
     The paper gives none; :meth:`published` has those of its code. The defaults were chosen on the
@@ -101,8 +101,10 @@ class ClustererOptions:
     def published(cls) -> ClustererOptions:
         """The parameters in the paper's code, for ``Located(config=Config.released().topology)``.
 
-        Its hierarchical cut lands on the number that stands for unreachable, since at least three
-        tenths of all pairs are; no average is above that number, so all neurons are one cluster.
+        Its hierarchical cut is at the 0.7 quantile of all m pairs. Where at most 0.7 (m - 1) of
+        them are reachable, that is the number that stands for unreachable; no average is above
+        that number, so all neurons are one cluster. So it is with neurons spread over many layers;
+        in few layers more pairs are reachable, and there may be several clusters.
         """
         return cls(
             dbscan_quantile=0.5,
@@ -118,6 +120,7 @@ class ClustererOptions:
         )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("dbscan_quantile", "hierarchical_quantile", "far_quantile"):
             self._require(name, 0 < getattr(self, name) <= 1, "in (0, 1]")
         for name, least in (
@@ -141,10 +144,6 @@ class ClustererOptions:
         share, number = self.kmeans_variance, self.unreachable
         self._require("kmeans_variance", share is None or 0 < share <= 1, "None or in (0, 1]")
         self._require("unreachable", number is None or 0 < number < np.inf, "None or positive")
-
-    def _require(self, name: str, ok: bool, expected: str) -> None:
-        if not ok:
-            raise UserError(f"{name} must be {expected}; got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -351,3 +353,35 @@ def test_pairs_need_a_probability() -> None:
 def test_options_that_cannot_be_are_refused(name: str, value: Any, expected: str) -> None:
     with pytest.raises(UserError, match=f"{name} must be {expected}; got {value!r}"):
         ClustererOptions(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("kmeans_clusters", 2.5, "an integer"),
+        ("kmeans_clusters", "3", "an integer"),
+        ("dbscan_min_samples", True, "an integer"),
+        ("dbscan_quantile", None, "a number"),
+        ("far_quantile", "0.5", "a number"),
+        ("unreachable", "1000", "a number or none"),
+        ("kmeans_variance", "0.9", "a number or none"),
+        ("hdbscan_select", 1, "text"),
+    ],
+)
+def test_options_of_another_type_are_refused(name: str, value: Any, expected: str) -> None:
+    with pytest.raises(UserError, match=f"^{name} must be {expected}; got {value!r}$"):
+        ClustererOptions(**{name: value})
+
+
+def test_options_of_numpy_are_plain_numbers() -> None:
+    given = ClustererOptions(
+        kmeans_clusters=np.int64(3),
+        dbscan_quantile=np.float64(0.5),
+        unreachable=np.int32(1000),
+        dbscan_radius=np.str_("nearest"),
+    )
+    plain = ClustererOptions(
+        kmeans_clusters=3, dbscan_quantile=0.5, unreachable=1000.0, dbscan_radius="nearest"
+    )
+    assert given == plain
+    assert json.dumps(dataclasses.asdict(given)) == json.dumps(dataclasses.asdict(plain))

@@ -70,6 +70,23 @@ def test_the_hierarchical_cut_is_the_sentinel_and_gives_one_cluster(case: Any) -
     assert sets_of(given, "hierarchical") == expected
 
 
+@pytest.mark.parametrize("n_layers", [4, 5, 6, 8, 12])
+def test_the_hierarchical_cut_gives_one_cluster_where_few_pairs_are_reachable(
+    n_layers: int,
+) -> None:
+    """In four layers only neurons of one layer are not reachable: fewer than three tenths."""
+    rng = np.random.default_rng(n_layers)
+    points = np.array([(layer, i) for layer in range(n_layers) for i in range(24 // n_layers)])
+    rows = rng.normal(size=(2, len(points), 16))
+    config = replace(CONFIG, min_component_size=1)
+    options = ClustererOptions.published()
+    given = Located(points, *rows, config=config, options=options)
+    pairs = given.matrix[np.triu_indices(len(points), k=1)]
+    few = np.isfinite(pairs).sum() <= 0.7 * (len(pairs) - 1)
+    assert few == (n_layers > 5)
+    assert (len(cluster("hierarchical", given)) == 1) == few
+
+
 def test_k_means_of_a_tenth_as_many_on_most_of_the_variance(case: Any) -> None:
     given, neurons, matrix = case
     explained = np.cumsum(PCA().fit(matrix).explained_variance_ratio_)
