@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <limits>
 #include <numeric>
 #include <sstream>
@@ -199,6 +200,23 @@ std::string at(std::int64_t i, std::int64_t j) {
     return "[" + std::to_string(i) + ", " + std::to_string(j) + "]";
 }
 
+// The fewest digits, from six on, that tell the number from every other one.
+std::string digits(double number) {
+    constexpr int fewest = 6;
+    constexpr int most = std::numeric_limits<double>::max_digits10;
+    std::string text;
+    for (int precision = fewest; precision <= most; ++precision) {
+        std::ostringstream stream;
+        stream.precision(precision);
+        stream << number;
+        text = stream.str();
+        if (std::strtod(text.c_str(), nullptr) == number) {
+            break;
+        }
+    }
+    return text;
+}
+
 void check_pair(double upper, double lower, std::int64_t i, std::int64_t j) {
     // Written so that nan fails too.
     if (upper >= 0.0 && upper == lower) {
@@ -206,12 +224,12 @@ void check_pair(double upper, double lower, std::int64_t i, std::int64_t j) {
     }
     std::ostringstream message;
     if (upper >= 0.0 && lower >= 0.0) {
-        message << "distances must be symmetric; got " << upper << " at " << at(i, j) << " and "
-                << lower << " at " << at(j, i);
+        message << "distances must be symmetric; got " << digits(upper) << " at " << at(i, j)
+                << " and " << digits(lower) << " at " << at(j, i);
     } else {
         const bool first = !(upper >= 0.0);
-        message << "distances must be 0 or more and not nan; got " << (first ? upper : lower)
-                << " at " << (first ? at(i, j) : at(j, i));
+        message << "distances must be 0 or more and not nan; got "
+                << digits(first ? upper : lower) << " at " << (first ? at(i, j) : at(j, i));
     }
     throw std::invalid_argument(message.str());
 }

@@ -355,9 +355,12 @@ void test_refusal(const std::function<void()>& call, const std::string& part, Ta
 
 void test_refusals(Tally& tally) {
     const std::vector<double> asymmetric{0.0, 1.0, 2.0, 0.0};
+    const std::vector<double> nearly{0.0, 0.1, std::nextafter(0.1, 1.0), 0.0};
     const std::vector<double> negative{0.0, -1.0, -1.0, 0.0};
     const std::vector<double> nan{0.0, 1.0, std::nan(""), 0.0};
     test_refusal([&] { dkn::check_distances(asymmetric.data(), 2); }, "got 1 at [0, 1]", tally);
+    test_refusal([&] { dkn::check_distances(nearly.data(), 2); },
+                 "got 0.1 at [0, 1] and 0.10000000000000002 at [1, 0]", tally);
     test_refusal([&] { dkn::check_distances(negative.data(), 2); }, "got -1 at [0, 1]", tally);
     test_refusal([&] { dkn::check_distances(nan.data(), 2); }, "nan at [1, 0]", tally);
     test_refusal([&] { dkn::check_edges(2, {{1.0, 0, 2}}); }, "got [0, 2]", tally);

@@ -46,7 +46,8 @@ def h0_persistence(distances: ArrayLike) -> MergeTree:
     Args:
         distances: real ``[n, n]``, symmetric, 0 or more; ``inf`` never merges. The diagonal is
             not read. Of two values that differ by rounding, four units in the last place of the
-            given type or less, the larger counts.
+            given type or less, the larger counts. The type is float32 where all values are exactly
+            values of float32.
 
     Raises:
         TypeError: not real numbers.

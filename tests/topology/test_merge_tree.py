@@ -257,14 +257,31 @@ def test_the_larger_of_two_distances_that_differ_by_rounding_counts(dtype, ulps)
     np.testing.assert_array_equal(matrix, before)
 
 
+def test_values_of_float32_in_a_wider_type_are_rounded_as_float32():
+    narrow = nearly_symmetric(10, np.float32, 1)
+    found, expected = map(topology.h0_persistence, (narrow.astype(np.float64), narrow))
+    np.testing.assert_array_equal(found.children, expected.children)
+    np.testing.assert_array_equal(found.heights, expected.heights)
+
+
+def test_the_message_about_asymmetry_tells_the_two_values_apart():
+    upper, lower = 0.1, 0.1 + 2**-50
+    with pytest.raises(ValueError, match="symmetric") as raised:
+        topology.h0_persistence([[0, upper], [lower, 0]])
+    assert f"got {upper!r} at [0, 1] and {lower!r} at [1, 0]" in str(raised.value)
+    with pytest.raises(ValueError, match=r"got -0\.30000000000000004 at \[0, 1\]"):
+        topology.h0_persistence([[0, -0.1 - 0.2], [1, 0]])
+
+
 def test_more_than_rounding_is_asymmetry():
     for dtype in (np.float32, np.float64):
         matrix = nearly_symmetric(10, dtype, 1)
         matrix[3, 7] = matrix[7, 3] * (1 + 8 * np.finfo(dtype).eps)
         with pytest.raises(ValueError, match=r"must be symmetric; got .* \[3, 7\] and .* \[7, 3\]"):
             topology.h0_persistence(matrix)
-    # The last places are those of the type that was given.
+    # The last places are float32's only where every value is one of float32.
     wide = nearly_symmetric(10, np.float32, 1).astype(np.float64)
+    wide[1, 2] = wide[2, 1] = 0.1
     for other in (np.inf, 0.0, -0.5, np.nan):
         one_sided = nearly_symmetric(10, np.float64, 1)
         one_sided[3, 7] = other
