@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,13 @@ def as_neurons(neurons: ArrayLike) -> NDArray[np.int32]:
         TypeError: not integers.
         ValueError: wrong shape, or numbers that 32 bits cannot hold.
     """
+    if isinstance(neurons, Mapping):
+        first = f"the key {next(iter(neurons))!r}" if neurons else "no key"
+        raise TypeError(
+            "neurons must be integers [n, 2], columns layer and index; got a "
+            f"{type(neurons).__name__} with {first}: neurons by the name of a hook or module are "
+            "for other libraries, by fact id for answer_probability; give the array itself"
+        )
     array = np.asarray(neurons)
     if array.size == 0 and (array.ndim == 1 or array.shape[1:] == (2,)):
         return np.empty((0, 2), dtype=np.int32)

@@ -12,6 +12,7 @@ from torch import nn
 
 import dkn_engine as dkn
 from dkn_engine.degeneracy.edits import combine, enhance, nothing, suppress
+from dkn_engine.interchange import transformer_lens_names
 from tests.degeneracy.brute_force import answer_probability, edited
 from tests.guests import Boom, broken, mixed_model, state
 from tests.tiny import N_LAYERS, WIDTH, down_of, sequences, tiny
@@ -289,3 +290,17 @@ def test_an_error_inside_a_layer_leaves_the_model_alone(positions: Any) -> None:
             model, words_tokenizer(), facts(), suppress=NEURONS, positions=positions
         )
     assert state(model) == before
+
+
+@pytest.mark.parametrize("kind", ["hook points", "fact ids"])
+def test_neurons_by_name_are_refused_where_they_are_taken_as_a_table(kind: str) -> None:
+    model = tiny("llama")
+    named = transformer_lens_names(NEURONS) if kind == "hook points" else {"f0": NEURONS}
+    message = (
+        r"^neurons must be integers \[n, 2\], columns layer and index; got a dict with the key "
+    )
+    with (
+        pytest.raises(TypeError, match=message + f"{next(iter(named))!r}.*other libraries"),
+        dkn.intervene(model, named),
+    ):
+        pass
