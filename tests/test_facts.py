@@ -485,7 +485,22 @@ def test_jsonl_null_is_a_list_without_texts(tmp_path: Path) -> None:
     assert load_facts(write_lines(tmp_path / "f.jsonl", entry | nothing)) == [Fact("a", "p", "b")]
 
 
-@pytest.mark.parametrize("mark", ["___", "______", "[MASK]", "[Y]", "_X_"])
+MARKS = [
+    "__",
+    "___",
+    "______",
+    "[MASK]",
+    "[mask]",
+    "[Mask]",
+    "<mask>",
+    "[BLANK]",
+    "{}",
+    "[Y]",
+    "_X_",
+]
+
+
+@pytest.mark.parametrize("mark", MARKS)
 @pytest.mark.parametrize("where", ["prompt", "paraphrase"])
 def test_jsonl_blank_of_another_format_is_counted_not_asked(
     tmp_path: Path, mark: str, where: str
@@ -504,6 +519,37 @@ def test_jsonl_blank_of_another_format_is_counted_not_asked(
     assert (len(facts), problems) == (3, [])
     asked = [f.prompt if where == "prompt" else f.paraphrases[0] for f in facts[:2]]
     assert asked == prompts
+
+
+@pytest.mark.parametrize(
+    "prompt", ['The capital is "__".', "In __, Lima is the capital of", "The __-based firm is"]
+)
+def test_jsonl_two_underscores_alone_are_a_blank(tmp_path: Path, prompt: str) -> None:
+    entry = {"id": "a", "prompt": prompt, "answer": "b"}
+    _, (problem,) = read(write_lines(tmp_path / "f.jsonl", entry))
+    assert problem.kind == "blank"
+    assert "the blank __ would be asked as text" in problem.reason
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "Python calls __init__ after",
+        "x.__ is",
+        "a__b",
+        "The call __('a') gives",
+        "The capital is …",
+        "{x} is",
+        "mask",
+        "[X] and <masks> are",
+        "x_y _z_ is",
+        "_ is",
+    ],
+)
+def test_jsonl_what_is_no_blank_is_asked(tmp_path: Path, prompt: str) -> None:
+    entry = {"id": "a", "prompt": prompt, "answer": "b"}
+    facts = load_facts(write_lines(tmp_path / "f.jsonl", entry))
+    assert [f.prompt for f in facts] == [prompt]
 
 
 @pytest.mark.parametrize("name", ["f.jsonl.gz", "f.jsonl"])

@@ -30,8 +30,8 @@ from dkn_engine.types import Fact
 if TYPE_CHECKING:
     from dkn_engine.facts.given import Facts
 
-# As other formats spell it. Two underscores alone may be a name.
-_BLANK = re.compile(r"_{3,}|\[MASK\]|\[Y\]|_X_")
+# As other formats, tokenizers and people spell it. Two underscores in a word are part of a name.
+_BLANK = re.compile(r"_{3,}|(?<![\w.])__(?![\w(])|(?i:\[MASK\]|<MASK>|\[BLANK\])|\{\}|\[Y\]|_X_")
 _FIELDS = tuple(f.name for f in dataclasses.fields(Fact))
 
 
