@@ -21,8 +21,9 @@ Path = Literal["sweep", "general"]
 class Fact:
     """A prompt that a causal model should continue with ``answer``.
 
-    Space at the ends of its texts, which nobody sees but a model does, is taken away; only line
-    breaks and tabs that end a prompt stay, as chat templates need them. Lists become tuples.
+    Space and other invisible characters at the ends of its texts, which nobody sees but a model
+    does, are taken away; only line breaks and tabs that end a prompt stay, as chat templates need
+    them. Lists become tuples, and None in place of a list is an empty one.
 
     Attributes:
         id: unique within a list of facts.
@@ -56,6 +57,7 @@ class Fact:
                 raise FactError(f"fact {self.id!r}: {name} must be text; got {value!r}")
         for name in ("aliases", "paraphrases", "wrong_answers"):
             value = getattr(self, name)
+            value = () if value is None else value  # As in files.
             if not isinstance(value, tuple | list) or not all(isinstance(v, str) for v in value):
                 raise FactError(f"fact {self.id!r}: {name} must be a tuple of texts; got {value!r}")
             object.__setattr__(self, name, tuple(_clean(name, v) for v in value))
