@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from dkn_engine.compat.arguments import (
     baseline_inputs,
@@ -187,7 +188,9 @@ class _Task:
     ) -> None:
         self.forward, self.layer, self.of_input = forward, layer, of_input
         self.target, self.more = target, more
-        self.matrix = dense_matrix(layer) if of_input else None
+        # Behind the projection a backward hook of the user's on it would not run.
+        hooked = layer._backward_hooks or torch_module._global_backward_hooks
+        self.matrix = dense_matrix(layer) if of_input and not hooked else None
 
     @torch.no_grad()
     def clean(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
