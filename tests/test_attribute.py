@@ -163,7 +163,7 @@ TABLE = np.zeros((N_LAYERS, WIDTH))
     ("config", "options", "message"),
     [
         (FIXED, {"keep": "some"}, "keep must be one of all, top, none; got 'some'"),
-        (FIXED, {"keep": "top", "n_top": 0}, "n_top must be at least 1; got 0"),
+        (FIXED, {"keep": "top", "n_top": 0}, "n_top must be an integer of at least 1; got 0"),
         (FIXED, {"baselines": TABLE}, "baseline='masked' and baselines set"),
         (GIVEN, {}, "baseline='given' and baselines None"),
         (GIVEN, {"baselines": TABLE[:1]}, r"baselines must be real \[3, 40\]"),

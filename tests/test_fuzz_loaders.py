@@ -86,8 +86,8 @@ def check_facts(data: bytes, format: str) -> None:
         assert fact.answer.strip()
         (fact.id + fact.prompt + fact.answer).encode("utf-8")
     with TemporaryDirectory() as folder:
-        write_facts(Path(folder) / "again", found)
         if found:
+            write_facts(Path(folder) / "again", found)
             again = load_facts(Path(folder) / "again", "jsonl", blank="literal")
             assert again == found
 

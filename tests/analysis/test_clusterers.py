@@ -180,7 +180,7 @@ def test_means_instead_of_zeros(model: Any, comparison: ClustererComparison) -> 
     ("options", "expected"),
     [
         ({"methods": ["spectral"]}, "methods must be among ntc, .*; got 'spectral'"),
-        ({"n_draws": 0}, "n_draws must be at least 1; got 0"),
+        ({"n_draws": 0}, "n_draws must be an integer of at least 1; got 0"),
         (
             {"config": Config(filter=FilterConfig(method="released"))},
             "filter.method must be 'degenerate'.*got 'released'",

@@ -208,10 +208,10 @@ def test_the_model_is_left_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n_random": 0}, "n_random must be at least 1; got 0"),
-        ({"n_folds": 1}, "n_folds must be at least 2; got 1"),
+        ({"n_random": 0}, "n_random must be an integer of at least 1; got 0"),
+        ({"n_folds": 1}, "n_folds must be an integer of at least 2; got 1"),
         ({"relation_share": 1.0}, r"relation_share must be None or in \[0, 1\); got 1.0"),
-        ({"n_resamples": 0}, "n_resamples must be at least 1; got 0"),
+        ({"n_resamples": 0}, "n_resamples must be an integer of at least 1; got 0"),
         ({"tolerance": 0.0}, "tolerance must be between 0 and 1"),
         ({"queries": ("middle",)}, "queries must be among"),
         ({"config": Config(attribution=AttributionConfig(baseline="given"))}, "got 'given'"),

@@ -157,7 +157,12 @@ def test_answers_are_those_of_greedy_decoding(name: str) -> None:
         for _ in s.targets:
             ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
         said.append(text(ids[s.n_prompt :]))
-    right = [Fact(f.id, f.prompt, answer) for f, answer in zip(FACTS, said, strict=True)]
+    # What the model says with an unknown token in it cannot be asked for.
+    right = [
+        f if "<unk>" in answer else Fact(f.id, f.prompt, answer)
+        for f, answer in zip(FACTS, said, strict=True)
+    ]
+    assert any(f.answer == answer for f, answer in zip(right, said, strict=True))
     for facts in (FACTS, right, [*FACTS[:2], *right[2:]]):
         sequences = encode(model, facts)
         found = read_answers(model, sequences)
