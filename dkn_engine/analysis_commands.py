@@ -87,7 +87,7 @@ def write_clusterers(folder: Path, comparison: ClustererComparison) -> None:
     """
     from dkn_engine.analysis import clusterers_text
     from dkn_engine.analysis.tables.files import to_csv
-    from dkn_engine.store.files import write_files
+    from dkn_engine.files.atomic import write_files
 
     measured = [dataclasses.asdict(m) for m in comparison.measurements]
     figures = to_csv(clusterers_text.ROW_COLUMNS, clusterers_text.rows(comparison))

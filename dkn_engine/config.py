@@ -15,8 +15,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import numpy as np
 
 from dkn_engine.errors import UserError
-from dkn_engine.json_text import parse_json
-from dkn_engine.paths import local_path
+from dkn_engine.files.local_paths import local_path
+from dkn_engine.files.strict_json import parse_json
 
 Site = Literal["post", "pre", "up", "gate_act"]
 AUTO, END_OF_TEXT = "auto", "end_of_text"

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.cache import cached_folder, sha256
 from dkn_engine.errors import UserError
+from dkn_engine.files.made_once import cached_folder, sha256
 from dkn_engine.gguf_files import dequantized, open_gguf, value
 
 if TYPE_CHECKING:

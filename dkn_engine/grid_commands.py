@@ -196,9 +196,9 @@ def _write(
     """The tables of all cells as CSV, and the page."""
     from dkn_engine.analysis.grid.page import PAGE, render_grid
     from dkn_engine.analysis.tables import files
+    from dkn_engine.files.atomic import write_files
     from dkn_engine.report import figures
     from dkn_engine.report.html import NO_FIGURES
-    from dkn_engine.store.files import write_files
 
     written: dict[str, bytes] = {}
     for name, tables in _by_analysis(cells, across).items():

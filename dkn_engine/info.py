@@ -10,7 +10,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
-from dkn_engine.code_digest import code_digest
+from dkn_engine.files.code_digest import code_digest
 
 _NATIVE = "dkn_engine._native"
 # What every run needs; other packages are needed by parts of the program, which say so.
@@ -21,7 +21,7 @@ _PACKAGES = ("torch", "transformers", "numpy", "scipy", "numba", "triton", "pyar
 def versions() -> dict[str, str]:
     """Versions of what numbers depend on; noted in every run directory.
 
-    ``code`` is the engine's own, see :func:`dkn_engine.code_digest.code_digest`.
+    ``code`` is the engine's own, see :func:`dkn_engine.files.code_digest.code_digest`.
     """
     found = {
         "dkn_engine": version(),

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dkn_engine.errors import UserError
+from dkn_engine.files.local_paths import local_path
 from dkn_engine.model_lock import locked
-from dkn_engine.paths import local_path
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dkn_engine.errors import FactError
-from dkn_engine.spaces import prompt_without_space, without_space
+from dkn_engine.files.visible_text import prompt_without_space, without_space
 
 _REQUIRED = ("id", "prompt", "answer")
 Status = Literal["ok", "not_known", "skipped", "error"]

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 import dkn_engine
-from dkn_engine.code_digest import code_digest
+from dkn_engine.files.code_digest import code_digest
 
 PACKAGE = Path(dkn_engine.__file__).parent
 NOT_CODE = shutil.ignore_patterns("__pycache__")
-ASK = "from dkn_engine.code_digest import code_digest; print(code_digest())"
+ASK = "from dkn_engine.files.code_digest import code_digest; print(code_digest())"
 
 
 @pytest.fixture

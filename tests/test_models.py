@@ -19,10 +19,10 @@ import pytest
 import torch
 
 from dkn_engine import demo_model
-from dkn_engine.cache import VARIABLE, cache_root, cached_folder, is_intact
 from dkn_engine.config import FactsConfig
 from dkn_engine.errors import UserError
 from dkn_engine.facts import load_facts
+from dkn_engine.files.made_once import VARIABLE, cache_root, cached_folder, is_intact
 from dkn_engine.models import load_model, model_fingerprint
 from dkn_engine.tokens import encode_fact, mask_token_id
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dkn_engine.facts import load_facts
 from dkn_engine.facts.given import fact_list
-from dkn_engine.spaces import prompt_without_space, without_space
+from dkn_engine.files.visible_text import prompt_without_space, without_space
 from dkn_engine.types import Fact
 
 SPACES = [" ", "  ", "\u00a0", "\u3000", "\u200b", "\ufeff", "\u2060", "\u00ad", " \u200b "]

@@ -24,7 +24,7 @@ from dkn_engine.facts.records import (
     text,
     texts,
 )
-from dkn_engine.spaces import prompt_without_space
+from dkn_engine.files.visible_text import prompt_without_space
 from dkn_engine.types import Fact
 
 if TYPE_CHECKING:

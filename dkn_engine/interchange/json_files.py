@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dkn_engine.errors import UserError
-from dkn_engine.json_text import parse_json
-from dkn_engine.store.files import write_files
+from dkn_engine.files.atomic import write_files
+from dkn_engine.files.strict_json import parse_json
 
 
 def read_object(path: Path) -> dict[str, Any]:

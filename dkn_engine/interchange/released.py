@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dkn_engine.errors import UserError
+from dkn_engine.files.local_paths import local_path
 from dkn_engine.interchange.json_files import read_object, write_text
 from dkn_engine.interchange.neurons import (
     FactNeurons,
@@ -20,7 +21,6 @@ from dkn_engine.interchange.neurons import (
     parse_pairs,
     short,
 )
-from dkn_engine.paths import local_path
 from dkn_engine.types import FactResult
 
 _CANDIDATES, _KEPT = "dkn_cluster_1", "dkn_cluster_2"

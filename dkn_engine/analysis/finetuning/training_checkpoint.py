@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dkn_engine.analysis.finetuning.trainable import Block
-from dkn_engine.code_digest import code_digest
 from dkn_engine.errors import RunDirectoryError
-from dkn_engine.store.files import write_files
+from dkn_engine.files.atomic import write_files
+from dkn_engine.files.code_digest import code_digest
 
 logger = logging.getLogger(__name__)
 

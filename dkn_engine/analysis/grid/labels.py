@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections.abc import Collection, Sequence
 
-from dkn_engine.paths import local_path
+from dkn_engine.files.local_paths import local_path
 
 # Kinds of files of facts. What stands behind the last dot of a model belongs to its name, as in
 # Llama-3.2-1B.

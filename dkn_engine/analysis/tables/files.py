@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 from dkn_engine.analysis.tables.table import Comparison, Conditions, Row, Sample, Table
 from dkn_engine.analysis.tables.text import findings
 from dkn_engine.errors import UserError
-from dkn_engine.json_text import parse_json
+from dkn_engine.files.strict_json import parse_json
 from dkn_engine.report.records import plain
 
 FORMAT = "dkn_engine analysis"

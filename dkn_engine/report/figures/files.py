@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dkn_engine.paths import local_path
+from dkn_engine.files.atomic import write_files
+from dkn_engine.files.local_paths import local_path
 from dkn_engine.report.figures.style import PAPER
-from dkn_engine.store.files import write_files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
