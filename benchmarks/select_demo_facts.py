@@ -6,7 +6,7 @@ prompt alone; paraphrases play no part. Of those that pass, the first PER_RELATI
 are kept, in the order of the candidates. The unselected sample is drawn from all candidates by a
 seed, without looking at the model.
 
-Writes dkn_engine/data/demo.jsonl, dkn_engine/data/demo_unselected.jsonl and
+Writes dkn_engine/facts/packaged/demo.jsonl, dkn_engine/facts/packaged/demo_unselected.jsonl and
 benchmarks/results/demo_selection.csv; the same files on every run.
 """
 

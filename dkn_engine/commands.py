@@ -61,7 +61,7 @@ def find(args: argparse.Namespace) -> int:
 
 def _prepare(args: argparse.Namespace, config: Config) -> tuple[Run, list[dict[str, Any]]]:
     """What the run is about, and what the loader says about facts it had to leave out."""
-    from dkn_engine.dataset import FactFile
+    from dkn_engine.facts.scan import FactFile
     from dkn_engine.pipeline import prepare
 
     facts = FactFile(

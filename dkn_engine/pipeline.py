@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dkn_engine.config import Config
-from dkn_engine.dataset import Scan, pick, scan
 from dkn_engine.degeneracy.reference import reference_order
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts.given import Facts, facts_from
+from dkn_engine.facts.scan import Scan, pick, scan
 from dkn_engine.identity import Identity, identity_of
 from dkn_engine.info import versions
 from dkn_engine.plan import WHOLE, Plan, Shard, Task, iter_tasks, plan_for

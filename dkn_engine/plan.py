@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from dkn_engine.dataset import Scan, read_windows
 from dkn_engine.errors import UserError
+from dkn_engine.facts.scan import Scan, read_windows
 from dkn_engine.types import Fact
 
 CHUNKS_PER_WINDOW = 16

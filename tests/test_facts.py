@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dkn_engine.dataset import FactFile, scan
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts import FactProblem, iter_facts, load_facts, write_facts
+from dkn_engine.facts.scan import FactFile, scan
 from dkn_engine.types import Fact
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

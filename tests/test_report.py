@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dkn_engine.config import Config
-from dkn_engine.dataset import scan
+from dkn_engine.facts.scan import scan
 from dkn_engine.report import (
     Estimate,
     bootstrap_mean,

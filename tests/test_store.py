@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dkn_engine.config import AttributionConfig, Config, SelectionConfig
-from dkn_engine.dataset import scan
 from dkn_engine.errors import RunDirectoryError
+from dkn_engine.facts.scan import scan
 from dkn_engine.plan import CHUNKS_PER_WINDOW, Shard
 from dkn_engine.store import RunDirectory, count_done, iter_results, read_manifest, read_results
 from dkn_engine.store.reading import read_tables

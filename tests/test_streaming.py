@@ -19,9 +19,9 @@ import torch
 
 import dkn_engine as dkn
 from dkn_engine import plan as plans
-from dkn_engine.dataset import FactFile, pick, read_windows, scan
 from dkn_engine.errors import UserError
 from dkn_engine.facts import write_facts
+from dkn_engine.facts.scan import FactFile, pick, read_windows, scan
 from dkn_engine.plan import Plan, Shard, Task, iter_tasks
 from dkn_engine.settings import config_from_options
 from tests.saved import many_facts

@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts import counterfact, jsonl, lama, pararel, templama
 from dkn_engine.facts.dates import Dates, dated
+from dkn_engine.facts.json_records import Blank, FactProblem, Read, Record, iter_records
 from dkn_engine.facts.jsonl import write_facts
-from dkn_engine.facts.records import Blank, FactProblem, Read, Record, iter_records
 from dkn_engine.facts.shared import SharedPrompts
 from dkn_engine.integers import integer
 from dkn_engine.types import Fact
@@ -28,7 +28,7 @@ _READERS: dict[str, Callable[[Path, Blank], Read]] = {
     "counterfact": counterfact.read,
     "jsonl": jsonl.read,
 }
-_DATA = Path(__file__).resolve().parent.parent / "data"
+_DATA = Path(__file__).resolve().parent / "packaged"
 _PACKAGED = {
     "demo": _DATA / "demo.jsonl",
     "demo-unselected": _DATA / "demo_unselected.jsonl",

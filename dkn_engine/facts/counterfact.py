@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dkn_engine.facts.records import (
+from dkn_engine.facts.json_records import (
     BadEntry,
     Blank,
     Read,

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from dkn_engine.config import FactsConfig
-from dkn_engine.dataset import FactFile
 from dkn_engine.errors import FactError
 from dkn_engine.facts import jsonl
 from dkn_engine.facts.dates import dated
-from dkn_engine.facts.records import BadEntry, entry_id
+from dkn_engine.facts.json_records import BadEntry, entry_id
+from dkn_engine.facts.scan import FactFile
 from dkn_engine.types import Fact
 
 GivenFact = Fact | Mapping[str, Any]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dkn_engine.errors import FactError
-from dkn_engine.facts.records import (
+from dkn_engine.facts.json_records import (
     BadEntry,
     Blank,
     Read,

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dkn_engine.errors import FactError
-from dkn_engine.facts.pararel import MASK, check_template, fill_templates
-from dkn_engine.facts.records import (
+from dkn_engine.facts.json_records import (
     BadEntry,
     Blank,
     FactProblem,
@@ -23,6 +22,7 @@ from dkn_engine.facts.records import (
     text,
     texts,
 )
+from dkn_engine.facts.pararel import MASK, check_template, fill_templates
 from dkn_engine.types import Fact
 
 _TEMPLATES = "relations.jsonl"

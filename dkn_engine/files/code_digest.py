@@ -33,7 +33,7 @@ def _extension() -> Path | None:
 
 def _digest(package: Path, extension: Path | None) -> str:
     files = {p.relative_to(package).as_posix(): p for p in package.rglob("*.py")}
-    files |= {f"data/{p.name}": p for p in (package / "data").glob("*.jsonl")}
+    files |= {p.relative_to(package).as_posix(): p for p in package.rglob("*.jsonl")}
     if extension is not None:
         files["_native"] = extension  # its own name holds the platform's
     found = hashlib.sha256()

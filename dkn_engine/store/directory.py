@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from dkn_engine.config import Config
-from dkn_engine.dataset import Scan
 from dkn_engine.errors import RunDirectoryError
+from dkn_engine.facts.scan import Scan
 from dkn_engine.files.atomic import TEMPORARY
 from dkn_engine.plan import WHOLE, Plan, Shard, plan_for
 from dkn_engine.store import manifest as manifests

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dkn_engine.facts.dates import in_year, undated
+from dkn_engine.facts.json_records import distinct
 from dkn_engine.facts.pararel import fill_templates
-from dkn_engine.facts.records import distinct
 from dkn_engine.facts.templama import MARK
 from dkn_engine.types import Fact
 
-_FILE = Path(__file__).resolve().parents[2] / "data" / "rephrasings.jsonl"
+_FILE = Path(__file__).resolve().parents[2] / "facts" / "packaged" / "rephrasings.jsonl"
 _SUBJECT, _ANSWER = "[X]", "[Y]"
 
 
