@@ -29,9 +29,9 @@ from dkn_engine.degeneracy.controls import subset_edits
 from dkn_engine.degeneracy.edits import by_layer
 from dkn_engine.degeneracy.forwards import change_at
 from dkn_engine.degeneracy.prompts import Prompts
-from dkn_engine.guest import hooks
-from dkn_engine.layout import find_layout
-from dkn_engine.tokens import mask_token_id
+from dkn_engine.models.guest import hooks
+from dkn_engine.models.layout import find_layout
+from dkn_engine.models.tokens import mask_token_id
 
 # T = 12 tokens; a prefix of the text gives the shorter prompts.
 PROMPT, ANSWER = "In the far north of Europe, Copenhagen is the capital of", "Denmark"

@@ -17,7 +17,7 @@ from captum.attr import IntegratedGradients
 from torch import Tensor, nn
 
 from dkn_engine.attribution.contexts import AnswerSequence
-from dkn_engine.layout import Layout
+from dkn_engine.models.layout import Layout
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,8 +25,8 @@ import torch
 
 from dkn_engine.config import FactsConfig
 from dkn_engine.facts import write_facts
-from dkn_engine.models import load_model
-from dkn_engine.tokens import EncodedPrompt, encode_fact
+from dkn_engine.models.load import load_model
+from dkn_engine.models.tokens import EncodedPrompt, encode_fact
 from dkn_engine.types import Fact
 
 MIN_PROBABILITY = 0.2

@@ -23,7 +23,7 @@ import dkn_engine as dkn
 from benchmarks.small_gpt2 import small_gpt2
 from dkn_engine.config import FactsConfig, FilterConfig
 from dkn_engine.files.made_once import cached_folder
-from dkn_engine.tokens import encode_fact
+from dkn_engine.models.tokens import encode_fact
 from dkn_engine.types import Fact
 
 BUILD = Path(__file__).resolve().parents[1] / "build" / "templama"

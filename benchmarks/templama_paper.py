@@ -37,10 +37,10 @@ from benchmarks.kernel_estimate import (
 from benchmarks.rows import Row, row
 from benchmarks.stage_clock import BEGINNINGS, STAGES, ByStage
 from dkn_engine.config import Config, FactsConfig
-from dkn_engine.guest import hooks
-from dkn_engine.layout import find_layout
+from dkn_engine.models.guest import hooks
+from dkn_engine.models.layout import find_layout
+from dkn_engine.models.tokens import encode_fact
 from dkn_engine.stages import Stages
-from dkn_engine.tokens import encode_fact
 
 KINDS = ("layers", "head")
 GPUS = (1, 8, 64)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     )
     from dkn_engine.facts import iter_facts, load_facts
     from dkn_engine.info import build_info
-    from dkn_engine.models import load_model
+    from dkn_engine.models.load import load_model
     from dkn_engine.parallel import iter_dkns_in_workers
     from dkn_engine.pipeline import find_dkns, iter_dkns
     from dkn_engine.plan import Shard
@@ -56,7 +56,7 @@ _HOME = {
     "ModelSpec": "worker",
     "Shard": "plan",
     "merge": "store",
-    "load_model": "models",
+    "load_model": "models.load",
     "load_facts": "facts",
     "iter_facts": "facts",
     "attribute": "attribution",

@@ -18,7 +18,7 @@ import numpy as np
 
 from dkn_engine.errors import UserError
 from dkn_engine.files.made_once import cached_folder, sha256
-from dkn_engine.gguf_files import dequantized, open_gguf, value
+from dkn_engine.models.packaged.gguf import dequantized, open_gguf, value
 
 if TYPE_CHECKING:
     from gguf import GGUFReader

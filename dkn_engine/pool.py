@@ -10,7 +10,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from dkn_engine import errors
 from dkn_engine.errors import DknError, WorkerError
-from dkn_engine.identity import Identity
+from dkn_engine.models.fingerprint import Identity
 from dkn_engine.pipeline import Files
 from dkn_engine.plan import Task
 

@@ -12,7 +12,7 @@ from typing import Any
 from dkn_engine.config import Config
 from dkn_engine.errors import BackendError, UserError
 from dkn_engine.facts.given import Facts
-from dkn_engine.models import load_tokenizer
+from dkn_engine.models.load import load_tokenizer
 from dkn_engine.pipeline import Progress, Run, on_disk, prepare
 from dkn_engine.plan import WHOLE, Shard, Task
 from dkn_engine.pool import Pool, Worker, failure

@@ -64,8 +64,8 @@ class ChunkWorker:
         import torch
         from transformers.utils import logging
 
-        from dkn_engine.identity import identity_of
-        from dkn_engine.models import load_model
+        from dkn_engine.models.fingerprint import identity_of
+        from dkn_engine.models.load import load_model
         from dkn_engine.stages import Stages
 
         torch.set_num_threads(job.model.threads)

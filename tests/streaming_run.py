@@ -15,7 +15,7 @@ import numpy as np
 from dkn_engine.commands import _overview
 from dkn_engine.config import Config
 from dkn_engine.facts.scan import FactFile
-from dkn_engine.identity import Identity
+from dkn_engine.models.fingerprint import Identity
 from dkn_engine.pipeline import Files, on_disk, prepare
 from dkn_engine.plan import Task
 from dkn_engine.store.tables import chunk_files

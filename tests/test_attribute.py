@@ -15,7 +15,7 @@ from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.attribution.contexts import AnswerSequence
 from dkn_engine.attribution.sequences import context_length, encode_sequences
 from dkn_engine.config import AttributionConfig, FactsConfig
-from dkn_engine.layout import find_layout
+from dkn_engine.models.layout import find_layout
 from tests.guests import Boom, broken, mixed_model, state
 from tests.tiny import MASK_ID, N_LAYERS, WIDTH, down_of, sequence, tiny
 from tests.words import text, words_tokenizer

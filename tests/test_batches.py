@@ -18,7 +18,7 @@ from dkn_engine.batches import in_batches
 from dkn_engine.config import AttributionConfig
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.prompts import Prompts
-from dkn_engine.layout import find_layout
+from dkn_engine.models.layout import find_layout
 from tests.tiny import MASK_ID, relative_error, sequences, tiny
 
 WARNING = "out of memory: going on with half the rows"

@@ -11,7 +11,7 @@ from benchmarks import peers
 from benchmarks.attribution_cases import inclusive
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.config import AttributionConfig, Config
-from dkn_engine.layout import find_layout
+from dkn_engine.models.layout import find_layout
 from tests.tiny import MASK_ID, relative_error, sequence, tiny
 
 LEFT = AttributionConfig(quadrature="riemann_left", n_steps=7)

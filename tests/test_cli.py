@@ -20,7 +20,7 @@ from dkn_engine import cli, facts, pipeline
 from dkn_engine.config import Config
 from dkn_engine.console import Console, duration
 from dkn_engine.errors import BackendError, FactError, UserError
-from dkn_engine.identity import Identity
+from dkn_engine.models.fingerprint import Identity
 from dkn_engine.pipeline import Run, on_disk
 from dkn_engine.plan import Task
 from dkn_engine.report.text import width

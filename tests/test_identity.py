@@ -16,7 +16,7 @@ from torch import nn
 
 import dkn_engine as dkn
 from dkn_engine.errors import RunDirectoryError
-from dkn_engine.identity import identity_of
+from dkn_engine.models.fingerprint import identity_of
 from dkn_engine.plan import Shard
 from dkn_engine.store import merge, read_manifest
 from tests.tiny import FAMILIES, ODD_NORMS, norm_of, tiny

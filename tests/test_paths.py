@@ -14,7 +14,7 @@ from dkn_engine.config import Config
 from dkn_engine.facts import write_facts
 from dkn_engine.files.local_paths import local_path
 from dkn_engine.interchange import read_eleuther, write_eleuther
-from dkn_engine.models import load_tokenizer
+from dkn_engine.models.load import load_tokenizer
 from dkn_engine.report import figures, summarize, write_summary
 from dkn_engine.types import Fact
 from tests.report.test_figures import some_bars

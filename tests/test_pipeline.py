@@ -20,12 +20,12 @@ import dkn_engine as dkn
 from dkn_engine import plan, stages
 from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import AttributionConfig, Config, FilterConfig, SelectionConfig
-from dkn_engine.connections import connection_rows
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.lattice import Lattice, degenerate_family, drops, members_of
 from dkn_engine.degeneracy.reference import build_reference
 from dkn_engine.errors import UserError
-from dkn_engine.layout import find_layout
+from dkn_engine.models.connections import connection_rows
+from dkn_engine.models.layout import find_layout
 from dkn_engine.report import render_markdown, render_report, summarize, write_summary
 from dkn_engine.topology.find import find_candidates
 from tests.degeneracy.brute_force import answer_probability

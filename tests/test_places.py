@@ -15,9 +15,10 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 import dkn_engine as dkn
-from dkn_engine import cli, models
+from dkn_engine import cli
 from dkn_engine.errors import RunDirectoryError, UserError
 from dkn_engine.facts import write_facts
+from dkn_engine.models import load as models
 from dkn_engine.plan import Shard
 from dkn_engine.store import count_done, merge, place_of, places
 from dkn_engine.store.places import LocalPlace

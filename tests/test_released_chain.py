@@ -26,7 +26,7 @@ from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import Config
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.errors import FactError
-from dkn_engine.layout import find_layout
+from dkn_engine.models.layout import find_layout
 from tests.attribution.brute_force import BruteForce
 from tests.degeneracy.brute_force import edited, greedy_tokens
 from tests.published import Asked, Cluster, clusters, distances, located

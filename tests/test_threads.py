@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 import dkn_engine as dkn
-from dkn_engine.layout import find_layout
-from dkn_engine.model_lock import locked
-from dkn_engine.models import model_fingerprint
+from dkn_engine.models.layout import find_layout
+from dkn_engine.models.load import model_fingerprint
+from dkn_engine.models.model_lock import locked
 from tests.attribution.runs import attributed, fixed
 from tests.guests import state
 from tests.test_guest import assert_unchanged
@@ -141,7 +141,7 @@ def verbs(model: nn.Module) -> list[Callable[[], Any]]:
 
     def connected() -> Any:
         from dkn_engine.config import TopologyConfig
-        from dkn_engine.connections import connection_rows
+        from dkn_engine.models.connections import connection_rows
 
         return connection_rows(find_layout(model), np.array(NEURONS, np.int32), TopologyConfig())
 
@@ -289,7 +289,7 @@ def test_a_copy_is_another_model_and_locks_are_not_copied() -> None:
 
 
 def test_no_lock_keeps_a_model_alive() -> None:
-    from dkn_engine import model_lock
+    from dkn_engine.models import model_lock
 
     before = set(model_lock._locks)  # other tests' models may live on
     model = tiny("llama")

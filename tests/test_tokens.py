@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from dkn_engine.config import AttributionConfig, Config, FactsConfig
 from dkn_engine.errors import FactError, UserError
-from dkn_engine.tokens import EncodedPrompt, encode_fact, mask_token_id, mask_token_text
+from dkn_engine.models.tokens import EncodedPrompt, encode_fact, mask_token_id, mask_token_text
 from dkn_engine.types import Fact
 from tests.words import words_tokenizer
 

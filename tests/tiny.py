@@ -1,7 +1,7 @@
 """Tiny decoders with random weights, one a layout, and sequences for them.
 
 Everything that a test needs to know about a model's parts stands here by name, so that no oracle
-depends on ``dkn_engine.layout``.
+depends on ``dkn_engine.models.layout``.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import Config
-from dkn_engine.connections import connection_rows
 from dkn_engine.degeneracy.controls import lattice_of
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.examine import lattice_masks
@@ -24,7 +23,8 @@ from dkn_engine.degeneracy.reference import build_reference, generator
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.integers import integer
-from dkn_engine.layout import Layout, find_layout
+from dkn_engine.models.connections import connection_rows
+from dkn_engine.models.layout import Layout, find_layout
 from dkn_engine.pipeline import iter_dkns
 from dkn_engine.report.statistics import FEWEST, Estimate, bootstrap_mean, wilson_share
 from dkn_engine.stages import filling_facts

@@ -33,7 +33,7 @@ from dkn_engine.degeneracy.reference import generator
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.files.local_paths import local_path
-from dkn_engine.layout import find_layout
+from dkn_engine.models.layout import find_layout
 from dkn_engine.types import Fact, FactResult
 
 if TYPE_CHECKING:

@@ -35,8 +35,8 @@ from dkn_engine.config import AttributionConfig, Config
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.integers import integer
-from dkn_engine.layout import Layout, find_layout
-from dkn_engine.tokens import mask_token_id
+from dkn_engine.models.layout import Layout, find_layout
+from dkn_engine.models.tokens import mask_token_id
 from dkn_engine.types import Fact, FactResult
 
 if TYPE_CHECKING:

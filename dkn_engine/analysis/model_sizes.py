@@ -24,7 +24,7 @@ from dkn_engine.analysis.tables.table import (
 )
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, fact_list
-from dkn_engine.layout import find_layout
+from dkn_engine.models.layout import find_layout
 from dkn_engine.report.statistics import Estimate, bootstrap_statistic
 from dkn_engine.types import FactResult
 
@@ -51,7 +51,7 @@ def model_size(model: nn.Module) -> ModelSize:
     """The size of a causal decoder.
 
     Raises:
-        UnsupportedModelError: see :func:`dkn_engine.layout.find_layout`.
+        UnsupportedModelError: see :func:`dkn_engine.models.layout.find_layout`.
     """
     layout = find_layout(model)
     parameters = sum(p.numel() for p in model.parameters())

@@ -16,8 +16,8 @@ from dkn_engine.config import AttributionConfig, FactsConfig, SelectionConfig
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, facts_from
 from dkn_engine.integers import integer
-from dkn_engine.layout import Layout, find_layout
-from dkn_engine.tokens import mask_token_id
+from dkn_engine.models.layout import Layout, find_layout
+from dkn_engine.models.tokens import mask_token_id
 from dkn_engine.types import Attribution, Fact, FactAttribution, Path
 
 if TYPE_CHECKING:

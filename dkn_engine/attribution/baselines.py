@@ -16,8 +16,8 @@ from dkn_engine.attribution.rows import RowEngine
 from dkn_engine.attribution.sites import site_activation, watch
 from dkn_engine.attribution.tail import layer_inputs
 from dkn_engine.batches import in_batches
-from dkn_engine.guest import hooks
-from dkn_engine.layout import Layout
+from dkn_engine.models.guest import hooks
+from dkn_engine.models.layout import Layout
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

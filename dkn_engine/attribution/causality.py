@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from dkn_engine.attribution.sequences import context_length, n_tokens
 from dkn_engine.errors import UnsupportedModelError
-from dkn_engine.guest import guest
+from dkn_engine.models.guest import guest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from dkn_engine.layout import Layout
+    from dkn_engine.models.layout import Layout
 
 _MOST_TOKENS = 8
 _seen: weakref.WeakSet[Layout] = weakref.WeakSet()

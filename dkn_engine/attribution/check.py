@@ -22,10 +22,10 @@ from dkn_engine.attribution.contexts import Contexts
 from dkn_engine.attribution.prefill import Prefill
 from dkn_engine.attribution.rows import RowEngine, RowSet, SweepUnsupported
 from dkn_engine.errors import DknError
-from dkn_engine.guest import hooks
-from dkn_engine.layout import Layout
+from dkn_engine.models.guest import hooks
+from dkn_engine.models.layout import Layout
+from dkn_engine.models.own_forward import own_forward
 from dkn_engine.ops.answer_probability import answer_probability
-from dkn_engine.own_forward import own_forward
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

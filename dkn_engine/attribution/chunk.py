@@ -36,9 +36,9 @@ from dkn_engine.attribution.sweep import Sweep
 from dkn_engine.batches import in_batches
 from dkn_engine.config import AttributionConfig
 from dkn_engine.errors import UserError
-from dkn_engine.guest import guest
-from dkn_engine.layout import Layout
-from dkn_engine.projections import refuse_changed_outputs
+from dkn_engine.models.guest import guest
+from dkn_engine.models.layout import Layout
+from dkn_engine.models.projections import refuse_changed_outputs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dkn_engine.errors import FactError
-from dkn_engine.tokens import encode_prompt
+from dkn_engine.models.tokens import encode_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

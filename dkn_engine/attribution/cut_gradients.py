@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dkn_engine.errors import UnsupportedModelError
-from dkn_engine.guest import hooks
-from dkn_engine.layout import Layout
+from dkn_engine.models.guest import hooks
+from dkn_engine.models.layout import Layout
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -10,7 +10,7 @@ from dkn_engine.attribution.contexts import Contexts, by_position
 from dkn_engine.attribution.paths import Ends, Paths, Points
 from dkn_engine.attribution.prefill import position_logits
 from dkn_engine.batches import in_batches
-from dkn_engine.guest import hooks
+from dkn_engine.models.guest import hooks
 from dkn_engine.ops.answer_probability.reference import token_objective
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from weakref import WeakKeyDictionary
 import torch
 
 from dkn_engine.attribution.prefill import POSITION_ARGUMENTS, position_logits
-from dkn_engine.guest import guest, hooks
-from dkn_engine.layout import find_layout
-from dkn_engine.model_lock import locked
+from dkn_engine.models.guest import guest, hooks
+from dkn_engine.models.layout import find_layout
+from dkn_engine.models.model_lock import locked
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

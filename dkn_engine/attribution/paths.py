@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from dkn_engine.attribution.sites import STRAIGHT
-from dkn_engine.layout import Layout
+from dkn_engine.models.layout import Layout
+from dkn_engine.models.projections import project
 from dkn_engine.ops.ig_accumulate import ig_accumulate
 from dkn_engine.ops.path_activation import path_activation
-from dkn_engine.projections import project
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dkn_engine.attribution.contexts import Contexts
-from dkn_engine.guest import attention_implementation, hooks
-from dkn_engine.layout import Layout
-from dkn_engine.own_forward import class_forward
-from dkn_engine.projections import require_once
+from dkn_engine.models.guest import attention_implementation, hooks
+from dkn_engine.models.layout import Layout
+from dkn_engine.models.own_forward import class_forward
+from dkn_engine.models.projections import require_once
 
 if TYPE_CHECKING:
     from torch import nn

@@ -26,8 +26,8 @@ from dkn_engine.attribution.prefill import (
     register,
 )
 from dkn_engine.attribution.tail import model_tail
-from dkn_engine.guest import attention_implementation
-from dkn_engine.layout import Layout
+from dkn_engine.models.guest import attention_implementation
+from dkn_engine.models.layout import Layout
 from dkn_engine.ops.prefix_attention import prefix_attention
 
 if TYPE_CHECKING:

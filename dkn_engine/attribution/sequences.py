@@ -13,8 +13,8 @@ from dkn_engine.attribution.continuation import ById, ByText, Continuation, Toke
 from dkn_engine.attribution.prefill import position_logits
 from dkn_engine.config import FactsConfig
 from dkn_engine.errors import FactError, UnsupportedModelError
-from dkn_engine.guest import guest
-from dkn_engine.tokens import EncodedPrompt, encode_fact
+from dkn_engine.models.guest import guest
+from dkn_engine.models.tokens import EncodedPrompt, encode_fact
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,7 +36,7 @@ def encode_sequence(
     model's greedy continuation does, as ``config.continuation`` says (released code).
 
     Raises:
-        FactError: see :func:`dkn_engine.tokens.encode_fact`; or the tokenizer gives a token that
+        FactError: see :func:`dkn_engine.models.tokens.encode_fact`; or the tokenizer gives a token that
             the model does not have.
     """
     limit = context_length(model)

@@ -9,7 +9,7 @@ import torch
 
 from dkn_engine.attribution.prefill import Prefill
 from dkn_engine.errors import UnsupportedModelError
-from dkn_engine.layout import Layout, Mlp
+from dkn_engine.models.layout import Layout, Mlp
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -11,7 +11,7 @@ from dkn_engine.attribution.paths import Ends, Paths, Points
 from dkn_engine.attribution.rest import Rest, adds
 from dkn_engine.attribution.rows import RowEngine, RowSet
 from dkn_engine.batches import in_batches
-from dkn_engine.guest import hooks
+from dkn_engine.models.guest import hooks
 from dkn_engine.ops.answer_probability import answer_probability
 
 if TYPE_CHECKING:

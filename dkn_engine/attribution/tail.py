@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dkn_engine.attribution.prefill import position_logits
-from dkn_engine.layout import Layout
+from dkn_engine.models.layout import Layout
 from dkn_engine.ops.answer_probability import Head, Tail
 
 if TYPE_CHECKING:

@@ -26,10 +26,10 @@ from dkn_engine.compat.arguments import (
     single,
 )
 from dkn_engine.errors import UserError
-from dkn_engine.guest import guest, hooks
-from dkn_engine.layout import dense_matrix
-from dkn_engine.model_lock import locked
-from dkn_engine.projections import does_more
+from dkn_engine.models.guest import guest, hooks
+from dkn_engine.models.layout import dense_matrix
+from dkn_engine.models.model_lock import locked
+from dkn_engine.models.projections import does_more
 
 _FUNCTIONS = threading.RLock()
 Target = int | Tensor | Sequence[int] | tuple[int, ...] | Sequence[tuple[int, ...]] | None

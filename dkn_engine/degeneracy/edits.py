@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dkn_engine.layout import Layout
+from dkn_engine.models.layout import Layout
 from dkn_engine.topology.arrays import as_neurons
 
 

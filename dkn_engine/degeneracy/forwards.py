@@ -11,8 +11,8 @@ from dkn_engine.attribution.contexts import Contexts, by_position
 from dkn_engine.attribution.prefill import position_logits
 from dkn_engine.batches import in_batches
 from dkn_engine.degeneracy.edits import Edit, LayerEdit, by_layer
-from dkn_engine.guest import hooks
-from dkn_engine.layout import Layout
+from dkn_engine.models.guest import hooks
+from dkn_engine.models.layout import Layout
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -15,8 +15,8 @@ from dkn_engine.attribution.prefill import position_logits
 from dkn_engine.batches import in_batches
 from dkn_engine.degeneracy.edits import Edit, by_layer
 from dkn_engine.degeneracy.forwards import change_at
-from dkn_engine.guest import guest, hooks
-from dkn_engine.layout import Layout
+from dkn_engine.models.guest import guest, hooks
+from dkn_engine.models.layout import Layout
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -18,10 +18,10 @@ from dkn_engine.degeneracy.prompts import Prompts
 from dkn_engine.degeneracy.weights import Which, scaled_weights
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, fact_list
-from dkn_engine.guest import hooks
-from dkn_engine.layout import Layout, find_layout
-from dkn_engine.model_lock import locked
-from dkn_engine.projections import refuse_unless_run
+from dkn_engine.models.guest import hooks
+from dkn_engine.models.layout import Layout, find_layout
+from dkn_engine.models.model_lock import locked
+from dkn_engine.models.projections import refuse_unless_run
 from dkn_engine.types import Fact
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from dkn_engine.degeneracy.edits import Edit, nothing, require_inside
 from dkn_engine.degeneracy.forwards import forward_log_probabilities
 from dkn_engine.degeneracy.free_running import free_running
 from dkn_engine.degeneracy.rows import row_log_probabilities
-from dkn_engine.guest import guest
-from dkn_engine.layout import Layout
+from dkn_engine.models.guest import guest
+from dkn_engine.models.layout import Layout
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -16,7 +16,7 @@ from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import Config, FilterConfig
 from dkn_engine.degeneracy.prompts import Prompts
 from dkn_engine.errors import FactError
-from dkn_engine.layout import Layout
+from dkn_engine.models.layout import Layout
 from dkn_engine.types import Fact
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dkn_engine.attribution.contexts import AnswerSequence
 from dkn_engine.degeneracy.edits import nothing, suppress
 from dkn_engine.degeneracy.free_running import free_running
-from dkn_engine.layout import Layout
+from dkn_engine.models.layout import Layout
 from dkn_engine.types import Component
 
 if TYPE_CHECKING:

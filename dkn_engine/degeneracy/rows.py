@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dkn_engine.attribution.rows import RowEngine, RowSet
 from dkn_engine.degeneracy.edits import Edit, LayerEdit, by_layer
-from dkn_engine.guest import hooks
+from dkn_engine.models.guest import hooks
 from dkn_engine.ops.answer_probability import Tail, answer_probability
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from numpy.typing import ArrayLike
 
 from dkn_engine.degeneracy.edits import enhance, require_inside
 from dkn_engine.errors import UnsupportedModelError
-from dkn_engine.guest import hooks
-from dkn_engine.layout import Layout, require_dense
-from dkn_engine.model_lock import locked
-from dkn_engine.projections import refuse_unless_run
+from dkn_engine.models.guest import hooks
+from dkn_engine.models.layout import Layout, require_dense
+from dkn_engine.models.model_lock import locked
+from dkn_engine.models.projections import refuse_unless_run
 
 if TYPE_CHECKING:
     import torch

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dkn_engine.errors import UnsupportedModelError, UserError
-from dkn_engine.layout import Mlp, find_layout
-from dkn_engine.model_lock import locked
+from dkn_engine.models.layout import Mlp, find_layout
+from dkn_engine.models.model_lock import locked
 
 if TYPE_CHECKING:
     from torch import nn

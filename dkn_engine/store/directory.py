@@ -71,7 +71,7 @@ class RunDirectory:
             facts: number and digest of all facts of the run.
             versions: of what the numbers depend on; noted, and told where a run has others.
             model_name: for people.
-            traits: of model and tokenizer; see :class:`dkn_engine.identity.Identity`.
+            traits: of model and tokenizer; see :class:`dkn_engine.models.fingerprint.Identity`.
             mask_token: for people, which token masked prompt tokens; None where none did.
             shard: which chunks the directory is for.
 

@@ -121,7 +121,7 @@ def layer_weights(model: nn.Module, config: TopologyConfig | None = None) -> Seq
         UnsupportedModelError: an unknown layout, or rows that it does not have.
     """
     from dkn_engine.config import TopologyConfig
-    from dkn_engine.layout import find_layout
+    from dkn_engine.models.layout import find_layout
 
     return _LayoutBlocks(find_layout(model), config or TopologyConfig())
 
@@ -134,7 +134,7 @@ class _LayoutBlocks(Sequence[Block]):
         return int(self._layout.n_layers)
 
     def __getitem__(self, layer: Any) -> Any:
-        from dkn_engine.connections import connection_rows
+        from dkn_engine.models.connections import connection_rows
 
         if not 0 <= layer < len(self):
             raise IndexError(f"layer must be from 0 to {len(self) - 1}; got {layer}")

@@ -16,7 +16,7 @@ from dkn_engine.analysis.checking.neuron_scores import (
 from dkn_engine.analysis.tables.groups import NeuronGroups
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.config import AttributionConfig
-from dkn_engine.layout import find_layout
+from dkn_engine.models.layout import find_layout
 from dkn_engine.types import Fact, FactResult
 from tests.tiny import MASK_ID, sequence, tiny
 

@@ -19,7 +19,7 @@ from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import Config, FactsConfig, FilterConfig
 from dkn_engine.degeneracy.edits import Edit, enhance, nothing, suppress
 from dkn_engine.errors import UserError
-from dkn_engine.layout import find_layout
+from dkn_engine.models.layout import find_layout
 from dkn_engine.types import Component, Fact, FactResult
 from tests.degeneracy.brute_force import answer_probability, greedy_tokens
 from tests.guests import state

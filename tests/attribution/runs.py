@@ -12,7 +12,7 @@ import pytest
 from dkn_engine.attribution.chunk import ChunkScores, attribute_chunk
 from dkn_engine.attribution.contexts import AnswerSequence
 from dkn_engine.config import AttributionConfig
-from dkn_engine.layout import find_layout
+from dkn_engine.models.layout import find_layout
 from tests.tiny import MASK_ID, sequences
 
 # Their attention does not go through transformers' interface (OPT: its MLP has no batch axis).

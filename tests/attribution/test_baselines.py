@@ -23,8 +23,8 @@ from dkn_engine.attribution.chunk import warn_of_cost
 from dkn_engine.attribution.contexts import build_contexts
 from dkn_engine.attribution.prefill import prefill
 from dkn_engine.attribution.rows import RowEngine
-from dkn_engine.guest import guest
-from dkn_engine.layout import find_layout
+from dkn_engine.models.guest import guest
+from dkn_engine.models.layout import find_layout
 from tests.tiny import MASK_ID, relative_error, sequence, tiny
 
 FAMILIES = ("gpt2", "llama", "gemma2", "phi3")

@@ -10,7 +10,7 @@ import torch
 import dkn_engine as dkn
 from dkn_engine.attribution.causality import require_causal
 from dkn_engine.errors import UnsupportedModelError
-from dkn_engine.layout import find_layout
+from dkn_engine.models.layout import find_layout
 from tests.guests import state
 from tests.tiny import FAMILIES, ODD_NORMS, tiny
 from tests.words import words_tokenizer

@@ -15,9 +15,9 @@ from dkn_engine.attribution.paths import Paths, Points
 from dkn_engine.attribution.prefill import prefill
 from dkn_engine.attribution.sweep import Sweep
 from dkn_engine.config import FactsConfig
-from dkn_engine.guest import guest
-from dkn_engine.layout import find_layout
-from dkn_engine.tokens import encode_fact
+from dkn_engine.models.guest import guest
+from dkn_engine.models.layout import find_layout
+from dkn_engine.models.tokens import encode_fact
 
 FACTS = [
     dkn.Fact("germany", "The capital of Germany is", "Berlin"),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import dkn_engine as dkn
 from dkn_engine.errors import UnsupportedModelError
-from dkn_engine.layout import find_layout
+from dkn_engine.models.layout import find_layout
 from tests.attribution.runs import attributed, fixed
 from tests.guests import state
 from tests.tiny import (

@@ -17,7 +17,7 @@ from dkn_engine.attribution.lengths import length_groups
 from dkn_engine.config import AttributionConfig
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.prompts import Prompts
-from dkn_engine.layout import find_layout
+from dkn_engine.models.layout import find_layout
 from tests.attribution.brute_force import BruteForce
 from tests.attribution.runs import LEFT, fixed
 from tests.degeneracy.brute_force import answer_probability

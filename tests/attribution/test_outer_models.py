@@ -13,7 +13,7 @@ import transformers
 
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.config import AttributionConfig
-from dkn_engine.layout import find_layout
+from dkn_engine.models.layout import find_layout
 from tests.attribution.brute_force import BruteForce
 from tests.attribution.runs import LEFT, fixed
 from tests.tiny import FAMILIES, MASK_ID, redraw, relative_error, sequence, sequences, tiny

@@ -19,9 +19,9 @@ import dkn_engine as dkn
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.compat import LayerIntegratedGradients
 from dkn_engine.config import TopologyConfig
-from dkn_engine.connections import connection_rows
 from dkn_engine.errors import UnsupportedModelError
-from dkn_engine.layout import find_layout
+from dkn_engine.models.connections import connection_rows
+from dkn_engine.models.layout import find_layout
 from tests.attribution.brute_force import BruteForce
 from tests.attribution.runs import LEFT, attributed, fixed
 from tests.test_threads import facts

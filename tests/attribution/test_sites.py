@@ -12,7 +12,7 @@ from torch import nn
 import dkn_engine as dkn
 from dkn_engine.config import AttributionConfig
 from dkn_engine.errors import UnsupportedModelError
-from dkn_engine.layout import find_layout
+from dkn_engine.models.layout import find_layout
 from tests.attribution.brute_force import BruteForce
 from tests.attribution.runs import LEFT, attributed, fixed
 from tests.guests import state

@@ -11,8 +11,8 @@ from torch import Tensor
 
 import dkn_engine as dkn
 from dkn_engine.config import TopologyConfig
-from dkn_engine.connections import connection_rows
-from dkn_engine.layout import find_layout
+from dkn_engine.models.connections import connection_rows
+from dkn_engine.models.layout import find_layout
 from tests.tiny import WIDTH, tiny
 
 # Out of order and with a layer twice, as descending scores give them.

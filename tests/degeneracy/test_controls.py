@@ -26,7 +26,7 @@ from dkn_engine.degeneracy.reference import (
     knows,
 )
 from dkn_engine.facts import load_facts
-from dkn_engine.layout import find_layout
+from dkn_engine.models.layout import find_layout
 from dkn_engine.types import Component, Drops, Fact
 from tests.degeneracy.brute_force import answer_probability
 from tests.tiny import N_LAYERS, VOCABULARY, WIDTH, sequence, sequences, tiny

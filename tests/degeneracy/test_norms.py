@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import dkn_engine as dkn
 from dkn_engine.config import TopologyConfig
-from dkn_engine.connections import connection_rows
-from dkn_engine.layout import find_layout
+from dkn_engine.models.connections import connection_rows
+from dkn_engine.models.layout import find_layout
 from tests.guests import state
 from tests.tiny import FAMILIES, N_LAYERS, NORMS, ODD_NORMS, norm_of, tiny
 

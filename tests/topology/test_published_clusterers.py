@@ -13,8 +13,8 @@ from sklearn.cluster import DBSCAN, KMeans
 from sklearn.decomposition import PCA
 
 from dkn_engine.config import Config
-from dkn_engine.connections import connection_rows
-from dkn_engine.layout import find_layout
+from dkn_engine.models.connections import connection_rows
+from dkn_engine.models.layout import find_layout
 from dkn_engine.topology import ClustererOptions, Located, cluster
 from tests.published import UNREACHABLE, distances, located
 from tests.topology.test_released_parity import make, scores_of

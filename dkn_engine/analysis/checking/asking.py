@@ -14,8 +14,8 @@ from dkn_engine.attribution.prefill import position_logits
 from dkn_engine.attribution.sequences import context_length
 from dkn_engine.config import FactsConfig
 from dkn_engine.errors import FactError, UserError
-from dkn_engine.guest import guest
-from dkn_engine.tokens import encode_fact
+from dkn_engine.models.guest import guest
+from dkn_engine.models.tokens import encode_fact
 
 if TYPE_CHECKING:
     from torch import nn

@@ -15,7 +15,7 @@ from dkn_engine.attribution.contexts import AnswerSequence
 from dkn_engine.config import AttributionConfig
 from dkn_engine.degeneracy.controls import random_sets
 from dkn_engine.degeneracy.reference import generator
-from dkn_engine.layout import Layout
+from dkn_engine.models.layout import Layout
 from dkn_engine.types import Fact
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dkn_engine.attribution.contexts import AnswerSequence, Contexts, build_contexts
 from dkn_engine.attribution.lengths import length_groups
-from dkn_engine.guest import guest, hooks
+from dkn_engine.models.guest import guest, hooks
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -33,11 +33,11 @@ from dkn_engine.degeneracy.reference import generator
 from dkn_engine.errors import DknError, UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.files.local_paths import local_path
-from dkn_engine.guest import guest
 from dkn_engine.integers import integer
-from dkn_engine.layout import Layout, find_layout
-from dkn_engine.model_lock import locked
-from dkn_engine.projections import refuse_changed_outputs
+from dkn_engine.models.guest import guest
+from dkn_engine.models.layout import Layout, find_layout
+from dkn_engine.models.model_lock import locked
+from dkn_engine.models.projections import refuse_changed_outputs
 from dkn_engine.types import Fact
 
 if TYPE_CHECKING:

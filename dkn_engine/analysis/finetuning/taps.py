@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from dkn_engine.analysis.finetuning.trainable import Block
-from dkn_engine.guest import hooks
-from dkn_engine.layout import Layout, Mlp
+from dkn_engine.models.guest import hooks
+from dkn_engine.models.layout import Layout, Mlp
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle

@@ -16,8 +16,8 @@ from dkn_engine.degeneracy.edits import Edit, enhance, suppress
 from dkn_engine.degeneracy.prompts import Prompts
 from dkn_engine.degeneracy.weights import Which, scaled_weights
 from dkn_engine.errors import UserError
-from dkn_engine.guest import guest
-from dkn_engine.layout import Layout
+from dkn_engine.models.guest import guest
+from dkn_engine.models.layout import Layout
 
 if TYPE_CHECKING:
     from torch import nn

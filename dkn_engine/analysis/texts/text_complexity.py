@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import FactsConfig
-from dkn_engine.guest import guest
+from dkn_engine.models.guest import guest
 from dkn_engine.types import Fact
 
 if TYPE_CHECKING:

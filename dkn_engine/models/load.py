@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dkn_engine.errors import UserError
 from dkn_engine.files.local_paths import local_path
-from dkn_engine.model_lock import locked
+from dkn_engine.models.model_lock import locked
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,7 @@ def load_model(
     where = _device(device)
     kind = _dtype(dtype, where)
     if name == "demo":
-        from dkn_engine.demo_model import demo_folder
+        from dkn_engine.models.packaged.smollm2 import demo_folder
 
         with _quiet():
             model, tokenizer = _read(demo_folder(), kind)
@@ -76,7 +76,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """
     name = _at_home(name)
     if name == "demo":
-        from dkn_engine.demo_model import demo_folder
+        from dkn_engine.models.packaged.smollm2 import demo_folder
 
         tokenizer: PreTrainedTokenizerBase = _read_tokenizer(demo_folder())
     elif name == "gemma3-270m":

@@ -17,8 +17,8 @@ from torch.nn import functional
 from torch.nn.modules import module as torch_module
 
 from dkn_engine.errors import UnsupportedModelError
-from dkn_engine.guest import hooks
-from dkn_engine.layout import Layout, is_conv1d
+from dkn_engine.models.guest import hooks
+from dkn_engine.models.layout import Layout, is_conv1d
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from dkn_engine.guest import guest, hooks
+from dkn_engine.models.guest import guest, hooks
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from dkn_engine.layout import Layout
+    from dkn_engine.models.layout import Layout
 
 _N_TOKENS = 4
 _SCALE = 32.0  # so large that no epsilon counts, so small that squares fit in float16

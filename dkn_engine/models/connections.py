@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dkn_engine.config import TopologyConfig
-from dkn_engine.layout import Layout
-from dkn_engine.model_lock import locked
-from dkn_engine.projections import refuse_changed_weight
+from dkn_engine.models.layout import Layout
+from dkn_engine.models.model_lock import locked
+from dkn_engine.models.projections import refuse_changed_weight
 
 
 def connection_rows(

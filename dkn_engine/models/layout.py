@@ -8,10 +8,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dkn_engine.errors import UnsupportedModelError
-from dkn_engine.model_lock import locked
-from dkn_engine.norms import measured_gain, norms_in_front
-from dkn_engine.own_forward import own_forward
-from dkn_engine.weights import plain_weight, refuse_unreadable_weights
+from dkn_engine.models.model_lock import locked
+from dkn_engine.models.norms import measured_gain, norms_in_front
+from dkn_engine.models.own_forward import own_forward
+from dkn_engine.models.readable import plain_weight, refuse_unreadable_weights
 
 if TYPE_CHECKING:
     import torch
@@ -125,7 +125,7 @@ class Layout:
     def norm_gain(self, layer: int) -> torch.Tensor:
         """Gain ``[d]``, in at least float32, of the norm whose output the layer's MLP reads.
 
-        The model is run once to see which that is; see :mod:`dkn_engine.norms`.
+        The model is run once to see which that is; see :mod:`dkn_engine.models.norms`.
 
         Raises:
             UnsupportedModelError: there is none (OLMo2 normalises what an MLP writes), or what

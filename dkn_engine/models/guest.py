@@ -1,6 +1,6 @@
 """A model is a guest: whatever a stage changes on it is put back when the stage ends or raises.
 
-A stage has the model for itself: see :mod:`dkn_engine.model_lock`.
+A stage has the model for itself: see :mod:`dkn_engine.models.model_lock`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from dkn_engine.errors import UnsupportedModelError
-from dkn_engine.model_lock import locked
+from dkn_engine.models.model_lock import locked
 
 if TYPE_CHECKING:
     import torch

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dkn_engine.demo_model import FOLDER
 from dkn_engine.errors import UserError
-from dkn_engine.model_lock import locked
-from dkn_engine.models import model_fingerprint
-from dkn_engine.tokens import front_tokens, mask_token_id
+from dkn_engine.models.load import model_fingerprint
+from dkn_engine.models.model_lock import locked
+from dkn_engine.models.packaged.smollm2 import FOLDER
+from dkn_engine.models.tokens import front_tokens, mask_token_id
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -59,7 +59,7 @@ class Identity:
     """What a run's model and tokenizer are.
 
     Attributes:
-        fingerprint: of the model; see :func:`dkn_engine.models.model_fingerprint`.
+        fingerprint: of the model; see :func:`dkn_engine.models.load.model_fingerprint`.
         name: of the model, for people.
         traits: ``model`` and ``tokenizer``, each a table of JSON values; empty if unknown.
     """
@@ -70,7 +70,7 @@ class Identity:
 
 
 def identity_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Identity:
-    """The identity of a model that :func:`dkn_engine.layout.find_layout` accepts."""
+    """The identity of a model that :func:`dkn_engine.models.layout.find_layout` accepts."""
     # A call in another thread may have changed the model for a moment.
     with locked(model):
         traits = {"model": model_traits(model), "tokenizer": tokenizer_traits(tokenizer)}
