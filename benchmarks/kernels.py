@@ -29,7 +29,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime import driver
 
-from dkn_engine.ops import blocks
+from dkn_engine.ops._triton import blocks
 from dkn_engine.ops.answer_probability import Head
 from dkn_engine.ops.answer_probability import triton as answer_probability
 from dkn_engine.ops.ig_accumulate import triton as ig_accumulate

@@ -68,7 +68,7 @@ def numba_refusal(on: torch.Tensor) -> str | None:
     if on.dtype not in {torch.float64, torch.float32, torch.float16, torch.bfloat16}:
         return f"expected float64, float32, float16 or bfloat16 tensors; found {on.dtype}"
     try:
-        from dkn_engine.ops import loops  # noqa: F401
+        from dkn_engine.ops._numba import loops  # noqa: F401
     except ImportError as error:
         return f"numba cannot be imported ({error})"
     except RuntimeError as error:
@@ -86,7 +86,7 @@ def triton_refusal(on: torch.Tensor) -> str | None:
         return f"expected float32, float16 or bfloat16 tensors; found {on.dtype}"
     if on.is_cuda:
         return None
-    from dkn_engine.ops.blocks import INTERPRETED
+    from dkn_engine.ops._triton.blocks import INTERPRETED
 
     if INTERPRETED.value and on.device.type == "cpu":
         return None

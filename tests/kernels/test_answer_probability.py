@@ -117,7 +117,7 @@ def test_blocks_of_the_vocabulary_add_up(
 def test_no_buffer_holds_a_row_of_logits(
     kernel_device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dkn_engine.ops import blocks
+    from dkn_engine.ops._triton import blocks
     from dkn_engine.ops.answer_probability import triton as kernels
 
     monkeypatch.setattr(kernels, "BLOCK", 64)
@@ -138,7 +138,7 @@ def test_no_buffer_holds_a_row_of_logits(
 def test_without_a_gradient_only_the_projection_runs(
     kernel_device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dkn_engine.ops import blocks
+    from dkn_engine.ops._triton import blocks
 
     names = []
     launch = blocks.launch

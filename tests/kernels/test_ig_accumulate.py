@@ -96,7 +96,7 @@ def test_a_kernel_that_does_not_write_is_seen(
     kernel_device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The poison works: these tests would notice a gap."""
-    from dkn_engine.ops import blocks
+    from dkn_engine.ops._triton import blocks
 
     monkeypatch.setattr(blocks, "launch", lambda *_args, **_options: None)
     given = inputs({**WIDE, "f": 7, "act": "", "dtype": torch.float32}, kernel_device)

@@ -37,7 +37,7 @@ CASES = [
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Which kernels have been launched."""
-    from dkn_engine.ops import blocks
+    from dkn_engine.ops._triton import blocks
 
     seen: set[str] = set()
     launch = blocks.launch

@@ -18,7 +18,8 @@ from dkn_engine.config import AttributionConfig
 from dkn_engine.errors import BackendError
 from dkn_engine.info import build_info
 from dkn_engine.models.layout import find_layout
-from dkn_engine.ops import dispatch, loops
+from dkn_engine.ops import dispatch
+from dkn_engine.ops._numba import loops
 from dkn_engine.ops.answer_probability import answer_probability
 from dkn_engine.ops.ig_accumulate import ig_accumulate
 from dkn_engine.ops.ig_accumulate import numba as blocks_of_points
@@ -203,7 +204,7 @@ def test_what_the_loops_do_not_serve_is_refused_by_name(monkeypatch: pytest.Monk
     with pytest.raises(BackendError, match=r"expected float64, .*; found torch\.int64"):
         activate(nn.ReLU(), torch.int64)
     monkeypatch.delattr(dkn_engine.ops, "loops")
-    monkeypatch.setitem(sys.modules, "dkn_engine.ops.loops", None)
+    monkeypatch.setitem(sys.modules, "dkn_engine.ops._numba.loops", None)
     with pytest.raises(BackendError, match="numba cannot be imported"):
         activate(nn.ReLU())
 
@@ -216,7 +217,7 @@ def test_a_cache_that_cannot_be_written_says_what_to_set(monkeypatch: pytest.Mon
 
     monkeypatch.setattr("numba.njit", refuse)
     monkeypatch.delattr(dkn_engine.ops, "loops")
-    monkeypatch.delitem(sys.modules, "dkn_engine.ops.loops")
+    monkeypatch.delitem(sys.modules, "dkn_engine.ops._numba.loops")
     with pytest.raises(BackendError, match="no locator available; set NUMBA_CACHE_DIR to a dir"):
         activate(nn.ReLU())
 

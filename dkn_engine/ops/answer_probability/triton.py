@@ -24,9 +24,9 @@ import torch
 import triton
 import triton.language as tl
 
-from dkn_engine.ops import blocks
+from dkn_engine.ops._triton import blocks
+from dkn_engine.ops._triton.blocks import dot, power_of_2, tanh
 from dkn_engine.ops.answer_probability.tail import Head
-from dkn_engine.ops.blocks import dot, power_of_2, tanh
 
 # Tokens whose exponentials are held at once, for the gradient.
 BLOCK = 8192

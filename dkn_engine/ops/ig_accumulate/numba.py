@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dkn_engine.ops import loops
-from dkn_engine.ops.loops import array
+from dkn_engine.ops._numba import loops
+from dkn_engine.ops._numba.loops import array
 
 Path = tuple[Tensor, Tensor, Tensor, Tensor | None, str]
 

@@ -19,8 +19,8 @@ import torch
 import triton
 import triton.language as tl
 
-from dkn_engine.ops import blocks
-from dkn_engine.ops.blocks import dot, exact_precision, power_of_2, slope
+from dkn_engine.ops._triton import blocks
+from dkn_engine.ops._triton.blocks import dot, exact_precision, power_of_2, slope
 
 
 @triton.jit

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dkn_engine.ops import loops
-from dkn_engine.ops.loops import array
+from dkn_engine.ops._numba import loops
+from dkn_engine.ops._numba.loops import array
 
 
 def path_activation(

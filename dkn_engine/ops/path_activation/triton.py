@@ -9,8 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-from dkn_engine.ops import blocks
-from dkn_engine.ops.blocks import activation, power_of_2
+from dkn_engine.ops._triton import blocks
+from dkn_engine.ops._triton.blocks import activation, power_of_2
 
 
 @triton.jit

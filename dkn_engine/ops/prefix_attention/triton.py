@@ -25,8 +25,8 @@ import torch
 import triton
 import triton.language as tl
 
-from dkn_engine.ops import blocks
-from dkn_engine.ops.blocks import dot, power_of_2, tanh
+from dkn_engine.ops._triton import blocks
+from dkn_engine.ops._triton.blocks import dot, power_of_2, tanh
 
 
 @triton.jit

@@ -1,0 +1,1 @@
+"""Loops that numba compiles, shared by operations."""
