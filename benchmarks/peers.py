@@ -16,7 +16,7 @@ import torch
 from captum.attr import IntegratedGradients
 from torch import Tensor, nn
 
-from dkn_engine.attribution.contexts import AnswerSequence
+from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.models.layout import Layout
 
 

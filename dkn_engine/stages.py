@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dkn_engine.attribution.chunk import ChunkScores, attribute_chunk
-from dkn_engine.attribution.contexts import AnswerSequence
 from dkn_engine.attribution.selection import Selection, select_neurons
-from dkn_engine.attribution.sequences import encode_sequence, encode_sequences
 from dkn_engine.config import Config
 from dkn_engine.degeneracy.examine import MOST_COMPONENTS, examine
 from dkn_engine.degeneracy.prompts import Prompts
 from dkn_engine.degeneracy.reference import Reference, knows, read_reference
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts import load_facts
+from dkn_engine.forward.contexts import AnswerSequence
+from dkn_engine.forward.encoding import encode_sequence, encode_sequences
 from dkn_engine.models.connections import connection_rows
 from dkn_engine.models.layout import find_layout
 from dkn_engine.models.tokens import mask_token_id

@@ -12,9 +12,9 @@ import torch
 import dkn_engine as dkn
 from dkn_engine.attribution.attribute import FACTS_PER_CHUNK
 from dkn_engine.attribution.chunk import attribute_chunk
-from dkn_engine.attribution.contexts import AnswerSequence
-from dkn_engine.attribution.sequences import context_length, encode_sequences
 from dkn_engine.config import AttributionConfig, FactsConfig
+from dkn_engine.forward.contexts import AnswerSequence
+from dkn_engine.forward.encoding import context_length, encode_sequences
 from dkn_engine.models.layout import find_layout
 from tests.guests import Boom, broken, mixed_model, state
 from tests.tiny import MASK_ID, N_LAYERS, WIDTH, down_of, sequence, tiny

@@ -18,12 +18,12 @@ import torch
 
 import dkn_engine as dkn
 from dkn_engine import plan, stages
-from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import AttributionConfig, Config, FilterConfig, SelectionConfig
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.lattice import Lattice, degenerate_family, drops, members_of
 from dkn_engine.degeneracy.reference import build_reference
 from dkn_engine.errors import UserError
+from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.connections import connection_rows
 from dkn_engine.models.layout import find_layout
 from dkn_engine.report import render_markdown, render_report, summarize, write_summary

@@ -20,12 +20,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 import dkn_engine as dkn
 from dkn_engine import stages
 from dkn_engine.attribution.chunk import attribute_chunk
-from dkn_engine.attribution.contexts import AnswerSequence
-from dkn_engine.attribution.continuation import ByText
-from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import Config
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.errors import FactError
+from dkn_engine.forward.contexts import AnswerSequence
+from dkn_engine.forward.continuation import ByText
+from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.layout import find_layout
 from tests.attribution.brute_force import BruteForce
 from tests.degeneracy.brute_force import edited, greedy_tokens

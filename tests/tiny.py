@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from dkn_engine.attribution.contexts import AnswerSequence
+from dkn_engine.forward.contexts import AnswerSequence
 
 VOCABULARY = 61
 N_LAYERS = 3

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import Config
 from dkn_engine.degeneracy.controls import lattice_of
 from dkn_engine.degeneracy.edits import suppress
@@ -22,6 +21,7 @@ from dkn_engine.degeneracy.prompts import Prompts
 from dkn_engine.degeneracy.reference import build_reference, generator
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, fact_list
+from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.integers import integer
 from dkn_engine.models.connections import connection_rows
 from dkn_engine.models.layout import Layout, find_layout

@@ -25,14 +25,14 @@ from dkn_engine.analysis.tables.groups import (
     with_dkn,
 )
 from dkn_engine.analysis.tables.table import Comparison, Row, Sample, Table, tabulate
-from dkn_engine.attribution.contexts import AnswerSequence
-from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import FactsConfig
 from dkn_engine.degeneracy.controls import random_sets
 from dkn_engine.degeneracy.reference import generator
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.files.local_paths import local_path
+from dkn_engine.forward.contexts import AnswerSequence
+from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.layout import find_layout
 from dkn_engine.types import Fact, FactResult
 

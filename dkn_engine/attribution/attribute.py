@@ -11,10 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from dkn_engine.attribution.chunk import ChunkScores, attribute_chunk
 from dkn_engine.attribution.selection import select_neurons
-from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import AttributionConfig, FactsConfig, SelectionConfig
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, facts_from
+from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.integers import integer
 from dkn_engine.models.layout import Layout, find_layout
 from dkn_engine.models.tokens import mask_token_id

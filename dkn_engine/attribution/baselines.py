@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from dkn_engine.attribution.blocks import Block, pad_block
-from dkn_engine.attribution.check import Check
-from dkn_engine.attribution.contexts import Contexts, by_position
-from dkn_engine.attribution.prefill import position_logits
-from dkn_engine.attribution.rows import RowEngine
 from dkn_engine.attribution.sites import site_activation, watch
-from dkn_engine.attribution.tail import layer_inputs
-from dkn_engine.batches import in_batches
+from dkn_engine.forward.contexts import Contexts, by_position
+from dkn_engine.forward.head import layer_inputs
+from dkn_engine.forward.patched_rows import RowEngine
+from dkn_engine.forward.prefill import position_logits
+from dkn_engine.forward.row_blocks import Block, pad_block
+from dkn_engine.forward.row_check import Check
+from dkn_engine.forward.shrinking_batches import in_batches
 from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import Layout
 

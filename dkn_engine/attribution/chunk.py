@@ -13,29 +13,29 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dkn_engine.attribution.backward_hooks import refuse_backward_hooks
 from dkn_engine.attribution.baselines import (
     masked_baselines,
     masked_positions,
     masked_rows,
     shared_masked_baselines,
 )
-from dkn_engine.attribution.causality import require_causal
-from dkn_engine.attribution.check import failures_mean_no_sweep, rows_to_check
-from dkn_engine.attribution.contexts import AnswerSequence, Contexts, scored_contexts
-from dkn_engine.attribution.cut_gradients import refuse_cut_gradients
 from dkn_engine.attribution.general import General
-from dkn_engine.attribution.lengths import length_groups
 from dkn_engine.attribution.paths import Paths
-from dkn_engine.attribution.prefill import Prefill, prefill
 from dkn_engine.attribution.quadrature import Integrals, integrate_adaptive, integrate_fixed
-from dkn_engine.attribution.rows import SweepUnsupported
-from dkn_engine.attribution.sequences import clean_probability, n_tokens
 from dkn_engine.attribution.sites import require_site, site_activation
 from dkn_engine.attribution.sweep import Sweep
-from dkn_engine.batches import in_batches
 from dkn_engine.config import AttributionConfig
 from dkn_engine.errors import UserError
+from dkn_engine.forward.backward_hooks import refuse_backward_hooks
+from dkn_engine.forward.causality import require_causal
+from dkn_engine.forward.contexts import AnswerSequence, Contexts, scored_contexts
+from dkn_engine.forward.encoding import clean_probability, n_tokens
+from dkn_engine.forward.gradient_check import refuse_cut_gradients
+from dkn_engine.forward.lengths import length_groups
+from dkn_engine.forward.patched_rows import SweepUnsupported
+from dkn_engine.forward.prefill import Prefill, prefill
+from dkn_engine.forward.row_check import failures_mean_no_sweep, rows_to_check
+from dkn_engine.forward.shrinking_batches import in_batches
 from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import Layout
 from dkn_engine.models.projections import refuse_changed_outputs
@@ -226,7 +226,7 @@ class _Chunk:
         """Integrals, and the (row, layer) pairs they took.
 
         Raises:
-            SweepUnsupported: see :mod:`dkn_engine.attribution.check`.
+            SweepUnsupported: see :mod:`dkn_engine.forward.row_check`.
         """
         whole = (self.model, self.layout, self.contexts, self.clean)
         engine = rows_to_check(*whole, self.config.backend)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from dkn_engine.attribution.prefill import Prefill
 from dkn_engine.errors import UnsupportedModelError
+from dkn_engine.forward.prefill import Prefill
 from dkn_engine.models.layout import Layout, Mlp
 
 if TYPE_CHECKING:

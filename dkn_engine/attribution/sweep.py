@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dkn_engine.attribution.check import Check, failures_mean_no_sweep
 from dkn_engine.attribution.paths import Ends, Paths, Points
 from dkn_engine.attribution.rest import Rest, adds
-from dkn_engine.attribution.rows import RowEngine, RowSet
-from dkn_engine.batches import in_batches
+from dkn_engine.forward.patched_rows import RowEngine, RowSet
+from dkn_engine.forward.row_check import Check, failures_mean_no_sweep
+from dkn_engine.forward.shrinking_batches import in_batches
 from dkn_engine.models.guest import hooks
 from dkn_engine.ops.answer_probability import answer_probability
 

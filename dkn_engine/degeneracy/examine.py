@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.attribution.contexts import AnswerSequence
 from dkn_engine.config import FilterConfig
 from dkn_engine.degeneracy import controls
 from dkn_engine.degeneracy.edits import suppress
@@ -17,6 +16,7 @@ from dkn_engine.degeneracy.lattice import Lattice, degenerate_family, drops, mas
 from dkn_engine.degeneracy.prompts import Prompts
 from dkn_engine.degeneracy.reference import Reference, generator, knows
 from dkn_engine.degeneracy.released import released_family
+from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.types import Component, Drops, Fact
 
 MOST_COMPONENTS = 62  # A mask is a signed 64-bit integer.

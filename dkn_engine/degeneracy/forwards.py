@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dkn_engine.attribution.contexts import Contexts, by_position
-from dkn_engine.attribution.prefill import position_logits
-from dkn_engine.batches import in_batches
 from dkn_engine.degeneracy.edits import Edit, LayerEdit, by_layer
+from dkn_engine.forward.contexts import Contexts, by_position
+from dkn_engine.forward.prefill import position_logits
+from dkn_engine.forward.shrinking_batches import in_batches
 from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import Layout
 

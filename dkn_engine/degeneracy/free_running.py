@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dkn_engine.attribution.contexts import AnswerSequence
-from dkn_engine.attribution.continuation import ById, Continuation, Tokens
-from dkn_engine.attribution.prefill import position_logits
-from dkn_engine.batches import in_batches
 from dkn_engine.degeneracy.edits import Edit, by_layer
 from dkn_engine.degeneracy.forwards import change_at
+from dkn_engine.forward.contexts import AnswerSequence
+from dkn_engine.forward.continuation import ById, Continuation, Tokens
+from dkn_engine.forward.prefill import position_logits
+from dkn_engine.forward.shrinking_batches import in_batches
 from dkn_engine.models.guest import guest, hooks
 from dkn_engine.models.layout import Layout
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.attribution.sites import require_own_act, require_site, site_module
 from dkn_engine.config import Backend, FactsConfig
 from dkn_engine.degeneracy import edits
@@ -18,6 +17,7 @@ from dkn_engine.degeneracy.prompts import Prompts
 from dkn_engine.degeneracy.weights import Which, scaled_weights
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, fact_list
+from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import Layout, find_layout
 from dkn_engine.models.model_lock import locked

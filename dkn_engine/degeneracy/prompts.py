@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dkn_engine.attribution.causality import require_causal
-from dkn_engine.attribution.check import checked_rows
-from dkn_engine.attribution.contexts import AnswerSequence, build_contexts
-from dkn_engine.attribution.lengths import length_groups
-from dkn_engine.attribution.prefill import prefill, token_log_probabilities
-from dkn_engine.attribution.rows import RowEngine, SweepUnsupported
-from dkn_engine.batches import in_batches
 from dkn_engine.degeneracy.edits import Edit, nothing, require_inside
 from dkn_engine.degeneracy.forwards import forward_log_probabilities
 from dkn_engine.degeneracy.free_running import free_running
 from dkn_engine.degeneracy.rows import row_log_probabilities
+from dkn_engine.forward.causality import require_causal
+from dkn_engine.forward.contexts import AnswerSequence, build_contexts
+from dkn_engine.forward.lengths import length_groups
+from dkn_engine.forward.patched_rows import RowEngine, SweepUnsupported
+from dkn_engine.forward.prefill import prefill, token_log_probabilities
+from dkn_engine.forward.row_check import checked_rows
+from dkn_engine.forward.shrinking_batches import in_batches
 from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import Layout
 

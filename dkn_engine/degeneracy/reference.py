@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.attribution.contexts import AnswerSequence
-from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import Config, FilterConfig
 from dkn_engine.degeneracy.prompts import Prompts
 from dkn_engine.errors import FactError
+from dkn_engine.forward.contexts import AnswerSequence
+from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.layout import Layout
 from dkn_engine.types import Fact
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dkn_engine.attribution.contexts import AnswerSequence
 from dkn_engine.degeneracy.edits import nothing, suppress
 from dkn_engine.degeneracy.free_running import free_running
+from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.models.layout import Layout
 from dkn_engine.types import Component
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dkn_engine.attribution.rows import RowEngine, RowSet
 from dkn_engine.degeneracy.edits import Edit, LayerEdit, by_layer
+from dkn_engine.forward.patched_rows import RowEngine, RowSet
 from dkn_engine.models.guest import hooks
 from dkn_engine.ops.answer_probability import Tail, answer_probability
 

@@ -23,11 +23,11 @@ from dkn_engine.analysis import (
     compare_clusterers,
     compare_measurements,
 )
-from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import Config, FactsConfig, FilterConfig, SelectionConfig, TopologyConfig
 from dkn_engine.degeneracy.edits import nothing, suppress
 from dkn_engine.facts import load_facts
 from dkn_engine.files import atomic as store_files
+from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.report.text import width
 from dkn_engine.topology import CLUSTERERS
 from tests.degeneracy.brute_force import answer_probability

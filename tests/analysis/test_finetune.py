@@ -15,10 +15,10 @@ import torch
 from dkn_engine import Fact
 from dkn_engine.analysis.finetuning.answers import read_answers
 from dkn_engine.analysis.finetuning.finetune import Diverged, finetuned
-from dkn_engine.attribution.contexts import AnswerSequence
-from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import FactsConfig
 from dkn_engine.errors import DknError, FactError, RunDirectoryError, UserError
+from dkn_engine.forward.contexts import AnswerSequence
+from dkn_engine.forward.encoding import encode_sequence
 from tests.guests import Boom, broken, mixed_model, state
 from tests.tiny import WIDTH, down_of, tiny
 from tests.words import text, words_tokenizer

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dkn_engine.attribution.contexts import AnswerSequence
+from dkn_engine.forward.contexts import AnswerSequence
 from tests.tiny import MASK_ID, N_LAYERS, WIDTH, act_of, down_of
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from dkn_engine.attribution.chunk import ChunkScores, attribute_chunk
-from dkn_engine.attribution.contexts import AnswerSequence
 from dkn_engine.config import AttributionConfig
+from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.models.layout import find_layout
 from tests.tiny import MASK_ID, sequences
 

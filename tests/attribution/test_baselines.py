@@ -17,12 +17,12 @@ from dkn_engine.attribution.baselines import (
     masked_rows,
     shared_masked_baselines,
 )
-from dkn_engine.attribution.blocks import pad_block
-from dkn_engine.attribution.check import checked_rows
 from dkn_engine.attribution.chunk import warn_of_cost
-from dkn_engine.attribution.contexts import build_contexts
-from dkn_engine.attribution.prefill import prefill
-from dkn_engine.attribution.rows import RowEngine
+from dkn_engine.forward.contexts import build_contexts
+from dkn_engine.forward.patched_rows import RowEngine
+from dkn_engine.forward.prefill import prefill
+from dkn_engine.forward.row_blocks import pad_block
+from dkn_engine.forward.row_check import checked_rows
 from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import find_layout
 from tests.tiny import MASK_ID, relative_error, sequence, tiny

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import dkn_engine as dkn
-from dkn_engine.attribution.causality import require_causal
 from dkn_engine.errors import UnsupportedModelError
+from dkn_engine.forward.causality import require_causal
 from dkn_engine.models.layout import find_layout
 from tests.guests import state
 from tests.tiny import FAMILIES, ODD_NORMS, tiny

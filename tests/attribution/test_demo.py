@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import dkn_engine as dkn
-from dkn_engine.attribution.check import checked_rows
-from dkn_engine.attribution.contexts import AnswerSequence, build_contexts
 from dkn_engine.attribution.paths import Paths, Points
-from dkn_engine.attribution.prefill import prefill
 from dkn_engine.attribution.sweep import Sweep
 from dkn_engine.config import FactsConfig
+from dkn_engine.forward.contexts import AnswerSequence, build_contexts
+from dkn_engine.forward.prefill import prefill
+from dkn_engine.forward.row_check import checked_rows
 from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import find_layout
 from dkn_engine.models.tokens import encode_fact

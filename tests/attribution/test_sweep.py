@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from dkn_engine.attribution import check, rest
-from dkn_engine.attribution.blocks import Block
-from dkn_engine.attribution.rows import RowEngine, RowSet
+from dkn_engine.attribution import rest
 from dkn_engine.config import AttributionConfig
 from dkn_engine.errors import BackendError
+from dkn_engine.forward import row_check as check
+from dkn_engine.forward.patched_rows import RowEngine, RowSet
+from dkn_engine.forward.row_blocks import Block
 from tests.attribution.brute_force import BruteForce
 from tests.attribution.runs import GENERAL, LEFT, S, attributed, fixed
 from tests.tiny import (

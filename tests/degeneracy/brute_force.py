@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dkn_engine.attribution.contexts import AnswerSequence
 from dkn_engine.degeneracy.edits import Edit
+from dkn_engine.forward.contexts import AnswerSequence
 from tests.tiny import down_of
 
 

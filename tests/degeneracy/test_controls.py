@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import dkn_engine as dkn
-from dkn_engine.attribution.contexts import AnswerSequence
 from dkn_engine.config import Config, FilterConfig
 from dkn_engine.degeneracy import controls
 from dkn_engine.degeneracy.edits import Edit, nothing, suppress
@@ -26,6 +25,7 @@ from dkn_engine.degeneracy.reference import (
     knows,
 )
 from dkn_engine.facts import load_facts
+from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.models.layout import find_layout
 from dkn_engine.types import Component, Drops, Fact
 from tests.degeneracy.brute_force import answer_probability

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from dkn_engine.attribution.contexts import AnswerSequence, build_contexts
 from dkn_engine.degeneracy import prompts as prompts_module
 from dkn_engine.degeneracy.edits import Edit, combine, enhance, nothing, suppress
 from dkn_engine.degeneracy.forwards import forward_log_probabilities
 from dkn_engine.degeneracy.prompts import Prompts
+from dkn_engine.forward.contexts import AnswerSequence, build_contexts
 from dkn_engine.models.layout import find_layout
 from tests.degeneracy.brute_force import answer_probability, greedy_tokens
 from tests.tiny import N_LAYERS, WIDTH, sequence, sequences, tiny

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dkn_engine.attribution.contexts import build_contexts
-from dkn_engine.attribution.prefill import prefill
 from dkn_engine.errors import UnsupportedModelError, UserError
+from dkn_engine.forward.contexts import build_contexts
+from dkn_engine.forward.prefill import prefill
 from dkn_engine.interchange import nnsight_names, transformer_lens_names
 from dkn_engine.models.layout import find_layout
 from tests.attribution.runs import attributed, fixed

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from dkn_engine.attribution.chunk import attribute_chunk
-from dkn_engine.attribution.tail import model_tail
 from dkn_engine.config import AttributionConfig
 from dkn_engine.errors import BackendError
+from dkn_engine.forward.head import model_tail
 from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import find_layout
 from dkn_engine.ops.answer_probability import Head, Tail

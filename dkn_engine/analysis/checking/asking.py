@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dkn_engine.attribution.lengths import length_groups
-from dkn_engine.attribution.prefill import position_logits
-from dkn_engine.attribution.sequences import context_length
 from dkn_engine.config import FactsConfig
 from dkn_engine.errors import FactError, UserError
+from dkn_engine.forward.encoding import context_length
+from dkn_engine.forward.lengths import length_groups
+from dkn_engine.forward.prefill import position_logits
 from dkn_engine.models.guest import guest
 from dkn_engine.models.tokens import encode_fact
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dkn_engine.attribution.contexts import AnswerSequence, Contexts, build_contexts
-from dkn_engine.attribution.lengths import length_groups
+from dkn_engine.forward.contexts import AnswerSequence, Contexts, build_contexts
+from dkn_engine.forward.lengths import length_groups
 from dkn_engine.models.guest import guest, hooks
 
 if TYPE_CHECKING:

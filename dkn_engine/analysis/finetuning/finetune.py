@@ -26,13 +26,13 @@ from dkn_engine.analysis.finetuning.trainable import (
     trainable_blocks,
 )
 from dkn_engine.analysis.finetuning.training_checkpoint import Checkpoint
-from dkn_engine.attribution.contexts import AnswerSequence, build_contexts
-from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import FactsConfig
 from dkn_engine.degeneracy.reference import generator
 from dkn_engine.errors import DknError, UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.files.local_paths import local_path
+from dkn_engine.forward.contexts import AnswerSequence, build_contexts
+from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.integers import integer
 from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import Layout, find_layout

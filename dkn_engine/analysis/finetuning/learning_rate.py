@@ -11,9 +11,9 @@ import numpy as np
 from dkn_engine.analysis.finetuning.answers import read_answers
 from dkn_engine.analysis.finetuning.finetune import Diverged, Progress, finetuned
 from dkn_engine.analysis.finetuning.trainable import Trainable
-from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import FactsConfig
 from dkn_engine.errors import UserError
+from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.types import Fact
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from dkn_engine.analysis.perturbation.perturb import KINDS, Kind, perturb
 from dkn_engine.analysis.tables.groups import NeuronGroups
-from dkn_engine.attribution.contexts import AnswerSequence
-from dkn_engine.attribution.sequences import encode_sequence, encode_sequences
 from dkn_engine.config import Config
 from dkn_engine.errors import FactError, UserError
+from dkn_engine.forward.contexts import AnswerSequence
+from dkn_engine.forward.encoding import encode_sequence, encode_sequences
 
 if TYPE_CHECKING:
     from torch import nn

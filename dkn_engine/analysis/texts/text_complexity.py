@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dkn_engine.attribution.sequences import encode_sequence
 from dkn_engine.config import FactsConfig
+from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.guest import guest
 from dkn_engine.types import Fact
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from dkn_engine.attribution.prefill import position_logits
+from dkn_engine.forward.prefill import position_logits
 from dkn_engine.models.layout import Layout
 from dkn_engine.ops.answer_probability import Head, Tail
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dkn_engine.attribution.contexts import AnswerSequence
-from dkn_engine.attribution.continuation import ById, ByText, Continuation, Tokens
-from dkn_engine.attribution.prefill import position_logits
 from dkn_engine.config import FactsConfig
 from dkn_engine.errors import FactError, UnsupportedModelError
+from dkn_engine.forward.contexts import AnswerSequence
+from dkn_engine.forward.continuation import ById, ByText, Continuation, Tokens
+from dkn_engine.forward.prefill import position_logits
 from dkn_engine.models.guest import guest
 from dkn_engine.models.tokens import EncodedPrompt, encode_fact
 

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from dkn_engine.attribution.prefill import POSITION_ARGUMENTS, position_logits
+from dkn_engine.forward.prefill import POSITION_ARGUMENTS, position_logits
 from dkn_engine.models.guest import guest, hooks
 from dkn_engine.models.layout import find_layout
 from dkn_engine.models.model_lock import locked

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from dkn_engine.attribution.continuation import Continuation, Tokens
 from dkn_engine.errors import UnsupportedModelError
+from dkn_engine.forward.continuation import Continuation, Tokens
 
 if TYPE_CHECKING:
     import torch

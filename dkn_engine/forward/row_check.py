@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.modules import module as torch_module
 
-from dkn_engine.attribution.contexts import Contexts
-from dkn_engine.attribution.prefill import Prefill
-from dkn_engine.attribution.rows import RowEngine, RowSet, SweepUnsupported
 from dkn_engine.errors import DknError
+from dkn_engine.forward.contexts import Contexts
+from dkn_engine.forward.patched_rows import RowEngine, RowSet, SweepUnsupported
+from dkn_engine.forward.prefill import Prefill
 from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import Layout
 from dkn_engine.models.own_forward import own_forward

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dkn_engine.attribution.contexts import Contexts
+from dkn_engine.forward.contexts import Contexts
 from dkn_engine.models.guest import attention_implementation, hooks
 from dkn_engine.models.layout import Layout
 from dkn_engine.models.own_forward import class_forward

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from dkn_engine.attribution.blocks import Block, block_attention
-from dkn_engine.attribution.contexts import Contexts
-from dkn_engine.attribution.prefill import (
+from dkn_engine.forward.contexts import Contexts
+from dkn_engine.forward.head import model_tail
+from dkn_engine.forward.prefill import (
     POSITION_ARGUMENTS,
     Prefill,
     of_this_thread,
     register,
 )
-from dkn_engine.attribution.tail import model_tail
+from dkn_engine.forward.row_blocks import Block, block_attention
 from dkn_engine.models.guest import attention_implementation
 from dkn_engine.models.layout import Layout
 from dkn_engine.ops.prefix_attention import prefix_attention

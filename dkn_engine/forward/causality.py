@@ -5,8 +5,8 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING
 
-from dkn_engine.attribution.sequences import context_length, n_tokens
 from dkn_engine.errors import UnsupportedModelError
+from dkn_engine.forward.encoding import context_length, n_tokens
 from dkn_engine.models.guest import guest
 
 if TYPE_CHECKING:
