@@ -29,7 +29,6 @@ import torch
 
 import dkn_engine as dkn
 from benchmarks.select_demo_facts import candidates, score
-from dkn_engine.attribution.selection import select_neurons
 from dkn_engine.config import FactsConfig, SelectionConfig, TopologyConfig
 from dkn_engine.degeneracy.controls import lattice_of
 from dkn_engine.degeneracy.lattice import Lattice, degenerate_family, drops
@@ -37,6 +36,7 @@ from dkn_engine.degeneracy.prompts import Prompts
 from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.connections import connection_rows
 from dkn_engine.models.layout import Layout, find_layout
+from dkn_engine.selection import select_neurons
 from dkn_engine.topology.find import find_candidates
 from dkn_engine.types import Component, Fact
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dkn_engine import analysis, compat, interchange, topology
-    from dkn_engine.attribution import attribute, iter_attribute
+    from dkn_engine.attribution import attribute_facts as attribute
+    from dkn_engine.attribution import iter_attribute
     from dkn_engine.config import (
         AttributionConfig,
         Config,

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dkn_engine.attribution.chunk import ChunkScores, attribute_chunk
-from dkn_engine.attribution.selection import Selection, select_neurons
 from dkn_engine.config import Config
 from dkn_engine.degeneracy.examine import MOST_COMPONENTS, examine
 from dkn_engine.degeneracy.prompts import Prompts
@@ -23,6 +22,7 @@ from dkn_engine.models.connections import connection_rows
 from dkn_engine.models.layout import find_layout
 from dkn_engine.models.tokens import mask_token_id
 from dkn_engine.plan import Task
+from dkn_engine.selection import Selection, select_neurons
 from dkn_engine.store.tables import chunk_files
 from dkn_engine.topology.find import find_candidates
 from dkn_engine.types import Component, Fact, FactResult

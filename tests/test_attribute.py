@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import dkn_engine as dkn
-from dkn_engine.attribution.attribute import FACTS_PER_CHUNK
+from dkn_engine.attribution.attribute_facts import FACTS_PER_CHUNK
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.config import AttributionConfig, FactsConfig
 from dkn_engine.forward.contexts import AnswerSequence

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dkn_engine.attribution.chunk import attribute_chunk
-from dkn_engine.attribution.general import General
+from dkn_engine.attribution.full_forwards import General
 from dkn_engine.attribution.sweep import Sweep
 from dkn_engine.config import AttributionConfig
 from dkn_engine.degeneracy.edits import suppress

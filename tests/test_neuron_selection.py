@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dkn_engine.attribution.selection import BORDERLINE, Selection, select_neurons
 from dkn_engine.config import SelectionConfig
+from dkn_engine.selection import BORDERLINE, Selection, select_neurons
 
 SHAPE = (3, 11)
 

@@ -19,7 +19,7 @@ from dkn_engine.attribution.baselines import (
     masked_rows,
     shared_masked_baselines,
 )
-from dkn_engine.attribution.general import General
+from dkn_engine.attribution.full_forwards import General
 from dkn_engine.attribution.paths import Paths
 from dkn_engine.attribution.quadrature import Integrals, integrate_adaptive, integrate_fixed
 from dkn_engine.attribution.sites import require_site, site_activation

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dkn_engine.attribution.paths import Ends, Paths, Points
-from dkn_engine.attribution.rest import Rest, adds
+from dkn_engine.attribution.residual_shortcut import Rest, adds
 from dkn_engine.forward.patched_rows import RowEngine, RowSet
 from dkn_engine.forward.row_check import Check, failures_mean_no_sweep
 from dkn_engine.forward.shrinking_batches import in_batches

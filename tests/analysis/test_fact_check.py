@@ -14,7 +14,7 @@ from dkn_engine.analysis.checking.neuron_scores import deal
 from dkn_engine.analysis.checking.statements import make_statements
 from dkn_engine.analysis.fact_check import fact_check
 from dkn_engine.analysis.tables.table import Table
-from dkn_engine.attribution import attribute
+from dkn_engine.attribution import attribute_facts as attribute
 from dkn_engine.config import AttributionConfig, Config
 from dkn_engine.errors import UserError
 from dkn_engine.types import Component, Fact, FactResult

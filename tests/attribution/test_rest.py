@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from dkn_engine.attribution import rest as rest_module
-from dkn_engine.attribution.rest import Rest, adds
+from dkn_engine.attribution import residual_shortcut as rest_module
+from dkn_engine.attribution.residual_shortcut import Rest, adds
 from dkn_engine.forward import row_check as check
 from tests.attribution.brute_force import BruteForce
 from tests.attribution.runs import LEFT, S, attributed, fixed

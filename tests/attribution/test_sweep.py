@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dkn_engine.attribution import rest
+from dkn_engine.attribution import residual_shortcut as rest
 from dkn_engine.config import AttributionConfig
 from dkn_engine.errors import BackendError
 from dkn_engine.forward import row_check as check

@@ -16,10 +16,10 @@ import transformers
 
 import dkn_engine as dkn
 from dkn_engine import topology
-from dkn_engine.attribution.selection import select_neurons
 from dkn_engine.config import Config
 from dkn_engine.models.connections import connection_rows
 from dkn_engine.models.layout import find_layout
+from dkn_engine.selection import select_neurons
 from dkn_engine.topology import released
 from tests.planted import BOTH, EITHER, planted_model
 from tests.published import UNREACHABLE, Cluster, clusters, distances, located

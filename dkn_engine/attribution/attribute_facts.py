@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dkn_engine.attribution.chunk import ChunkScores, attribute_chunk
-from dkn_engine.attribution.selection import select_neurons
 from dkn_engine.config import AttributionConfig, FactsConfig, SelectionConfig
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, facts_from
@@ -18,6 +17,7 @@ from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.integers import integer
 from dkn_engine.models.layout import Layout, find_layout
 from dkn_engine.models.tokens import mask_token_id
+from dkn_engine.selection import select_neurons
 from dkn_engine.types import Attribution, Fact, FactAttribution, Path
 
 if TYPE_CHECKING:
