@@ -31,7 +31,7 @@ from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.connections import connection_rows
 from dkn_engine.models.layout import find_layout
 from dkn_engine.selection import select_neurons
-from dkn_engine.topology.clusterers import ClustererOptions, Located, cluster
+from dkn_engine.topology.other_clusterers import ClustererOptions, Located, cluster
 
 TAU = dkn.FilterConfig().min_alone
 OUTPUT = Path(__file__).resolve().parent / "results" / "clusterers_tuning.csv"

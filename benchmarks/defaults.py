@@ -37,7 +37,7 @@ from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.connections import connection_rows
 from dkn_engine.models.layout import Layout, find_layout
 from dkn_engine.selection import select_neurons
-from dkn_engine.topology.find import find_candidates
+from dkn_engine.topology.clustering import find_candidates
 from dkn_engine.types import Component, Fact
 
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2)

@@ -24,7 +24,7 @@ from dkn_engine.models.tokens import mask_token_id
 from dkn_engine.plan import Task
 from dkn_engine.selection import Selection, select_neurons
 from dkn_engine.store.tables import chunk_files
-from dkn_engine.topology.find import find_candidates
+from dkn_engine.topology.clustering import find_candidates
 from dkn_engine.types import Component, Fact, FactResult
 
 if TYPE_CHECKING:

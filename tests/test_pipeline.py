@@ -27,7 +27,7 @@ from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.connections import connection_rows
 from dkn_engine.models.layout import find_layout
 from dkn_engine.report import render_markdown, render_report, summarize, write_summary
-from dkn_engine.topology.find import find_candidates
+from dkn_engine.topology.clustering import find_candidates
 from tests.degeneracy.brute_force import answer_probability
 from tests.guests import Boom, broken, mixed_model, state
 from tests.tiny import MASK_ID, N_LAYERS, WIDTH, down_of, sequence, tiny

@@ -28,7 +28,7 @@ from dkn_engine.models.layout import Layout, find_layout
 from dkn_engine.pipeline import iter_dkns
 from dkn_engine.report.statistics import FEWEST, Estimate, bootstrap_mean, wilson_share
 from dkn_engine.stages import filling_facts
-from dkn_engine.topology.clusterers import CLUSTERERS, ClustererOptions, Located, cluster
+from dkn_engine.topology.other_clusterers import CLUSTERERS, ClustererOptions, Located, cluster
 from dkn_engine.types import Component, Fact, FactResult
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class MethodSummary:
     """One clusterer over all known facts, with 95 % intervals (bootstrap over facts).
 
     Attributes:
-        method: name in :data:`dkn_engine.topology.clusterers.CLUSTERERS`.
+        method: name in :data:`dkn_engine.topology.other_clusterers.CLUSTERERS`.
         control: whether it is the control (``random``).
         n_facts: facts that the model knows.
         n_with_two: facts with at least two candidate components, without which there is no
@@ -175,7 +175,7 @@ def compare_clusterers(
     Args:
         model, tokenizer, facts: as in :func:`dkn_engine.iter_dkns`.
         config: all choices; the defaults if None. The filter must be ``degenerate``.
-        methods: names in :data:`dkn_engine.topology.clusterers.CLUSTERERS`, all if None; ``ntc``
+        methods: names in :data:`dkn_engine.topology.other_clusterers.CLUSTERERS`, all if None; ``ntc``
             is always there.
         options: of the other clusterers.
         n_draws: of ``random``, averaged.

@@ -4,20 +4,20 @@ Distances between knowledge neurons, the H0 merge tree of their Vietoris-Rips fi
 persistent, disjoint components of that tree. NumPy and the C++ core only; no torch.
 """
 
-from dkn_engine.topology.batch import GraphTopology, analyze_graphs, merge_trees
-from dkn_engine.topology.clusterers import CLUSTERERS, ClustererOptions, Located, cluster
-from dkn_engine.topology.condensed import ComponentForest, components
-from dkn_engine.topology.find import find_candidates
+from dkn_engine.topology.candidate_components import candidates
+from dkn_engine.topology.clustering import find_candidates
+from dkn_engine.topology.component_forest import ComponentForest, components
 from dkn_engine.topology.graph import (
     adjacent_distances,
     distances,
     h0_persistence,
     merge_tree,
 )
-from dkn_engine.topology.model import LayerPair, ModelTree, layer_weights, model_merge_tree
-from dkn_engine.topology.paths import ShortestPaths, shortest_paths
-from dkn_engine.topology.selection import candidates
+from dkn_engine.topology.many_graphs import GraphTopology, analyze_graphs, merge_trees
+from dkn_engine.topology.other_clusterers import CLUSTERERS, ClustererOptions, Located, cluster
+from dkn_engine.topology.path_lengths import ShortestPaths, shortest_paths
 from dkn_engine.topology.tree import MergeTree, diagram
+from dkn_engine.topology.whole_model import LayerPair, ModelTree, layer_weights, model_merge_tree
 
 __all__ = [
     "distances",

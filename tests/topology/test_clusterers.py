@@ -14,7 +14,7 @@ import pytest
 from dkn_engine.config import TopologyConfig
 from dkn_engine.errors import UserError
 from dkn_engine.topology import find_candidates
-from dkn_engine.topology.clusterers import (
+from dkn_engine.topology.other_clusterers import (
     CLUSTERERS,
     ClustererOptions,
     Located,

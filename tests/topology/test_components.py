@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from dkn_engine import topology
-from dkn_engine.topology import ComponentForest, MergeTree, reference
+from dkn_engine.topology import ComponentForest, MergeTree
+from dkn_engine.topology import oracle as reference
 from tests.topology.graphs import normal_graph, tied_distances, tied_graph
 
 INF = np.inf

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dkn_engine import topology
-from dkn_engine.topology import reference
+from dkn_engine.topology import oracle as reference
 from tests.topology.graphs import LayerGraph, normal_graph, tied_graph
 
 

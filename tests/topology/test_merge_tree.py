@@ -7,7 +7,8 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import squareform
 
 from dkn_engine import _native, topology
-from dkn_engine.topology import MergeTree, reference
+from dkn_engine.topology import MergeTree
+from dkn_engine.topology import oracle as reference
 from tests.topology.graphs import normal_graph, partition, tied_distances, tied_graph
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dkn_engine import topology
-from dkn_engine.topology import reference
+from dkn_engine.topology import oracle as reference
 
 
 def stack(widths, d=4, dtype=np.float32, seed=0, whole=False):

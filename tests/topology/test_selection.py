@@ -9,7 +9,9 @@ import pytest
 
 from dkn_engine import topology
 from dkn_engine.config import TopologyConfig
-from dkn_engine.topology import ComponentForest, reference, released, selection
+from dkn_engine.topology import ComponentForest, released
+from dkn_engine.topology import candidate_components as selection
+from dkn_engine.topology import oracle as reference
 from tests.topology.graphs import normal_graph, tied_distances, tied_graph
 
 

@@ -9,8 +9,8 @@ from numpy.typing import ArrayLike
 
 from dkn_engine.config import TopologyConfig
 from dkn_engine.topology import released
+from dkn_engine.topology.candidate_components import candidates
 from dkn_engine.topology.graph import adjacent_distances, h0_persistence, layer_tree
-from dkn_engine.topology.selection import candidates
 
 if TYPE_CHECKING:
     from dkn_engine.types import Component

@@ -36,7 +36,7 @@ from numpy.typing import ArrayLike, NDArray
 from dkn_engine.config import Section, TopologyConfig
 from dkn_engine.errors import UserError
 from dkn_engine.topology.arrays import as_neurons
-from dkn_engine.topology.find import find_candidates
+from dkn_engine.topology.clustering import find_candidates
 from dkn_engine.topology.graph import adjacent_distances, distances
 from dkn_engine.topology.released import UNREACHABLE, cluster_distances
 from dkn_engine.types import Component
@@ -357,8 +357,8 @@ def _kmeans(located: Located) -> tuple[Component, ...]:
 
 
 def _pairs(located: Located) -> tuple[Component, ...]:
-    """Degenerate pairs of neurons (AMIG); see :mod:`dkn_engine.topology.pairs`."""
-    from dkn_engine.topology.pairs import paired_neurons
+    """Degenerate pairs of neurons (AMIG); see :mod:`dkn_engine.topology.amig_pairs`."""
+    from dkn_engine.topology.amig_pairs import paired_neurons
 
     if located.probability is None:
         raise ValueError("probability must be given for the clusterer 'pairs'; got None")

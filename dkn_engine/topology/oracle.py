@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.topology.condensed import ComponentForest
+from dkn_engine.topology.component_forest import ComponentForest
 from dkn_engine.topology.tree import MergeTree
 
 Floats = NDArray[np.float64]
