@@ -25,9 +25,9 @@ from benchmarks.rows import Row, require_equal, row, timed
 from dkn_engine.attribution.chunk import ChunkScores, attribute_chunk
 from dkn_engine.config import AttributionConfig, FactsConfig
 from dkn_engine.degeneracy.controls import subset_edits
+from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import by_layer
-from dkn_engine.degeneracy.forwards import change_at
-from dkn_engine.degeneracy.prompts import Prompts
+from dkn_engine.degeneracy.edits_by_forwards import change_at
 from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import find_layout

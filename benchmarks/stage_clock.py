@@ -15,29 +15,32 @@ STAGES = ("clean", "attribution", "lattice", "controls")
 # What lies in none of the others belongs to the clean pass and the rest of a run.
 BEGINNINGS = {
     "attribution": ["dkn_engine.stages:attribute_chunk"],
-    "lattice": ["dkn_engine.degeneracy.controls:lattice_of", "dkn_engine.degeneracy.examine:_rest"],
+    "lattice": [
+        "dkn_engine.degeneracy.controls:lattice_of",
+        "dkn_engine.degeneracy.functional_filter:_rest",
+    ],
     "controls": [
         "dkn_engine.degeneracy.controls:random_control",
-        "dkn_engine.degeneracy.examine:_on_paraphrases",
-        "dkn_engine.degeneracy.examine:_on_unrelated",
-        "dkn_engine.degeneracy.examine:_with_means",
+        "dkn_engine.degeneracy.functional_filter:_on_paraphrases",
+        "dkn_engine.degeneracy.functional_filter:_on_unrelated",
+        "dkn_engine.degeneracy.functional_filter:_with_means",
     ],
 }
 # Parts that cut across the stages: the head under edits, and Python's bookkeeping.
 PARTS = {
-    "head": ["dkn_engine.degeneracy.rows:answer_probability"],
+    "head": ["dkn_engine.degeneracy.edits_by_rows:answer_probability"],
     "edits": [
         "dkn_engine.degeneracy.controls:subset_edits",
         "dkn_engine.degeneracy.controls:random_sets",
-        "dkn_engine.degeneracy.prompts:require_inside",
-        "dkn_engine.degeneracy.rows:by_layer",
-        "dkn_engine.degeneracy.rows:_split",
-        "dkn_engine.degeneracy.rows:_of_groups",
+        "dkn_engine.degeneracy.edited_answers:require_inside",
+        "dkn_engine.degeneracy.edits_by_rows:by_layer",
+        "dkn_engine.degeneracy.edits_by_rows:_split",
+        "dkn_engine.degeneracy.edits_by_rows:_of_groups",
     ],
     "reading_off": [
         "dkn_engine.degeneracy.controls:drops",
-        "dkn_engine.degeneracy.examine:drops",
-        "dkn_engine.degeneracy.examine:degenerate_family",
+        "dkn_engine.degeneracy.functional_filter:drops",
+        "dkn_engine.degeneracy.functional_filter:degenerate_family",
     ],
     "tables": ["dkn_engine.stages:chunk_files"],
 }

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
         SelectionConfig,
         TopologyConfig,
     )
-    from dkn_engine.degeneracy import answer_probability, intervene
+    from dkn_engine.degeneracy import answer_probability
+    from dkn_engine.degeneracy import interventions as intervene
     from dkn_engine.errors import (
         BackendError,
         DknError,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dkn_engine.config import Config
-from dkn_engine.degeneracy.reference import reference_order
+from dkn_engine.degeneracy.reference_facts import reference_order
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts.given import Facts, facts_from
 from dkn_engine.facts.scan import Scan, pick, scan

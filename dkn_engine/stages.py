@@ -11,9 +11,9 @@ import numpy as np
 
 from dkn_engine.attribution.chunk import ChunkScores, attribute_chunk
 from dkn_engine.config import Config
-from dkn_engine.degeneracy.examine import MOST_COMPONENTS, examine
-from dkn_engine.degeneracy.prompts import Prompts
-from dkn_engine.degeneracy.reference import Reference, knows, read_reference
+from dkn_engine.degeneracy.edited_answers import Prompts
+from dkn_engine.degeneracy.functional_filter import MOST_COMPONENTS, examine
+from dkn_engine.degeneracy.reference_facts import Reference, knows, read_reference
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts import load_facts
 from dkn_engine.forward.contexts import AnswerSequence

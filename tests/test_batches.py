@@ -15,8 +15,8 @@ from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.attribution.full_forwards import General
 from dkn_engine.attribution.sweep import Sweep
 from dkn_engine.config import AttributionConfig
+from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import suppress
-from dkn_engine.degeneracy.prompts import Prompts
 from dkn_engine.forward.shrinking_batches import in_batches
 from dkn_engine.models.layout import find_layout
 from tests.tiny import MASK_ID, relative_error, sequences, tiny

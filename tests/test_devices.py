@@ -16,8 +16,8 @@ import torch
 import dkn_engine as dkn
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.config import AttributionConfig, Config, FilterConfig
+from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import suppress
-from dkn_engine.degeneracy.prompts import Prompts
 from dkn_engine.models.layout import find_layout
 from tests.tiny import MASK_ID, sequences, tiny
 from tests.words import text, words_tokenizer

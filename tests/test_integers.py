@@ -12,7 +12,7 @@ import dkn_engine as dkn
 from dkn_engine import analysis, topology
 from dkn_engine.analysis.fact_check import _require
 from dkn_engine.attribution import iter_attribute
-from dkn_engine.degeneracy.reference import generator
+from dkn_engine.degeneracy.reference_facts import generator
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import fact_list
 from dkn_engine.integers import integer

@@ -21,7 +21,7 @@ from dkn_engine import plan, stages
 from dkn_engine.config import AttributionConfig, Config, FilterConfig, SelectionConfig
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.lattice import Lattice, degenerate_family, drops, members_of
-from dkn_engine.degeneracy.reference import build_reference
+from dkn_engine.degeneracy.reference_facts import build_reference
 from dkn_engine.errors import UserError
 from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.connections import connection_rows

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from dkn_engine.config import Config
 from dkn_engine.degeneracy.controls import lattice_of
+from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import suppress
-from dkn_engine.degeneracy.examine import lattice_masks
+from dkn_engine.degeneracy.functional_filter import lattice_masks
 from dkn_engine.degeneracy.lattice import degenerate_family, drops
-from dkn_engine.degeneracy.prompts import Prompts
-from dkn_engine.degeneracy.reference import build_reference, generator
+from dkn_engine.degeneracy.reference_facts import build_reference, generator
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.forward.encoding import encode_sequence

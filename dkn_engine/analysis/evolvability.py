@@ -27,7 +27,7 @@ from dkn_engine.analysis.tables.groups import (
 from dkn_engine.analysis.tables.table import Comparison, Row, Sample, Table, tabulate
 from dkn_engine.config import FactsConfig
 from dkn_engine.degeneracy.controls import random_sets
-from dkn_engine.degeneracy.reference import generator
+from dkn_engine.degeneracy.reference_facts import generator
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.files.local_paths import local_path

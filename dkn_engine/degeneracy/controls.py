@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dkn_engine.config import CONTROL_EXACT, CONTROL_SAMPLES
+from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import Edit, suppress
 from dkn_engine.degeneracy.lattice import Lattice, drops, subset_masks
-from dkn_engine.degeneracy.prompts import Prompts
 from dkn_engine.types import Drops
 
 Sets = Sequence[NDArray[np.int32]]

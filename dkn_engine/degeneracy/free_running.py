@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from dkn_engine.degeneracy.edits import Edit, by_layer
-from dkn_engine.degeneracy.forwards import change_at
+from dkn_engine.degeneracy.edits_by_forwards import change_at
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.continuation import ById, Continuation, Tokens
 from dkn_engine.forward.prefill import position_logits

@@ -13,8 +13,8 @@ from torch import nn
 from dkn_engine.analysis.finetuning.answers import read_answers
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.config import AttributionConfig
+from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import suppress
-from dkn_engine.degeneracy.prompts import Prompts
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.lengths import length_groups
 from dkn_engine.models.layout import find_layout

@@ -12,11 +12,11 @@ import pytest
 import dkn_engine as dkn
 from dkn_engine.config import Config, FilterConfig
 from dkn_engine.degeneracy import controls
+from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import Edit, nothing, suppress
-from dkn_engine.degeneracy.examine import Degeneracy, examine
+from dkn_engine.degeneracy.functional_filter import Degeneracy, examine
 from dkn_engine.degeneracy.lattice import Lattice, drops, members_of, subset_masks
-from dkn_engine.degeneracy.prompts import Prompts
-from dkn_engine.degeneracy.reference import (
+from dkn_engine.degeneracy.reference_facts import (
     ENOUGH,
     POOL,
     Reference,

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from dkn_engine.degeneracy import prompts as prompts_module
+from dkn_engine.degeneracy import edited_answers as prompts_module
+from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import Edit, combine, enhance, nothing, suppress
-from dkn_engine.degeneracy.forwards import forward_log_probabilities
-from dkn_engine.degeneracy.prompts import Prompts
+from dkn_engine.degeneracy.edits_by_forwards import forward_log_probabilities
 from dkn_engine.forward.contexts import AnswerSequence, build_contexts
 from dkn_engine.models.layout import find_layout
 from tests.degeneracy.brute_force import answer_probability, greedy_tokens

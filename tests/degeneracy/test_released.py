@@ -11,11 +11,11 @@ import torch
 
 import dkn_engine as dkn
 from dkn_engine.config import FactsConfig
+from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import Edit, nothing, suppress
-from dkn_engine.degeneracy.examine import examine
 from dkn_engine.degeneracy.free_running import free_running
-from dkn_engine.degeneracy.prompts import Prompts
-from dkn_engine.degeneracy.released import released_family
+from dkn_engine.degeneracy.functional_filter import examine
+from dkn_engine.degeneracy.released_filter import released_family
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.connections import connection_rows

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize, prune
 import dkn_engine as dkn
 from dkn_engine.analysis.finetuning.trainable import trainable_blocks
 from dkn_engine.degeneracy.edits import enhance, suppress
-from dkn_engine.degeneracy.weights import scaled_weights
+from dkn_engine.degeneracy.weight_edits import scaled_weights
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.models.layout import find_layout
 from tests.degeneracy.brute_force import edited

@@ -13,7 +13,7 @@ from dkn_engine.analysis.tables.groups import NeuronGroups, union
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.config import AttributionConfig
 from dkn_engine.degeneracy.controls import random_sets
-from dkn_engine.degeneracy.reference import generator
+from dkn_engine.degeneracy.reference_facts import generator
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.models.layout import Layout
 from dkn_engine.types import Fact

@@ -27,7 +27,7 @@ from dkn_engine.analysis.finetuning.trainable import (
 )
 from dkn_engine.analysis.finetuning.training_checkpoint import Checkpoint
 from dkn_engine.config import FactsConfig
-from dkn_engine.degeneracy.reference import generator
+from dkn_engine.degeneracy.reference_facts import generator
 from dkn_engine.errors import DknError, UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.files.local_paths import local_path

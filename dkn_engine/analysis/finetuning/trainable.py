@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from dkn_engine.degeneracy.edits import require_inside, suppress
-from dkn_engine.degeneracy.weights import refuse_shared_weights, require_parameter
+from dkn_engine.degeneracy.weight_edits import refuse_shared_weights, require_parameter
 from dkn_engine.errors import UserError
 from dkn_engine.models.layout import Layout, is_conv1d
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Literal, get_args
 
-from dkn_engine.degeneracy.reference import generator
+from dkn_engine.degeneracy.reference_facts import generator
 from dkn_engine.errors import UserError
 from dkn_engine.types import Fact
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dkn_engine.analysis.tables.table import Conditions
+from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import Edit, enhance, suppress
-from dkn_engine.degeneracy.prompts import Prompts
-from dkn_engine.degeneracy.weights import Which, scaled_weights
+from dkn_engine.degeneracy.weight_edits import Which, scaled_weights
 from dkn_engine.errors import UserError
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.models.guest import guest

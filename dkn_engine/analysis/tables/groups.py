@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dkn_engine.degeneracy.controls import random_sets
-from dkn_engine.degeneracy.reference import generator
+from dkn_engine.degeneracy.reference_facts import generator
 from dkn_engine.errors import UserError
 from dkn_engine.types import Fact, FactResult
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dkn_engine.config import Config, FilterConfig
-from dkn_engine.degeneracy.prompts import Prompts
+from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.errors import FactError
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence

@@ -12,9 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 from dkn_engine.attribution.sites import require_own_act, require_site, site_module
 from dkn_engine.config import Backend, FactsConfig
 from dkn_engine.degeneracy import edits
+from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import Edit
-from dkn_engine.degeneracy.prompts import Prompts
-from dkn_engine.degeneracy.weights import Which, scaled_weights
+from dkn_engine.degeneracy.weight_edits import Which, scaled_weights
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.forward.encoding import encode_sequence

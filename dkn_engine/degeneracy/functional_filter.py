@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from dkn_engine.config import FilterConfig
 from dkn_engine.degeneracy import controls
+from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.lattice import Lattice, degenerate_family, drops, mask_of, subset_masks
-from dkn_engine.degeneracy.prompts import Prompts
-from dkn_engine.degeneracy.reference import Reference, generator, knows
-from dkn_engine.degeneracy.released import released_family
+from dkn_engine.degeneracy.reference_facts import Reference, generator, knows
+from dkn_engine.degeneracy.released_filter import released_family
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.types import Component, Drops, Fact
 

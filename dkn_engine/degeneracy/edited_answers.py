@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from dkn_engine.degeneracy.edits import Edit, nothing, require_inside
-from dkn_engine.degeneracy.forwards import forward_log_probabilities
+from dkn_engine.degeneracy.edits_by_forwards import forward_log_probabilities
+from dkn_engine.degeneracy.edits_by_rows import row_log_probabilities
 from dkn_engine.degeneracy.free_running import free_running
-from dkn_engine.degeneracy.rows import row_log_probabilities
 from dkn_engine.forward.causality import require_causal
 from dkn_engine.forward.contexts import AnswerSequence, build_contexts
 from dkn_engine.forward.lengths import length_groups
