@@ -18,8 +18,8 @@ import torch
 
 import dkn_engine as dkn
 from dkn_engine.report import summarize
-from dkn_engine.report.statistics import Estimate
 from dkn_engine.settings import config_from_options
+from dkn_engine.statistics.intervals import Estimate
 
 OUTPUT = Path(__file__).resolve().parent / "results" / "departures.csv"
 NO_CONTROLS = ("filter.n_random=0", "filter.n_unrelated=0")

@@ -28,9 +28,9 @@ import torch
 import dkn_engine as dkn
 from benchmarks.small_gpt2 import small_gpt2
 from dkn_engine.analysis.model_sizes import complexity_of_models, model_size
-from dkn_engine.analysis.tables.files import comparisons_csv, rows_csv
-from dkn_engine.analysis.tables.table import Table
 from dkn_engine.files.made_once import cached_folder
+from dkn_engine.statistics.table import Table
+from dkn_engine.statistics.table_files import comparisons_csv, rows_csv
 from dkn_engine.types import Fact
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -86,8 +86,8 @@ def write_clusterers(folder: Path, comparison: ClustererComparison) -> None:
         OSError: the folder cannot be written; both files are as they were.
     """
     from dkn_engine.analysis import clusterers_text
-    from dkn_engine.analysis.tables.files import to_csv
     from dkn_engine.files.atomic import write_files
+    from dkn_engine.statistics.table_files import to_csv
 
     measured = [dataclasses.asdict(m) for m in comparison.measurements]
     figures = to_csv(clusterers_text.ROW_COLUMNS, clusterers_text.rows(comparison))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dkn_engine.analysis.grid.cells import Cell
     from dkn_engine.analysis.grid.engines import Engine
     from dkn_engine.analysis.grid.making import Options
-    from dkn_engine.analysis.tables.table import Table
+    from dkn_engine.statistics.table import Table
 
 _LINES = 60  # of each table's figures on the terminal; the rest is in the files
 
@@ -195,10 +195,10 @@ def _write(
 ) -> None:
     """The tables of all cells as CSV, and the page."""
     from dkn_engine.analysis.grid.page import PAGE, render_grid
-    from dkn_engine.analysis.tables import files
     from dkn_engine.files.atomic import write_files
     from dkn_engine.report import figures
     from dkn_engine.report.html import NO_FIGURES
+    from dkn_engine.statistics import table_files as files
 
     written: dict[str, bytes] = {}
     for name, tables in _by_analysis(cells, across).items():
@@ -228,8 +228,8 @@ def _print(
     args: argparse.Namespace, cells: Mapping[str, Cell], across: Mapping[str, Table]
 ) -> None:
     from dkn_engine.analysis.grid.headlines import headline_rows
-    from dkn_engine.analysis.tables import files
     from dkn_engine.analysis.tables.text import render, words
+    from dkn_engine.statistics import table_files as files
 
     every = _by_analysis(cells, across)
     if args.json:

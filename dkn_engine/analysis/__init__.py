@@ -16,7 +16,7 @@ from dkn_engine.analysis.fact_check import fact_check
 from dkn_engine.analysis.model_sizes import complexity_of_models, model_size
 from dkn_engine.analysis.robustness import robustness
 from dkn_engine.analysis.sharing import sharing
-from dkn_engine.analysis.tables.table import Comparison, Row, Sample, Table
+from dkn_engine.statistics.table import Comparison, Row, Sample, Table
 
 __all__ = [
     "ClustererComparison",

@@ -14,8 +14,8 @@ from dkn_engine.analysis.clusterers import (
     MethodSummary,
 )
 from dkn_engine.report.records import plain
-from dkn_engine.report.statistics import FEWEST, Estimate
 from dkn_engine.report.table import COLUMNS, interval
+from dkn_engine.statistics.intervals import FEWEST, Estimate
 
 ROW_COLUMNS = (
     "method",

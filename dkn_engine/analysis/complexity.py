@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dkn_engine.analysis.tables.groups import require_results_of
-from dkn_engine.analysis.tables.table import COMPARED, Sample, Table, tabulate
 from dkn_engine.analysis.texts.long_forms import PARAPHRASE, TEMPLATED, known_forms, long_form
 from dkn_engine.analysis.texts.text_complexity import TextComplexity, text_complexity
 from dkn_engine.config import Config, FactsConfig
@@ -19,6 +18,7 @@ from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.files.local_paths import local_path
 from dkn_engine.pipeline import find_dkns
+from dkn_engine.statistics.table import COMPARED, Sample, Table, tabulate
 from dkn_engine.types import Fact, FactResult
 
 if TYPE_CHECKING:

@@ -24,7 +24,6 @@ from dkn_engine.analysis.tables.groups import (
     union,
     with_dkn,
 )
-from dkn_engine.analysis.tables.table import Comparison, Row, Sample, Table, tabulate
 from dkn_engine.config import FactsConfig
 from dkn_engine.degeneracy.controls import random_sets
 from dkn_engine.degeneracy.reference_facts import generator
@@ -34,6 +33,7 @@ from dkn_engine.files.local_paths import local_path
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.layout import find_layout
+from dkn_engine.statistics.table import Comparison, Row, Sample, Table, tabulate
 from dkn_engine.types import Fact, FactResult
 
 if TYPE_CHECKING:

@@ -28,7 +28,6 @@ from dkn_engine.analysis.checking.statements import (
     packaged_templates,
 )
 from dkn_engine.analysis.tables.groups import NeuronGroups, neuron_groups
-from dkn_engine.analysis.tables.table import Table, tabulate
 from dkn_engine.config import AttributionConfig, Config
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts.given import Facts, fact_list
@@ -37,6 +36,7 @@ from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.integers import integer
 from dkn_engine.models.layout import Layout, find_layout
 from dkn_engine.models.tokens import mask_token_id
+from dkn_engine.statistics.table import Table, tabulate
 from dkn_engine.types import Fact, FactResult
 
 if TYPE_CHECKING:

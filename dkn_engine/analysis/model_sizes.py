@@ -13,7 +13,11 @@ from numpy.typing import NDArray
 
 from dkn_engine.analysis.complexity import degeneracy_samples
 from dkn_engine.analysis.tables.groups import require_results_of
-from dkn_engine.analysis.tables.table import (
+from dkn_engine.errors import UserError
+from dkn_engine.facts.given import Facts, fact_list
+from dkn_engine.models.layout import find_layout
+from dkn_engine.statistics.intervals import Estimate, bootstrap_statistic
+from dkn_engine.statistics.table import (
     COMPARED,
     TREND,
     Conditions,
@@ -22,10 +26,6 @@ from dkn_engine.analysis.tables.table import (
     Table,
     tabulate,
 )
-from dkn_engine.errors import UserError
-from dkn_engine.facts.given import Facts, fact_list
-from dkn_engine.models.layout import find_layout
-from dkn_engine.report.statistics import Estimate, bootstrap_statistic
 from dkn_engine.types import FactResult
 
 if TYPE_CHECKING:

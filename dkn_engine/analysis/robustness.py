@@ -20,7 +20,6 @@ from dkn_engine.analysis.perturbation.treatments import (
     treatments,
 )
 from dkn_engine.analysis.tables.groups import NeuronGroups, neuron_groups, with_dkn
-from dkn_engine.analysis.tables.table import Conditions, Sample, Table, tabulate
 from dkn_engine.config import Config
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.interventions import Positions
@@ -29,6 +28,7 @@ from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.models.layout import Layout, find_layout
 from dkn_engine.stages import filling_facts
+from dkn_engine.statistics.table import Conditions, Sample, Table, tabulate
 from dkn_engine.types import Fact, FactResult
 
 if TYPE_CHECKING:

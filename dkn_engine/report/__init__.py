@@ -5,7 +5,6 @@ from __future__ import annotations
 from dkn_engine.report.files import write_summary
 from dkn_engine.report.markdown import render_markdown
 from dkn_engine.report.records import fact_record, plain
-from dkn_engine.report.statistics import Estimate, bootstrap_mean, wilson_share
 from dkn_engine.report.summary import (
     DropSummary,
     FamilySummary,
@@ -14,6 +13,7 @@ from dkn_engine.report.summary import (
     summarize,
 )
 from dkn_engine.report.table import render_report, render_summary, render_table
+from dkn_engine.statistics.intervals import Estimate, bootstrap_mean, wilson_share
 
 __all__ = [
     "DropSummary",

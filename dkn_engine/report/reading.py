@@ -7,8 +7,8 @@ from typing import Any
 
 from dkn_engine.config import CONTROL_EXACT, CONTROL_SAMPLES
 from dkn_engine.report.rows import drop_rows
-from dkn_engine.report.statistics import FEWEST, Estimate
 from dkn_engine.report.summary import FamilySummary, Summary
+from dkn_engine.statistics.intervals import FEWEST, Estimate
 from dkn_engine.store.manifest import versions_of
 
 DEFINITIONS = (

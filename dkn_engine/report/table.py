@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 
 from dkn_engine.report.reading import sentences
 from dkn_engine.report.rows import drop_rows
-from dkn_engine.report.statistics import Estimate
 from dkn_engine.report.summary import Summary
 from dkn_engine.report.text import clean, fit, shorten, width
+from dkn_engine.statistics.intervals import Estimate
 from dkn_engine.types import FactResult
 
 COLUMNS = 80

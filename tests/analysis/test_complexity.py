@@ -20,12 +20,12 @@ from dkn_engine.analysis.model_sizes import (
     model_size,
     spearman,
 )
-from dkn_engine.analysis.tables.table import Table
 from dkn_engine.analysis.texts import long_forms
 from dkn_engine.analysis.texts.long_forms import known_forms, long_form, templates
 from dkn_engine.analysis.texts.text_complexity import text_complexity
 from dkn_engine.config import AttributionConfig, Config, FactsConfig
 from dkn_engine.errors import UserError
+from dkn_engine.statistics.table import Table
 from dkn_engine.types import Component, Drops, Fact, FactResult
 from tests.guests import state
 from tests.planted import BOTH, EITHER, planted_model

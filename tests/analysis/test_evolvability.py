@@ -21,11 +21,11 @@ from dkn_engine.analysis.finetuning.finetune import finetuned
 from dkn_engine.analysis.finetuning.learning_rate import best_rate, loss_by_rate
 from dkn_engine.analysis.finetuning.overlap import overlap
 from dkn_engine.analysis.finetuning.rephrase import rephrase
-from dkn_engine.analysis.tables.files import from_json, to_json
-from dkn_engine.analysis.tables.table import Table
 from dkn_engine.config import FactsConfig
 from dkn_engine.errors import RunDirectoryError, UserError
 from dkn_engine.forward.encoding import encode_sequence
+from dkn_engine.statistics.table import Table
+from dkn_engine.statistics.table_files import from_json, to_json
 from dkn_engine.types import Component, Fact, FactResult
 from tests.guests import state
 from tests.planted import (

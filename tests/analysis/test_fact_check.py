@@ -13,10 +13,10 @@ from dkn_engine.analysis.checking.detection import cross_fitted
 from dkn_engine.analysis.checking.neuron_scores import deal
 from dkn_engine.analysis.checking.statements import make_statements
 from dkn_engine.analysis.fact_check import fact_check
-from dkn_engine.analysis.tables.table import Table
 from dkn_engine.attribution import attribute_facts as attribute
 from dkn_engine.config import AttributionConfig, Config
 from dkn_engine.errors import UserError
+from dkn_engine.statistics.table import Table
 from dkn_engine.types import Component, Fact, FactResult
 from tests.guests import state
 from tests.planted import EITHER, RELATION_WORD, SUBJECT_WORDS, planted_model

@@ -18,11 +18,11 @@ from dkn_engine.analysis.grid.cells import ANALYSES, analyze_cell
 from dkn_engine.analysis.grid.engines import Here, Watcher
 from dkn_engine.analysis.grid.headlines import HEADLINES, Headline
 from dkn_engine.analysis.grid.making import Options
-from dkn_engine.analysis.tables.table import Row
 from dkn_engine.errors import UserError
 from dkn_engine.facts import write_facts
-from dkn_engine.report.statistics import Estimate
 from dkn_engine.settings import config_from_options
+from dkn_engine.statistics.intervals import Estimate
+from dkn_engine.statistics.table import Row
 from dkn_engine.types import Fact
 from tests.planted import BOTH, EITHER, planted_model
 from tests.report.pages import Page

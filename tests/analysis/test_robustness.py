@@ -13,13 +13,13 @@ import torch
 from dkn_engine.analysis.perturbation.perturb import KINDS, perturb
 from dkn_engine.analysis.perturbation.treatments import Treatment, Trial, treatments
 from dkn_engine.analysis.robustness import robustness
-from dkn_engine.analysis.tables.table import Sample, Table
 from dkn_engine.config import Config, FactsConfig, FilterConfig
 from dkn_engine.degeneracy.edits import Edit, enhance, nothing, suppress
 from dkn_engine.errors import UserError
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.layout import find_layout
+from dkn_engine.statistics.table import Sample, Table
 from dkn_engine.types import Component, Fact, FactResult
 from tests.degeneracy.brute_force import answer_probability, greedy_tokens
 from tests.guests import state

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dkn_engine.analysis.tables.compare import holm, paired_p_value
 from dkn_engine.analysis.tables.groups import neuron_groups, sort_neurons, union, with_dkn
-from dkn_engine.analysis.tables.table import Comparison, Row, Sample, tabulate
 from dkn_engine.errors import UserError
-from dkn_engine.report.statistics import Estimate, bootstrap_statistic
+from dkn_engine.statistics.intervals import Estimate, bootstrap_statistic
+from dkn_engine.statistics.paired_tests import holm, paired_p_value
+from dkn_engine.statistics.table import Comparison, Row, Sample, tabulate
 from dkn_engine.types import Component, Fact, FactResult
 
 UNDER = (("edit", "suppress"),)

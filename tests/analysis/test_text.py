@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from dkn_engine.analysis.tables import files, text
-from dkn_engine.analysis.tables.table import TREND, Row, Sample, Table, tabulate
+from dkn_engine.analysis.tables import text
 from dkn_engine.errors import UserError
-from dkn_engine.report.statistics import Estimate
 from dkn_engine.report.text import width
+from dkn_engine.statistics import table_files as files
+from dkn_engine.statistics.intervals import Estimate
+from dkn_engine.statistics.table import TREND, Row, Sample, Table, tabulate
 
 
 def table(n: int = 8, extra_rows: tuple[Row, ...] = ()) -> Table:

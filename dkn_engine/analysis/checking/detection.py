@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.report.statistics import FEWEST, Estimate
+from dkn_engine.statistics.intervals import FEWEST, Estimate
 
 Reals = NDArray[np.float64]
 Bools = NDArray[np.bool_]

@@ -10,7 +10,7 @@ import numpy as np
 from dkn_engine.analysis.checking import detection
 from dkn_engine.analysis.checking.detection import Bools, Reals
 from dkn_engine.analysis.checking.statements import Statement
-from dkn_engine.analysis.tables.table import Comparison, Conditions, Row, Sample
+from dkn_engine.statistics.table import Comparison, Conditions, Row, Sample
 
 # Facts that a scorer can score, and those of them that D scores too.
 OWN, SAME = "all", "with DKN"

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dkn_engine.analysis.finetuning.overlap import Overlap, above, overlap, top_changed
-from dkn_engine.analysis.tables.table import Comparison, Conditions, Row
-from dkn_engine.report.statistics import Estimate
+from dkn_engine.statistics.intervals import Estimate
+from dkn_engine.statistics.table import Comparison, Conditions, Row
 
 FIGURE = "overlap"
 Sets = Mapping[str, NDArray[np.int32]]

@@ -16,13 +16,13 @@ from typing import Any
 from dkn_engine.analysis.grid.engines import Engine, Watcher
 from dkn_engine.analysis.grid.making import RUN, Options, Refusal, Request
 from dkn_engine.analysis.model_sizes import ModelSize, complexity_of_models
-from dkn_engine.analysis.tables import files
-from dkn_engine.analysis.tables.table import Table
 from dkn_engine.config import Config
 from dkn_engine.errors import UserError
 from dkn_engine.files.atomic import write_files
 from dkn_engine.info import versions
 from dkn_engine.report.records import plain
+from dkn_engine.statistics import table_files as files
+from dkn_engine.statistics.table import Table
 from dkn_engine.store import read_manifest
 from dkn_engine.store.manifest import versions_of
 from dkn_engine.types import Fact, FactResult

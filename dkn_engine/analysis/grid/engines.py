@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dkn_engine.analysis.grid.making import Progress, Refusal, Request, make
 from dkn_engine.analysis.model_sizes import ModelSize, model_size
-from dkn_engine.analysis.tables.table import Table
 from dkn_engine.config import Config
 from dkn_engine.models.fingerprint import Identity
 from dkn_engine.models.load import load_tokenizer
 from dkn_engine.parallel import WorkerPool
 from dkn_engine.pipeline import iter_run, on_disk, prepare
+from dkn_engine.statistics.table import Table
 from dkn_engine.store import read_results
 from dkn_engine.types import Fact, FactResult
 from dkn_engine.worker import ChunkWorker, Job, ModelSpec

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dkn_engine.analysis.tables.table import Table
 from dkn_engine.config import Config
 from dkn_engine.errors import DknError, UserError
+from dkn_engine.statistics.table import Table
 from dkn_engine.types import Fact, FactResult
 
 if TYPE_CHECKING:

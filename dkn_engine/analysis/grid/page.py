@@ -9,7 +9,6 @@ from typing import Any
 from dkn_engine.analysis.grid.cells import Cell
 from dkn_engine.analysis.grid.headlines import HEADLINES, Headline
 from dkn_engine.analysis.grid.making import RUN
-from dkn_engine.analysis.tables.table import MEDIANS, Comparison, Row, Table
 from dkn_engine.analysis.tables.text import cell as shown
 from dkn_engine.analysis.tables.text import counted, words
 from dkn_engine.report import figures
@@ -18,7 +17,8 @@ from dkn_engine.report.html.page import render_page
 from dkn_engine.report.html.parts import HtmlTable, Picture, Section, Tile
 from dkn_engine.report.html.tables import render_table
 from dkn_engine.report.reading import DISPUTED
-from dkn_engine.report.statistics import wilson_share
+from dkn_engine.statistics.intervals import wilson_share
+from dkn_engine.statistics.table import MEDIANS, Comparison, Row, Table
 
 PAGE, FIGURES = "report.html", "figures"
 TITLE = "Analyses of degenerate knowledge neurons"

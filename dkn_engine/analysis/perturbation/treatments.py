@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.analysis.tables.table import Conditions
 from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import Edit, enhance, suppress
 from dkn_engine.degeneracy.weight_edits import Which, scaled_weights
@@ -18,6 +17,7 @@ from dkn_engine.errors import UserError
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import Layout
+from dkn_engine.statistics.table import Conditions
 
 if TYPE_CHECKING:
     from torch import nn

@@ -6,10 +6,10 @@ import math
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from dkn_engine.analysis.tables.table import ALPHA, MEDIANS, Comparison, Conditions, Row, Table
-from dkn_engine.report.statistics import FEWEST
 from dkn_engine.report.table import COLUMNS, DASH, interval
 from dkn_engine.report.text import fit
+from dkn_engine.statistics.intervals import FEWEST
+from dkn_engine.statistics.table import ALPHA, MEDIANS, Comparison, Conditions, Row, Table
 
 _CELL = 18  # of a mean with its interval
 _LABEL = 24

@@ -15,13 +15,13 @@ from dkn_engine.report.html.parts import HtmlTable, Picture, Section, Tile
 from dkn_engine.report.html.verdicts import verdict_sentences, verdict_table, verdicts
 from dkn_engine.report.reading import DEFINITIONS, DISPUTED, caveats, versions_text
 from dkn_engine.report.rows import drop_rows
-from dkn_engine.report.statistics import FEWEST, Estimate
 from dkn_engine.report.summary import Summary
 from dkn_engine.report.table import DASH, STATUS_WORDS, interval, number
+from dkn_engine.statistics.intervals import FEWEST, Estimate
 from dkn_engine.types import FactResult
 
 if TYPE_CHECKING:
-    from dkn_engine.analysis.tables.table import Comparison
+    from dkn_engine.statistics.table import Comparison
 
 TITLE = "Degenerate knowledge neurons"
 CARDS = 200

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from dkn_engine.report.html.parts import HtmlTable
 from dkn_engine.report.rows import CONTROL_WORDS
-from dkn_engine.report.statistics import FEWEST, Estimate
 from dkn_engine.report.table import interval
+from dkn_engine.statistics.intervals import FEWEST, Estimate
 from dkn_engine.types import FactResult
 
 if TYPE_CHECKING:
-    from dkn_engine.analysis.tables.table import Comparison
+    from dkn_engine.statistics.table import Comparison
 
 _WORDS = {"higher": "larger than the control's", "lower": "smaller than the control's"}
 # In a list, the comma would make two of it.
@@ -41,7 +41,7 @@ def verdicts(results: Sequence[FactResult], seed: int = 0) -> tuple[Comparison, 
     if not any(r.controls for r in known):
         return ()
     # Imported here, since the analyses import torch.
-    from dkn_engine.analysis.tables.table import compare, corrected
+    from dkn_engine.statistics.table import compare, corrected
 
     families = {
         "DKN families": [r for r in known if r.is_degenerate],

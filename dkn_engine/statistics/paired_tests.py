@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dkn_engine.report.statistics import FEWEST
+from dkn_engine.statistics.intervals import FEWEST
 
 ALPHA = 0.05
 _RESAMPLES = 9999

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from dkn_engine.analysis.tables.table import Comparison, Conditions, Row, Sample, Table
 from dkn_engine.analysis.tables.text import findings
 from dkn_engine.errors import UserError
 from dkn_engine.files.strict_json import parse_json
 from dkn_engine.report.records import plain
+from dkn_engine.statistics.table import Comparison, Conditions, Row, Sample, Table
 
 FORMAT = "dkn_engine analysis"
 FORMAT_VERSION = 1

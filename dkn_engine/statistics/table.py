@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from dkn_engine.analysis.tables.compare import ALPHA, holm, paired_p_value
-from dkn_engine.report.statistics import Estimate, bootstrap_mean, wilson_share
+from dkn_engine.statistics.intervals import Estimate, bootstrap_mean, wilson_share
+from dkn_engine.statistics.paired_tests import ALPHA, holm, paired_p_value
 
 Conditions = tuple[tuple[str, str], ...]
 # D: neurons of the DKN; N: all knowledge neurons; Rnd: random ones, as many as D in each layer.
