@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from dkn_engine.models.load import load_model
     from dkn_engine.parallel import iter_dkns_in_workers
     from dkn_engine.pipeline import find_dkns, iter_dkns
-    from dkn_engine.plan import Shard
     from dkn_engine.ray_workers import iter_dkns_on_ray
-    from dkn_engine.results import load_results
     from dkn_engine.store import merge, read_results
+    from dkn_engine.store.load_results import load_results
+    from dkn_engine.store.plan import Shard
     from dkn_engine.types import (
         Attribution,
         Component,
@@ -56,7 +56,7 @@ _HOME = {
     "iter_dkns_in_workers": "parallel",
     "iter_dkns_on_ray": "ray_workers",
     "ModelSpec": "worker",
-    "Shard": "plan",
+    "Shard": "store.plan",
     "merge": "store",
     "load_model": "models.load",
     "load_facts": "facts",
@@ -65,7 +65,7 @@ _HOME = {
     "iter_attribute": "attribution",
     "answer_probability": "degeneracy",
     "intervene": "degeneracy",
-    "load_results": "results",
+    "load_results": "store.load_results",
     "read_results": "store",
     "build_info": "info",
     **dict.fromkeys(

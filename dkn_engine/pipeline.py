@@ -15,9 +15,9 @@ from dkn_engine.facts.scan import Scan, pick, scan
 from dkn_engine.info import versions
 from dkn_engine.models.fingerprint import Identity, identity_of
 from dkn_engine.models.tokens import encode_fact, mask_token_text
-from dkn_engine.plan import WHOLE, Plan, Shard, Task, iter_tasks, plan_for
 from dkn_engine.stages import Stages
 from dkn_engine.store import RunDirectory, RunPath
+from dkn_engine.store.plan import WHOLE, Plan, Shard, Task, iter_tasks, plan_for
 from dkn_engine.types import Fact, FactResult
 
 if TYPE_CHECKING:

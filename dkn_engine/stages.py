@@ -21,8 +21,8 @@ from dkn_engine.forward.encoding import encode_sequence, encode_sequences
 from dkn_engine.models.connections import connection_rows
 from dkn_engine.models.layout import find_layout
 from dkn_engine.models.tokens import mask_token_id
-from dkn_engine.plan import Task
 from dkn_engine.selection import Selection, select_neurons
+from dkn_engine.store.plan import Task
 from dkn_engine.store.tables import chunk_files
 from dkn_engine.topology.clustering import find_candidates
 from dkn_engine.types import Component, Fact, FactResult

@@ -79,7 +79,7 @@ class ChunkWorker:
         """What becomes of a task: of a chunk, its tables as Parquet files by table name.
 
         Args:
-            task: a :class:`dkn_engine.plan.Task`.
+            task: a :class:`dkn_engine.store.plan.Task`.
             tell: takes how far it is, (done, total); a chunk is too short for that.
         """
         files: Files = self._stages.files(task)

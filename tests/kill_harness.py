@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 import dkn_engine as dkn
-from dkn_engine import plan
 from dkn_engine.config import AttributionConfig, Config, FilterConfig
+from dkn_engine.store import plan
 from tests.saved import many_facts
 from tests.test_pipeline import parquet
 from tests.tiny import tiny

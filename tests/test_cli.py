@@ -22,10 +22,10 @@ from dkn_engine.console import Console, duration
 from dkn_engine.errors import BackendError, FactError, UserError
 from dkn_engine.models.fingerprint import Identity
 from dkn_engine.pipeline import Run, on_disk
-from dkn_engine.plan import Task
 from dkn_engine.report.text import width
 from dkn_engine.settings import config_from_options
 from dkn_engine.store import read_manifest, read_results
+from dkn_engine.store.plan import Task
 from dkn_engine.store.tables import chunk_files
 from dkn_engine.types import Component, Drops, Fact, FactResult
 from tests.words import words_tokenizer

@@ -17,8 +17,8 @@ from torch import nn
 import dkn_engine as dkn
 from dkn_engine.errors import RunDirectoryError
 from dkn_engine.models.fingerprint import identity_of
-from dkn_engine.plan import Shard
 from dkn_engine.store import merge, read_manifest
+from dkn_engine.store.plan import Shard
 from tests.tiny import FAMILIES, ODD_NORMS, norm_of, tiny
 from tests.words import words_tokenizer
 

@@ -19,9 +19,9 @@ from dkn_engine import cli
 from dkn_engine.errors import RunDirectoryError, UserError
 from dkn_engine.facts import write_facts
 from dkn_engine.models import load as models
-from dkn_engine.plan import Shard
 from dkn_engine.store import count_done, merge, place_of, places
 from dkn_engine.store.places import LocalPlace
+from dkn_engine.store.plan import Shard
 from dkn_engine.store.remote import RemotePlace
 from tests.saved import many_facts, save_tiny
 from tests.test_pipeline import CONFIG, assert_equal

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import dkn_engine as dkn
-from dkn_engine import cli, plan
-from dkn_engine.plan import Shard
-from dkn_engine.store import count_done, merge, read_manifest
+from dkn_engine import cli
+from dkn_engine.store import count_done, merge, plan, read_manifest
+from dkn_engine.store.plan import Shard
 from tests.saved import many_facts
 from tests.test_pipeline import CONFIG, parquet
 from tests.tiny import tiny

@@ -24,8 +24,8 @@ import pytest
 from dkn_engine.config import AttributionConfig, Config, SelectionConfig
 from dkn_engine.errors import RunDirectoryError
 from dkn_engine.facts.scan import scan
-from dkn_engine.plan import CHUNKS_PER_WINDOW, Shard
 from dkn_engine.store import RunDirectory, count_done, iter_results, read_manifest, read_results
+from dkn_engine.store.plan import CHUNKS_PER_WINDOW, Shard
 from dkn_engine.store.reading import read_tables
 from dkn_engine.store.schema import LATER, LATER_COUNTS, TABLES, schema, to_parquet
 from dkn_engine.store.tables import chunk_files

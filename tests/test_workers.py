@@ -22,8 +22,8 @@ from dkn_engine import pool as pools
 from dkn_engine.errors import WorkerError
 from dkn_engine.facts import write_facts
 from dkn_engine.parallel import WorkerPool, iter_dkns_in_workers
-from dkn_engine.plan import Task
 from dkn_engine.pool import MOST_LOSSES
+from dkn_engine.store.plan import Task
 from dkn_engine.worker import Job, ModelSpec, device_of
 from tests import lives
 from tests.saved import many_facts, save_tiny

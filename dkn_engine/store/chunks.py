@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dkn_engine.errors import RunDirectoryError
-from dkn_engine.plan import Plan
 from dkn_engine.store import digests
 from dkn_engine.store.checks import misfit, other_columns, with_later_columns
 from dkn_engine.store.manifest import plan_of
 from dkn_engine.store.places import Place
+from dkn_engine.store.plan import Plan
 from dkn_engine.store.schema import TABLES
 
 if TYPE_CHECKING:

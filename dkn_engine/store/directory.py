@@ -11,11 +11,11 @@ from dkn_engine.config import Config
 from dkn_engine.errors import RunDirectoryError
 from dkn_engine.facts.scan import Scan
 from dkn_engine.files.atomic import TEMPORARY
-from dkn_engine.plan import WHOLE, Plan, Shard, plan_for
 from dkn_engine.store import manifest as manifests
 from dkn_engine.store import tables
 from dkn_engine.store.chunks import DamagedChunk, chunk_of, file_name, is_whole, own_chunks
 from dkn_engine.store.places import Lock, Place, RunPath, place_of
+from dkn_engine.store.plan import WHOLE, Plan, Shard, plan_for
 from dkn_engine.store.reading import listed, read_window
 from dkn_engine.store.schema import TABLES
 from dkn_engine.types import FactResult
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 class RunDirectory:
     """A run's results on disk, written chunk by chunk and safe to kill at any moment.
 
-    Which facts are in a chunk is :mod:`dkn_engine.plan`'s business; chunk ``i`` is four Parquet
+    Which facts are in a chunk is :mod:`dkn_engine.store.plan`'s business; chunk ``i`` is four Parquet
     files (``neurons-``, ``components-``, ``attribution-`` and, last, ``facts-{i:05d}.parquet``).
     Use :meth:`open`, best in a ``with`` statement.
 

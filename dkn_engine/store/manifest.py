@@ -10,8 +10,8 @@ from typing import Any
 
 from dkn_engine.config import Config
 from dkn_engine.errors import RunDirectoryError
-from dkn_engine.plan import Plan, Shard
 from dkn_engine.store.places import Place
+from dkn_engine.store.plan import Plan, Shard
 
 logger = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dkn_engine.errors import RunDirectoryError
-from dkn_engine.plan import Plan
 from dkn_engine.store import manifest as manifests
 from dkn_engine.store import tables
 from dkn_engine.store.chunks import DamagedChunk, file_name, is_whole, own_chunks, read_chunk
 from dkn_engine.store.places import Place, RunPath, place_of
+from dkn_engine.store.plan import Plan
 from dkn_engine.types import FactResult
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from dkn_engine import cli
-from dkn_engine.plan import CHUNKS_PER_WINDOW
 from dkn_engine.store import Snapshot, tables
+from dkn_engine.store.plan import CHUNKS_PER_WINDOW
 from dkn_engine.store.tables import chunk_files
 from dkn_engine.types import Fact, FactResult
 from tests.test_store import CONFIG, open_run, result_for
