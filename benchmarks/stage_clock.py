@@ -14,7 +14,7 @@ from unittest.mock import patch
 STAGES = ("clean", "attribution", "lattice", "controls")
 # What lies in none of the others belongs to the clean pass and the rest of a run.
 BEGINNINGS = {
-    "attribution": ["dkn_engine.stages:attribute_chunk"],
+    "attribution": ["dkn_engine.run.stages:attribute_chunk"],
     "lattice": [
         "dkn_engine.degeneracy.controls:lattice_of",
         "dkn_engine.degeneracy.functional_filter:_rest",
@@ -42,7 +42,7 @@ PARTS = {
         "dkn_engine.degeneracy.functional_filter:drops",
         "dkn_engine.degeneracy.functional_filter:degenerate_family",
     ],
-    "tables": ["dkn_engine.stages:chunk_files"],
+    "tables": ["dkn_engine.run.stages:chunk_files"],
 }
 
 

@@ -40,7 +40,7 @@ from dkn_engine.config import Config, FactsConfig
 from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import find_layout
 from dkn_engine.models.tokens import encode_fact
-from dkn_engine.stages import Stages
+from dkn_engine.run.stages import Stages
 
 KINDS = ("layers", "head")
 GPUS = (1, 8, 64)

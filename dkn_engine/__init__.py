@@ -32,11 +32,12 @@ if TYPE_CHECKING:
         WorkerError,
     )
     from dkn_engine.facts import iter_facts, load_facts
-    from dkn_engine.info import build_info
     from dkn_engine.models.load import load_model
-    from dkn_engine.parallel import iter_dkns_in_workers
-    from dkn_engine.pipeline import find_dkns, iter_dkns
-    from dkn_engine.ray_workers import iter_dkns_on_ray
+    from dkn_engine.run.build_info import build_info
+    from dkn_engine.run.pipeline import find_dkns, iter_dkns
+    from dkn_engine.run.workers.job import ModelSpec
+    from dkn_engine.run.workers.processes import iter_dkns_in_workers
+    from dkn_engine.run.workers.ray import iter_dkns_on_ray
     from dkn_engine.store import merge, read_results
     from dkn_engine.store.load_results import load_results
     from dkn_engine.store.plan import Shard
@@ -48,14 +49,13 @@ if TYPE_CHECKING:
         FactAttribution,
         FactResult,
     )
-    from dkn_engine.worker import ModelSpec
 
 _HOME = {
-    "find_dkns": "pipeline",
-    "iter_dkns": "pipeline",
-    "iter_dkns_in_workers": "parallel",
-    "iter_dkns_on_ray": "ray_workers",
-    "ModelSpec": "worker",
+    "find_dkns": "run.pipeline",
+    "iter_dkns": "run.pipeline",
+    "iter_dkns_in_workers": "run.workers.processes",
+    "iter_dkns_on_ray": "run.workers.ray",
+    "ModelSpec": "run.workers.job",
     "Shard": "store.plan",
     "merge": "store",
     "load_model": "models.load",
@@ -67,7 +67,7 @@ _HOME = {
     "intervene": "degeneracy",
     "load_results": "store.load_results",
     "read_results": "store",
-    "build_info": "info",
+    "build_info": "run.build_info",
     **dict.fromkeys(
         (
             "Config",

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from dkn_engine.info import why_broken
+from dkn_engine.run.build_info import why_broken
 
 
 def main(argv: Sequence[str] | None = None) -> int:

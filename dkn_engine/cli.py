@@ -14,8 +14,8 @@ from dkn_engine import analysis_commands, commands, grid_commands, info_command
 from dkn_engine.console import detach_broken_pipes
 from dkn_engine.errors import DknError, UserError
 from dkn_engine.files.local_paths import local_path
-from dkn_engine.info import why_broken
 from dkn_engine.report.html import CARDS, FACT_FIGURES
+from dkn_engine.run.build_info import why_broken
 from dkn_engine.settings import PRESETS
 from dkn_engine.store.plan import WHOLE, Shard
 

@@ -21,8 +21,8 @@ from dkn_engine.types import Fact, FactResult
 
 if TYPE_CHECKING:
     from dkn_engine.console import Progress
-    from dkn_engine.pipeline import Run
     from dkn_engine.report import Summary
+    from dkn_engine.run.pipeline import Run
     from dkn_engine.store import RunPath
 
 _ROWS = 40  # of the printed table; the rest is in the files
@@ -62,7 +62,7 @@ def find(args: argparse.Namespace) -> int:
 def _prepare(args: argparse.Namespace, config: Config) -> tuple[Run, list[dict[str, Any]]]:
     """What the run is about, and what the loader says about facts it had to leave out."""
     from dkn_engine.facts.scan import FactFile
-    from dkn_engine.pipeline import prepare
+    from dkn_engine.run.pipeline import prepare
 
     facts = FactFile(
         args.facts,
@@ -90,7 +90,7 @@ _Find = Callable[["Progress"], Iterator[FactResult]]
 
 def _here(args: argparse.Namespace, run: Run) -> _Find:
     """The run in this process; loads the model now."""
-    from dkn_engine.pipeline import iter_run
+    from dkn_engine.run.pipeline import iter_run
 
     model, tokenizer = load_model(args.model, args.device, args.dtype)
     return lambda progress: iter_run(model, tokenizer, run, args.out, progress=progress)
@@ -98,12 +98,12 @@ def _here(args: argparse.Namespace, run: Run) -> _Find:
 
 def _in_workers(args: argparse.Namespace, run: Run) -> _Find:
     """The run in processes, which load the model when they start."""
-    from dkn_engine.parallel import iter_run_in_workers
-    from dkn_engine.worker import ModelSpec
+    from dkn_engine.run.workers.job import ModelSpec
+    from dkn_engine.run.workers.processes import iter_run_in_workers
 
     spec = ModelSpec(args.model, args.device, args.dtype, args.threads or 1)
     if args.ray is not None:
-        from dkn_engine.ray_workers import iter_run_on_ray
+        from dkn_engine.run.workers.ray import iter_run_on_ray
 
         return lambda progress: iter_run_on_ray(
             spec, run, args.out, address=args.ray, workers=args.workers, progress=progress

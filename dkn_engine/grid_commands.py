@@ -159,7 +159,7 @@ def _cells(
 def _engine(args: argparse.Namespace, model_name: str, console: Console) -> Engine:
     """The model in this process, loaded once for all cells, or the processes that will load it."""
     from dkn_engine.analysis.grid.engines import Here, InWorkers
-    from dkn_engine.worker import ModelSpec
+    from dkn_engine.run.workers.job import ModelSpec
 
     if args.workers > 1:
         console.say(f"model {model_name}, in {args.workers} processes:")

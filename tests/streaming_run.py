@@ -16,7 +16,7 @@ from dkn_engine.commands import _overview
 from dkn_engine.config import Config
 from dkn_engine.facts.scan import FactFile
 from dkn_engine.models.fingerprint import Identity
-from dkn_engine.pipeline import Files, on_disk, prepare
+from dkn_engine.run.pipeline import Files, on_disk, prepare
 from dkn_engine.store.plan import Task
 from dkn_engine.store.tables import chunk_files
 from dkn_engine.types import Fact, FactResult

@@ -17,7 +17,6 @@ import pytest
 import torch
 
 import dkn_engine as dkn
-from dkn_engine import stages
 from dkn_engine.config import AttributionConfig, Config, FilterConfig, SelectionConfig
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.lattice import Lattice, degenerate_family, drops, members_of
@@ -27,6 +26,7 @@ from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.connections import connection_rows
 from dkn_engine.models.layout import find_layout
 from dkn_engine.report import render_markdown, render_report, summarize, write_summary
+from dkn_engine.run import stages
 from dkn_engine.store import plan
 from dkn_engine.topology.clustering import find_candidates
 from tests.degeneracy.brute_force import answer_probability

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import dkn_engine as dkn
-from dkn_engine import stages
 from dkn_engine.config import Config, FactsConfig, FilterConfig, SelectionConfig, TopologyConfig
 from dkn_engine.degeneracy.edits import nothing, suppress
 from dkn_engine.degeneracy.lattice import members_of
 from dkn_engine.forward.encoding import encode_sequence
+from dkn_engine.run import stages
 from tests.degeneracy.brute_force import answer_probability
 from tests.planted import BOTH, EITHER, Planted, planted_model
 from tests.words import words_tokenizer

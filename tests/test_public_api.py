@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import dkn_engine as dkn
-from dkn_engine import info
 from dkn_engine.ops.dispatch import choose
+from dkn_engine.run import build_info as info
 
 
 @pytest.mark.parametrize("name", dkn.__all__)

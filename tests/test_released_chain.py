@@ -18,7 +18,6 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 import dkn_engine as dkn
-from dkn_engine import stages
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.config import Config
 from dkn_engine.degeneracy.edits import suppress
@@ -27,6 +26,7 @@ from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.continuation import ByText
 from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.layout import find_layout
+from dkn_engine.run import stages
 from tests.attribution.brute_force import BruteForce
 from tests.degeneracy.brute_force import edited, greedy_tokens
 from tests.published import Asked, Cluster, clusters, distances, located

@@ -23,7 +23,7 @@ from benchmarks.templama import Measured, Setting, find, require_bit_equal, resi
 from benchmarks.templama_model import Training, dated_facts, train, trained
 from benchmarks.templama_paper import KINDS, calculated, count, scaled
 from dkn_engine.config import Config
-from dkn_engine.stages import Stages
+from dkn_engine.run.stages import Stages
 from tests.test_committed_results import rows_of, table
 
 PAGE = Path(__file__).parents[1] / "docs" / "scale.md"

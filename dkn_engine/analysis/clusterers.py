@@ -25,8 +25,8 @@ from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.integers import integer
 from dkn_engine.models.connections import connection_rows
 from dkn_engine.models.layout import Layout, find_layout
-from dkn_engine.pipeline import iter_dkns
-from dkn_engine.stages import filling_facts
+from dkn_engine.run.pipeline import iter_dkns
+from dkn_engine.run.stages import filling_facts
 from dkn_engine.statistics.intervals import FEWEST, Estimate, bootstrap_mean, wilson_share
 from dkn_engine.topology.other_clusterers import CLUSTERERS, ClustererOptions, Located, cluster
 from dkn_engine.types import Component, Fact, FactResult

@@ -17,7 +17,7 @@ from dkn_engine.config import Config, FactsConfig
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.files.local_paths import local_path
-from dkn_engine.pipeline import find_dkns
+from dkn_engine.run.pipeline import find_dkns
 from dkn_engine.statistics.table import COMPARED, Sample, Table, tabulate
 from dkn_engine.types import Fact, FactResult
 

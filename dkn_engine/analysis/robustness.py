@@ -27,7 +27,7 @@ from dkn_engine.degeneracy.reference_facts import Reference, build_reference, ge
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.models.layout import Layout, find_layout
-from dkn_engine.stages import filling_facts
+from dkn_engine.run.stages import filling_facts
 from dkn_engine.statistics.table import Conditions, Sample, Table, tabulate
 from dkn_engine.types import Fact, FactResult
 

@@ -134,7 +134,7 @@ def test_pairs_are_those_of_brute_force(model: Any, planted: Planted) -> None:
 
 
 def test_facts_are_attributed_once_for_all(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dkn_engine import stages
+    from dkn_engine.run import stages
 
     seen = []
     before = stages.attribute_chunk
@@ -149,7 +149,7 @@ def test_facts_are_attributed_once_for_all(model: Any, monkeypatch: pytest.Monke
 
 
 def test_a_directory_continues(model: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dkn_engine import stages
+    from dkn_engine.run import stages
 
     once = compare_clusterers(
         model, words_tokenizer(), FACTS, CONFIG, methods=["dbscan"], out=tmp_path

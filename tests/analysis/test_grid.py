@@ -239,7 +239,7 @@ def test_a_table_of_other_code_is_made_again(
     made = [path.stat().st_mtime_ns]
     cell_of_sharing(tmp_path)
     assert path.stat().st_mtime_ns == made[0]
-    monkeypatch.setattr("dkn_engine.info.code_digest", lambda: "0" * 16)
+    monkeypatch.setattr("dkn_engine.run.build_info.code_digest", lambda: "0" * 16)
     for _ in range(2):
         cell_of_sharing(tmp_path)
         made.append(path.stat().st_mtime_ns)

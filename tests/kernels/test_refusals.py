@@ -14,13 +14,13 @@ from torch import nn
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.config import AttributionConfig
 from dkn_engine.errors import BackendError
-from dkn_engine.info import build_info
 from dkn_engine.models.layout import find_layout
 from dkn_engine.ops import dispatch
 from dkn_engine.ops.activation import kernel_kind
 from dkn_engine.ops.answer_probability import answer_probability
 from dkn_engine.ops.ig_accumulate import ig_accumulate
 from dkn_engine.ops.path_activation import path_activation
+from dkn_engine.run.build_info import build_info
 from tests.kernels.conftest import INTERPRETED
 from tests.tiny import MASK_ID, sequences, tiny
 

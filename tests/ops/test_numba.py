@@ -16,7 +16,6 @@ import dkn_engine.ops
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.config import AttributionConfig
 from dkn_engine.errors import BackendError
-from dkn_engine.info import build_info
 from dkn_engine.models.layout import find_layout
 from dkn_engine.ops import dispatch
 from dkn_engine.ops._numba import loops
@@ -25,6 +24,7 @@ from dkn_engine.ops.ig_accumulate import ig_accumulate
 from dkn_engine.ops.ig_accumulate import numba as blocks_of_points
 from dkn_engine.ops.path_activation import path_activation
 from dkn_engine.ops.prefix_attention import prefix_attention
+from dkn_engine.run.build_info import build_info
 from tests.guests import mixed_model, state
 from tests.kernels import test_ig_accumulate as sums
 from tests.kernels import test_path_activation as points

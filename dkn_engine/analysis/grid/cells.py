@@ -19,8 +19,8 @@ from dkn_engine.analysis.model_sizes import ModelSize, complexity_of_models
 from dkn_engine.config import Config
 from dkn_engine.errors import UserError
 from dkn_engine.files.atomic import write_files
-from dkn_engine.info import versions
 from dkn_engine.report.records import plain
+from dkn_engine.run.build_info import versions
 from dkn_engine.statistics import table_files as files
 from dkn_engine.statistics.table import Table
 from dkn_engine.store import read_manifest

@@ -14,18 +14,18 @@ from dkn_engine.analysis.model_sizes import ModelSize, model_size
 from dkn_engine.config import Config
 from dkn_engine.models.fingerprint import Identity
 from dkn_engine.models.load import load_tokenizer
-from dkn_engine.parallel import WorkerPool
-from dkn_engine.pipeline import iter_run, on_disk, prepare
+from dkn_engine.run.pipeline import iter_run, on_disk, prepare
+from dkn_engine.run.workers.job import ChunkWorker, Job, ModelSpec
+from dkn_engine.run.workers.processes import WorkerPool
 from dkn_engine.statistics.table import Table
 from dkn_engine.store import read_results
 from dkn_engine.types import Fact, FactResult
-from dkn_engine.worker import ChunkWorker, Job, ModelSpec
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-    from dkn_engine.pipeline import Run
+    from dkn_engine.run.pipeline import Run
 
 Made = tuple[Request, Table | Refusal]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dkn_engine.config import Config
-from dkn_engine.pipeline import Files
+from dkn_engine.run.pipeline import Files
 from dkn_engine.types import Fact
 
 
@@ -66,7 +66,7 @@ class ChunkWorker:
 
         from dkn_engine.models.fingerprint import identity_of
         from dkn_engine.models.load import load_model
-        from dkn_engine.stages import Stages
+        from dkn_engine.run.stages import Stages
 
         torch.set_num_threads(job.model.threads)
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # untyped in transformers

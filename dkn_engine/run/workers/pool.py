@@ -11,7 +11,7 @@ from typing import Any, Generic, Self, TypeVar
 from dkn_engine import errors
 from dkn_engine.errors import DknError, WorkerError
 from dkn_engine.models.fingerprint import Identity
-from dkn_engine.pipeline import Files
+from dkn_engine.run.pipeline import Files
 from dkn_engine.store.plan import Task
 
 MOST_LOSSES = 3  # of workers at one task, or before their model is loaded

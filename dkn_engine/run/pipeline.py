@@ -12,10 +12,10 @@ from dkn_engine.degeneracy.reference_facts import reference_order
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts.given import Facts, facts_from
 from dkn_engine.facts.scan import Scan, pick, scan
-from dkn_engine.info import versions
 from dkn_engine.models.fingerprint import Identity, identity_of
 from dkn_engine.models.tokens import encode_fact, mask_token_text
-from dkn_engine.stages import Stages
+from dkn_engine.run.build_info import versions
+from dkn_engine.run.stages import Stages
 from dkn_engine.store import RunDirectory, RunPath
 from dkn_engine.store.plan import WHOLE, Plan, Shard, Task, iter_tasks, plan_for
 from dkn_engine.types import Fact, FactResult

@@ -1,0 +1,1 @@
+"""From facts to results: the pipeline, its stages and tasks, and workers that share them."""

@@ -1,0 +1,1 @@
+"""A run shared among processes or machines."""
