@@ -2,7 +2,7 @@
 
 from dkn_engine.interchange.eleuther import read_eleuther, write_eleuther
 from dkn_engine.interchange.hook_names import nnsight_names, transformer_lens_names
-from dkn_engine.interchange.neurons import FactNeurons, fact_neurons
+from dkn_engine.interchange.neuron_records import FactNeurons, fact_neurons
 from dkn_engine.interchange.released import read_released, write_released
 
 __all__ = [

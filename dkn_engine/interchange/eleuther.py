@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dkn_engine.files.local_paths import local_path
 from dkn_engine.interchange.json_files import read_object, write_text
-from dkn_engine.interchange.neurons import FactNeurons, fact_neurons, pairs, parse_pairs
+from dkn_engine.interchange.neuron_records import FactNeurons, fact_neurons, pairs, parse_pairs
 from dkn_engine.types import FactResult
 
 

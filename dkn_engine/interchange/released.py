@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dkn_engine.errors import UserError
 from dkn_engine.files.local_paths import local_path
 from dkn_engine.interchange.json_files import read_object, write_text
-from dkn_engine.interchange.neurons import (
+from dkn_engine.interchange.neuron_records import (
     FactNeurons,
     fact_neurons,
     index_of,

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from dkn_engine.compat.arguments import (
+from dkn_engine.errors import UserError
+from dkn_engine.interchange.captum.arguments import (
     baseline_inputs,
     positive,
     repeated,
@@ -25,7 +26,6 @@ from dkn_engine.compat.arguments import (
     select,
     single,
 )
-from dkn_engine.errors import UserError
 from dkn_engine.models.guest import guest, hooks
 from dkn_engine.models.layout import dense_matrix
 from dkn_engine.models.model_lock import locked
