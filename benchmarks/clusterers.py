@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 import dkn_engine as dkn
-from dkn_engine.analysis import clusterers_text, compare_clusterers
+from dkn_engine.analysis import compare_clusterers
+from dkn_engine.analysis.experiments.clusterers import text as clusterers_text
 from dkn_engine.analysis_commands import write_clusterers
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -27,7 +27,7 @@ import torch
 
 import dkn_engine as dkn
 from benchmarks.small_gpt2 import small_gpt2
-from dkn_engine.analysis.model_sizes import complexity_of_models, model_size
+from dkn_engine.analysis.experiments.complexity.model_sizes import complexity_of_models, model_size
 from dkn_engine.files.made_once import cached_folder
 from dkn_engine.statistics.table import Table
 from dkn_engine.statistics.table_files import comparisons_csv, rows_csv

@@ -25,7 +25,7 @@ def clusterers(args: argparse.Namespace) -> int:
         UserError: options, facts, model or folder cannot be used.
     """
     from dkn_engine import analysis
-    from dkn_engine.analysis import clusterers_text
+    from dkn_engine.analysis.experiments.clusterers import text as clusterers_text
     from dkn_engine.store import require_same_config
 
     console = Console(quiet=args.quiet)
@@ -85,7 +85,7 @@ def write_clusterers(folder: Path, comparison: ClustererComparison) -> None:
     Raises:
         OSError: the folder cannot be written; both files are as they were.
     """
-    from dkn_engine.analysis import clusterers_text
+    from dkn_engine.analysis.experiments.clusterers import text as clusterers_text
     from dkn_engine.files.atomic import write_files
     from dkn_engine.statistics.table_files import to_csv
 

@@ -19,9 +19,9 @@ from dkn_engine.settings import config_from_options
 from dkn_engine.types import Fact
 
 if TYPE_CHECKING:
-    from dkn_engine.analysis.grid.cells import Cell
-    from dkn_engine.analysis.grid.engines import Engine
-    from dkn_engine.analysis.grid.making import Options
+    from dkn_engine.analysis.suite.cells import Cell
+    from dkn_engine.analysis.suite.engines import Engine
+    from dkn_engine.analysis.suite.requests import Options
     from dkn_engine.statistics.table import Table
 
 _LINES = 60  # of each table's figures on the terminal; the rest is in the files
@@ -44,7 +44,7 @@ def every(args: argparse.Namespace) -> int:
     Raises:
         UserError: options, facts, model or folder cannot be used.
     """
-    from dkn_engine.analysis.grid.cells import ANALYSES
+    from dkn_engine.analysis.suite.cells import ANALYSES
 
     analyses = args.analyses or ANALYSES
     return _run(args, args.models, args.facts, args.presets, analyses, strict=args.strict)
@@ -68,7 +68,7 @@ def _run(
     *,
     strict: bool,
 ) -> int:
-    from dkn_engine.analysis.grid.making import Options
+    from dkn_engine.analysis.suite.requests import Options
 
     console = Console(quiet=args.quiet)
     if args.out.exists() and not args.out.is_dir():
@@ -126,10 +126,10 @@ def _cells(
     strict: bool,
 ) -> Iterator[tuple[str, Cell]]:
     """Every cell under its label."""
-    from dkn_engine.analysis.grid.cells import analyze_cell
-    from dkn_engine.analysis.grid.engines import Watcher
-    from dkn_engine.analysis.grid.labels import labels
-    from dkn_engine.analysis.grid.making import RUN
+    from dkn_engine.analysis.suite.cells import analyze_cell
+    from dkn_engine.analysis.suite.engines import Watcher
+    from dkn_engine.analysis.suite.labels import labels
+    from dkn_engine.analysis.suite.requests import RUN
     from dkn_engine.report import summarize, write_summary
     from dkn_engine.report.html import write_page
 
@@ -158,7 +158,7 @@ def _cells(
 
 def _engine(args: argparse.Namespace, model_name: str, console: Console) -> Engine:
     """The model in this process, loaded once for all cells, or the processes that will load it."""
-    from dkn_engine.analysis.grid.engines import Here, InWorkers
+    from dkn_engine.analysis.suite.engines import Here, InWorkers
     from dkn_engine.run.workers.job import ModelSpec
 
     if args.workers > 1:
@@ -176,8 +176,8 @@ def _across(
     presets: Sequence[str],
 ) -> dict[str, Table]:
     """Degeneracy against model size, for each list of facts and preset."""
-    from dkn_engine.analysis.grid.cells import compare_models
-    from dkn_engine.analysis.grid.labels import labels, short_names
+    from dkn_engine.analysis.suite.cells import compare_models
+    from dkn_engine.analysis.suite.labels import labels, short_names
 
     runs = labels(models, sources, presets)
     names, origins = short_names(models), short_names(sources, files=True)
@@ -194,7 +194,7 @@ def _write(
     out: Path, cells: Mapping[str, Cell], across: Mapping[str, Table], console: Console
 ) -> None:
     """The tables of all cells as CSV, and the page."""
-    from dkn_engine.analysis.grid.page import PAGE, render_grid
+    from dkn_engine.analysis.suite.page import PAGE, render_grid
     from dkn_engine.files.atomic import write_files
     from dkn_engine.report import figures
     from dkn_engine.report.html import NO_FIGURES
@@ -227,8 +227,8 @@ def _by_analysis(
 def _print(
     args: argparse.Namespace, cells: Mapping[str, Cell], across: Mapping[str, Table]
 ) -> None:
-    from dkn_engine.analysis.grid.headlines import headline_rows
-    from dkn_engine.analysis.tables.text import render, words
+    from dkn_engine.analysis.suite.headlines import headline_rows
+    from dkn_engine.analysis.table_text import render, words
     from dkn_engine.statistics import table_files as files
 
     every = _by_analysis(cells, across)

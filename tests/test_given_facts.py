@@ -13,7 +13,7 @@ import torch
 
 import dkn_engine as dkn
 from dkn_engine import analysis
-from dkn_engine.analysis.finetuning.finetune import finetuned
+from dkn_engine.analysis.experiments.evolvability.finetune import finetuned
 from dkn_engine.config import FactsConfig
 from dkn_engine.errors import FactError
 from dkn_engine.facts import write_facts

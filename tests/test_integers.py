@@ -10,7 +10,7 @@ import torch
 
 import dkn_engine as dkn
 from dkn_engine import analysis, topology
-from dkn_engine.analysis.fact_check import _require
+from dkn_engine.analysis.experiments.fact_check.experiment import _require
 from dkn_engine.attribution import iter_attribute
 from dkn_engine.degeneracy.reference_facts import generator
 from dkn_engine.errors import UserError

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, weight_norm
 
 import dkn_engine as dkn
-from dkn_engine.analysis.finetuning.trainable import trainable_blocks
+from dkn_engine.analysis.experiments.evolvability.trainable import trainable_blocks
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.models.layout import find_layout
 from tests.tiny import tiny

@@ -131,7 +131,7 @@ def verbs(model: nn.Module) -> list[Callable[[], Any]]:
         return layer.attribute(IDS, target=7, n_steps=4, attribute_to_layer_input=True).numpy()
 
     def trained() -> Any:
-        from dkn_engine.analysis.finetuning.finetune import finetuned
+        from dkn_engine.analysis.experiments.evolvability.finetune import finetuned
 
         with finetuned(model, tokenizer, facts(), NEURONS, steps=3, lr=1e-2) as training:
             return training.neuron_change(), logits(model).numpy().copy()

@@ -1,6 +1,6 @@
 """Analyses: what follows from degenerate knowledge neurons, and how well they are found."""
 
-from dkn_engine.analysis.clusterers import (
+from dkn_engine.analysis.experiments.clusterers.experiment import (
     ClustererComparison,
     Difference,
     Measurement,
@@ -10,12 +10,12 @@ from dkn_engine.analysis.clusterers import (
     require_comparable,
     without_controls,
 )
-from dkn_engine.analysis.complexity import complexity
-from dkn_engine.analysis.evolvability import evolvability
-from dkn_engine.analysis.fact_check import fact_check
-from dkn_engine.analysis.model_sizes import complexity_of_models, model_size
-from dkn_engine.analysis.robustness import robustness
-from dkn_engine.analysis.sharing import sharing
+from dkn_engine.analysis.experiments.complexity.experiment import complexity
+from dkn_engine.analysis.experiments.complexity.model_sizes import complexity_of_models, model_size
+from dkn_engine.analysis.experiments.evolvability.experiment import evolvability
+from dkn_engine.analysis.experiments.fact_check.experiment import fact_check
+from dkn_engine.analysis.experiments.robustness.experiment import robustness
+from dkn_engine.analysis.experiments.sharing.experiment import sharing
 from dkn_engine.statistics.table import Comparison, Row, Sample, Table
 
 __all__ = [

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from dkn_engine.analysis.tables.text import findings
+from dkn_engine.analysis.table_text import findings
 from dkn_engine.errors import UserError
 from dkn_engine.files.strict_json import parse_json
 from dkn_engine.report.records import plain

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from dkn_engine.analysis.checking import asking
-from dkn_engine.analysis.checking.asking import yes_over_no
+from dkn_engine.analysis.experiments.fact_check import asking
+from dkn_engine.analysis.experiments.fact_check.asking import yes_over_no
 from dkn_engine.config import FactsConfig
 from dkn_engine.errors import UserError
 from tests.guests import mixed_model, state

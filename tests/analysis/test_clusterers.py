@@ -19,10 +19,10 @@ from dkn_engine import cli
 from dkn_engine.analysis import (
     ClustererComparison,
     Measurement,
-    clusterers_text,
     compare_clusterers,
     compare_measurements,
 )
+from dkn_engine.analysis.experiments.clusterers import text as clusterers_text
 from dkn_engine.config import Config, FactsConfig, FilterConfig, SelectionConfig, TopologyConfig
 from dkn_engine.degeneracy.edits import nothing, suppress
 from dkn_engine.facts import load_facts

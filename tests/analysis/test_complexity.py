@@ -12,17 +12,17 @@ import torch
 from scipy.stats import spearmanr
 
 import dkn_engine as dkn
-from dkn_engine.analysis.complexity import complexity, degeneracy_samples
-from dkn_engine.analysis.model_sizes import (
+from dkn_engine.analysis.experiments.complexity import long_forms
+from dkn_engine.analysis.experiments.complexity.experiment import complexity, degeneracy_samples
+from dkn_engine.analysis.experiments.complexity.long_forms import known_forms, long_form, templates
+from dkn_engine.analysis.experiments.complexity.model_sizes import (
     TREND,
     ModelSize,
     complexity_of_models,
     model_size,
     spearman,
 )
-from dkn_engine.analysis.texts import long_forms
-from dkn_engine.analysis.texts.long_forms import known_forms, long_form, templates
-from dkn_engine.analysis.texts.text_complexity import text_complexity
+from dkn_engine.analysis.experiments.complexity.text_complexity import text_complexity
 from dkn_engine.config import AttributionConfig, Config, FactsConfig
 from dkn_engine.errors import UserError
 from dkn_engine.statistics.table import Table

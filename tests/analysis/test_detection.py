@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from dkn_engine.analysis.checking.detection import (
+from dkn_engine.analysis.experiments.fact_check.detection import (
     auroc,
     best_threshold,
     cross_fitted,

@@ -14,13 +14,13 @@ import pytest
 import torch
 
 import dkn_engine as dkn
-from dkn_engine.analysis.evolvability import evolvability
-from dkn_engine.analysis.finetuning.answers import read_answers
-from dkn_engine.analysis.finetuning.changed import overlap_rows, targets
-from dkn_engine.analysis.finetuning.finetune import finetuned
-from dkn_engine.analysis.finetuning.learning_rate import best_rate, loss_by_rate
-from dkn_engine.analysis.finetuning.overlap import overlap
-from dkn_engine.analysis.finetuning.rephrase import rephrase
+from dkn_engine.analysis.experiments.evolvability.answers import read_answers
+from dkn_engine.analysis.experiments.evolvability.changed_neurons import overlap_rows, targets
+from dkn_engine.analysis.experiments.evolvability.experiment import evolvability
+from dkn_engine.analysis.experiments.evolvability.finetune import finetuned
+from dkn_engine.analysis.experiments.evolvability.learning_rate import best_rate, loss_by_rate
+from dkn_engine.analysis.experiments.evolvability.overlap import overlap
+from dkn_engine.analysis.experiments.evolvability.rephrase import rephrase
 from dkn_engine.config import FactsConfig
 from dkn_engine.errors import RunDirectoryError, UserError
 from dkn_engine.forward.encoding import encode_sequence

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
-from dkn_engine.analysis.checking.detection import cross_fitted
-from dkn_engine.analysis.checking.neuron_scores import deal
-from dkn_engine.analysis.checking.statements import make_statements
-from dkn_engine.analysis.fact_check import fact_check
+from dkn_engine.analysis.experiments.fact_check.detection import cross_fitted
+from dkn_engine.analysis.experiments.fact_check.experiment import fact_check
+from dkn_engine.analysis.experiments.fact_check.neuron_scores import deal
+from dkn_engine.analysis.experiments.fact_check.statements import make_statements
 from dkn_engine.attribution import attribute_facts as attribute
 from dkn_engine.config import AttributionConfig, Config
 from dkn_engine.errors import UserError

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from dkn_engine import Fact
-from dkn_engine.analysis.finetuning.answers import read_answers
-from dkn_engine.analysis.finetuning.finetune import Diverged, finetuned
+from dkn_engine.analysis.experiments.evolvability.answers import read_answers
+from dkn_engine.analysis.experiments.evolvability.finetune import Diverged, finetuned
 from dkn_engine.config import FactsConfig
 from dkn_engine.errors import DknError, FactError, RunDirectoryError, UserError
 from dkn_engine.forward.contexts import AnswerSequence
@@ -325,7 +325,7 @@ def test_a_checkpoint_of_other_code_is_not_used(
 
     assert steps() == [1, 2, 3]
     assert steps() == [3]
-    state = "dkn_engine.analysis.finetuning.training_checkpoint.code_digest"
+    state = "dkn_engine.analysis.experiments.evolvability.training_checkpoint.code_digest"
     monkeypatch.setattr(state, lambda: "0" * 16)
     assert steps() == [1, 2, 3]
     assert caplog.messages == [f"{tmp_path} is of other code; the training begins anew"]

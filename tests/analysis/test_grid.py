@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from dkn_engine import cli
-from dkn_engine.analysis.grid.cells import ANALYSES, analyze_cell
-from dkn_engine.analysis.grid.engines import Here, Watcher
-from dkn_engine.analysis.grid.headlines import HEADLINES, Headline
-from dkn_engine.analysis.grid.making import Options
+from dkn_engine.analysis.suite.cells import ANALYSES, analyze_cell
+from dkn_engine.analysis.suite.engines import Here, Watcher
+from dkn_engine.analysis.suite.headlines import HEADLINES, Headline
+from dkn_engine.analysis.suite.requests import Options
 from dkn_engine.errors import UserError
 from dkn_engine.facts import write_facts
 from dkn_engine.settings import config_from_options
@@ -329,7 +329,7 @@ def taught(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         found.append(new_facts)
         raise UserError("enough")
 
-    monkeypatch.setattr("dkn_engine.analysis.evolvability", evolvability)
+    monkeypatch.setattr("dkn_engine.analysis.experiments.evolvability.experiment", evolvability)
     return found
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dkn_engine.analysis.grid.labels import labels, short_names
+from dkn_engine.analysis.suite.labels import labels, short_names
 
 
 def one(model: str) -> str:

@@ -7,13 +7,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from dkn_engine.analysis.checking.neuron_scores import (
+from dkn_engine.analysis.experiments.fact_check.neuron_scores import (
     deal,
     golden_sets,
     mean_attributions,
     practical_sets,
 )
-from dkn_engine.analysis.tables.groups import NeuronGroups
+from dkn_engine.analysis.neuron_groups import NeuronGroups
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.config import AttributionConfig
 from dkn_engine.models.layout import find_layout

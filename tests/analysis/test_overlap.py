@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import hypergeom
 
-from dkn_engine.analysis.finetuning.overlap import above, chance, overlap, top_changed
+from dkn_engine.analysis.experiments.evolvability.overlap import above, chance, overlap, top_changed
 from dkn_engine.degeneracy.controls import random_sets
 from dkn_engine.errors import UserError
 

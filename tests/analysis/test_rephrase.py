@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dkn_engine import Fact, load_facts
-from dkn_engine.analysis.finetuning.rephrase import rephrase, rephrasings
+from dkn_engine.analysis.experiments.evolvability.rephrase import rephrase, rephrasings
 
 # The relations of TempLAMA, with the sentences of its own.
 RELATIONS = {

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from dkn_engine.analysis.perturbation.perturb import KINDS, perturb
-from dkn_engine.analysis.perturbation.treatments import Treatment, Trial, treatments
-from dkn_engine.analysis.robustness import robustness
+from dkn_engine.analysis.experiments.robustness.experiment import robustness
+from dkn_engine.analysis.experiments.robustness.perturb import KINDS, perturb
+from dkn_engine.analysis.experiments.robustness.treatments import Treatment, Trial, treatments
 from dkn_engine.config import Config, FactsConfig, FilterConfig
 from dkn_engine.degeneracy.edits import Edit, enhance, nothing, suppress
 from dkn_engine.errors import UserError

@@ -7,7 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from dkn_engine.analysis.sharing import OTHERS, WITH, component_sharing, sharing
+from dkn_engine.analysis.experiments.sharing.experiment import (
+    OTHERS,
+    WITH,
+    component_sharing,
+    sharing,
+)
 from dkn_engine.errors import UserError
 from dkn_engine.types import Component, Fact, FactResult
 from tests.tiny import WIDTH, tiny

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 import dkn_engine as dkn
-from dkn_engine.analysis.checking.statements import (
+from dkn_engine.analysis.experiments.fact_check.statements import (
     FORMS,
     Statement,
     make_statements,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dkn_engine.analysis.tables import text
+from dkn_engine.analysis import table_text as text
 from dkn_engine.errors import UserError
 from dkn_engine.report.text import width
 from dkn_engine.statistics import table_files as files

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from dkn_engine.analysis.finetuning.answers import read_answers
+from dkn_engine.analysis.experiments.evolvability.answers import read_answers
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.config import AttributionConfig
 from dkn_engine.degeneracy.edited_answers import Prompts

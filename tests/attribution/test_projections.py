@@ -258,7 +258,7 @@ def test_finding_neurons_refuses_hooked_projections() -> None:
 
 @pytest.mark.parametrize("part", ["gate_proj", "down_proj"])
 def test_training_refuses_rows_whose_gradients_a_hook_would_change(part: str) -> None:
-    from dkn_engine.analysis.finetuning.finetune import finetuned
+    from dkn_engine.analysis.experiments.evolvability.finetune import finetuned
 
     model = tiny("llama")
     module = model.get_submodule(f"model.layers.{LAYER}.mlp.{part}")

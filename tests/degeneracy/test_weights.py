@@ -14,7 +14,7 @@ import torch
 from torch.nn.utils import parametrize, prune
 
 import dkn_engine as dkn
-from dkn_engine.analysis.finetuning.trainable import trainable_blocks
+from dkn_engine.analysis.experiments.evolvability.trainable import trainable_blocks
 from dkn_engine.degeneracy.edits import enhance, suppress
 from dkn_engine.degeneracy.weight_edits import scaled_weights
 from dkn_engine.errors import UnsupportedModelError

@@ -10,9 +10,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dkn_engine.analysis.tables.groups import require_results_of
-from dkn_engine.analysis.texts.long_forms import PARAPHRASE, TEMPLATED, known_forms, long_form
-from dkn_engine.analysis.texts.text_complexity import TextComplexity, text_complexity
+from dkn_engine.analysis.experiments.complexity.long_forms import (
+    PARAPHRASE,
+    TEMPLATED,
+    known_forms,
+    long_form,
+)
+from dkn_engine.analysis.experiments.complexity.text_complexity import (
+    TextComplexity,
+    text_complexity,
+)
+from dkn_engine.analysis.neuron_groups import require_results_of
 from dkn_engine.config import Config, FactsConfig
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts.given import Facts, fact_list
@@ -53,7 +61,7 @@ def complexity(
     Args:
         model, tokenizer, facts: as in :func:`dkn_engine.find_dkns`.
         results: what it gave for these facts.
-        forms: names of :func:`dkn_engine.analysis.texts.long_forms.known_forms`.
+        forms: names of :func:`dkn_engine.analysis.experiments.complexity.long_forms.known_forms`.
         seed: of the draw of templates and of the resampling.
         config: the one that ``results`` were found with; the defaults if None.
         out: folder of a run directory for each form, created or continued; None keeps nothing.

@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.analysis.perturbation.perturb import KINDS, Kind
-from dkn_engine.analysis.perturbation.queries import CLEAN, PERTURBED, Queries, Query, columns
-from dkn_engine.analysis.perturbation.treatments import (
+from dkn_engine.analysis.experiments.robustness.perturb import KINDS, Kind
+from dkn_engine.analysis.experiments.robustness.queries import (
+    CLEAN,
+    PERTURBED,
+    Queries,
+    Query,
+    columns,
+)
+from dkn_engine.analysis.experiments.robustness.treatments import (
     On,
     Outcome,
     Treatment,
@@ -19,7 +25,7 @@ from dkn_engine.analysis.perturbation.treatments import (
     Value,
     treatments,
 )
-from dkn_engine.analysis.tables.groups import NeuronGroups, neuron_groups, with_dkn
+from dkn_engine.analysis.neuron_groups import NeuronGroups, neuron_groups, with_dkn
 from dkn_engine.config import Config
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.interventions import Positions

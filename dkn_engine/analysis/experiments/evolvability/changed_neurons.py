@@ -8,7 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.analysis.finetuning.overlap import Overlap, above, overlap, top_changed
+from dkn_engine.analysis.experiments.evolvability.overlap import (
+    Overlap,
+    above,
+    overlap,
+    top_changed,
+)
 from dkn_engine.statistics.intervals import Estimate
 from dkn_engine.statistics.table import Comparison, Conditions, Row
 

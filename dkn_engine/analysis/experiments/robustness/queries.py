@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dkn_engine.analysis.perturbation.perturb import KINDS, Kind, perturb
-from dkn_engine.analysis.tables.groups import NeuronGroups
+from dkn_engine.analysis.experiments.robustness.perturb import KINDS, Kind, perturb
+from dkn_engine.analysis.neuron_groups import NeuronGroups
 from dkn_engine.config import Config
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.forward.contexts import AnswerSequence

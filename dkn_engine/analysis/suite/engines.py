@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dkn_engine.analysis.grid.making import Progress, Refusal, Request, make
-from dkn_engine.analysis.model_sizes import ModelSize, model_size
+from dkn_engine.analysis.experiments.complexity.model_sizes import ModelSize, model_size
+from dkn_engine.analysis.suite.requests import Progress, Refusal, Request, make
 from dkn_engine.config import Config
 from dkn_engine.models.fingerprint import Identity
 from dkn_engine.models.load import load_tokenizer

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.analysis.checking.statements import topic
-from dkn_engine.analysis.tables.groups import NeuronGroups, union
+from dkn_engine.analysis.experiments.fact_check.statements import topic
+from dkn_engine.analysis.neuron_groups import NeuronGroups, union
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.config import AttributionConfig
 from dkn_engine.degeneracy.controls import random_sets

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dkn_engine.analysis.finetuning.trainable import Block
+from dkn_engine.analysis.experiments.evolvability.trainable import Block
 from dkn_engine.errors import RunDirectoryError
 from dkn_engine.files.atomic import write_files
 from dkn_engine.files.code_digest import code_digest

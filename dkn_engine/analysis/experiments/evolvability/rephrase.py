@@ -14,7 +14,7 @@ from dkn_engine.facts.pararel import fill_templates
 from dkn_engine.facts.templama import MARK
 from dkn_engine.types import Fact
 
-_FILE = Path(__file__).resolve().parents[2] / "facts" / "packaged" / "rephrasings.jsonl"
+_FILE = Path(__file__).resolve().parents[3] / "facts" / "packaged" / "rephrasings.jsonl"
 _SUBJECT, _ANSWER = "[X]", "[Y]"
 
 

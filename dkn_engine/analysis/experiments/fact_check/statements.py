@@ -17,7 +17,7 @@ from dkn_engine.types import Fact
 
 Form = Literal["short", "paraphrase", "long"]
 FORMS: tuple[Form, ...] = get_args(Form)
-_FILE = Path(__file__).resolve().parents[2] / "facts" / "packaged" / "statement_templates.jsonl"
+_FILE = Path(__file__).resolve().parents[3] / "facts" / "packaged" / "statement_templates.jsonl"
 
 
 @dataclass(frozen=True, slots=True)

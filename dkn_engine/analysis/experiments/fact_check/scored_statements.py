@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dkn_engine.analysis.checking import detection
-from dkn_engine.analysis.checking.detection import Bools, Reals
-from dkn_engine.analysis.checking.statements import Statement
+from dkn_engine.analysis.experiments.fact_check import detection
+from dkn_engine.analysis.experiments.fact_check.detection import Bools, Reals
+from dkn_engine.analysis.experiments.fact_check.statements import Statement
 from dkn_engine.statistics.table import Comparison, Conditions, Row, Sample
 
 # Facts that a scorer can score, and those of them that D scores too.

@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dkn_engine.analysis.checking.asking import yes_over_no
-from dkn_engine.analysis.checking.detection import Reals
-from dkn_engine.analysis.checking.neuron_scores import (
+from dkn_engine.analysis.experiments.fact_check.asking import yes_over_no
+from dkn_engine.analysis.experiments.fact_check.detection import Reals
+from dkn_engine.analysis.experiments.fact_check.neuron_scores import (
     Sets,
     deal,
     golden_sets,
     mean_attributions,
     practical_sets,
 )
-from dkn_engine.analysis.checking.scored import ASK, PROB, Scored
-from dkn_engine.analysis.checking.statements import (
+from dkn_engine.analysis.experiments.fact_check.scored_statements import ASK, PROB, Scored
+from dkn_engine.analysis.experiments.fact_check.statements import (
     FORMS,
     Form,
     Statement,
     make_statements,
     packaged_templates,
 )
-from dkn_engine.analysis.tables.groups import NeuronGroups, neuron_groups
+from dkn_engine.analysis.neuron_groups import NeuronGroups, neuron_groups
 from dkn_engine.config import AttributionConfig, Config
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts.given import Facts, fact_list

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dkn_engine.analysis.finetuning.answers import read_answers
-from dkn_engine.analysis.finetuning.finetune import Diverged, Progress, finetuned
-from dkn_engine.analysis.finetuning.trainable import Trainable
+from dkn_engine.analysis.experiments.evolvability.answers import read_answers
+from dkn_engine.analysis.experiments.evolvability.finetune import Diverged, Progress, finetuned
+from dkn_engine.analysis.experiments.evolvability.trainable import Trainable
 from dkn_engine.config import FactsConfig
 from dkn_engine.errors import UserError
 from dkn_engine.forward.encoding import encode_sequence
@@ -44,7 +44,7 @@ def loss_by_rate(
 
     Args:
         model, tokenizer, facts, trainable: of
-            :func:`dkn_engine.analysis.finetuning.finetune.finetuned`.
+            :func:`dkn_engine.analysis.experiments.evolvability.finetune.finetuned`.
         rates: to be tried.
         steps, progress, training: its other arguments.
 

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dkn_engine.analysis.clusterers import (
+from dkn_engine.analysis.experiments.clusterers.experiment import (
     FIGURES,
     LABELS,
     ClustererComparison,

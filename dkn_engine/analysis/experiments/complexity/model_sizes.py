@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.analysis.complexity import degeneracy_samples
-from dkn_engine.analysis.tables.groups import require_results_of
+from dkn_engine.analysis.experiments.complexity.experiment import degeneracy_samples
+from dkn_engine.analysis.neuron_groups import require_results_of
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.models.layout import find_layout

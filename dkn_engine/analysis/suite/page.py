@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dkn_engine.analysis.grid.cells import Cell
-from dkn_engine.analysis.grid.headlines import HEADLINES, Headline
-from dkn_engine.analysis.grid.making import RUN
-from dkn_engine.analysis.tables.text import cell as shown
-from dkn_engine.analysis.tables.text import counted, words
+from dkn_engine.analysis.suite.cells import Cell
+from dkn_engine.analysis.suite.headlines import HEADLINES, Headline
+from dkn_engine.analysis.suite.requests import RUN
+from dkn_engine.analysis.table_text import cell as shown
+from dkn_engine.analysis.table_text import counted, words
 from dkn_engine.report import figures
 from dkn_engine.report.html.markup import Markup, escape
 from dkn_engine.report.html.page import render_page

@@ -13,7 +13,7 @@ from dkn_engine.errors import UserError
 from dkn_engine.types import Fact
 
 TEMPLATED, PARAPHRASE = "templated", "paraphrase"
-_FILE = Path(__file__).resolve().parents[2] / "facts" / "packaged" / "long_forms.jsonl"
+_FILE = Path(__file__).resolve().parents[3] / "facts" / "packaged" / "long_forms.jsonl"
 
 
 @lru_cache

@@ -15,9 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dkn_engine.analysis.finetuning.answers import answer_logits, batches, token_log_probabilities
-from dkn_engine.analysis.finetuning.taps import differentiable
-from dkn_engine.analysis.finetuning.trainable import (
+from dkn_engine.analysis.experiments.evolvability.answers import (
+    answer_logits,
+    batches,
+    token_log_probabilities,
+)
+from dkn_engine.analysis.experiments.evolvability.taps import differentiable
+from dkn_engine.analysis.experiments.evolvability.trainable import (
     Block,
     Trainable,
     digest_of_originals,
@@ -25,7 +29,7 @@ from dkn_engine.analysis.finetuning.trainable import (
     neuron_change,
     trainable_blocks,
 )
-from dkn_engine.analysis.finetuning.training_checkpoint import Checkpoint
+from dkn_engine.analysis.experiments.evolvability.training_checkpoint import Checkpoint
 from dkn_engine.config import FactsConfig
 from dkn_engine.degeneracy.reference_facts import generator
 from dkn_engine.errors import DknError, UserError
@@ -74,7 +78,7 @@ class FineTuning:
     def neuron_change(self) -> NDArray[np.float64]:
         """Relative L2 change of each MLP neuron, float64 ``[L, F]``; only inside the block.
 
-        See :func:`dkn_engine.analysis.finetuning.trainable.neuron_change`.
+        See :func:`dkn_engine.analysis.experiments.evolvability.trainable.neuron_change`.
         """
         return neuron_change(self._layout, self._blocks)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.analysis.tables.groups import require_results_of, union
+from dkn_engine.analysis.neuron_groups import require_results_of, union
 from dkn_engine.degeneracy.controls import random_sets
 from dkn_engine.degeneracy.reference_facts import generator
 from dkn_engine.errors import UserError

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dkn_engine.analysis.finetuning.trainable import Block
+from dkn_engine.analysis.experiments.evolvability.trainable import Block
 from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import Layout, Mlp
 

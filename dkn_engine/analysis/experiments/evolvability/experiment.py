@@ -11,13 +11,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.analysis.finetuning.answers import read_answers
-from dkn_engine.analysis.finetuning.changed import overlap_rows, targets
-from dkn_engine.analysis.finetuning.finetune import finetuned
-from dkn_engine.analysis.finetuning.learning_rate import KINDS, RATES, best_rate, loss_by_rate
-from dkn_engine.analysis.finetuning.rephrase import rephrase
-from dkn_engine.analysis.finetuning.trainable import Trainable
-from dkn_engine.analysis.tables.groups import (
+from dkn_engine.analysis.experiments.evolvability.answers import read_answers
+from dkn_engine.analysis.experiments.evolvability.changed_neurons import overlap_rows, targets
+from dkn_engine.analysis.experiments.evolvability.finetune import finetuned
+from dkn_engine.analysis.experiments.evolvability.learning_rate import (
+    KINDS,
+    RATES,
+    best_rate,
+    loss_by_rate,
+)
+from dkn_engine.analysis.experiments.evolvability.rephrase import rephrase
+from dkn_engine.analysis.experiments.evolvability.trainable import Trainable
+from dkn_engine.analysis.neuron_groups import (
     NeuronGroups,
     neuron_groups,
     sort_neurons,
@@ -318,7 +323,7 @@ class _Trainer:
     progress: _Steps
 
     def trained(self, trainable: Trainable, **how: Any) -> Any:
-        """See :func:`dkn_engine.analysis.finetuning.finetune.finetuned`."""
+        """See :func:`dkn_engine.analysis.experiments.evolvability.finetune.finetuned`."""
         return finetuned(
             self.model,
             self.tokenizer,

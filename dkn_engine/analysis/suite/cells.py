@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dkn_engine.analysis.grid.engines import Engine, Watcher
-from dkn_engine.analysis.grid.making import RUN, Options, Refusal, Request
-from dkn_engine.analysis.model_sizes import ModelSize, complexity_of_models
+from dkn_engine.analysis.experiments.complexity.model_sizes import ModelSize, complexity_of_models
+from dkn_engine.analysis.suite.engines import Engine, Watcher
+from dkn_engine.analysis.suite.requests import RUN, Options, Refusal, Request
 from dkn_engine.config import Config
 from dkn_engine.errors import UserError
 from dkn_engine.files.atomic import write_files

@@ -1,0 +1,1 @@
+"""One folder an experiment of the Neuro-Degeneracy Analytic Analysis Framework."""

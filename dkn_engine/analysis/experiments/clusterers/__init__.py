@@ -1,0 +1,1 @@
+"""Ways of grouping knowledge neurons, compared by the same measurements."""

@@ -1,0 +1,1 @@
+"""What the DKNs of different facts share."""
