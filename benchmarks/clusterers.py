@@ -16,7 +16,7 @@ import torch
 import dkn_engine as dkn
 from dkn_engine.analysis import compare_clusterers
 from dkn_engine.analysis.experiments.clusterers import text as clusterers_text
-from dkn_engine.analysis_commands import write_clusterers
+from dkn_engine.cli.compare_clusterers import write_clusterers
 
 RESULTS = Path(__file__).resolve().parent / "results"
 DRAWS = 10

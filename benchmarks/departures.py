@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 import dkn_engine as dkn
+from dkn_engine.cli.settings import config_from_options
 from dkn_engine.report import summarize
-from dkn_engine.settings import config_from_options
 from dkn_engine.statistics.intervals import Estimate
 
 OUTPUT = Path(__file__).resolve().parent / "results" / "departures.csv"

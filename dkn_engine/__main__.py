@@ -10,7 +10,7 @@ from dkn_engine.run.build_info import why_broken
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run :func:`dkn_engine.cli.main`; where even that cannot be imported, say why in one line.
+    """Run :func:`dkn_engine.cli.main.main`; where even that cannot be imported, say why in one line.
 
     ``dkn-engine info`` then works all the same.
 
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     try:
-        from dkn_engine import cli
+        from dkn_engine.cli import main as cli
     except (ImportError, OSError) as error:
         broken = why_broken(error)
         if broken is None:
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _without_program(argv: Sequence[str], broken: str) -> int:
-    from dkn_engine.info_command import info
+    from dkn_engine.cli.info import info
 
     if argv and argv[0] == "info":
         return info(argparse.Namespace(directory=None, json="--json" in argv))

@@ -70,7 +70,7 @@ def test_a_report_of_a_broken_installation_is_one_line(tmp_path: Path) -> None:
 
 
 def test_an_import_of_the_engines_own_that_fails_is_a_fault_of_the_engine() -> None:
-    done = run("dkn_engine.settings", "absent", "info")
+    done = run("dkn_engine.cli.settings", "absent", "info")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
 

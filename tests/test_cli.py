@@ -16,15 +16,16 @@ import numpy as np
 import pytest
 
 import dkn_engine
-from dkn_engine import cli, facts
+from dkn_engine import facts
+from dkn_engine.cli import main as cli
+from dkn_engine.cli.console import Console, duration
+from dkn_engine.cli.settings import config_from_options
 from dkn_engine.config import Config
-from dkn_engine.console import Console, duration
 from dkn_engine.errors import BackendError, FactError, UserError
 from dkn_engine.models.fingerprint import Identity
 from dkn_engine.report.text import width
 from dkn_engine.run import pipeline
 from dkn_engine.run.pipeline import Run, on_disk
-from dkn_engine.settings import config_from_options
 from dkn_engine.store import read_manifest, read_results
 from dkn_engine.store.plan import Task
 from dkn_engine.store.tables import chunk_files

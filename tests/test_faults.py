@@ -21,7 +21,7 @@ import pytest
 import torch
 
 import dkn_engine as dkn
-from dkn_engine import cli
+from dkn_engine.cli import main as cli
 from dkn_engine.facts import write_facts
 from dkn_engine.models import load as models
 from tests.saved import many_facts, save_tiny

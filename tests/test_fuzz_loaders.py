@@ -13,13 +13,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from dkn_engine.cli.settings import config_from_options
 from dkn_engine.config import Config
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts import FactProblem, iter_facts, load_facts, write_facts
 from dkn_engine.files.visible_text import without_space
 from dkn_engine.interchange import read_eleuther, read_released, write_eleuther, write_released
 from dkn_engine.interchange.neuron_records import FactNeurons, same_set
-from dkn_engine.settings import config_from_options
 from dkn_engine.types import Fact
 
 FORMATS = ["auto", "templama", "pararel", "lama", "counterfact", "jsonl"]

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import dkn_engine as dkn
-from dkn_engine import cli
 from dkn_engine.analysis.suite.labels import short_names
+from dkn_engine.cli import main as cli
 from dkn_engine.config import Config
 from dkn_engine.facts import write_facts
 from dkn_engine.files.local_paths import local_path

@@ -15,7 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 import dkn_engine as dkn
-from dkn_engine import cli
+from dkn_engine.cli import main as cli
 from dkn_engine.errors import RunDirectoryError, UserError
 from dkn_engine.facts import write_facts
 from dkn_engine.models import load as models

@@ -24,7 +24,7 @@ pytestmark = [
 KILLER = """
 import os, signal, sys
 from pathlib import Path
-from dkn_engine import cli
+from dkn_engine.cli import main as cli
 from dkn_engine.run.workers import ray as ray_workers
 
 messages, killed = ray_workers.RayPool._messages, []

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import dkn_engine as dkn
-from dkn_engine import cli
+from dkn_engine.cli import main as cli
 from dkn_engine.store import count_done, merge, plan, read_manifest
 from dkn_engine.store.plan import Shard
 from tests.saved import many_facts

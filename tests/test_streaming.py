@@ -18,10 +18,10 @@ import pytest
 import torch
 
 import dkn_engine as dkn
+from dkn_engine.cli.settings import config_from_options
 from dkn_engine.errors import UserError
 from dkn_engine.facts import write_facts
 from dkn_engine.facts.scan import FactFile, pick, read_windows, scan
-from dkn_engine.settings import config_from_options
 from dkn_engine.store import plan as plans
 from dkn_engine.store.plan import Plan, Shard, Task, iter_tasks
 from tests.saved import many_facts

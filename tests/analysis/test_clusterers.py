@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 import dkn_engine as dkn
-from dkn_engine import cli
 from dkn_engine.analysis import (
     ClustererComparison,
     Measurement,
@@ -23,6 +22,7 @@ from dkn_engine.analysis import (
     compare_measurements,
 )
 from dkn_engine.analysis.experiments.clusterers import text as clusterers_text
+from dkn_engine.cli import main as cli
 from dkn_engine.config import Config, FactsConfig, FilterConfig, SelectionConfig, TopologyConfig
 from dkn_engine.degeneracy.edits import nothing, suppress
 from dkn_engine.facts import load_facts

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from dkn_engine import cli
 from dkn_engine.analysis.suite.cells import ANALYSES, analyze_cell
 from dkn_engine.analysis.suite.engines import Here, Watcher
 from dkn_engine.analysis.suite.headlines import HEADLINES, Headline
 from dkn_engine.analysis.suite.requests import Options
+from dkn_engine.cli import main as cli
+from dkn_engine.cli.settings import config_from_options
 from dkn_engine.errors import UserError
 from dkn_engine.facts import write_facts
-from dkn_engine.settings import config_from_options
 from dkn_engine.statistics.intervals import Estimate
 from dkn_engine.statistics.table import Row
 from dkn_engine.types import Fact

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 import dkn_engine as dkn
-from dkn_engine import cli
+from dkn_engine.cli import main as cli
+from dkn_engine.cli.settings import config_from_options
 from dkn_engine.config import Config
 from dkn_engine.errors import UserError
 from dkn_engine.facts import FactProblem, iter_facts
 from dkn_engine.interchange import read_eleuther, read_released
-from dkn_engine.settings import config_from_options
 from dkn_engine.statistics.intervals import Estimate
 from dkn_engine.statistics.table import Row, Table
 from dkn_engine.statistics.table_files import read_table, to_json

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dkn_engine import cli
+from dkn_engine.cli import main as cli
 from dkn_engine.store import Snapshot, tables
 from dkn_engine.store.plan import CHUNKS_PER_WINDOW
 from dkn_engine.store.tables import chunk_files

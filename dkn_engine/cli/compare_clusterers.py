@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dkn_engine.commands import Threads, load_model, read_facts, tell_problems
-from dkn_engine.console import Console, put
+from dkn_engine.cli.commands import Threads, load_model, read_facts, tell_problems
+from dkn_engine.cli.console import Console, put
+from dkn_engine.cli.settings import config_from_options
 from dkn_engine.errors import UserError
-from dkn_engine.settings import config_from_options
 
 if TYPE_CHECKING:
     from dkn_engine.analysis import ClustererComparison

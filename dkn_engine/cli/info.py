@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from dkn_engine.console import put
+from dkn_engine.cli.console import put
 
 
 def info(args: argparse.Namespace) -> int:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dkn_engine.commands import Threads, load_model, read_facts, tell_problems
+from dkn_engine.cli.commands import Threads, load_model, read_facts, tell_problems
+from dkn_engine.cli.console import Console, put
+from dkn_engine.cli.settings import config_from_options
 from dkn_engine.config import Config
-from dkn_engine.console import Console, put
 from dkn_engine.errors import UserError
-from dkn_engine.settings import config_from_options
 from dkn_engine.types import Fact
 
 if TYPE_CHECKING:

@@ -10,13 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dkn_engine import analysis_commands, commands, grid_commands, info_command
-from dkn_engine.console import detach_broken_pipes
+from dkn_engine.cli import analyze as grid_commands
+from dkn_engine.cli import commands
+from dkn_engine.cli import compare_clusterers as analysis_commands
+from dkn_engine.cli import info as info_command
+from dkn_engine.cli.console import detach_broken_pipes
+from dkn_engine.cli.settings import PRESETS
 from dkn_engine.errors import DknError, UserError
 from dkn_engine.files.local_paths import local_path
 from dkn_engine.report.html import CARDS, FACT_FIGURES
 from dkn_engine.run.build_info import why_broken
-from dkn_engine.settings import PRESETS
 from dkn_engine.store.plan import WHOLE, Shard
 
 PROGRAM = "dkn-engine"

@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from dkn_engine.cli.console import Console, put
+from dkn_engine.cli.settings import config_from_options
 from dkn_engine.config import Config
-from dkn_engine.console import Console, put
 from dkn_engine.errors import UserError
-from dkn_engine.settings import config_from_options
 from dkn_engine.types import Fact, FactResult
 
 if TYPE_CHECKING:
-    from dkn_engine.console import Progress
+    from dkn_engine.cli.console import Progress
     from dkn_engine.report import Summary
     from dkn_engine.run.pipeline import Run
     from dkn_engine.store import RunPath
@@ -247,7 +247,7 @@ def bench(args: argparse.Namespace) -> int:
     Raises:
         UserError: the package is installed without its sources.
     """
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     if not (root / "benchmarks" / "run.py").is_file():
         raise UserError(
             "the benchmarks travel with the sources, not with the installed package; "
