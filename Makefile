@@ -60,10 +60,10 @@ lint: $(TEST) $(NATIVE)
 # Run it alone on the machine. Writes benchmarks/results, prints the table of targets.
 bench: $(TEST) $(NATIVE)
 	$(PIP) --group bench
-	$(PY) -m pytest benchmarks/micro -q -p no:cacheprovider --benchmark-columns=median,iqr,rounds
-	$(PY) -m benchmarks.topology
-	$(PY) -m benchmarks.run $(CASES)
-	$(PY) -m benchmarks.plots
+	$(PY) -m pytest benchmarks/kernels -q -p no:cacheprovider --benchmark-columns=median,iqr,rounds
+	$(PY) -m benchmarks.topology.run
+	$(PY) -m benchmarks.speed.run $(CASES)
+	$(PY) -m benchmarks.speed.plots
 
 # The paper's analyses on the demo model; what it finds is committed as an example. Run it alone.
 report: $(TEST) $(NATIVE)
@@ -78,7 +78,7 @@ report: $(TEST) $(NATIVE)
 
 # Every kernel compiled for GPUs that need not be there; the table is in benchmarks/results.
 kernels: $(TEST) $(NATIVE)
-	$(PY) -m benchmarks.kernels
+	$(PY) -m benchmarks.kernels.compile
 
 # The C++ edit loop: only what changed is compiled.
 build: $(DEMO) $(NATIVE)

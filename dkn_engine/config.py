@@ -323,7 +323,7 @@ class Config(Section):
     """All choices of a run.
 
     ``Config()`` holds defaults of our own, since the paper gives no tau. They were chosen on facts
-    of the demo model that are in no packaged set (``benchmarks/defaults.py`` states candidates and
+    of the demo model that are in no packaged set (``benchmarks/science/defaults.py`` states candidates and
     rule, ``benchmarks/results/defaults.csv`` has the figures). Other models may want others.
     """
 

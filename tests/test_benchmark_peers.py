@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import peers
-from benchmarks.attribution_cases import inclusive
+from benchmarks.speed import peers
+from benchmarks.speed.attribution_cases import inclusive
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.config import AttributionConfig, Config
 from dkn_engine.models.layout import find_layout

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import dkn_engine as dkn
-from benchmarks.model_family import (
+from benchmarks.science.model_family import (
     Training,
     made_up_facts,
     neuron_dropout,
@@ -66,7 +66,7 @@ def test_models_are_kept_by_their_settings(tmp_path: Path, monkeypatch: Any) -> 
         made.append(settings)
         (folder / "model").write_text("x")
 
-    monkeypatch.setattr("benchmarks.model_family.train", note)
+    monkeypatch.setattr("benchmarks.science.model_family.train", note)
     facts, settings = made_up_facts()[:3], Training(2, 32)
     folder = trained(settings, facts, tmp_path)
     assert trained(settings, facts, tmp_path) == folder

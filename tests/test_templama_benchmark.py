@@ -14,14 +14,15 @@ import pytest
 import torch
 
 import dkn_engine as dkn
-from benchmarks import rows, templama
-from benchmarks.attribution_cases import gflop
-from benchmarks.kernel_estimate import ANSWER, FACTS, MEASURED, MODELS
+from benchmarks import rows
+from benchmarks.kernels.estimate import ANSWER, FACTS, MEASURED, MODELS
 from benchmarks.rows import Row
-from benchmarks.stage_clock import STAGES
-from benchmarks.templama import Measured, Setting, find, require_bit_equal, resident
-from benchmarks.templama_model import Training, dated_facts, train, trained
-from benchmarks.templama_paper import KINDS, calculated, count, scaled
+from benchmarks.scale import templama
+from benchmarks.scale.stage_clock import STAGES
+from benchmarks.scale.templama import Measured, Setting, find, require_bit_equal, resident
+from benchmarks.scale.templama_model import Training, dated_facts, train, trained
+from benchmarks.scale.templama_paper import KINDS, calculated, count, scaled
+from benchmarks.speed.attribution_cases import gflop
 from dkn_engine.config import Config
 from dkn_engine.run.stages import Stages
 from tests.test_committed_results import rows_of, table

@@ -254,7 +254,7 @@ def bench(args: argparse.Namespace) -> int:
             "run 'make bench' in a checkout"
         )
     options = [f"--{name}" for name in ("list", "table") if getattr(args, name)]
-    command = [sys.executable, "-m", "benchmarks.run", *options, *args.cases]
+    command = [sys.executable, "-m", "benchmarks.speed.run", *options, *args.cases]
     return subprocess.run(command, cwd=root, check=False).returncode
 
 

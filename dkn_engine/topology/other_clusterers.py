@@ -52,7 +52,7 @@ class ClustererOptions(Section):
     """The free parameters of the other clusterers.
 
     The paper gives none; :meth:`published` has those of its code. The defaults were chosen on the
-    facts and by the rule that chose those of ``ntc`` (``benchmarks/clusterers_tuning.py``,
+    facts and by the rule that chose those of ``ntc`` (``benchmarks/science/clusterers_tuning.py``,
     ``benchmarks/results/clusterers_tuning.csv``).
 
     Attributes:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import torch
 
-from benchmarks import kernel_estimate
+from benchmarks.kernels import estimate as kernel_estimate
 from dkn_engine.attribution.chunk import _BUDGET, _rows_per_batch
 from dkn_engine.config import AttributionConfig
 

@@ -26,7 +26,7 @@ from dkn_engine.files.made_once import cached_folder
 from dkn_engine.models.tokens import encode_fact
 from dkn_engine.types import Fact
 
-BUILD = Path(__file__).resolve().parents[1] / "build" / "templama"
+BUILD = Path(__file__).resolve().parents[2] / "build" / "templama"
 END = "<|endoftext|>"
 
 

@@ -1,6 +1,6 @@
 """The runner: measures the cases, writes their rows, prints the design's table of targets.
 
-``python -m benchmarks.run [CASE ...]`` (all by default; ``--list`` names them, ``--table`` prints
+``python -m benchmarks.speed.run [CASE ...]`` (all by default; ``--list`` names them, ``--table`` prints
 from the committed rows without measuring). A case that finds a difference between providers stops
 with the reason and writes nothing. Run it alone on the machine: every row has the load beside it.
 """
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks import attribution_cases
 from benchmarks.rows import Row, read, write
+from benchmarks.speed import attribution_cases
 
 CASES: dict[str, Callable[[], Iterator[Row]]] = {
     "peak": attribution_cases.peak,

@@ -2,7 +2,7 @@
 
 Operations of a run at the default configuration are counted on the demo model, stage by stage, and
 scaled by layers, widths, vocabulary and answer tokens. Peaks, assumed shares of them and launches
-are those of ``benchmarks.kernel_estimate``. No GPU was used.
+are those of ``benchmarks.kernels.estimate``. No GPU was used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import dkn_engine as dkn
-from benchmarks.kernel_estimate import (
+from benchmarks.kernels.estimate import (
     ANSWER,
     ARITHMETIC,
     BANDWIDTH,
@@ -35,7 +35,7 @@ from benchmarks.kernel_estimate import (
     Shape,
 )
 from benchmarks.rows import Row, row
-from benchmarks.stage_clock import BEGINNINGS, STAGES, ByStage
+from benchmarks.scale.stage_clock import BEGINNINGS, STAGES, ByStage
 from dkn_engine.config import Config, FactsConfig
 from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import find_layout

@@ -36,7 +36,7 @@ N_UNSELECTED = 24
 SEED = 2402
 BATCH = 32
 
-_HERE = Path(__file__).resolve().parent
+_HERE = Path(__file__).resolve().parents[1]
 _CANDIDATES = _HERE / "data" / "demo_candidates.json"
 _RESULTS = _HERE / "results" / "demo_selection.csv"
 _PACKAGED = _HERE.parent / "dkn_engine" / "data"

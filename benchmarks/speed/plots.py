@@ -1,4 +1,4 @@
-"""Plots of the committed rows, as SVG beside them: ``python -m benchmarks.plots``.
+"""Plots of the committed rows, as SVG beside them: ``python -m benchmarks.speed.plots``.
 
 Drawn in grey shades and line styles, so that they read in print.
 """

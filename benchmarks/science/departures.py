@@ -3,7 +3,7 @@
 Every row is a whole run that differs from the default settings in what its second column says
 (the last rows differ in everything that ``Config.released()`` names). Controls are left out: they
 change none of these figures. Writes benchmarks/results/departures.csv after every run; the page
-docs/released.md reads it. Run it alone: ``python -m benchmarks.departures [N facts]``.
+docs/released.md reads it. Run it alone: ``python -m benchmarks.science.departures [N facts]``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dkn_engine.cli.settings import config_from_options
 from dkn_engine.report import summarize
 from dkn_engine.statistics.intervals import Estimate
 
-OUTPUT = Path(__file__).resolve().parent / "results" / "departures.csv"
+OUTPUT = Path(__file__).resolve().parents[1] / "results" / "departures.csv"
 NO_CONTROLS = ("filter.n_random=0", "filter.n_unrelated=0")
 
 # Stage, departure, and the settings that make it.

@@ -6,7 +6,7 @@ two or more candidates, the one with the largest share of degenerate facts (of a
 none has so many candidates); ties go to the first.
 
 Writes benchmarks/results/clusterers_tuning.csv. Run it alone:
-``python -m benchmarks.clusterers_tuning``.
+``python -m benchmarks.science.clusterers_tuning``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 import dkn_engine as dkn
-from benchmarks.defaults import MIN_WITH_CANDIDATES, Found, tuning_facts
+from benchmarks.science.defaults import MIN_WITH_CANDIDATES, Found, tuning_facts
 from dkn_engine.config import FactsConfig, SelectionConfig, TopologyConfig
 from dkn_engine.degeneracy.controls import lattice_of
 from dkn_engine.degeneracy.edited_answers import Prompts
@@ -34,7 +34,7 @@ from dkn_engine.selection import select_neurons
 from dkn_engine.topology.other_clusterers import ClustererOptions, Located, cluster
 
 TAU = dkn.FilterConfig().min_alone
-OUTPUT = Path(__file__).resolve().parent / "results" / "clusterers_tuning.csv"
+OUTPUT = Path(__file__).resolve().parents[1] / "results" / "clusterers_tuning.csv"
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "ntc": {},
     "dbscan": {"dbscan_quantile": (0.01, 0.03, 0.1, 0.3), "dbscan_min_samples": (2, 3)},

@@ -6,7 +6,7 @@ demo_facts.csv. The control that decides stands beside every figure of the facts
 same figure of the facts without one, most of all on paraphrases that were not used for finding.
 Where a redundancy's n is smaller than that of the drops beside it, the other facts have none, and
 the excess of the same log-drops stands in. Run it alone:
-``python -m benchmarks.headline``.
+``python -m benchmarks.science.headline``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dkn_engine.report import Estimate, Summary, bootstrap_mean, summarize
 from dkn_engine.types import Drops
 
 SETS = ("demo", "demo-unselected")
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 COLUMNS = ("facts", "figure", "n", "mean", "ci_low", "ci_high", "median")
 
 

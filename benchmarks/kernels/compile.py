@@ -1,7 +1,7 @@
 """Compiles every kernel, as it would be launched, for GPUs that need not be there.
 
-    python -m benchmarks.kernels                 # all cases; writes benchmarks/results/kernels.csv
-    python -m benchmarks.kernels gpt2 --dry-run  # some cases, printed only
+    python -m benchmarks.kernels.compile                 # all cases; writes benchmarks/results/kernels.csv
+    python -m benchmarks.kernels.compile gpt2 --dry-run  # some cases, printed only
 
 The operations' own launchers run on meta tensors, which have a shape and no memory; what they
 would launch is compiled for each target. Registers and spills are the assembler's, the rest is
@@ -36,7 +36,7 @@ from dkn_engine.ops.ig_accumulate import triton as ig_accumulate
 from dkn_engine.ops.path_activation import triton as path_activation
 from dkn_engine.ops.prefix_attention import triton as prefix_attention
 
-RESULTS = Path(__file__).parent / "results" / "kernels.csv"
+RESULTS = Path(__file__).parents[1] / "results" / "kernels.csv"
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),

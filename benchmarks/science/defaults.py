@@ -11,7 +11,7 @@ a share r >= tau_2 of the probability, all suppressed leave r of the weakest, so
 well); of the settings in which at least 90 % of the facts have two or more candidates, the one
 with the largest share of degenerate facts over the taus tried.
 
-Writes benchmarks/results/defaults.csv. Run it alone: ``python -m benchmarks.defaults``.
+Writes benchmarks/results/defaults.csv. Run it alone: ``python -m benchmarks.science.defaults``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 import dkn_engine as dkn
-from benchmarks.select_demo_facts import candidates, score
+from benchmarks.science.select_demo_facts import candidates, score
 from dkn_engine.config import FactsConfig, SelectionConfig, TopologyConfig
 from dkn_engine.degeneracy.controls import lattice_of
 from dkn_engine.degeneracy.edited_answers import Prompts
@@ -46,7 +46,7 @@ SELECT = ("persistence", "leaf")
 TAUS = (0.5, 0.6, 0.7, 0.8)
 MIN_PROBABILITY = 0.05
 MIN_WITH_CANDIDATES = 0.9
-OUTPUT = Path(__file__).resolve().parent / "results" / "defaults.csv"
+OUTPUT = Path(__file__).resolve().parents[1] / "results" / "defaults.csv"
 
 
 @dataclass(frozen=True)

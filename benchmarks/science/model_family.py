@@ -5,7 +5,7 @@ takes a share of every MLP's neurons away at all positions of a sequence and so 
 without them. All are trained until they know 200 facts, on two wordings of each, and asked half of
 them. Writes benchmarks/results/model_family.csv and model_family_comparisons.csv. Trained models
 are kept under build/model_family, with what was found in them, and made again only if their
-settings change. Run it alone: ``python -m benchmarks.model_family``.
+settings change. Run it alone: ``python -m benchmarks.science.model_family``.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from dkn_engine.statistics.table import Table
 from dkn_engine.statistics.table_files import comparisons_csv, rows_csv
 from dkn_engine.types import Fact
 
-RESULTS = Path(__file__).resolve().parent / "results"
-BUILD = Path(__file__).resolve().parents[1] / "build" / "model_family"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+BUILD = Path(__file__).resolve().parents[2] / "build" / "model_family"
 RELATIONS = ("colour", "city", "food", "animal", "tool")
 N_SUBJECTS, N_ANSWERS = 40, 12  # subjects have every relation; each relation has its own answers
 SPECIAL = ("<unk>", "</s>", "<mask>")

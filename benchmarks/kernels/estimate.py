@@ -1,6 +1,6 @@
 """What attribution of TempLAMA should cost on one H100: a calculation, nothing is measured.
 
-    python -m benchmarks.kernel_estimate
+    python -m benchmarks.kernels.estimate
 
 Operations and bytes follow from shapes; each part takes the longer of arithmetic and memory, at an
 assumed share of the card's peak. ``docs/kernels.md`` explains the terms.

@@ -3,7 +3,7 @@
 The same as ``dkn-engine analyze clusterers --model demo --facts demo --draws 10``. Writes
 benchmarks/results/clusterers.csv (a row for each clusterer and figure, then the paired differences
 to NTC) and clusterers_facts.csv (a row for each fact and clusterer). Run it alone:
-``python -m benchmarks.clusterers``.
+``python -m benchmarks.science.clusterers``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dkn_engine.analysis import compare_clusterers
 from dkn_engine.analysis.experiments.clusterers import text as clusterers_text
 from dkn_engine.cli.compare_clusterers import write_clusterers
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 DRAWS = 10
 
 

@@ -1,9 +1,9 @@
 """The whole of TempLAMA end to end: throughput, memory, disk, workers, a kill and its resume.
 
-``python -m benchmarks.templama [CASE ...] --facts FILE``, FILE being TempLAMA's training file.
+``python -m benchmarks.scale.templama [CASE ...] --facts FILE``, FILE being TempLAMA's training file.
 Every case runs ``dkn-engine find`` at the default configuration in a process of its own, as users
 do, and replaces its rows in benchmarks/results/templama.csv. The small GPT-2 is trained on first
-use (see ``benchmarks.templama_model``). Run it alone: every row has the load beside it.
+use (see ``benchmarks.scale.templama_model``). Run it alone: every row has the load beside it.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ import torch
 
 import dkn_engine as dkn
 from benchmarks.rows import Row, read, row, write
-from benchmarks.stage_clock import BEGINNINGS, PARTS, STAGES, StageClock
-from benchmarks.templama_model import BUILD, Training, dated_facts, trained
-from benchmarks.templama_paper import paper
+from benchmarks.scale.stage_clock import BEGINNINGS, PARTS, STAGES, StageClock
+from benchmarks.scale.templama_model import BUILD, Training, dated_facts, trained
+from benchmarks.scale.templama_paper import paper
 from dkn_engine.config import Config
 from dkn_engine.facts import write_facts
 from dkn_engine.store import iter_results
