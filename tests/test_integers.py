@@ -16,8 +16,8 @@ from dkn_engine.degeneracy.reference_facts import generator
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import fact_list
 from dkn_engine.integers import integer
-from tests.tiny import tiny
-from tests.words import words_tokenizer
+from tests.support.tiny import tiny
+from tests.support.words import words_tokenizer
 
 FACT = dkn.Fact("a", "w5 w9", "w13")
 INTEGERS = pytest.mark.parametrize("kind", [int, np.int64, np.int32, np.uint8])

@@ -12,9 +12,9 @@ from dkn_engine.analysis.experiments.fact_check import asking
 from dkn_engine.analysis.experiments.fact_check.asking import yes_over_no
 from dkn_engine.config import FactsConfig
 from dkn_engine.errors import UserError
-from tests.guests import mixed_model, state
-from tests.tiny import tiny
-from tests.words import text, words_tokenizer
+from tests.support.guests import mixed_model, state
+from tests.support.tiny import tiny
+from tests.support.words import text, words_tokenizer
 
 TEMPLATE = {"template": "w30 {statement} w31", "yes": "w40", "no": "w41"}
 SENTENCES = [text(ids) for ids in ([5, 9], [7, 3, 12, 20, 33], [8], [5, 9, 44])]

@@ -30,17 +30,17 @@ from dkn_engine.files import atomic as store_files
 from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.report.text import width
 from dkn_engine.topology import CLUSTERERS
-from tests.degeneracy.brute_force import answer_probability
-from tests.planted import BOTH, EITHER, Planted, planted_model
-from tests.words import words_tokenizer
+from tests.support.brute_force_edits import answer_probability
+from tests.support.planted import BOTH, EITHER, Planted, planted_model
+from tests.support.words import words_tokenizer
 
-# As in tests/test_planted.py: the leaves of the merge tree are the planted sets.
+# As in tests/degeneracy/test_planted.py: the leaves of the merge tree are the planted sets.
 CONFIG = Config(
     selection=SelectionConfig(threshold=0.4),
     topology=TopologyConfig(end="largest_merge", end_value=None, allow_root=False, select="leaf"),
     filter=FilterConfig(min_alone=0.5, max_none=0.5),
 )
-# Probabilities agree to 1e-5 whatever the batch (see tests/test_planted.py), so drops do.
+# Probabilities agree to 1e-5 whatever the batch (see tests/degeneracy/test_planted.py), so drops do.
 DROP = 1e-5
 UNKNOWN = dataclasses.replace(BOTH.fact, id="unknown", answer=EITHER.fact.answer)
 FACTS = [EITHER.fact, UNKNOWN, BOTH.fact]

@@ -27,10 +27,10 @@ from dkn_engine.config import AttributionConfig, Config, FactsConfig
 from dkn_engine.errors import UserError
 from dkn_engine.statistics.table import Table
 from dkn_engine.types import Component, Drops, Fact, FactResult
-from tests.guests import state
-from tests.planted import BOTH, EITHER, planted_model
-from tests.tiny import tiny
-from tests.words import words_tokenizer
+from tests.support.guests import state
+from tests.support.planted import BOTH, EITHER, planted_model
+from tests.support.tiny import tiny
+from tests.support.words import words_tokenizer
 
 COPIES = 16  # Under other ids, so that there are pairs enough for a test.
 # With a masked word of four the planted fact is still known, so masked prompts are no baseline.

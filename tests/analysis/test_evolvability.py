@@ -27,8 +27,8 @@ from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.statistics.table import Table
 from dkn_engine.statistics.table_files import from_json, to_json
 from dkn_engine.types import Component, Fact, FactResult
-from tests.guests import state
-from tests.planted import (
+from tests.support.guests import state
+from tests.support.planted import (
     ANSWER_WORDS,
     BOTH,
     EITHER,
@@ -39,7 +39,7 @@ from tests.planted import (
     WIDTH,
     planted_model,
 )
-from tests.words import text, word, words_tokenizer
+from tests.support.words import text, word, words_tokenizer
 
 SUBJECT, RELATION = SUBJECT_WORDS[0], RELATION_WORD
 ANSWER = ANSWER_WORDS[1]  # which the last layer can bring up, but not for this subject
@@ -60,7 +60,7 @@ FACTS = [EITHER.fact, BOTH.fact]
 
 
 def result(planted: Any, degenerate: bool) -> FactResult:
-    """What the pipeline finds (see tests/test_planted.py)."""
+    """What the pipeline finds (see tests/degeneracy/test_planted.py)."""
     sets = [np.array(sorted(s), dtype=np.int32) for s in planted.sets]
     return FactResult(
         planted.fact.id,

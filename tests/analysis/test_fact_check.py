@@ -18,9 +18,9 @@ from dkn_engine.config import AttributionConfig, Config
 from dkn_engine.errors import UserError
 from dkn_engine.statistics.table import Table
 from dkn_engine.types import Component, Fact, FactResult
-from tests.guests import state
-from tests.planted import EITHER, RELATION_WORD, SUBJECT_WORDS, planted_model
-from tests.words import text, words_tokenizer
+from tests.support.guests import state
+from tests.support.planted import EITHER, RELATION_WORD, SUBJECT_WORDS, planted_model
+from tests.support.words import text, words_tokenizer
 
 SUBJECT = SUBJECT_WORDS[0]
 TEMPLATES = {"plain": {"template": "w40 {statement} w41", "yes": "w42", "no": "w43"}}

@@ -19,9 +19,9 @@ from dkn_engine.config import FactsConfig
 from dkn_engine.errors import DknError, FactError, RunDirectoryError, UserError
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence
-from tests.guests import Boom, broken, mixed_model, state
-from tests.tiny import WIDTH, down_of, tiny
-from tests.words import text, words_tokenizer
+from tests.support.guests import Boom, broken, mixed_model, state
+from tests.support.tiny import WIDTH, down_of, tiny
+from tests.support.words import text, words_tokenizer
 
 NEURONS = np.array([[0, 3], [2, 39], [0, 11], [2, 0], [2, 17]])
 FACTS = [

@@ -18,7 +18,7 @@ from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.config import AttributionConfig
 from dkn_engine.models.layout import find_layout
 from dkn_engine.types import Fact, FactResult
-from tests.tiny import MASK_ID, sequence, tiny
+from tests.support.tiny import MASK_ID, sequence, tiny
 
 WIDTH = 40
 NONE = np.empty((0, 2), dtype=np.int32)

@@ -21,11 +21,11 @@ from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.layout import find_layout
 from dkn_engine.statistics.table import Sample, Table
 from dkn_engine.types import Component, Fact, FactResult
-from tests.degeneracy.brute_force import answer_probability, greedy_tokens
-from tests.guests import state
-from tests.planted import BOTH, EITHER, RELATION_WORD, SUBJECT_WORDS, Planted, planted_model
-from tests.tiny import N_LAYERS, WIDTH, down_of, sequences, tiny
-from tests.words import text, words_tokenizer
+from tests.support.brute_force_edits import answer_probability, greedy_tokens
+from tests.support.guests import state
+from tests.support.planted import BOTH, EITHER, RELATION_WORD, SUBJECT_WORDS, Planted, planted_model
+from tests.support.tiny import N_LAYERS, WIDTH, down_of, sequences, tiny
+from tests.support.words import text, words_tokenizer
 
 ALL = treatments(("zero", "mean"), (2.0, -0.5), ("answer", "all", "weights"))
 GATES = {"gpt2": "transformer.h.{}.mlp.c_fc", "llama": "model.layers.{}.mlp.gate_proj"}

@@ -15,8 +15,8 @@ from dkn_engine.analysis.experiments.sharing.experiment import (
 )
 from dkn_engine.errors import UserError
 from dkn_engine.types import Component, Fact, FactResult
-from tests.tiny import WIDTH, tiny
-from tests.words import words_tokenizer
+from tests.support.tiny import WIDTH, tiny
+from tests.support.words import words_tokenizer
 
 N_LAYERS = 3
 Neuron = tuple[int, int]

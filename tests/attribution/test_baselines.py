@@ -25,7 +25,7 @@ from dkn_engine.forward.row_blocks import pad_block
 from dkn_engine.forward.row_check import checked_rows
 from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import find_layout
-from tests.tiny import MASK_ID, relative_error, sequence, tiny
+from tests.support.tiny import MASK_ID, relative_error, sequence, tiny
 
 FAMILIES = ("gpt2", "llama", "gemma2", "phi3")
 MIXED = [sequence(9, 1), sequence(4, 3, seed=1), sequence(1, 2, seed=2)]

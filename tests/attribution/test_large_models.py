@@ -15,16 +15,16 @@ from torch import Tensor, nn
 import dkn_engine as dkn
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.models.layout import find_layout
-from tests.attribution.runs import attributed, fixed
-from tests.guests import state
-from tests.tiny import (
+from tests.support.attribution_runs import attributed, fixed
+from tests.support.guests import state
+from tests.support.tiny import (
     N_LAYERS,
     WIDTH,
     down_of,
     sequence,
     tiny,
 )
-from tests.words import text, words_tokenizer
+from tests.support.words import text, words_tokenizer
 
 
 def device_map(last_layer: str) -> dict[str, str]:

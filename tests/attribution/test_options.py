@@ -9,9 +9,9 @@ import pytest
 import torch
 from captum.attr import IntegratedGradients
 
-from tests.attribution.brute_force import BruteForce
-from tests.attribution.runs import LEFT, attributed, fixed
-from tests.tiny import N_LAYERS, WIDTH, relative_error, sequence, sequences, tiny
+from tests.support.attribution_runs import LEFT, attributed, fixed
+from tests.support.brute_force_scores import BruteForce
+from tests.support.tiny import N_LAYERS, WIDTH, relative_error, sequence, sequences, tiny
 
 FLOAT64 = 1e-10
 # The rules as a textbook writes them, for n steps.

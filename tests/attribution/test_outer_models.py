@@ -14,9 +14,9 @@ import transformers
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.config import AttributionConfig
 from dkn_engine.models.layout import find_layout
-from tests.attribution.brute_force import BruteForce
-from tests.attribution.runs import LEFT, fixed
-from tests.tiny import FAMILIES, MASK_ID, redraw, relative_error, sequence, sequences, tiny
+from tests.support.attribution_runs import LEFT, fixed
+from tests.support.brute_force_scores import BruteForce
+from tests.support.tiny import FAMILIES, MASK_ID, redraw, relative_error, sequence, sequences, tiny
 
 FULL_PASSES = "full forward passes"
 

@@ -26,9 +26,9 @@ from dkn_engine.attribution.quadrature import (
     interpolatory_weights,
 )
 from dkn_engine.config import AttributionConfig
-from tests.attribution.brute_force import BruteForce
-from tests.attribution.runs import attributed
-from tests.tiny import relative_error, sequences, tiny
+from tests.support.attribution_runs import attributed
+from tests.support.brute_force_scores import BruteForce
+from tests.support.tiny import relative_error, sequences, tiny
 
 Curve = Callable[[float], NDArray[np.float64]]
 SOMEWHERE = 1 / np.sqrt(7)  # not a node of any rule, nor a fraction of a bisection

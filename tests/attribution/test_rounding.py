@@ -10,7 +10,7 @@ import torch
 from dkn_engine.attribution.chunk import ChunkScores, attribute_chunk
 from dkn_engine.config import AttributionConfig
 from dkn_engine.models.layout import find_layout
-from tests.tiny import MASK_ID, relative_error, sequence, tiny
+from tests.support.tiny import MASK_ID, relative_error, sequence, tiny
 
 
 def model_of(name: str, dtype: torch.dtype) -> Any:

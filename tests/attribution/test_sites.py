@@ -13,10 +13,10 @@ import dkn_engine as dkn
 from dkn_engine.config import AttributionConfig
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.models.layout import find_layout
-from tests.attribution.brute_force import BruteForce
-from tests.attribution.runs import LEFT, attributed, fixed
-from tests.guests import state
-from tests.tiny import (
+from tests.support.attribution_runs import LEFT, attributed, fixed
+from tests.support.brute_force_scores import BruteForce
+from tests.support.guests import state
+from tests.support.tiny import (
     FAMILIES,
     MASK_ID,
     N_LAYERS,
@@ -27,7 +27,7 @@ from tests.tiny import (
     sequences,
     tiny,
 )
-from tests.words import text, words_tokenizer
+from tests.support.words import text, words_tokenizer
 
 GATED = ("llama", "qwen3", "gemma3", "phi3", "mistral", "olmo2", "smollm3", "granite", "gemma2")
 SITES = ("up", "gate_act")

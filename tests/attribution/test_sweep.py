@@ -16,9 +16,9 @@ from dkn_engine.errors import BackendError
 from dkn_engine.forward import row_check as check
 from dkn_engine.forward.patched_rows import RowEngine, RowSet
 from dkn_engine.forward.row_blocks import Block
-from tests.attribution.brute_force import BruteForce
-from tests.attribution.runs import GENERAL, LEFT, S, attributed, fixed
-from tests.tiny import (
+from tests.support.attribution_runs import GENERAL, LEFT, S, attributed, fixed
+from tests.support.brute_force_scores import BruteForce
+from tests.support.tiny import (
     FAMILIES,
     N_LAYERS,
     WIDTH,

@@ -28,9 +28,9 @@ from dkn_engine.facts import load_facts
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.models.layout import find_layout
 from dkn_engine.types import Component, Drops, Fact
-from tests.degeneracy.brute_force import answer_probability
-from tests.tiny import N_LAYERS, VOCABULARY, WIDTH, sequence, sequences, tiny
-from tests.words import text, word, words_tokenizer
+from tests.support.brute_force_edits import answer_probability
+from tests.support.tiny import N_LAYERS, VOCABULARY, WIDTH, sequence, sequences, tiny
+from tests.support.words import text, word, words_tokenizer
 
 SETS = [
     np.array([[0, 1], [0, 2], [1, 5]], dtype=np.int32),

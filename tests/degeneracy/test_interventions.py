@@ -15,8 +15,8 @@ from dkn_engine.degeneracy.edits import Edit, combine, enhance, nothing, suppres
 from dkn_engine.degeneracy.edits_by_forwards import forward_log_probabilities
 from dkn_engine.forward.contexts import AnswerSequence, build_contexts
 from dkn_engine.models.layout import find_layout
-from tests.degeneracy.brute_force import answer_probability, greedy_tokens
-from tests.tiny import N_LAYERS, WIDTH, sequence, sequences, tiny
+from tests.support.brute_force_edits import answer_probability, greedy_tokens
+from tests.support.tiny import N_LAYERS, WIDTH, sequence, sequences, tiny
 
 POSITIONS = ("answer", "answer_all", "all")
 FAMILIES = ("gpt2", "llama", "gemma3", "opt", "gptj")

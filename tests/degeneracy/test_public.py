@@ -13,10 +13,10 @@ from torch import nn
 import dkn_engine as dkn
 from dkn_engine.degeneracy.edits import combine, enhance, nothing, suppress
 from dkn_engine.interchange import transformer_lens_names
-from tests.degeneracy.brute_force import answer_probability, edited
-from tests.guests import Boom, broken, mixed_model, state
-from tests.tiny import N_LAYERS, WIDTH, down_of, sequences, tiny
-from tests.words import text, words_tokenizer
+from tests.support.brute_force_edits import answer_probability, edited
+from tests.support.guests import Boom, broken, mixed_model, state
+from tests.support.tiny import N_LAYERS, WIDTH, down_of, sequences, tiny
+from tests.support.words import text, words_tokenizer
 
 NEURONS = np.array([[0, 3], [1, 17], [1, 4], [2, 39]], dtype=np.int32)
 OTHERS = np.array([[0, 8], [2, 1]], dtype=np.int64)

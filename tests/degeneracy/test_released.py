@@ -22,9 +22,9 @@ from dkn_engine.models.connections import connection_rows
 from dkn_engine.models.layout import find_layout
 from dkn_engine.topology.released import released_candidates
 from dkn_engine.types import Component
-from tests.degeneracy.brute_force import edited
-from tests.tiny import N_LAYERS, WIDTH, sequences, tiny
-from tests.words import text, words_tokenizer
+from tests.support.brute_force_edits import edited
+from tests.support.tiny import N_LAYERS, WIDTH, sequences, tiny
+from tests.support.words import text, words_tokenizer
 
 
 def greedy(name: str, model: Any, one: AnswerSequence, edit: Edit) -> float:

@@ -18,9 +18,9 @@ from dkn_engine.forward.contexts import build_contexts
 from dkn_engine.forward.prefill import prefill
 from dkn_engine.interchange import nnsight_names, transformer_lens_names
 from dkn_engine.models.layout import find_layout
-from tests.attribution.runs import attributed, fixed
-from tests.tiny import FAMILIES, sequence, tiny
-from tests.words import words_tokenizer
+from tests.support.attribution_runs import attributed, fixed
+from tests.support.tiny import FAMILIES, sequence, tiny
+from tests.support.words import words_tokenizer
 
 NEURONS = np.array([[2, 5], [0, 39], [2, 1], [1, 0]])
 GATED = ("llama", "qwen3", "gemma3", "phi3", "mistral", "olmo2", "smollm3", "granite", "gemma2")

@@ -16,7 +16,7 @@ import dkn_engine as dkn
 from dkn_engine.errors import RunDirectoryError, UserError
 from dkn_engine.store import manifest, read_results
 from dkn_engine.store.schema import TABLES, schema
-from tests.test_store import FACTS, bits, files_of, open_run, result_for, write_all
+from tests.store.test_store import FACTS, bits, files_of, open_run, result_for, write_all
 
 PAGE = Path(__file__).parents[2] / "docs" / "interchange.md"
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dkn_engine.errors import BackendError
 from dkn_engine.ops.answer_probability import answer_probability
-from tests.ops.values import DTYPES, normal, step, wide
+from tests.support.values import DTYPES, normal, step, wide
 
 BACKENDS = ("reference",)
 SHAPES = [(1, 1, 1), (7, 63, 7), (63, 7, 331), (331, 63, 63)]  # rows, d, V

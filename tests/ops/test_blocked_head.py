@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dkn_engine.ops.answer_probability import Head, Tail, answer_probability, blocked, reference
-from tests.ops.values import normal
+from tests.support.values import normal
 
 SHAPES = [(1, 1, 1), (7, 63, 7), (3, 7, 1200), (331, 31, 1100)]  # rows, d, V
 

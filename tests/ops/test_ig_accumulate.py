@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dkn_engine.errors import BackendError
 from dkn_engine.ops.ig_accumulate import ig_accumulate
-from tests.ops.values import ACTIVATIONS, DTYPES, normal, step, wide
+from tests.support.values import ACTIVATIONS, DTYPES, normal, step, wide
 
 BACKENDS = ("reference", "numba")
 SHAPES = [(1, 1, 1), (7, 63, 7), (63, 7, 331), (331, 331, 63)]  # points, F, d

@@ -25,13 +25,13 @@ from dkn_engine.ops.ig_accumulate import numba as blocks_of_points
 from dkn_engine.ops.path_activation import path_activation
 from dkn_engine.ops.prefix_attention import prefix_attention
 from dkn_engine.run.build_info import build_info
-from tests.guests import mixed_model, state
-from tests.kernels import test_ig_accumulate as sums
-from tests.kernels import test_path_activation as points
-from tests.kernels.cases import Case, converted, orders, require_no_worse, spelled
-from tests.kernels.conftest import poison  # noqa: F401  (a fixture)
-from tests.ops.values import ACTIVATIONS, normal
-from tests.tiny import MASK_ID, sequences, tiny
+from tests.ops.kernels import test_ig_accumulate as sums
+from tests.ops.kernels import test_path_activation as points
+from tests.ops.kernels.cases import Case, converted, orders, require_no_worse, spelled
+from tests.ops.kernels.conftest import poison  # noqa: F401  (a fixture)
+from tests.support.guests import mixed_model, state
+from tests.support.tiny import MASK_ID, sequences, tiny
+from tests.support.values import ACTIVATIONS, normal
 
 pytestmark = pytest.mark.usefixtures("poison")
 

@@ -9,7 +9,7 @@ import torch
 
 from dkn_engine.errors import BackendError
 from dkn_engine.ops.path_activation import path_activation
-from tests.ops.values import ACTIVATIONS, DTYPES, normal, step, wide
+from tests.support.values import ACTIVATIONS, DTYPES, normal, step, wide
 
 BACKENDS = ("reference", "numba")
 SHAPES = [(1, 1), (7, 63), (63, 331), (331, 7), (0, 5), (5, 0)]

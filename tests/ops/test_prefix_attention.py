@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from dkn_engine.errors import BackendError
 from dkn_engine.ops.prefix_attention import prefix_attention
-from tests.ops.values import DTYPES, normal, step
+from tests.support.values import DTYPES, normal, step
 
 BACKENDS = ("reference",)
 

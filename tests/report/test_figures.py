@@ -32,7 +32,7 @@ from dkn_engine.report.figures import (
     to_png,
     to_svg,
 )
-from tests.report.results import known
+from tests.support.fact_results import known
 
 NAN = math.nan
 FACT = known("a", q=3, dkn=(0, 2))

@@ -15,7 +15,7 @@ from dkn_engine.store import Snapshot, tables
 from dkn_engine.store.plan import CHUNKS_PER_WINDOW
 from dkn_engine.store.tables import chunk_files
 from dkn_engine.types import Fact, FactResult
-from tests.test_store import CONFIG, open_run, result_for
+from tests.store.test_store import CONFIG, open_run, result_for
 
 WINDOWS, CARDS = 6, 2
 CHUNK = CONFIG.facts_per_chunk

@@ -32,9 +32,9 @@ from dkn_engine.report.html import (
 from dkn_engine.report.markdown import render_markdown
 from dkn_engine.report.reading import versions_text
 from dkn_engine.types import FactResult
-from tests.report.pages import Element, read
-from tests.report.results import known, several
 from tests.report.test_figures import some_bars
+from tests.support.fact_results import known, several
+from tests.support.pages import Element, read
 
 MANIFEST: dict[str, Any] = {
     "model": {"name": "tiny <model>", "fingerprint": "abc"},

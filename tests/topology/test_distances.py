@@ -5,7 +5,7 @@ import pytest
 
 from dkn_engine import topology
 from dkn_engine.topology import oracle as reference
-from tests.topology.graphs import LayerGraph, normal_graph, tied_graph
+from tests.support.graphs import LayerGraph, normal_graph, tied_graph
 
 
 @pytest.mark.parametrize("max_span", [None, 1, 2, 3, 9])

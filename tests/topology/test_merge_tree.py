@@ -9,7 +9,7 @@ from scipy.spatial.distance import squareform
 from dkn_engine import _native, topology
 from dkn_engine.topology import MergeTree
 from dkn_engine.topology import oracle as reference
-from tests.topology.graphs import normal_graph, partition, tied_distances, tied_graph
+from tests.support.graphs import normal_graph, partition, tied_distances, tied_graph
 
 
 def assert_same(found: MergeTree, expected: MergeTree) -> None:

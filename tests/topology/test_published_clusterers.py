@@ -16,7 +16,7 @@ from dkn_engine.config import Config
 from dkn_engine.models.connections import connection_rows
 from dkn_engine.models.layout import find_layout
 from dkn_engine.topology import ClustererOptions, Located, cluster
-from tests.published import UNREACHABLE, distances, located
+from tests.support.published import UNREACHABLE, distances, located
 from tests.topology.test_released_parity import make, scores_of
 
 CONFIG = replace(Config.released().topology, max_candidates=1000)

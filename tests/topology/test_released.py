@@ -8,7 +8,7 @@ import pytest
 from dkn_engine import topology
 from dkn_engine.config import Config, TopologyConfig
 from dkn_engine.topology import released
-from tests.topology.graphs import normal_graph, tied_graph
+from tests.support.graphs import normal_graph, tied_graph
 
 CONFIG = Config.released().topology
 

@@ -1,8 +1,8 @@
 """Distances and clusters against the published procedure, from scores of all kinds.
 
-Scores and a model's own weight matrices go in; ``tests.published`` orders, connects and clusters
+Scores and a model's own weight matrices go in; ``tests.support.published`` orders, connects and clusters
 neurons by plain loops. The package must give the same distances (100 and more counted as
-unreachable) and the same clusters. From texts to scores: ``tests/test_released_chain.py``.
+unreachable) and the same clusters. From texts to scores: ``tests/degeneracy/test_released_chain.py``.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from dkn_engine.models.connections import connection_rows
 from dkn_engine.models.layout import find_layout
 from dkn_engine.selection import select_neurons
 from dkn_engine.topology import released
-from tests.planted import BOTH, EITHER, planted_model
-from tests.published import UNREACHABLE, Cluster, clusters, distances, located
-from tests.words import words_tokenizer
+from tests.support.planted import BOTH, EITHER, planted_model
+from tests.support.published import UNREACHABLE, Cluster, clusters, distances, located
+from tests.support.words import words_tokenizer
 
 N_LAYERS, WIDTH, D = 7, 30, 12
 

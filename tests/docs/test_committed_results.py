@@ -1,0 +1,240 @@
+"""Defaults, README and docs say what the committed result tables say."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+from dkn_engine.topology import ClustererOptions
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def rows_of(name: str) -> list[dict[str, str]]:
+    with (RESULTS / name).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def table(path: Path, header: str) -> list[list[str]]:
+    """Cells of the first Markdown table whose header begins so, without markup."""
+    lines = iter(path.read_text(encoding="utf-8").splitlines())
+    for line in lines:
+        if line.startswith(header):
+            break
+    else:
+        pytest.fail(f"{path.name} has no table that begins {header!r}")
+    next(lines)
+    cells = []
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        cells.append([re.sub(r"[*`]", "", c).strip() for c in line.strip("|").split("|")])
+    return cells
+
+
+@pytest.mark.parametrize("clusterer", ["dbscan", "hdbscan", "hierarchical", "kmeans"])
+def test_defaults_of_clusterers_are_what_the_rule_picks(clusterer: str) -> None:
+    tried = [r for r in rows_of("clusterers_tuning.csv") if r["clusterer"] == clusterer]
+    enough = [r for r in tried if float(r["with_candidates"]) >= 0.9]
+    best = max(enough or tried, key=lambda r: float(r["degenerate"]))
+    chosen = dict(pair.split("=") for pair in best["settings"].split())
+    defaults = dataclasses.asdict(ClustererOptions())
+    assert {name: str(defaults[name]) for name in chosen} == chosen
+
+
+def number(text: str, places: int) -> str:
+    """As in the documents: rounded, a dash for what is not defined."""
+    return "–" if text in {"", "nan"} else f"{float(text):.{places}f}"
+
+
+def drops(partial: str, full: str) -> str:
+    texts = number(partial, 2), number(full, 2)
+    return "–" if texts == ("–", "–") else " → ".join(texts)
+
+
+def test_the_page_on_the_published_code_shows_the_measured_departures() -> None:
+    found = table(ROOT / "docs" / "released.md", "| departure")
+    expected = [
+        [
+            r["departure"],
+            r["known"],
+            number(r["neurons"], 0),
+            number(r["components"], 1),
+            r["two_or_more"],
+            r["with_dkn"],
+            drops(r["candidates_partial"], r["candidates_full"]),
+            drops(r["dkn_partial"], r["dkn_full"]),
+        ]
+        for r in rows_of("departures.csv")
+    ]
+    assert found == expected
+
+
+def test_the_readme_shows_the_measured_clusterers() -> None:
+    figures = {(r["method"], r["figure"]): r for r in rows_of("clusterers.csv")}
+
+    def interval(method: str, figure: str) -> str:
+        r = figures[method, figure]
+        mean, low, high = (number(r[k], 2) for k in ("mean", "ci_low", "ci_high"))
+        return "–" if mean == "–" else f"{mean} [{low}, {high}]"
+
+    methods = list(dict.fromkeys(method for method, _ in figures))
+    expected = []
+    for m in methods:
+        two = figures[m, "two_or_more"]
+        expected.append(
+            [
+                str(round(float(two["mean"]) * int(two["n"]))),
+                interval(m, "degenerate"),
+                interval(m, "partial_drop"),
+                interval(m, "full_drop"),
+                drops(figures[m, "dkn_partial_drop"]["mean"], figures[m, "dkn_full_drop"]["mean"]),
+            ]
+        )
+    found = table(ROOT / "README.md", "| clusterer")
+    assert [row[1:] for row in found] == expected
+
+
+def headline(facts: str = "demo") -> dict[str, dict[str, str]]:
+    return {r["figure"]: r for r in rows_of("headline.csv") if r["facts"] == facts}
+
+
+# Rows of the README's tables of drops and redundancies, by the names in headline.csv.
+MEASURED = {
+    "their own components": "itself",
+    "random neurons, matched, 20 draws": "random",
+    "paraphrases not used for finding": "paraphrases",
+    "unrelated facts": "unrelated",
+    "mean instead of zero activations": "mean_ablation",
+}
+FAMILIES = ("DKN", "candidates without a DKN")
+
+
+def plain(text: str) -> str:
+    """A rounded "-0.00" is 0.00."""
+    return re.sub(r"-(0\.0+)\b", r"\1", text)
+
+
+def test_the_readme_counts_what_was_measured() -> None:
+    def cells(facts: str) -> list[str]:
+        rows = headline(facts)
+        known = rows["facts known"]["n"]
+
+        def share(figure: str) -> tuple[int, str, str]:
+            mean, low, high = (100 * float(rows[figure][k]) for k in ("mean", "ci_low", "ci_high"))
+            return round(mean * int(known) / 100), f"{mean:.0f}", f"[{low:.0f}, {high:.0f}]"
+
+        def mean(figure: str, places: int) -> str:
+            mean, low, high = (
+                number(rows[figure][k], places) for k in ("mean", "ci_low", "ci_high")
+            )
+            return f"{mean} [{low}, {high}]"
+
+        several, _, _ = share("share with two or more components")
+        hits, percent, interval = share("share degenerate")
+        return [
+            f"{rows['facts']['n']}, {known}",
+            f"{several} of {known}",
+            f"{hits} of {known}: {percent} % {interval}",
+            mean("knowledge neurons", 0),
+            mean("components", 1),
+        ]
+
+    found = table(ROOT / "README.md", "|  | demo facts | unselected")
+    assert [row[1] for row in found] == cells("demo")
+    assert [row[2] for row in found] == cells("demo-unselected")
+
+
+def test_the_readme_shows_the_measured_drops() -> None:
+    rows = headline()
+
+    def cell(family: str, name: str, figure: str) -> str:
+        r = rows[f"{family}, {name}: {figure} drop"]
+        mean, low, high = (number(r[k], 2) for k in ("mean", "ci_low", "ci_high"))
+        return plain(f"{mean} [{low}, {high}]")
+
+    found = table(ROOT / "README.md", "|  | DKNs")
+    assert {row[0]: [plain(c) for c in row[1:]] for row in found} == {
+        words: [cell(f, name, figure) for f in FAMILIES for figure in ("partial", "full")]
+        for words, name in MEASURED.items()
+    }
+
+
+def test_the_readme_shows_median_redundancies_with_and_without_a_dkn() -> None:
+    rows = headline()
+
+    def cell(family: str, name: str) -> str:
+        ratio, excess = (rows[f"{family}, {name}: {f}"] for f in ("redundancy", "excess"))
+        missing = int(excess["n"]) - int(ratio["n"])
+        note = f", {missing} without" if missing else ""
+        return plain(f"{number(ratio['median'], 2)} ({float(excess['median']):+.2f}{note})")
+
+    found = table(ROOT / "README.md", "| redundancy")
+    assert found[1][0] == "paraphrases not used for finding"  # The control that decides.
+    for words, *shown in found:
+        assert [plain(c) for c in shown] == [cell(f, MEASURED[words]) for f in FAMILIES], words
+
+
+def test_the_readme_says_what_components_keep_alone_and_what_is_left_out() -> None:
+    rows = headline()
+    left_out = int(rows["held-out paraphrases not known"]["n"])
+    every = int(rows["held-out paraphrases"]["n"]) + left_out
+    sampled = rows["facts whose controls are on 32 subsets"]["n"]
+    kept = rows["DKN, all other knowledge neurons suppressed: share kept"]["median"]
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    for said in (
+        f"the best one keeps {100 * float(kept):.1f} % of the probability (median)",
+        f"Of {every} held-out paraphrases the model does not answer {left_out}",
+        f"{sampled} facts have more than five components",
+    ):
+        assert said in readme
+
+
+@pytest.mark.parametrize("figure", ["partial_drop", "full_drop", "redundancy", "excess"])
+@pytest.mark.parametrize(("name", "prefix"), [("itself", ""), ("paraphrases", "paraphrases_")])
+def test_headlines_are_medians_of_the_committed_facts(figure: str, name: str, prefix: str) -> None:
+    per_fact = [r for r in rows_of("demo_facts.csv") if r["status"] == "ok"]
+    for family, has_dkn in zip(FAMILIES, (True, False), strict=True):
+        values = [float(r[prefix + figure]) for r in per_fact if bool(r["dkn_sizes"]) == has_dkn]
+        there = [v for v in values if v == v]
+        measured = headline()[f"{family}, {name}: {figure.replace('_', ' ')}"]
+        assert int(measured["n"]) == len(there)
+        # Both are rounded, to three and to four digits.
+        assert float(measured["median"]) == pytest.approx(statistics.median(there), abs=0.00056)
+
+
+# Rows of the README's table of analyses: file, figure, and the conditions that rows must have.
+_SUPPRESSED = {"action": "suppress", "value": "zero", "on": "answer"}
+_GOLDEN = {"query": "short", "facts": "with DKN"}
+ANALYSES = [
+    ("robustness", "drop", {**_SUPPRESSED, "query": "clean"}),
+    ("robustness", "drop", {**_SUPPRESSED, "query": "perturbed"}),
+    ("robustness", "drop", {**_SUPPRESSED, "query": "paraphrase"}),
+    ("robustness", "recovered", {"action": "enhance", "on": "answer", "query": "perturbed"}),
+    ("fact_check", "auroc", {**_GOLDEN, "setting": "golden"}),
+    ("fact_check", "auroc", {**_GOLDEN, "setting": "practical"}),
+    ("evolvability", "greedy_match", {"query": "Q_new", "draw": ""}),
+    ("evolvability", "greedy_match", {"query": "Q_old", "draw": ""}),
+    ("sharing", "shared", {"matched": "D", "with": "N", "others": "other relations"}),
+]
+
+
+def test_the_readme_shows_what_the_example_of_the_analyses_holds() -> None:
+    found = table(ROOT / "README.md", "| analysis")
+    assert len(found) == len(ANALYSES)
+    for shown, (name, figure, conditions) in zip(found, ANALYSES, strict=True):
+        path = ROOT / "docs" / "example" / f"{name}.csv"
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [r for r in csv.DictReader(file) if conditions.items() <= r.items()]
+        by_group = {r["group"]: r for r in rows if r["figure"] == figure}
+        for cell, group in zip(shown[2:], ("D", "N", "Rnd"), strict=True):
+            numbers = [float(v) for v in re.findall(r"-?[\d.]+", cell)]
+            measured = [float(by_group[group][k]) for k in ("mean", "ci_low", "ci_high")]
+            # Two digits; the table has six, so that a half may fall to either side.
+            assert numbers == pytest.approx(measured, abs=0.00501), (name, figure, group)

@@ -1,0 +1,107 @@
+"""The README's example runs as it stands, and what it names exists."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dkn_engine.errors import FactError
+from dkn_engine.facts import load_facts
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def python_example() -> str:
+    """The first block of Python in the README."""
+    found = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def test_python_example_is_short_and_runs(tmp_path):
+    code = python_example()
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Berlin" in done.stdout
+    assert list((tmp_path / "runs/first").glob("facts-*.parquet"))
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([\w/.-]+)\)", README))))
+def test_linked_files_exist(path):
+    assert (ROOT / path).exists()
+
+
+def test_facts_file_is_read_and_has_the_keys_that_are_needed(tmp_path):
+    found = re.search(r"```json\n(.*?)```", README, re.DOTALL)
+    assert found is not None
+    path = tmp_path / "facts.jsonl"
+    path.write_text(found[1], encoding="utf-8")
+    assert [f.answer for f in load_facts(path)] == ["Berlin"]
+    # The keys named as needed are enough, and none of them can be left out.
+    sentence = re.search(r"one fact a line; (.*?)\s+are\s+needed", README, re.DOTALL)
+    assert sentence is not None
+    needed = re.findall(r"`(\w+)`", sentence[1])
+    entry = {key: value for key, value in json.loads(found[1]).items() if key in needed}
+    path.write_text(json.dumps(entry), encoding="utf-8")
+    assert len(load_facts(path)) == 1
+    for key in needed:
+        path.write_text(json.dumps({k: v for k, v in entry.items() if k != key}), encoding="utf-8")
+        with pytest.raises(FactError, match=f"missing key '{key}'"):
+            load_facts(path, format="jsonl")
+
+
+def test_makefile_has_the_targets_that_the_readme_names():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"(?:^|`)make ([a-z-]+)", README, re.MULTILINE))
+    assert {"demo", "test"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def recipe(*arguments):
+    """What make would do, if everything that it depends on were there."""
+    done = subprocess.run(
+        ["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return done.stdout.splitlines()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize("target", ["demo", "report"])
+def test_what_other_code_made_is_not_gone_on_with_unless_asked(target):
+    folder, begins = f"runs/{target}", re.compile(rf"dkn-engine (find|analyze) .*runs/{target}\b")
+    anew = recipe(target)
+    first = next(i for i, line in enumerate(anew) if begins.search(line))
+    assert anew.index(f"rm -rf {folder}") < first
+    assert f"rm -rf {folder}" in recipe(target, "CONTINUE=0")
+    assert f"rm -rf {folder}" not in recipe(target, "CONTINUE=1")
+
+
+def test_no_command_installs_what_is_on_no_index():
+    """The package itself; checkouts have ``pip install -e '.[plots]'``, messages name packages."""
+    texts = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "docs").rglob("*.html")]
+    texts += (ROOT / "dkn_engine").rglob("*.py")
+    found = [
+        f"{path}: {match[0]}"
+        for path in texts
+        for match in re.finditer(
+            r"pip install [^\n]*dkn[-_]engine\b|dkn-engine\[", path.read_text(encoding="utf-8")
+        )
+    ]
+    assert found == []
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_the_demo_ends_with_the_next_command():
+    after = recipe("demo")[-2:]  # one line, broken in two
+    assert "dkn-engine report runs/demo" in " ".join(after)

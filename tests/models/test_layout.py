@@ -1,0 +1,239 @@
+"""Layouts: what is found in the decoders that are known, and refusals in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+
+import dkn_engine as dkn
+from dkn_engine.errors import UnsupportedModelError
+from dkn_engine.models.layout import find_layout
+from tests.support.attribution_runs import attributed, fixed
+from tests.support.tiny import FAMILIES, N_LAYERS, WIDTH, act_of, down_of, rotary, tiny
+
+SMALL = {"vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3}
+SMALL |= {"num_attention_heads": 4}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_parts_of_known_decoders_are_found(name: str) -> None:
+    model = tiny(name)
+    layout = find_layout(model)
+    assert (layout.n_layers, layout.width, layout.d_model) == (N_LAYERS, WIDTH, 24)
+    for layer, mlp in enumerate(layout.mlps):
+        assert mlp.down is down_of(name, model, layer)
+        assert mlp.act is act_of(name, model, layer)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_neurons_rows_are_its_output_and_its_input(name: str) -> None:
+    """w_out is the change of the MLP's output by the neuron, w_in the gradient of its input."""
+    layout, neuron = find_layout(tiny(name)), 7
+    mlp = layout.mlps[1]
+    one = torch.zeros(2, WIDTH, dtype=torch.float64)
+    one[1, neuron] = 1
+    off, on = mlp.down(one).detach()
+    assert torch.allclose(on - off, mlp.w_out([neuron])[0], atol=1e-15, rtol=0)
+    x = torch.zeros(1, 24, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(mlp.gate(x)[0, neuron], x)
+    assert torch.equal(gradient[0], mlp.w_in([neuron])[0])
+    if mlp.up is not None:
+        (gradient,) = torch.autograd.grad(mlp.up_of(mlp.up(x))[0, neuron], x)
+        assert torch.equal(gradient[0], mlp.w_in([neuron], "up")[0])
+
+
+def test_a_plain_mlp_has_no_up_rows() -> None:
+    mlp = find_layout(tiny("gpt2")).mlps[0]
+    assert mlp.up is None
+    with pytest.raises(UnsupportedModelError, match="no up projection"):
+        mlp.w_in([0], "up")
+
+
+def t5() -> Any:
+    config = transformers.T5Config(
+        vocab_size=61, d_model=24, d_kv=6, d_ff=40, num_layers=2, num_heads=4
+    )
+    return transformers.T5ForConditionalGeneration(config)
+
+
+def mixtral(n_experts: int) -> Any:
+    config = transformers.MixtralConfig(**rotary(num_local_experts=n_experts))
+    return transformers.MixtralForCausalLM(config)
+
+
+def mamba() -> Any:
+    config = transformers.MambaConfig(
+        vocab_size=61, hidden_size=24, num_hidden_layers=3, state_size=4
+    )
+    return transformers.MambaForCausalLM(config)
+
+
+class Adapter(nn.Module):
+    """As in LoRA: shows the weight of the layer it wraps, and adds to its output."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + x[..., :24]
+
+
+def adapted() -> Any:
+    model = tiny("llama")
+    mlp = model.get_submodule("model.layers.1.mlp")
+    mlp.down_proj = Adapter(mlp.down_proj)
+    return model
+
+
+def quantised() -> Any:
+    model = tiny("llama")
+    packed = nn.Parameter(torch.zeros(480, 1, dtype=torch.uint8), requires_grad=False)
+    model.get_submodule("model.layers.1.mlp.down_proj").weight = packed
+    return model
+
+
+def uneven() -> Any:
+    model = tiny("llama")
+    model.get_submodule("model.layers.2.mlp").down_proj = nn.Linear(8, 24)
+    return model
+
+
+def renamed() -> Any:
+    model = tiny("llama")
+    for layer in model.get_submodule("model.layers"):
+        layer.feed_forward = layer.mlp
+        del layer.mlp
+    return model
+
+
+BERT = transformers.BertConfig(**SMALL)
+REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "encoder-decoder": (t5, ("decoder-only", "encoder-decoder T5ForConditionalGeneration")),
+    "encoder": (
+        lambda: transformers.BertForMaskedLM(BERT),
+        ("causal language model", "encoders", "found BertForMaskedLM"),
+    ),
+    "encoder-with-a-causal-name": (
+        lambda: transformers.BertLMHeadModel(transformers.BertConfig(**SMALL, is_decoder=True)),
+        ("BertLMHeadModel.layer[0]: expected an MLP", "found attention", "intermediate.dense"),
+    ),
+    "no-head": (
+        lambda: transformers.LlamaModel(transformers.LlamaConfig(**rotary())),
+        ("causal language model", "found LlamaModel"),
+    ),
+    "experts": (lambda: mixtral(4), ("one dense MLP", "mixture of experts at 'mlp.experts'")),
+    "as-many-experts-as-layers": (lambda: mixtral(N_LAYERS), ("one dense MLP", "MixtralExperts")),
+    "no-mlp": (mamba, ("MambaForCausalLM.layers[0]: expected an MLP", "mixer.in_proj")),
+    "renamed": (renamed, ("expected an MLP", "mlp.down_proj", "feed_forward.down_proj")),
+    "adapter": (
+        adapted,
+        ("dense floating-point projection", "found Adapter, whose", "of tests.models.test_layout"),
+    ),
+    "quantised": (quantised, ("plain floating-point weights", "Parameter of uint8")),
+    "uneven": (uneven, ("one MLP size", "(24, 8) in layer 2 and (24, 40) in layer 0")),
+    "no-transformers": (lambda: nn.Linear(2, 2), ("transformers causal", "found Linear")),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals_name_what_was_expected_and_found(case: str) -> None:
+    build, words = REFUSED[case]
+    with pytest.raises(UnsupportedModelError) as raised:
+        find_layout(build())
+    for word in words:
+        assert word in str(raised.value)
+
+
+def test_the_pre_site_needs_the_non_linearity_as_a_module() -> None:
+    model = tiny("llama")
+    for layer in range(N_LAYERS):
+        mlp = model.get_submodule(f"model.layers.{layer}.mlp")
+        del mlp.act_fn
+        mlp.act_fn = nn.functional.silu
+    with pytest.raises(UnsupportedModelError, match=r"non-linearity to be a module .* found none"):
+        attributed("llama", model, fixed(site="pre"))
+    assert attributed("llama", model, fixed()).path == "sweep"
+
+
+class Mine(transformers.LlamaForCausalLM):
+    """A user's subclass, by a name of its own."""
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_subclass_of_a_causal_language_model_is_one(attention: str) -> None:
+    model = tiny("llama")
+    mine = Mine(model.config).double().eval()
+    mine.load_state_dict(model.state_dict())
+    for one in (model, mine):
+        one.set_attn_implementation(attention)
+    found, expected = (attributed("llama", m, fixed()) for m in (mine, model))
+    assert (found.scores == expected.scores).all()
+    assert found.path == expected.path == "sweep"
+
+
+def compiled() -> Any:
+    return torch.compile(tiny("llama"), backend="eager")
+
+
+def compiled_in_place() -> Any:
+    model = tiny("llama")
+    model.compile(backend="eager")
+    return model
+
+
+def compiled_layer() -> Any:
+    model = tiny("llama")
+    model.model.layers[1].compile(backend="eager")
+    return model
+
+
+def compiled_mlp() -> Any:
+    model = tiny("llama")
+    model.model.layers[1].mlp = torch.compile(model.model.layers[1].mlp, backend="eager")
+    return model
+
+
+def compiled_forward() -> Any:
+    model = tiny("llama")
+    model.forward = torch.compile(model.forward, backend="eager")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (compiled, r"found OptimizedModule to be compiled by torch.compile: .*_orig_mod"),
+        (compiled_in_place, r"found LlamaForCausalLM to be compiled .*: give one that was not"),
+        (compiled_layer, r"'model.layers.1', to be compiled"),
+        (compiled_mlp, r"'model.layers.1.mlp', to be compiled .*_orig_mod"),
+        (compiled_forward, r"found LlamaForCausalLM to be compiled"),
+    ],
+)
+def test_compiled_models_are_refused_with_what_to_give_instead(build: Any, words: str) -> None:
+    model = build()
+    with pytest.raises(UnsupportedModelError, match=words):
+        find_layout(model)
+    with pytest.raises(UnsupportedModelError, match=words), dkn.intervene(model, [[0, 1]]):
+        pass
+
+
+def test_the_model_inside_of_a_compiled_one_is_served() -> None:
+    model = tiny("llama")
+    expected = attributed("llama", model, fixed())
+    inside = torch.compile(model, backend="eager")._orig_mod
+    assert (attributed("llama", inside, fixed()).scores == expected.scores).all()
+
+
+def test_what_is_no_module_is_refused() -> None:
+    for one in ("demo", None, tiny):
+        with pytest.raises(UnsupportedModelError, match="model must be a transformers causal"):
+            find_layout(one)  # type: ignore[arg-type]

@@ -1,0 +1,61 @@
+"""The page on kernels says what the table and the calculation say."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from benchmarks.kernels import estimate as kernel_estimate
+from dkn_engine.attribution.chunk import _BUDGET, _rows_per_batch
+from dkn_engine.config import AttributionConfig
+
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+
+
+def test_the_calculation_on_the_page_is_the_one_that_runs() -> None:
+    for name in kernel_estimate.MODELS:
+        assert "\n".join(kernel_estimate.report(name)) in PAGE
+
+
+def test_the_bytes_on_the_page_are_counted_as_it_says() -> None:
+    for name in (*kernel_estimate.MODELS, *kernel_estimate.MEASURED):
+        assert "\n".join(kernel_estimate.memory(name)) in PAGE
+
+
+def test_the_counted_bytes_bound_the_measured_ones() -> None:
+    with (ROOT / "benchmarks" / "results" / "memory.csv").open(encoding="utf-8") as file:
+        measured = {row["case"]: float(row["median"]) for row in csv.DictReader(file)}
+    (shape,) = kernel_estimate.MEASURED.values()
+    for rows in (64, 256):
+        counted = (kernel_estimate.fixed_bytes(shape) + rows * kernel_estimate.row_bytes(shape)) / (
+            1 << 20
+        )
+        assert 0.5 * counted < measured[f"8 facts, rows_per_batch {rows}"] < counted
+
+
+def test_auto_is_what_the_engine_takes() -> None:
+    """As in the engine: the same formula for a row, the same budget and ends."""
+    assert kernel_estimate.BUDGET == _BUDGET
+    dtypes = {2: torch.bfloat16, 4: torch.float32}
+    for shape in kernel_estimate.MODELS.values():
+        layout = SimpleNamespace(n_layers=shape.layers, d_model=shape.d, width=shape.f)
+        taken = _rows_per_batch(AttributionConfig(), layout, dtypes[shape.size])  # type: ignore[arg-type]
+        assert taken == kernel_estimate.auto_rows(shape)
+
+
+def test_the_compiled_kernels_on_the_page_are_those_of_the_table() -> None:
+    with (ROOT / "benchmarks" / "results" / "kernels.csv").open(encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    shown = [
+        f"| `{row['kernel']}` | {row['registers']} | {int(row['shared_bytes']):,} | "
+        f"{row['tensor_core']} | {row['vector_loads']} |"
+        for row in table
+        if (row["config"], row["dtype"], row["target"]) == ("llama-2-7b", "bfloat16", "sm_90")
+    ]
+    assert len(shown) == 8
+    assert "\n".join(shown) in PAGE
+    assert f"{len(table)} rows" in PAGE

@@ -1,0 +1,171 @@
+"""Run as a program: kills runs of a tiny model at many points, and checks what becomes of them.
+
+One process loads everything and forks a child a run, which saves hundreds of starts. A directory
+is killed again and again until a run gets through; then it must be bit-equal to an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dkn_engine as dkn
+from dkn_engine.config import AttributionConfig, Config, FilterConfig
+from dkn_engine.store import plan
+from tests.run.test_pipeline import parquet
+from tests.support.saved import many_facts
+from tests.support.tiny import tiny
+from tests.support.words import words_tokenizer
+
+torch.set_num_threads(1)
+plan.CHUNKS_PER_WINDOW = 2  # Two windows, the last with one chunk.
+MODEL, TOKENIZER = tiny("llama", torch.float32), words_tokenizer()
+# Cheap, since it is the writing that is tested: the model knows one of these.
+FACTS = [many_facts(MODEL, 9)[i] for i in (0, 2, 3, 4, 6, 8)]
+CONFIG = Config(
+    facts_per_chunk=2,
+    attribution=AttributionConfig(baseline="zero", quadrature="riemann_left", n_steps=2),
+    filter=FilterConfig(min_probability=0.02, n_random=1, n_unrelated=0),
+)
+
+
+def run(out: Path) -> list[dkn.FactResult]:
+    return dkn.find_dkns(MODEL, TOKENIZER, FACTS, CONFIG, out)
+
+
+class HalfWritten:
+    """A file whose writes come in halves, with a step in the middle of each."""
+
+    def __init__(self, file: Any, step: Callable[[], None]) -> None:
+        self._file, self._step = file, step
+
+    def __enter__(self) -> HalfWritten:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data[: len(data) // 2])
+        self._file.flush()
+        self._step()
+        self._file.write(data[len(data) // 2 :])
+
+
+def count_steps(at: int) -> Callable[[], int]:
+    """Make every step of a write countable; at the given one this process is killed."""
+    steps = 0
+
+    def step() -> None:
+        nonlocal steps
+        steps += 1
+        if steps == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    real_open, real_replace, real_sync = Path.open, Path.replace, os.fsync
+
+    def opened(self: Path, mode: str = "r", *args: Any, **more: Any) -> Any:
+        file = real_open(self, mode, *args, **more)
+        return HalfWritten(file, step) if mode == "wb" else file
+
+    def replaced(self: Path, target: Path) -> Path:
+        step()
+        return real_replace(self, target)
+
+    def synced(descriptor: int) -> None:
+        step()
+        real_sync(descriptor)
+
+    Path.open, Path.replace, os.fsync = opened, replaced, synced  # type: ignore[assignment,method-assign]
+    return lambda: steps
+
+
+def in_child(work: Callable[[], None], kill_after: float | None = None) -> bool:
+    """Whether a forked child was killed; it may also get through, but not fail."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(child, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in {0, -signal.SIGKILL}, f"a run failed with exit code {code}"
+    return code != 0
+
+
+def killed_at_step(out: Path, step: int) -> bool:
+    def work() -> None:
+        count_steps(step)
+        run(out)
+
+    return in_child(work)
+
+
+def check(out: Path, whole: Path) -> None:
+    assert [r.fact_id for r in dkn.read_results(out)] == [f.id for f in FACTS]
+    assert parquet(out) == parquet(whole), "results are not bit-equal"
+    assert not list(out.glob("*.tmp")), "temporary files are left"
+    shutil.rmtree(out)
+
+
+def main(folder: str, wanted: str) -> None:
+    whole, out, rng = Path(folder) / "whole", Path(folder) / "run", random.Random(0)
+    run(whole)
+    gc.freeze()  # Or each child's first collection would copy all that it shares.
+    # A child's own time: its first writes to shared memory make it slower than this process, and
+    # kills that come before the first chunk lead nowhere.
+    start = time.monotonic()
+    assert not in_child(lambda: run(out) and None)
+    seconds = time.monotonic() - start
+    check(out, whole)
+    # Killing at a step that never comes tells how many there are.
+    steps_read, steps_write = os.pipe()
+
+    def count() -> None:
+        steps = count_steps(-1)
+        run(out)
+        os.write(steps_write, b"%d" % steps())
+
+    assert not in_child(count)
+    n_steps = int(os.read(steps_read, 20))
+    check(out, whole)
+    kills = finished = 0
+    half = int(wanted) // 2
+    points = list(range(1, n_steps + 1))
+    while points or kills < half:  # Each step of a write first, then any of them.
+        first = points.pop(rng.randrange(len(points))) if points else rng.randint(1, n_steps)
+        assert killed_at_step(out, first), f"step {first} of {n_steps} was not reached"
+        kills += 1
+        while killed_at_step(out, rng.randint(1, n_steps // 2)):
+            kills += 1
+        check(out, whole)
+        finished += 1
+    while kills < int(wanted):  # Any time, also in the middle of computing.
+        while in_child(lambda: run(out) and None, rng.uniform(0, 0.7 * seconds)):
+            kills += 1
+        check(out, whole)
+        finished += 1
+    gc.unfreeze()
+    sys.stdout.write(f"{kills} kills, {finished} runs, {n_steps} steps\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,40 @@
+"""A word-level tokenizer for the tiny models: token i is the word ``w<i>``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from tests.support.tiny import MASK_ID, VOCABULARY
+
+SPECIAL = {0: "<unk>", 1: "<s>", 2: "</s>", MASK_ID: "<mask>"}
+
+
+def word(i: int) -> str:
+    return SPECIAL.get(i, f"w{i}")
+
+
+def text(ids: Sequence[int]) -> str:
+    return " ".join(word(i) for i in ids)
+
+
+def words_tokenizer(*, bos: bool = False) -> Any:
+    """Splits at spaces; ``bos``: puts ``<s>`` in front of a text, as LLaMA's does."""
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {word(i): i for i in range(VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token=SPECIAL[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 1)]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        mask_token="<mask>",
+    )
