@@ -248,7 +248,7 @@ def bench(args: argparse.Namespace) -> int:
         UserError: the package is installed without its sources.
     """
     root = Path(__file__).resolve().parents[2]
-    if not (root / "benchmarks" / "run.py").is_file():
+    if not (root / "benchmarks" / "speed" / "run.py").is_file():
         raise UserError(
             "the benchmarks travel with the sources, not with the installed package; "
             "run 'make bench' in a checkout"

@@ -329,7 +329,7 @@ def taught(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         found.append(new_facts)
         raise UserError("enough")
 
-    monkeypatch.setattr("dkn_engine.analysis.experiments.evolvability.experiment", evolvability)
+    monkeypatch.setattr("dkn_engine.analysis.evolvability", evolvability)
     return found
 
 

@@ -661,7 +661,9 @@ def test_bench_names_its_cases_and_refuses_others(capfd: pytest.CaptureFixture[s
 def test_bench_without_sources_is_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli.commands, "__file__", str(tmp_path / "dkn_engine" / "commands.py"))
+    monkeypatch.setattr(
+        cli.commands, "__file__", str(tmp_path / "dkn_engine" / "cli" / "commands.py")
+    )
     assert cli.main(["bench"]) == 2
     assert "travel with the sources" in one_error_line(capsys)
 

@@ -12,7 +12,7 @@ import pytest
 import dkn_engine
 from dkn_engine.files.code_digest import code_digest
 
-PACKAGE = Path(dkn_engine.__file__).parents[1]
+PACKAGE = Path(dkn_engine.__file__).parent
 NOT_CODE = shutil.ignore_patterns("__pycache__")
 ASK = "from dkn_engine.files.code_digest import code_digest; print(code_digest())"
 
@@ -43,7 +43,9 @@ def test_a_copy_of_the_code_has_the_same_digest(copy: Path) -> None:
     assert digest(copy) == code_digest()
 
 
-@pytest.mark.parametrize("name", ["analysis/sharing.py", "data/demo_new.jsonl", "_native"])
+@pytest.mark.parametrize(
+    "name", ["analysis/neuron_groups.py", "facts/packaged/demo_new.jsonl", "_native"]
+)
 def test_every_part_of_the_code_counts(copy: Path, name: str) -> None:
     (path,) = (p for p in copy.glob(f"{name}*") if p.suffix != ".pyi")
     with path.open("ab") as file:

@@ -655,8 +655,8 @@ CHILD = textwrap.dedent(
 
 
 def start_child(mode: str, when: int, path: Path) -> subprocess.Popen[str]:
-    tests = Path(__file__).parents[1]
-    folders = os.pathsep.join([str(tests), str(tests.parent)])
+    here = Path(__file__)
+    folders = os.pathsep.join([str(here.parent), str(here.parents[2])])
     return subprocess.Popen(
         [sys.executable, "-c", CHILD, folders, mode, str(when), str(path)],
         stdout=subprocess.PIPE,

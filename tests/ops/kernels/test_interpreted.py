@@ -12,7 +12,7 @@ import pytest
 
 from tests.ops.kernels.conftest import INTERPRETED
 
-FOLDER = Path(__file__).parents[1]
+FOLDER = Path(__file__).parent
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is that process")
