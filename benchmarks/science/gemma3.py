@@ -1,4 +1,7 @@
-"""Gemma 3 270M out of the packages its GGUF file travels in, as a plain folder; opt-in.
+"""Gemma 3 270M out of the packages its GGUF file travels in, as a plain folder.
+
+``python -m benchmarks.science.gemma3`` makes the folder and prints its path, which every command
+of ``dkn-engine`` takes as a model.
 
 The weights are under the Gemma Terms of Use, not under this project's licence: nothing asks for
 them by default.
@@ -18,10 +21,12 @@ import numpy as np
 
 from dkn_engine.errors import UserError
 from dkn_engine.files.made_once import cached_folder, sha256
+from dkn_engine.models.load import load_model, quiet
 from dkn_engine.models.packaged.gguf import dequantized, open_gguf, value
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +71,19 @@ def gemma_folder() -> Path:
             not the one expected; the message says what to install.
     """
     return cached_folder(FOLDER, _convert)
+
+
+def load_gemma3() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model, float32 on the CPU, and tokenizer, by the name ``gemma3-270m``.
+
+    Raises:
+        UserError: see :func:`gemma_folder`.
+    """
+    with quiet():
+        model, tokenizer = load_model(gemma_folder(), device="cpu")
+    tell_licence()
+    model.config._name_or_path = NAME  # where results name their model
+    return model, tokenizer
 
 
 @cache
@@ -233,3 +251,8 @@ def merges(tokens: Sequence[str]) -> Iterator[tuple[str, str]]:
         for i in range(1, len(token)):
             if token[:i] in known and token[i:] in known:
                 yield token[:i], token[i:]
+
+
+if __name__ == "__main__":
+    tell_licence()
+    print(gemma_folder())
