@@ -10,7 +10,7 @@ from dkn_engine.run.build_info import why_broken
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run :func:`dkn_engine.cli.main.main`; where even that cannot be imported, say why in one line.
+    """Run :func:`dkn_engine.cli.main.main`, or say in one line why it cannot be imported.
 
     ``dkn-engine info`` then works all the same.
 

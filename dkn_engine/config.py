@@ -23,6 +23,12 @@ AUTO, END_OF_TEXT = "auto", "end_of_text"
 Backend = Literal["auto", "reference", "triton", "numba", "native"]
 
 
+def integer(value: Any) -> int | None:
+    """The plain integer of Python's or NumPy's; None for anything else, and bools."""
+    ok = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return int(value) if ok else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Section:
     """Base of all options: checks every field's type, ``Literal`` ones against their values."""
@@ -323,8 +329,9 @@ class Config(Section):
     """All choices of a run.
 
     ``Config()`` holds defaults of our own, since the paper gives no tau. They were chosen on facts
-    of the demo model that are in no packaged set (``benchmarks/science/defaults.py`` states candidates and
-    rule, ``benchmarks/results/defaults.csv`` has the figures). Other models may want others.
+    of the demo model that are in no packaged set (``benchmarks/science/defaults.py`` states
+    candidates and rule, ``benchmarks/results/defaults.csv`` has the figures). Other models may
+    want others.
     """
 
     facts: FactsConfig = field(default_factory=FactsConfig)

@@ -1,6 +1,6 @@
 """Compiles every kernel, as it would be launched, for GPUs that need not be there.
 
-    python -m benchmarks.kernels.compile                 # all cases; writes benchmarks/results/kernels.csv
+    python -m benchmarks.kernels.compile                 # all; writes results/kernels.csv
     python -m benchmarks.kernels.compile gpt2 --dry-run  # some cases, printed only
 
 The operations' own launchers run on meta tensors, which have a shape and no memory; what they

@@ -1,6 +1,6 @@
 """The whole of TempLAMA end to end: throughput, memory, disk, workers, a kill and its resume.
 
-``python -m benchmarks.scale.templama [CASE ...] --facts FILE``, FILE being TempLAMA's training file.
+``python -m benchmarks.scale.templama [CASE ...] --facts FILE``, FILE being TempLAMA's training set.
 Every case runs ``dkn-engine find`` at the default configuration in a process of its own, as users
 do, and replaces its rows in benchmarks/results/templama.csv. The small GPT-2 is trained on first
 use (see ``benchmarks.scale.templama_model``). Run it alone: every row has the load beside it.

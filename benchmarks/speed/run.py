@@ -1,8 +1,9 @@
 """The runner: measures the cases, writes their rows, prints the design's table of targets.
 
-``python -m benchmarks.speed.run [CASE ...]`` (all by default; ``--list`` names them, ``--table`` prints
-from the committed rows without measuring). A case that finds a difference between providers stops
-with the reason and writes nothing. Run it alone on the machine: every row has the load beside it.
+``python -m benchmarks.speed.run [CASE ...]`` (all by default; ``--list`` names them, ``--table``
+prints from the committed rows without measuring). A case that finds a difference between
+providers stops with the reason and writes nothing. Run it alone on the machine: every row has the
+load beside it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Times of the topology beside scipy and, where they are installed, gudhi and ripser.
 
 Every case is compared with its peer before it is timed; a difference ends the run. Run it alone on
-the machine: ``python -m benchmarks.topology.run [--threads N] [--model demo|none] [--peers PYTHON]``
-writes ``results/topology.csv``. ``--peers`` names the Python of another environment that has gudhi
-and ripser; without it they are looked for in this one.
+the machine: ``python -m benchmarks.topology.run [--threads N] [--model demo|none]
+[--peers PYTHON]`` writes ``results/topology.csv``. ``--peers`` names the Python of
+another environment that has gudhi and ripser; without it they are looked for in this one.
 """
 
 from __future__ import annotations

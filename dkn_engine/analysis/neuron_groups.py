@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.degeneracy.controls import random_sets
-from dkn_engine.degeneracy.reference_facts import generator
 from dkn_engine.errors import UserError
+from dkn_engine.neurons import random_sets, sort_neurons
+from dkn_engine.seeds import generator
 from dkn_engine.types import Fact, FactResult
 
 
@@ -92,18 +92,6 @@ def _groups(fact: Fact, result: FactResult, width: int, n_random: int, seed: int
     draws = range(n_random) if len(d) else ()
     rnd = tuple(sort_neurons(random_sets([d], result.neurons, width, rng)[0]) for _ in draws)
     return NeuronGroups(fact, result, d, sort_neurons(result.neurons), rnd)
-
-
-def sort_neurons(neurons: NDArray[np.int32]) -> NDArray[np.int32]:
-    """The same neurons by layer, then index."""
-    return neurons[np.lexsort((neurons[:, 1], neurons[:, 0]))]
-
-
-def union(sets: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
-    """All neurons of the sets, each once, sorted."""
-    every = np.concatenate([np.empty((0, 2), dtype=np.int32), *sets])
-    found: NDArray[np.int32] = np.unique(every, axis=0).astype(np.int32)
-    return found
 
 
 def with_dkn(groups: Sequence[NeuronGroups]) -> Iterator[NeuronGroups]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
@@ -10,11 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dkn_engine.attribution.chunk import ChunkScores, attribute_chunk
-from dkn_engine.config import AttributionConfig, FactsConfig, SelectionConfig
+from dkn_engine.config import AttributionConfig, FactsConfig, SelectionConfig, integer
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, facts_from
+from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence
-from dkn_engine.integers import integer
 from dkn_engine.models.layout import Layout, find_layout
 from dkn_engine.models.tokens import mask_token_id
 from dkn_engine.selection import select_neurons
@@ -118,19 +119,20 @@ def iter_attribute(
     top = SelectionConfig(method="top_k", top_k=n_top, max_neurons=n_top)
     masked = config.baseline == "masked"
     mask_id = mask_token_id(tokenizer, config.mask_token) if masked else None
-    return _stream(
-        model, tokenizer, layout, iter(read), config, facts_config, mask_id, given, keep, top
-    )
+
+    def encode(fact: Fact) -> AnswerSequence:
+        return encode_sequence(
+            model, tokenizer, fact.prompt, fact.answer, config=facts_config, fact_id=fact.id
+        )
+
+    score = partial(attribute_chunk, model, layout, config=config, mask_id=mask_id)
+    return _stream(iter(read), encode, score, given, keep, top)
 
 
 def _stream(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    layout: Layout,
     facts: Iterator[Fact],
-    config: AttributionConfig,
-    facts_config: FactsConfig,
-    mask_id: int | None,
+    encode: Callable[[Fact], AnswerSequence],
+    score: Callable[..., ChunkScores],
     given: NDArray[np.floating] | None,
     keep: Keep,
     top: SelectionConfig,
@@ -139,19 +141,14 @@ def _stream(
 
     done = 0
     while chunk := list(islice(facts, FACTS_PER_CHUNK)):
-        sequences = [
-            encode_sequence(model, tokenizer, f.prompt, f.answer, config=facts_config, fact_id=f.id)
-            for f in chunk
-        ]
+        sequences = [encode(fact) for fact in chunk]
         baselines = None
         if given is not None:
             if given.ndim == 3 and done + len(chunk) > len(given):
                 raise _other_number(given, f"{done + len(chunk)} or more")
             mine = given[done : done + len(chunk)] if given.ndim == 3 else given
             baselines = torch.from_numpy(np.array(mine)).expand(len(chunk), -1, -1)
-        scores = attribute_chunk(
-            model, layout, sequences, config, mask_id=mask_id, baselines=baselines
-        )
+        scores = score(sequences, baselines=baselines)
         for i, fact in enumerate(chunk):
             yield _one(fact, scores, i, keep, top)
         done += len(chunk)

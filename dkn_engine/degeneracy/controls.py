@@ -11,6 +11,7 @@ from dkn_engine.config import CONTROL_EXACT, CONTROL_SAMPLES
 from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import Edit, suppress
 from dkn_engine.degeneracy.lattice import Lattice, drops, subset_masks
+from dkn_engine.neurons import random_sets
 from dkn_engine.types import Drops
 
 Sets = Sequence[NDArray[np.int32]]
@@ -46,32 +47,6 @@ def subset_edits(
 def control_masks(q: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """The subsets on which all controls of a family of ``q`` sets are measured."""
     return subset_masks(q, CONTROL_EXACT, CONTROL_SAMPLES, rng)
-
-
-def random_sets(
-    sets: Sets, located: NDArray[np.int32], width: int, rng: np.random.Generator
-) -> list[NDArray[np.int32]]:
-    """Disjoint sets of other neurons: in every layer as many as each of the given sets has.
-
-    Args:
-        sets: the family to be matched.
-        located: neurons never drawn (the fact's knowledge neurons).
-        width: F, neurons a layer.
-        rng: of the draw.
-    """
-    every = np.concatenate([np.empty((0, 2), dtype=np.int32), *sets])
-    drawn = np.empty_like(every)
-    for layer in np.unique(every[:, 0]):
-        at = np.flatnonzero(every[:, 0] == layer)
-        is_free = np.ones(width, dtype=bool)
-        is_free[located[located[:, 0] == layer, 1]] = False
-        free = np.flatnonzero(is_free)
-        # A layer that is nearly all located cannot be matched without them.
-        pool = free if len(free) >= len(at) else np.arange(width)
-        drawn[at, 0] = layer
-        drawn[at, 1] = rng.choice(pool, size=len(at), replace=False)
-    ends = np.cumsum([len(s) for s in sets])
-    return np.split(drawn, ends)[: len(sets)]
 
 
 def random_control(

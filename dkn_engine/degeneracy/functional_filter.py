@@ -14,9 +14,10 @@ from dkn_engine.degeneracy import controls
 from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.lattice import Lattice, degenerate_family, drops, mask_of, subset_masks
-from dkn_engine.degeneracy.reference_facts import Reference, generator, knows
+from dkn_engine.degeneracy.reference_facts import Reference, knows
 from dkn_engine.degeneracy.released_filter import released_family
 from dkn_engine.forward.contexts import AnswerSequence
+from dkn_engine.seeds import generator
 from dkn_engine.types import Component, Drops, Fact
 
 MOST_COMPONENTS = 62  # A mask is a signed 64-bit integer.

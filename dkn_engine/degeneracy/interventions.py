@@ -180,7 +180,7 @@ def intervene(
             ``output_weights`` (also spelt ``weights``): the neurons' rows of the down projection,
             the same as their activations. ``input_and_output_weights``: those, and their rows and
             biases of the projection into the non-linearity (the gate of a gated MLP), as
-            :func:`dkn_engine.analysis.experiments.robustness.experiment` does; the same at factor 0 only.
+            :func:`dkn_engine.analysis.robustness` does; the same at factor 0 only.
         site: ``post``, activations at the input of the down projection; ``pre``, before the
             non-linearity (of a gated MLP the gate projection's output), where EleutherAI's
             ``knowledge-neurons`` and the published code enhance.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import operator
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +15,7 @@ from dkn_engine.errors import FactError
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.layout import Layout
+from dkn_engine.seeds import generator
 from dkn_engine.types import Fact
 
 if TYPE_CHECKING:
@@ -140,17 +139,6 @@ def knows(prompts: Prompts, config: FilterConfig) -> NDArray[np.bool_]:
     """Which prompts the model answers: rank 1 (if required) and a probability that is enough."""
     likely = prompts.probability >= config.min_probability
     return likely & (prompts.rank == 1) if config.require_rank_1 else likely
-
-
-def generator(seed: int, *names: str) -> np.random.Generator:
-    """Random numbers that depend on the seed and the names alone, not on what ran before."""
-    # numpy takes no negative seeds.
-    return np.random.default_rng(
-        [
-            operator.index(seed) % (1 << 64),
-            *(zlib.crc32(n.encode("utf-8", "replace")) for n in names),
-        ]
-    )
 
 
 def _apart(fact: Fact, other: Fact) -> bool:

@@ -9,14 +9,12 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dkn_engine.errors import UserError
+from dkn_engine.facts.json_records import FactProblem
+from dkn_engine.facts.load import iter_facts
 from dkn_engine.facts.shared import SharedPrompts
 from dkn_engine.types import Fact
-
-if TYPE_CHECKING:
-    from dkn_engine.facts import FactProblem
 
 _MARK = 8  # bytes kept of the running digest at the end of a window
 
@@ -50,8 +48,6 @@ class FactFile:
         Raises:
             FactError, UserError: see :func:`dkn_engine.iter_facts`.
         """
-        from dkn_engine.facts import iter_facts
-
         facts = iter_facts(
             self.source,
             self.format,

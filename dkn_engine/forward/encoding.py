@@ -36,8 +36,8 @@ def encode_sequence(
     model's greedy continuation does, as ``config.continuation`` says (released code).
 
     Raises:
-        FactError: see :func:`dkn_engine.models.tokens.encode_fact`; or the tokenizer gives a token that
-            the model does not have.
+        FactError: see :func:`dkn_engine.models.tokens.encode_fact`; or the tokenizer gives a
+            token that the model does not have.
     """
     limit = context_length(model)
     encoded = encode_fact(

@@ -1,19 +1,25 @@
-"""The rows of the model's weights that connect located neurons, gathered for the graph."""
+"""The rows of weights that connect neurons: of a fact's located ones, and of whole layers."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dkn_engine.config import TopologyConfig
-from dkn_engine.models.layout import Layout
+from dkn_engine.models.layout import Layout, find_layout
 from dkn_engine.models.model_lock import locked
 from dkn_engine.models.projections import refuse_changed_weight
 
+if TYPE_CHECKING:
+    from torch import nn
 
-def connection_rows(
-    layout: Layout, neurons: NDArray[np.int32], config: TopologyConfig
-) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+Rows = tuple[NDArray[np.floating], NDArray[np.floating]]
+
+
+def connection_rows(layout: Layout, neurons: NDArray[np.int32], config: TopologyConfig) -> Rows:
     """What each located neuron writes and reads, float ``[n, d]`` each, as the graph takes them.
 
     ``config.direction="reversed"`` swaps the two (released code, gated layouts).
@@ -29,9 +35,7 @@ def connection_rows(
     return w_out, w_in
 
 
-def _gathered(
-    layout: Layout, neurons: NDArray[np.int32], config: TopologyConfig
-) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+def _gathered(layout: Layout, neurons: NDArray[np.int32], config: TopologyConfig) -> Rows:
     w_out = np.empty((len(neurons), layout.d_model), dtype=np.float32)
     w_in = np.empty_like(w_out)
     for layer in np.unique(neurons[:, 0]):
@@ -46,3 +50,35 @@ def _gathered(
         if config.fold_norm:
             w_in[at] *= layout.norm_gain(int(layer)).float().cpu().numpy()
     return w_out, w_in
+
+
+def layer_weights(model: nn.Module, config: TopologyConfig | None = None) -> Sequence[Rows]:
+    """What each neuron of each layer writes and reads, for a merge tree of the whole model.
+
+    A layer's rows, two arrays float32 ``[F, d]``, are read when they are asked for, so that one
+    layer at a time is in memory; see :func:`dkn_engine.topology.model_merge_tree`.
+
+    Args:
+        model: a causal language model of a layout that the engine knows.
+        config: which rows are read, by ``input_weights``, ``fold_norm`` and ``direction``; None
+            for the defaults.
+
+    Raises:
+        UnsupportedModelError: an unknown layout, or rows that it does not have.
+    """
+    return _LayerRows(find_layout(model), config or TopologyConfig())
+
+
+class _LayerRows(Sequence[Rows]):
+    def __init__(self, layout: Layout, config: TopologyConfig) -> None:
+        self._layout, self._config = layout, config
+
+    def __len__(self) -> int:
+        return self._layout.n_layers
+
+    def __getitem__(self, layer: Any) -> Any:
+        if not 0 <= layer < len(self):
+            raise IndexError(f"layer must be from 0 to {len(self) - 1}; got {layer}")
+        index = np.arange(self._layout.width)
+        neurons = np.stack([np.full_like(index, layer), index], axis=1).astype(np.int32)
+        return connection_rows(self._layout, neurons, self._config)

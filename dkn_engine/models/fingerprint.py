@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dkn_engine.errors import UserError
-from dkn_engine.models.load import model_fingerprint
 from dkn_engine.models.model_lock import locked
 from dkn_engine.models.tokens import front_tokens, mask_token_id
 
@@ -52,6 +51,11 @@ _ADAPTERS = ("active_adapters", "disable_adapters", "merged_adapters")
 _LIBRARIES = ("torch.", "transformers.", "accelerate.", "peft.")
 
 
+# Where a model came from, and which library wrote its file, do not change what it computes.
+_NOT_IDENTITY = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
+_SAMPLES = 1024  # read of each parameter
+
+
 @dataclass(frozen=True)
 class Identity:
     """What a run's model and tokenizer are.
@@ -73,6 +77,34 @@ def identity_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Identit
     with locked(model):
         traits = {"model": model_traits(model), "tokenizer": tokenizer_traits(tokenizer)}
         return Identity(model_fingerprint(model), model_name(model), traits)
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """16 hexadecimal digits that identify a model's configuration and weights.
+
+    Cheap and the same on every device: of each parameter the name, shape, dtype and about a
+    thousand values spread over its rows and columns are hashed. So a change of very few single
+    weights may go unnoticed.
+
+    Args:
+        model: on any device; parameters without data (``meta``) count by shape alone.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    with locked(model), torch.no_grad():  # a call in another thread may have scaled weights
+        config = getattr(model, "config", None)
+        if config is not None:
+            kept = {k: v for k, v in config.to_dict().items() if k not in _NOT_IDENTITY}
+            digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
+        for name, parameter in model.named_parameters():
+            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+            if parameter.device.type != "meta" and parameter.numel():
+                # An odd step meets other columns in every row, as widths are even.
+                step = max(1, parameter.numel() // _SAMPLES) | 1
+                values = parameter.detach().reshape(-1)[::step]
+                digest.update(values.to("cpu", torch.float64).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def model_name(model: nn.Module) -> str:

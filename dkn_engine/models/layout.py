@@ -115,7 +115,8 @@ class Layout:
 
     @cached_property
     def _norms(self) -> tuple[tuple[str, nn.Module] | None, ...]:
-        return norms_in_front(self)
+        gates = [mlp.gate for mlp in self.mlps]
+        return norms_in_front(self.model, list(zip(self.layers, gates, strict=True)))
 
     def name_of(self, layer: int, module: nn.Module) -> str:
         """What a part of a layer is called in messages, such as ``layers[3].mlp.down_proj``."""

@@ -1,9 +1,8 @@
-"""Models and tokenizers by name, and what identifies a model."""
+"""Models and tokenizers by name."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,16 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from dkn_engine.errors import UserError
 from dkn_engine.files.local_paths import local_path
-from dkn_engine.models.model_lock import locked
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
-# Where a model came from, and which library wrote its file, do not change what it computes.
-_NOT_IDENTITY = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
-_SAMPLES = 1024  # read of each parameter
 
 
 def load_model(
@@ -75,34 +70,6 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     else:
         tokenizer = _guarded(name, lambda: _read_tokenizer(name))
     return tokenizer
-
-
-def model_fingerprint(model: torch.nn.Module) -> str:
-    """16 hexadecimal digits that identify a model's configuration and weights.
-
-    Cheap and the same on every device: of each parameter the name, shape, dtype and about a
-    thousand values spread over its rows and columns are hashed. So a change of very few single
-    weights may go unnoticed.
-
-    Args:
-        model: on any device; parameters without data (``meta``) count by shape alone.
-    """
-    import torch
-
-    digest = hashlib.sha256()
-    with locked(model), torch.no_grad():  # a call in another thread may have scaled weights
-        config = getattr(model, "config", None)
-        if config is not None:
-            kept = {k: v for k, v in config.to_dict().items() if k not in _NOT_IDENTITY}
-            digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
-        for name, parameter in model.named_parameters():
-            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-            if parameter.device.type != "meta" and parameter.numel():
-                # An odd step meets other columns in every row, as widths are even.
-                step = max(1, parameter.numel() // _SAMPLES) | 1
-                values = parameter.detach().reshape(-1)[::step]
-                digest.update(values.to("cpu", torch.float64).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _read(source: str | Path, dtype: Any) -> tuple[Any, Any]:

@@ -7,7 +7,7 @@ is run on inputs whose normalised values are known.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dkn_engine.models.guest import guest, hooks
@@ -15,36 +15,42 @@ from dkn_engine.models.guest import guest, hooks
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from dkn_engine.models.layout import Layout
-
 _N_TOKENS = 4
 _SCALE = 32.0  # so large that no epsilon counts, so small that squares fit in float16
 _FINEST = 1e-6  # rounding of norms that compute in float32 whatever they are given
 
 
-def norms_in_front(layout: Layout) -> tuple[tuple[str, nn.Module] | None, ...]:
+def norms_in_front(
+    model: nn.Module, layers: Sequence[tuple[nn.Module, nn.Module]]
+) -> tuple[tuple[str, nn.Module] | None, ...]:
     """For each layer, the module whose output its MLP reads, with its path in the layer.
 
     None where the MLP reads something else, such as the residual stream itself.
+
+    Args:
+        model: run once on a few tokens.
+        layers: each decoder layer and the first projection of its MLP.
     """
     import torch
 
-    found: list[tuple[str, nn.Module] | None] = [None] * layout.n_layers
-    ids = torch.arange(_N_TOKENS, device=next(layout.model.parameters()).device)[None]
-    with guest(layout.model, grad=False), hooks(_watch(layout, found)):
-        layout.model(input_ids=ids, use_cache=False)
+    found: list[tuple[str, nn.Module] | None] = [None] * len(layers)
+    ids = torch.arange(_N_TOKENS, device=next(model.parameters()).device)[None]
+    with guest(model, grad=False), hooks(_watch(layers, found)):
+        model(input_ids=ids, use_cache=False)
     return tuple(found)
 
 
-def _watch(layout: Layout, found: list[tuple[str, nn.Module] | None]) -> list[Any]:
+def _watch(
+    layers: Sequence[tuple[nn.Module, nn.Module]], found: list[tuple[str, nn.Module] | None]
+) -> list[Any]:
     """Handles of hooks that fill ``found`` in a forward pass."""
     handles = []
-    for i, (layer, mlp) in enumerate(zip(layout.layers, layout.mlps, strict=True)):
+    for i, (layer, gate) in enumerate(layers):
         ended: list[tuple[str, nn.Module, Tensor]] = []
         for path, module in layer.named_modules():
             if path:
                 handles.append(module.register_forward_hook(_keep(ended, path)))
-        handles.append(mlp.gate.register_forward_pre_hook(_look_up(ended, found, i)))
+        handles.append(gate.register_forward_pre_hook(_look_up(ended, found, i)))
     return handles
 
 

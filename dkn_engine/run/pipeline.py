@@ -16,8 +16,9 @@ from dkn_engine.models.fingerprint import Identity, identity_of
 from dkn_engine.models.tokens import encode_fact, mask_token_text
 from dkn_engine.run.build_info import versions
 from dkn_engine.run.stages import Stages
+from dkn_engine.run.tasks import Task, iter_tasks
 from dkn_engine.store import RunDirectory, RunPath
-from dkn_engine.store.plan import WHOLE, Plan, Shard, Task, iter_tasks, plan_for
+from dkn_engine.store.plan import WHOLE, Plan, Shard, plan_for
 from dkn_engine.types import Fact, FactResult
 
 if TYPE_CHECKING:

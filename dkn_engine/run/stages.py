@@ -15,14 +15,14 @@ from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.functional_filter import MOST_COMPONENTS, examine
 from dkn_engine.degeneracy.reference_facts import Reference, knows, read_reference
 from dkn_engine.errors import FactError, UserError
-from dkn_engine.facts import load_facts
+from dkn_engine.facts.load import load_facts
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence, encode_sequences
 from dkn_engine.models.connections import connection_rows
 from dkn_engine.models.layout import find_layout
 from dkn_engine.models.tokens import mask_token_id
+from dkn_engine.run.tasks import Task
 from dkn_engine.selection import Selection, select_neurons
-from dkn_engine.store.plan import Task
 from dkn_engine.store.tables import chunk_files
 from dkn_engine.topology.clustering import find_candidates
 from dkn_engine.types import Component, Fact, FactResult

@@ -26,9 +26,9 @@ logger = logging.getLogger(__name__)
 class RunDirectory:
     """A run's results on disk, written chunk by chunk and safe to kill at any moment.
 
-    Which facts are in a chunk is :mod:`dkn_engine.store.plan`'s business; chunk ``i`` is four Parquet
-    files (``neurons-``, ``components-``, ``attribution-`` and, last, ``facts-{i:05d}.parquet``).
-    Use :meth:`open`, best in a ``with`` statement.
+    Which facts are in a chunk is :mod:`dkn_engine.store.plan`'s business; chunk ``i`` is four
+    Parquet files (``neurons-``, ``components-``, ``attribution-`` and, last,
+    ``facts-{i:05d}.parquet``). Use :meth:`open`, best in a ``with`` statement.
 
     Attributes:
         place: where the directory is.

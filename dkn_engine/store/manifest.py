@@ -207,7 +207,7 @@ def require_same_run(directory: Place, old: Mapping[str, Any], new: Mapping[str,
 
 
 def _require_same_traits(directory: Place, old: Any, new: Any) -> None:
-    """What decides about numbers beside the model's fingerprint: see ``dkn_engine.models.fingerprint``."""
+    """What decides about numbers beside the fingerprint; see ``dkn_engine.models.fingerprint``."""
     if not isinstance(old, Mapping) or not isinstance(new, Mapping):
         if old != new:
             logger.warning(

@@ -4,6 +4,8 @@ Distances between knowledge neurons, the H0 merge tree of their Vietoris-Rips fi
 persistent, disjoint components of that tree. NumPy and the C++ core only; no torch.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from dkn_engine.topology.candidate_components import candidates
 from dkn_engine.topology.clustering import find_candidates
 from dkn_engine.topology.component_forest import ComponentForest, components
@@ -17,7 +19,10 @@ from dkn_engine.topology.many_graphs import GraphTopology, analyze_graphs, merge
 from dkn_engine.topology.other_clusterers import CLUSTERERS, ClustererOptions, Located, cluster
 from dkn_engine.topology.path_lengths import ShortestPaths, shortest_paths
 from dkn_engine.topology.tree import MergeTree, diagram
-from dkn_engine.topology.whole_model import LayerPair, ModelTree, layer_weights, model_merge_tree
+from dkn_engine.topology.whole_model import LayerPair, ModelTree, model_merge_tree
+
+if TYPE_CHECKING:
+    from dkn_engine.models.connections import layer_weights
 
 __all__ = [
     "distances",
@@ -44,3 +49,11 @@ __all__ = [
     "ClustererOptions",
     "Located",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "layer_weights":  # the one that reads a model, which imports torch
+        from dkn_engine.models.connections import layer_weights
+
+        return layer_weights
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,43 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dkn_engine.integers import integer
+from dkn_engine.config import integer
 
 Weights = NDArray[np.float32] | NDArray[np.float64]
-
-
-def as_neurons(neurons: ArrayLike) -> NDArray[np.int32]:
-    """Located neurons as contiguous int32 ``[n, 2]``; an empty list is no neurons.
-
-    Raises:
-        TypeError: not integers.
-        ValueError: wrong shape, or numbers that 32 bits cannot hold.
-    """
-    if isinstance(neurons, Mapping):
-        first = f"the key {next(iter(neurons))!r}" if neurons else "no key"
-        raise TypeError(
-            "neurons must be integers [n, 2], columns layer and index; got a "
-            f"{type(neurons).__name__} with {first}: neurons by the name of a hook or module are "
-            "for other libraries, by fact id for answer_probability; give the array itself"
-        )
-    array = np.asarray(neurons)
-    if array.size == 0 and (array.ndim == 1 or array.shape[1:] == (2,)):
-        return np.empty((0, 2), dtype=np.int32)
-    if not np.issubdtype(array.dtype, np.integer):
-        raise TypeError(f"neurons must be integers [n, 2]; got {array.dtype}")
-    if array.ndim != 2 or array.shape[1] != 2:
-        raise ValueError(f"neurons must be [n, 2]; got {list(array.shape)}")
-    if array.max(initial=0) > np.iinfo(np.int32).max:
-        raise ValueError(f"neurons must fit in 32 bits; got {array.max()}")
-    if array.min(initial=0) < 0:
-        raise ValueError(f"neurons must not be negative; got {array.min()}")
-    return np.ascontiguousarray(array, dtype=np.int32)
 
 
 def as_weights(w_out: ArrayLike, w_in: ArrayLike) -> tuple[Any, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dkn_engine.config import TopologyConfig
-from dkn_engine.topology.arrays import as_neurons
+from dkn_engine.neurons import as_neurons, sort_neurons
 from dkn_engine.topology.component_forest import ComponentForest, components
 from dkn_engine.topology.tree import MergeTree
 from dkn_engine.types import Component
@@ -150,6 +150,5 @@ def _topmost(forest: ComponentForest, marked: NDArray[np.bool_]) -> list[int]:
 
 def _component(points: NDArray[np.int32], forest: ComponentForest, c: int) -> Component:
     neurons = points[forest.members(c)]
-    order = np.lexsort((neurons[:, 1], neurons[:, 0]))
     birth, death = float(forest.births[c]), float(forest.deaths[c])
-    return Component(neurons[order], birth=birth, death=death, persistence=death - birth)
+    return Component(sort_neurons(neurons), birth=birth, death=death, persistence=death - birth)

@@ -6,13 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dkn_engine import _native
-from dkn_engine.topology.arrays import (
-    as_distances,
-    as_neurons,
-    as_span,
-    as_weights,
-    without_rounding,
-)
+from dkn_engine.neurons import as_neurons
+from dkn_engine.topology.arrays import as_distances, as_span, as_weights, without_rounding
 from dkn_engine.topology.tree import MergeTree
 
 

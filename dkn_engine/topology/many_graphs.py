@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dkn_engine import _native
-from dkn_engine.topology.arrays import as_neurons, as_span, as_threads, as_weights
+from dkn_engine.neurons import as_neurons
+from dkn_engine.topology.arrays import as_span, as_threads, as_weights
 from dkn_engine.topology.component_forest import ComponentForest, components
 from dkn_engine.topology.tree import MergeTree
 

@@ -35,7 +35,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dkn_engine.config import Section, TopologyConfig
 from dkn_engine.errors import UserError
-from dkn_engine.topology.arrays import as_neurons
+from dkn_engine.neurons import as_neurons, sort_neurons
 from dkn_engine.topology.clustering import find_candidates
 from dkn_engine.topology.graph import adjacent_distances, distances
 from dkn_engine.topology.released import UNREACHABLE, cluster_distances
@@ -241,8 +241,7 @@ def of_labels(located: Located, labels: NDArray[np.integer]) -> tuple[Component,
 def component(neurons: Neurons) -> Component:
     """A component without a filtration."""
     nan = float("nan")
-    order = np.lexsort((neurons[:, 1], neurons[:, 0]))
-    return Component(neurons[order], birth=nan, death=nan, persistence=nan)
+    return Component(sort_neurons(neurons), birth=nan, death=nan, persistence=nan)
 
 
 def _ntc(located: Located) -> tuple[Component, ...]:

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dkn_engine.config import TopologyConfig
-from dkn_engine.topology.arrays import as_neurons, as_weights
+from dkn_engine.neurons import as_neurons, sort_neurons
+from dkn_engine.topology.arrays import as_weights
 from dkn_engine.topology.graph import distances
 from dkn_engine.types import Component
 
@@ -56,7 +57,9 @@ def released_candidates(
     if config.end == "quantile":
         threshold = float(np.quantile(lengths, config.end_value))
     return tuple(
-        Component(_sorted(points[members]), birth=birth, death=death, persistence=death - birth)
+        Component(
+            sort_neurons(points[members]), birth=birth, death=death, persistence=death - birth
+        )
         for members, birth, death in clusters(matrix, threshold)
     )
 
@@ -193,7 +196,3 @@ class _RankedForest:
         if self.ranks[child] == self.ranks[parent]:
             self.ranks[parent] += 1
         self.sizes[parent] += self.sizes[child]
-
-
-def _sorted(neurons: NDArray[np.int32]) -> NDArray[np.int32]:
-    return neurons[np.lexsort((neurons[:, 1], neurons[:, 0]))]

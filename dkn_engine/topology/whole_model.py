@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,11 +12,6 @@ from numpy.typing import ArrayLike, NDArray
 from dkn_engine import _native
 from dkn_engine.topology.arrays import as_threads, as_weights
 from dkn_engine.topology.tree import MergeTree
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from dkn_engine.config import TopologyConfig
 
 Block = tuple[ArrayLike, ArrayLike]
 Blocks = Sequence[Block] | Callable[[], Iterable[Block]]
@@ -107,40 +102,6 @@ def model_merge_tree(
     pairs = _layer_pairs(forest, widths)
     n = sum(widths)
     return ModelTree(MergeTree(n, *tree), edges, tuple(widths), pairs, n_passes, forest.n_dots)
-
-
-def layer_weights(model: nn.Module, config: TopologyConfig | None = None) -> Sequence[Block]:
-    """The blocks of a transformers model for :func:`model_merge_tree`, float32, read when asked.
-
-    Args:
-        model: a causal language model of a layout that the engine knows.
-        config: which rows are read, by ``input_weights``, ``fold_norm`` and ``direction``; None
-            for the defaults.
-
-    Raises:
-        UnsupportedModelError: an unknown layout, or rows that it does not have.
-    """
-    from dkn_engine.config import TopologyConfig
-    from dkn_engine.models.layout import find_layout
-
-    return _LayoutBlocks(find_layout(model), config or TopologyConfig())
-
-
-class _LayoutBlocks(Sequence[Block]):
-    def __init__(self, layout: Any, config: TopologyConfig) -> None:
-        self._layout, self._config = layout, config
-
-    def __len__(self) -> int:
-        return int(self._layout.n_layers)
-
-    def __getitem__(self, layer: Any) -> Any:
-        from dkn_engine.models.connections import connection_rows
-
-        if not 0 <= layer < len(self):
-            raise IndexError(f"layer must be from 0 to {len(self) - 1}; got {layer}")
-        indices = np.arange(self._layout.width)
-        neurons = np.stack([np.full_like(indices, layer), indices], axis=1).astype(np.int32)
-        return connection_rows(self._layout, neurons, self._config)
 
 
 def _scan_all(forest: Any, blocks: Blocks, widths: list[int], n_threads: int) -> None:

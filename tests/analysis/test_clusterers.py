@@ -40,7 +40,7 @@ CONFIG = Config(
     topology=TopologyConfig(end="largest_merge", end_value=None, allow_root=False, select="leaf"),
     filter=FilterConfig(min_alone=0.5, max_none=0.5),
 )
-# Probabilities agree to 1e-5 whatever the batch (see tests/degeneracy/test_planted.py), so drops do.
+# Probabilities agree to 1e-5 whatever the batch (tests/degeneracy/test_planted.py), so drops do.
 DROP = 1e-5
 UNKNOWN = dataclasses.replace(BOTH.fact, id="unknown", answer=EITHER.fact.answer)
 FACTS = [EITHER.fact, UNKNOWN, BOTH.fact]

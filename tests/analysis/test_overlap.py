@@ -9,8 +9,8 @@ import pytest
 from scipy.stats import hypergeom
 
 from dkn_engine.analysis.experiments.evolvability.overlap import above, chance, overlap, top_changed
-from dkn_engine.degeneracy.controls import random_sets
 from dkn_engine.errors import UserError
+from dkn_engine.neurons import random_sets
 
 TARGET = np.array([[1, 0, 1, 1, 0], [0, 0, 0, 0, 1], [1, 1, 1, 1, 1]], dtype=bool)
 SETS = {

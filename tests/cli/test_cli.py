@@ -26,8 +26,8 @@ from dkn_engine.models.fingerprint import Identity
 from dkn_engine.report.text import width
 from dkn_engine.run import pipeline
 from dkn_engine.run.pipeline import Run, on_disk
+from dkn_engine.run.tasks import Task
 from dkn_engine.store import read_manifest, read_results
-from dkn_engine.store.plan import Task
 from dkn_engine.store.tables import chunk_files
 from dkn_engine.types import Component, Drops, Fact, FactResult
 from tests.support.words import words_tokenizer

@@ -16,17 +16,11 @@ from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import Edit, nothing, suppress
 from dkn_engine.degeneracy.functional_filter import Degeneracy, examine
 from dkn_engine.degeneracy.lattice import Lattice, drops, members_of, subset_masks
-from dkn_engine.degeneracy.reference_facts import (
-    ENOUGH,
-    POOL,
-    Reference,
-    build_reference,
-    generator,
-    knows,
-)
+from dkn_engine.degeneracy.reference_facts import ENOUGH, POOL, Reference, build_reference, knows
 from dkn_engine.facts import load_facts
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.models.layout import find_layout
+from dkn_engine.seeds import generator
 from dkn_engine.types import Component, Drops, Fact
 from tests.support.brute_force_edits import answer_probability
 from tests.support.tiny import N_LAYERS, VOCABULARY, WIDTH, sequence, sequences, tiny

@@ -22,7 +22,8 @@ from dkn_engine.config import FactsConfig
 from dkn_engine.errors import UserError
 from dkn_engine.facts import load_facts
 from dkn_engine.files.made_once import VARIABLE, cache_root, cached_folder, is_intact
-from dkn_engine.models.load import load_model, model_fingerprint
+from dkn_engine.models.fingerprint import model_fingerprint
+from dkn_engine.models.load import load_model
 from dkn_engine.models.packaged import smollm2 as demo_model
 from dkn_engine.models.tokens import encode_fact, mask_token_id
 

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 import dkn_engine as dkn
+from dkn_engine.models.fingerprint import model_fingerprint
 from dkn_engine.models.layout import find_layout
-from dkn_engine.models.load import model_fingerprint
 from dkn_engine.models.model_lock import locked
 from tests.models.test_guest import assert_unchanged
 from tests.models.test_guest import state as guest_state

@@ -22,8 +22,9 @@ from dkn_engine.cli.settings import config_from_options
 from dkn_engine.errors import UserError
 from dkn_engine.facts import write_facts
 from dkn_engine.facts.scan import FactFile, pick, read_windows, scan
+from dkn_engine.run.tasks import Task, iter_tasks
 from dkn_engine.store import plan as plans
-from dkn_engine.store.plan import Plan, Shard, Task, iter_tasks
+from dkn_engine.store.plan import Plan, Shard
 from tests.run.test_pipeline import CONFIG, assert_equal
 from tests.support.saved import many_facts
 from tests.support.tiny import tiny

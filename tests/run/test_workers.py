@@ -19,12 +19,12 @@ import torch
 import dkn_engine as dkn
 from dkn_engine.errors import WorkerError
 from dkn_engine.facts import write_facts
+from dkn_engine.run.tasks import Task
 from dkn_engine.run.workers import pool as pools
 from dkn_engine.run.workers import processes as parallel
 from dkn_engine.run.workers.job import Job, ModelSpec, device_of
 from dkn_engine.run.workers.pool import MOST_LOSSES
 from dkn_engine.run.workers.processes import WorkerPool, iter_dkns_in_workers
-from dkn_engine.store.plan import Task
 from tests.run.test_pipeline import CONFIG, assert_equal, parquet
 from tests.support import lives
 from tests.support.saved import many_facts, save_tiny

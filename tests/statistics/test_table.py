@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dkn_engine.analysis.neuron_groups import neuron_groups, sort_neurons, union, with_dkn
+from dkn_engine.analysis.neuron_groups import neuron_groups, with_dkn
 from dkn_engine.errors import UserError
+from dkn_engine.neurons import sort_neurons, union
 from dkn_engine.statistics.intervals import Estimate, bootstrap_statistic
 from dkn_engine.statistics.paired_tests import holm, paired_p_value
 from dkn_engine.statistics.table import Comparison, Row, Sample, tabulate

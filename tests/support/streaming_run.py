@@ -17,7 +17,7 @@ from dkn_engine.config import Config
 from dkn_engine.facts.scan import FactFile
 from dkn_engine.models.fingerprint import Identity
 from dkn_engine.run.pipeline import Files, on_disk, prepare
-from dkn_engine.store.plan import Task
+from dkn_engine.run.tasks import Task
 from dkn_engine.store.tables import chunk_files
 from dkn_engine.types import Fact, FactResult
 from tests.support.words import words_tokenizer

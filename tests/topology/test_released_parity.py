@@ -1,8 +1,9 @@
 """Distances and clusters against the published procedure, from scores of all kinds.
 
-Scores and a model's own weight matrices go in; ``tests.support.published`` orders, connects and clusters
-neurons by plain loops. The package must give the same distances (100 and more counted as
-unreachable) and the same clusters. From texts to scores: ``tests/degeneracy/test_released_chain.py``.
+Scores and a model's own weight matrices go in; ``tests.support.published`` orders, connects and
+clusters neurons by plain loops. The package must give the same distances (100 and more counted as
+unreachable) and the same clusters. From texts to scores:
+``tests/degeneracy/test_released_chain.py``.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dkn_engine.config import integer as _integer
 from dkn_engine.errors import UserError
-from dkn_engine.integers import integer as _integer
 
 Rule = tuple[NDArray[np.float64], NDArray[np.float64]]
 

@@ -12,7 +12,7 @@ from dkn_engine import errors
 from dkn_engine.errors import DknError, WorkerError
 from dkn_engine.models.fingerprint import Identity
 from dkn_engine.run.pipeline import Files
-from dkn_engine.store.plan import Task
+from dkn_engine.run.tasks import Task
 
 MOST_LOSSES = 3  # of workers at one task, or before their model is loaded
 # Told of a task that is being done: (task, done, total).

@@ -14,10 +14,11 @@ from dkn_engine.errors import BackendError, UserError
 from dkn_engine.facts.given import Facts
 from dkn_engine.models.load import load_tokenizer
 from dkn_engine.run.pipeline import Progress, Run, on_disk, prepare
+from dkn_engine.run.tasks import Task
 from dkn_engine.run.workers.job import Job, ModelSpec
 from dkn_engine.run.workers.pool import Pool, Worker, failure
 from dkn_engine.store import RunPath
-from dkn_engine.store.plan import WHOLE, Shard, Task
+from dkn_engine.store.plan import WHOLE, Shard
 from dkn_engine.types import FactResult
 
 LOCAL = "local"
@@ -48,7 +49,7 @@ def iter_dkns_on_ray(
 
     Raises:
         BackendError: Ray is not installed.
-        WorkerError, UserError, DknError: see :func:`dkn_engine.run.workers.processes.iter_dkns_in_workers`.
+        WorkerError, UserError, DknError: see :func:`dkn_engine.iter_dkns_in_workers`.
     """
     if out is None:
         raise UserError("out must be a run directory where workers compute; got None")

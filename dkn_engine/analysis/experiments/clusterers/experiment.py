@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.config import Config
+from dkn_engine.config import Config, integer
 from dkn_engine.degeneracy.controls import lattice_of
 from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.functional_filter import lattice_masks
 from dkn_engine.degeneracy.lattice import degenerate_family, drops
-from dkn_engine.degeneracy.reference_facts import build_reference, generator
+from dkn_engine.degeneracy.reference_facts import build_reference
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.forward.encoding import encode_sequence
-from dkn_engine.integers import integer
 from dkn_engine.models.connections import connection_rows
 from dkn_engine.models.layout import Layout, find_layout
 from dkn_engine.run.pipeline import iter_dkns
 from dkn_engine.run.stages import filling_facts
+from dkn_engine.seeds import generator
 from dkn_engine.statistics.intervals import FEWEST, Estimate, bootstrap_mean, wilson_share
 from dkn_engine.topology.other_clusterers import CLUSTERERS, ClustererOptions, Located, cluster
 from dkn_engine.types import Component, Fact, FactResult
@@ -175,8 +175,8 @@ def compare_clusterers(
     Args:
         model, tokenizer, facts: as in :func:`dkn_engine.iter_dkns`.
         config: all choices; the defaults if None. The filter must be ``degenerate``.
-        methods: names in :data:`dkn_engine.topology.other_clusterers.CLUSTERERS`, all if None; ``ntc``
-            is always there.
+        methods: names in :data:`dkn_engine.topology.CLUSTERERS`, all if None; ``ntc`` is always
+            there.
         options: of the other clusterers.
         n_draws: of ``random``, averaged.
         out: run directory for the attribution, created or continued; None keeps nothing.

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-from dkn_engine.degeneracy.reference_facts import generator
 from dkn_engine.errors import UserError
+from dkn_engine.seeds import generator
 from dkn_engine.types import Fact
 
 TEMPLATED, PARAPHRASE = "templated", "paraphrase"

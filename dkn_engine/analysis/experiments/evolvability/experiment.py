@@ -22,22 +22,16 @@ from dkn_engine.analysis.experiments.evolvability.learning_rate import (
 )
 from dkn_engine.analysis.experiments.evolvability.rephrase import rephrase
 from dkn_engine.analysis.experiments.evolvability.trainable import Trainable
-from dkn_engine.analysis.neuron_groups import (
-    NeuronGroups,
-    neuron_groups,
-    sort_neurons,
-    union,
-    with_dkn,
-)
+from dkn_engine.analysis.neuron_groups import NeuronGroups, neuron_groups, with_dkn
 from dkn_engine.config import FactsConfig
-from dkn_engine.degeneracy.controls import random_sets
-from dkn_engine.degeneracy.reference_facts import generator
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.files.local_paths import local_path
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.layout import find_layout
+from dkn_engine.neurons import random_sets, sort_neurons, union
+from dkn_engine.seeds import generator
 from dkn_engine.statistics.table import Comparison, Row, Sample, Table, tabulate
 from dkn_engine.types import Fact, FactResult
 

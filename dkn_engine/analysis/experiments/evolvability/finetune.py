@@ -30,18 +30,17 @@ from dkn_engine.analysis.experiments.evolvability.trainable import (
     trainable_blocks,
 )
 from dkn_engine.analysis.experiments.evolvability.training_checkpoint import Checkpoint
-from dkn_engine.config import FactsConfig
-from dkn_engine.degeneracy.reference_facts import generator
+from dkn_engine.config import FactsConfig, integer
 from dkn_engine.errors import DknError, UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.files.local_paths import local_path
 from dkn_engine.forward.contexts import AnswerSequence, build_contexts
 from dkn_engine.forward.encoding import encode_sequence
-from dkn_engine.integers import integer
 from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import Layout, find_layout
 from dkn_engine.models.model_lock import locked
 from dkn_engine.models.projections import refuse_changed_outputs
+from dkn_engine.seeds import generator
 from dkn_engine.types import Fact
 
 if TYPE_CHECKING:

@@ -28,12 +28,11 @@ from dkn_engine.analysis.experiments.fact_check.statements import (
     packaged_templates,
 )
 from dkn_engine.analysis.neuron_groups import NeuronGroups, neuron_groups
-from dkn_engine.config import AttributionConfig, Config
+from dkn_engine.config import AttributionConfig, Config, integer
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence
-from dkn_engine.integers import integer
 from dkn_engine.models.layout import Layout, find_layout
 from dkn_engine.models.tokens import mask_token_id
 from dkn_engine.statistics.table import Table, tabulate

@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dkn_engine.analysis.experiments.fact_check.statements import topic
-from dkn_engine.analysis.neuron_groups import NeuronGroups, union
+from dkn_engine.analysis.neuron_groups import NeuronGroups
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.config import AttributionConfig
-from dkn_engine.degeneracy.controls import random_sets
-from dkn_engine.degeneracy.reference_facts import generator
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.models.layout import Layout
+from dkn_engine.neurons import random_sets, union
+from dkn_engine.seeds import generator
 from dkn_engine.types import Fact
 
 if TYPE_CHECKING:

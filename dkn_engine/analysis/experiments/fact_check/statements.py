@@ -10,9 +10,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal, get_args
 
-from dkn_engine.degeneracy.reference_facts import generator
 from dkn_engine.errors import UserError
 from dkn_engine.facts.dates import in_year, undated
+from dkn_engine.seeds import generator
 from dkn_engine.types import Fact
 
 Form = Literal["short", "paraphrase", "long"]

@@ -29,11 +29,12 @@ from dkn_engine.analysis.neuron_groups import NeuronGroups, neuron_groups, with_
 from dkn_engine.config import Config
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.interventions import Positions
-from dkn_engine.degeneracy.reference_facts import Reference, build_reference, generator
+from dkn_engine.degeneracy.reference_facts import Reference, build_reference
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.models.layout import Layout, find_layout
 from dkn_engine.run.stages import filling_facts
+from dkn_engine.seeds import generator
 from dkn_engine.statistics.table import Conditions, Sample, Table, tabulate
 from dkn_engine.types import Fact, FactResult
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Literal, get_args
 
-from dkn_engine.degeneracy.reference_facts import generator
 from dkn_engine.errors import UserError
+from dkn_engine.seeds import generator
 from dkn_engine.types import Fact
 
 Kind = Literal["replace", "add", "delete"]

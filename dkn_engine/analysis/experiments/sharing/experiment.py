@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.analysis.neuron_groups import require_results_of, union
-from dkn_engine.degeneracy.controls import random_sets
-from dkn_engine.degeneracy.reference_facts import generator
+from dkn_engine.analysis.neuron_groups import require_results_of
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.models.layout import find_layout
+from dkn_engine.neurons import random_sets, union
+from dkn_engine.seeds import generator
 from dkn_engine.statistics.table import COMPARED, Conditions, Sample, Table, tabulate
 from dkn_engine.types import Fact, FactResult
 
