@@ -1,4 +1,4 @@
-"""Attribution of one chunk of sequences: prefill, baselines, paths, quadrature, tokens combined."""
+"""Integrated gradients of one chunk of facts: prefill, baselines, paths, quadrature, in turn."""
 
 from __future__ import annotations
 

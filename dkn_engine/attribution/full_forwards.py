@@ -1,4 +1,7 @@
-"""The general path: hooks and full forwards. Slower than the sweep, same results, any decoder."""
+"""Integrated gradients by activation patching: hooks and full forwards, for any decoder.
+
+Slower than the sweep, with the same results.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What a decoder layer adds its MLP's output to, where adding is all that it does with it.
+"""The residual stream behind a layer without its MLP's contribution, kept for all path points.
 
-Such a layer needs no run of its own to turn path points into rows: the rest, which is the same for
-all of a context's points, plus the points. Where the output is scaled or normed first, or of an
-unforeseen kind, nothing is noted, and the layer is run.
+A layer that only adds its MLP's output to the residual stream need not run again for every point of
+a path: what it adds to is the same for all of them. Where the output is scaled or normed first, or
+is of an unforeseen kind, nothing is kept, and the layer runs.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _MOST = 2.0
 
 
 @dataclass(frozen=True, eq=False)
-class Rest:
-    """The rests of a chunk's contexts.
+class ResidualStream:
+    """The residual stream of a chunk's contexts without each layer's MLP.
 
     Attributes:
         value: ``[C, L, d]``, layer outputs without the MLPs', in at least float32.
@@ -33,7 +33,7 @@ class Rest:
     known: Tensor
 
     @classmethod
-    def empty(cls, like: Tensor, n_layers: int) -> Rest:
+    def empty(cls, like: Tensor, n_layers: int) -> ResidualStream:
         """Of the contexts, width and device of ``like`` ``[C, d]``, nothing noted."""
         n, d = like.shape
         wide = torch.promote_types(like.dtype, torch.float32)

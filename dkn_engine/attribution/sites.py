@@ -1,4 +1,4 @@
-"""Where in an MLP a path runs, and what multiplies the activation there on its way out."""
+"""Hook points inside an MLP whose activations are attributed, and the factor behind each."""
 
 from __future__ import annotations
 

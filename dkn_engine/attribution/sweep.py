@@ -1,4 +1,8 @@
-"""One climb through the layers for all path points, one backward for all their gradients."""
+"""The sweep: all path points of all layers in one forward through the layers and one backward.
+
+A path point of layer l enters the stack as one more row at layer l; by the last layer the rows of
+all layers are one batch, whose gradients come from a single backward pass.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dkn_engine.attribution.paths import Ends, Paths, Points
-from dkn_engine.attribution.residual_shortcut import Rest, adds
+from dkn_engine.attribution.residual_shortcut import ResidualStream, adds
 from dkn_engine.forward.patched_rows import RowEngine, RowSet
 from dkn_engine.forward.row_check import Check, failures_mean_no_sweep
 from dkn_engine.forward.shrinking_batches import in_batches
@@ -35,7 +39,7 @@ class Sweep:
     ) -> None:
         self.engine, self.paths = engine, paths
         self.objective, self.rows_per_batch = objective, rows_per_batch
-        self.rest = Rest.empty(engine.clean.hidden[0], engine.layout.n_layers)
+        self.rest = ResidualStream.empty(engine.clean.hidden[0], engine.layout.n_layers)
 
     def evaluate(self, points: Points) -> tuple[Tensor, Tensor]:
         """Gradient at the MLP's output ``[N, d]`` and objective ``[N]`` of every point."""

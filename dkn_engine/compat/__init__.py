@@ -1,5 +1,5 @@
-"""Doors for code that was written for other packages."""
+"""captum's name for code that was written for it; see :mod:`dkn_engine.interchange.captum`."""
 
-from dkn_engine.interchange.captum.layer_integrated_gradients import LayerIntegratedGradients
+from dkn_engine.interchange.captum import LayerIntegratedGradients
 
 __all__ = ["LayerIntegratedGradients"]

@@ -40,7 +40,7 @@ class FactFile:
     problems: list[FactProblem] = field(default_factory=list, compare=False)
 
     def __iter__(self) -> Iterator[Fact]:
-        return self.read(_Unheard())
+        return self.read(_Discarded())
 
     def read(self, problems: list[FactProblem]) -> Iterator[Fact]:
         """The facts; what the loader leaves out goes to ``problems``.
@@ -139,7 +139,7 @@ def pick(facts: Iterable[Fact], indices: Iterable[int]) -> tuple[Fact, ...]:
     return tuple(found[i] for i in wanted if i in found)
 
 
-class _Unheard(list["FactProblem"]):
+class _Discarded(list["FactProblem"]):
     """Takes problems that an earlier pass has already told."""
 
     def append(self, item: FactProblem, /) -> None:

@@ -1,4 +1,4 @@
-"""Pairs of degenerate knowledge neurons, as before there were sets of them.
+"""Degenerate knowledge neurons as pairs of neurons, the definition before that of sets.
 
 Chen et al., Journey to the Center of the Knowledge Neurons (AMIG, arXiv 2308.13198):
 a fact's degenerate knowledge neurons are pairs of its knowledge neurons of which one is enough,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dkn_engine.attribution import residual_shortcut as rest_module
-from dkn_engine.attribution.residual_shortcut import Rest, adds
+from dkn_engine.attribution.residual_shortcut import ResidualStream, adds
 from dkn_engine.forward import row_check as check
 from tests.support.attribution_runs import LEFT, S, attributed, fixed
 from tests.support.brute_force_scores import BruteForce
@@ -71,7 +71,7 @@ def test_a_rest_gives_back_what_the_layer_would(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     before = torch.randn(4, 7, dtype=dtype)
     mlp, points = torch.randn(4, 7, dtype=dtype) / 4, torch.randn(2, 3, 7, dtype=dtype)
-    rest = Rest.empty(before, n_layers=2)
+    rest = ResidualStream.empty(before, n_layers=2)
     context = torch.tensor([0, 2])
     assert rest.plus(context, 1, points) is None
     rest.note(torch.tensor([2, 3]), 1, (before + mlp)[2:], mlp[2:])
@@ -90,7 +90,7 @@ def test_a_rest_gives_back_what_the_layer_would(dtype: torch.dtype) -> None:
 
 def test_a_rest_that_is_little_of_the_output_is_not_noted() -> None:
     before, mlp = torch.ones(3, 4), torch.tensor([[0.5], [3.0], [float("nan")]]).expand(3, 4)
-    rest = Rest.empty(before, n_layers=1)
+    rest = ResidualStream.empty(before, n_layers=1)
     rest.note(torch.arange(3), 0, before + mlp, mlp)
     assert rest.known.flatten().tolist() == [True, False, False]
 

@@ -1,4 +1,4 @@
-"""Doors for code that was written for other packages."""
+"""Layer integrated gradients under captum's names, computed by the engine."""
 
 from dkn_engine.interchange.captum.layer_integrated_gradients import LayerIntegratedGradients
 

@@ -1,4 +1,4 @@
-"""Workers that do tasks: lost ones are replaced, whatever they run on."""
+"""A pool of workers that each hold the model: tasks are handed out, lost workers replaced."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from dkn_engine.run.pipeline import Files
 from dkn_engine.run.tasks import Task
 
 MOST_LOSSES = 3  # of workers at one task, or before their model is loaded
-# Told of a task that is being done: (task, done, total).
-Told = Callable[[Any, int, int], None]
+# A callback for a task that is being done: (task, steps done, steps in all).
+OnProgress = Callable[[Any, int, int], None]
 
 
 class Worker:
@@ -67,7 +67,7 @@ class Pool(ABC, Generic[W]):
         """
 
     @abstractmethod
-    def _bury(self, worker: W) -> str:
+    def _clean_up(self, worker: W) -> str:
         """Clear up after a worker that is gone; says how it went."""
 
     @abstractmethod
@@ -109,12 +109,14 @@ class Pool(ABC, Generic[W]):
         """Chunks and their files, in the order in which they are ready; see :meth:`each`."""
         return ((task.chunk, files) for task, files in self.each(tasks))
 
-    def each(self, tasks: Iterator[Any], told: Told | None = None) -> Iterator[tuple[Any, Any]]:
+    def each(
+        self, tasks: Iterator[Any], on_progress: OnProgress | None = None
+    ) -> Iterator[tuple[Any, Any]]:
         """Tasks and what was made of them, in the order in which they are done.
 
         Args:
             tasks: taken one by one as workers become free.
-            told: called when a worker says how far it is.
+            on_progress: called when a worker says how far it is.
 
         Raises:
             WorkerError: too many workers were lost at one task, or while loading the model.
@@ -124,7 +126,7 @@ class Pool(ABC, Generic[W]):
         self._feed(tasks)
         while any(worker.task is not None for worker in self._workers):
             for worker, message in self._messages():
-                done = self._take(worker, message, told)
+                done = self._take(worker, message, on_progress)
                 # First the next task, so that the worker is busy while this one is stored.
                 self._feed(tasks)
                 if done is not None:
@@ -138,7 +140,9 @@ class Pool(ABC, Generic[W]):
                     return
                 self._send(worker, worker.task)
 
-    def _take(self, worker: W, message: Any, told: Told | None = None) -> tuple[Any, Any] | None:
+    def _take(
+        self, worker: W, message: Any, on_progress: OnProgress | None = None
+    ) -> tuple[Any, Any] | None:
         if message is None:
             self._replace(worker)
             return None
@@ -153,15 +157,15 @@ class Pool(ABC, Generic[W]):
         if kind == "failed":
             raise _error(*content)
         if kind == "progress":
-            if told is not None:
-                told(worker.task, *content)
+            if on_progress is not None:
+                on_progress(worker.task, *content)
             return None
         task, worker.task = worker.task, None
         return task, content
 
     def _replace(self, worker: W) -> None:
         """Another worker in the place of one that was lost; its task is done again."""
-        how = self._bury(worker)
+        how = self._clean_up(worker)
         self._workers.remove(worker)
         task = worker.task
         key = str(task) if worker.identity is not None and task is not None else None

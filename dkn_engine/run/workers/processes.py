@@ -112,7 +112,7 @@ class WorkerPool(Pool[_Process]):
                 message = None
             yield worker, message
 
-    def _bury(self, worker: _Process) -> str:
+    def _clean_up(self, worker: _Process) -> str:
         worker.process.join()
         worker.pipe.close()
         code = worker.process.exitcode or 0

@@ -167,7 +167,7 @@ class RayPool(Pool[_Remote]):
                 message = None
             yield worker, message
 
-    def _bury(self, worker: _Remote) -> str:
+    def _clean_up(self, worker: _Remote) -> str:
         self._end([worker])
         return f"was lost ({worker.loss})"
 

@@ -1,1 +1,1 @@
-"""Parts of complexity: longer forms of prompts and measures of them."""
+"""Complexity: how degenerate the same facts are in short and in long texts, and by model size."""

@@ -1,1 +1,1 @@
-"""Parts of evolvability: training of chosen neurons alone, and what it changes."""
+"""Evolvability: fine-tuning in which chosen neurons alone may change, and what a model learns."""

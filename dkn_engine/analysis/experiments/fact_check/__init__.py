@@ -1,1 +1,1 @@
-"""Parts of fact checking: statements, scorers and how well they tell."""
+"""Fact checking: whether neurons' scores tell true statements from false ones."""

@@ -1,1 +1,1 @@
-"""Parts of robustness: perturbed queries and what is done to neurons."""
+"""Robustness: perturbed queries, answered by a model with neurons suppressed or enhanced."""

@@ -1,1 +1,0 @@
-"""What all analyses share: samples, tables, tests of differences, text and files."""
