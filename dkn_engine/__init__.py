@@ -50,6 +50,8 @@ if TYPE_CHECKING:
         FactResult,
     )
 
+    __version__: str
+
 _HOME = {
     "find_dkns": "run.pipeline",
     "iter_dkns": "run.pipeline",
@@ -143,6 +145,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in {"analysis", "compat", "interchange", "topology"}:
         return importlib.import_module(f"dkn_engine.{name}")
+    if name == "__version__":
+        return importlib.import_module("dkn_engine.run.build_info").version()
     if name in _HOME:
         return getattr(importlib.import_module(f"dkn_engine.{_HOME[name]}"), name)
     raise AttributeError(f"module 'dkn_engine' has no attribute {name!r}")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import platform
 import sys
+import warnings
 from collections.abc import Mapping
 from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from dkn_engine.files.code_digest import code_digest
 
+_CHECKOUT = Path(__file__).resolve().parents[2]
 _NATIVE = "dkn_engine._native"
 # What every run needs; other packages are needed by parts of the program, which say so.
 _NEEDED = ("numpy", "torch", "transformers", "scipy", "pyarrow", _NATIVE)
@@ -33,12 +37,30 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache
 def version() -> str:
-    """The engine's own version."""
+    """The engine's version; of a development version it ends with the commit.
+
+    In a checkout git is asked, because an installation from there keeps the version that it had
+    when it was made while the code moves on; without setuptools-scm it is ``0+unknown``.
+    """
+    if (_CHECKOUT / ".git").exists() and (_CHECKOUT / "csrc").is_dir():
+        return _version_of_checkout(_CHECKOUT)
     try:
         return metadata.version("dkn-engine")
     except metadata.PackageNotFoundError:
         return "(not installed)"
+
+
+def _version_of_checkout(root: Path) -> str:
+    """What a build of it would be called now."""
+    try:
+        from setuptools_scm import get_version
+
+        with warnings.catch_warnings(action="ignore"):  # of a clone that is shallow
+            return str(get_version(root=root, version_scheme="release-branch-semver"))
+    except (ImportError, LookupError):
+        return "0+unknown"
 
 
 def build_info() -> dict[str, Any]:

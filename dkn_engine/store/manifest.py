@@ -146,7 +146,12 @@ def continued(manifest: Mapping[str, Any], versions: Mapping[str, Any]) -> dict[
 
 
 def other_versions(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """How versions differ, in words; empty if they do not."""
+    """How versions differ, in words; empty if they do not.
+
+    The engine's names every commit: of the same code, another one is not another.
+    """
+    if "code" in old and old["code"] == new.get("code"):
+        old = {**old, "dkn_engine": new.get("dkn_engine", _ABSENT)}
     return ", ".join(
         f"{key} was {there}, is now {here}" for key, there, here in _differences(old, new)
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import dkn_engine as dkn
 from dkn_engine.analysis.suite.cells import ANALYSES, analyze_cell
 from dkn_engine.analysis.suite.engines import Here, Watcher
 from dkn_engine.analysis.suite.headlines import HEADLINES, Headline
@@ -239,12 +240,20 @@ def test_a_table_of_other_code_is_made_again(
     made = [path.stat().st_mtime_ns]
     cell_of_sharing(tmp_path)
     assert path.stat().st_mtime_ns == made[0]
+    # Another commit with the same code makes the same table, of which the first one is named.
+    made_from = json.loads(path.read_text(encoding="utf-8"))["made_from"]
+    assert made_from["version"] == dkn.__version__
+    monkeypatch.setattr("dkn_engine.run.build_info.version", lambda: "9.9.dev1+gcafe")
+    cell_of_sharing(tmp_path)
+    assert path.stat().st_mtime_ns == made[0]
+    assert not caplog.messages
     monkeypatch.setattr("dkn_engine.run.build_info.code_digest", lambda: "0" * 16)
     for _ in range(2):
         cell_of_sharing(tmp_path)
         made.append(path.stat().st_mtime_ns)
     assert made[0] < made[1] == made[2]
-    assert f"{tmp_path / 'run'} was made with other versions (code was" in caplog.messages[0]
+    assert f"{tmp_path / 'run'} was made with other versions (" in caplog.messages[0]
+    assert ", is now 9.9.dev1+gcafe, code was" in caplog.messages[0]
     shutil.rmtree(tmp_path / "run")
     cell_of_sharing(tmp_path)
     assert path.stat().st_mtime_ns > made[2]

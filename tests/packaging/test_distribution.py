@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "dkn_engine"
 NOT_COPIED = shutil.ignore_patterns(
     ".*", "build", "dist", "runs", "*.egg-info", "*.so", "__pycache__", "results"
 )
@@ -59,9 +60,11 @@ def test_wheel_holds_the_package_its_types_and_data(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert {"dkn_engine/py.typed", "dkn_engine/_native.pyi"} <= names
-    data = {f"dkn_engine/data/{p.name}" for p in (ROOT / "dkn_engine/data").glob("*.jsonl")}
-    assert data | {f"dkn_engine/report/html/page.{end}" for end in ("css", "js")} <= names
-    modules = {str(p.relative_to(ROOT)) for p in (ROOT / "dkn_engine").rglob("*.py")}
+    kinds = ("*.jsonl", "*.css", "*.js", "*.jinja", "*.html")
+    data = {str(p.relative_to(ROOT)) for kind in kinds for p in PACKAGE.rglob(kind)}
+    assert len(data) > 5
+    assert data <= names
+    modules = {str(p.relative_to(ROOT)) for p in PACKAGE.rglob("*.py")}
     assert modules <= names
     others = {name.split("/")[0] for name in names} - {"dkn_engine"}
     assert all(name.endswith(".dist-info") for name in others), others

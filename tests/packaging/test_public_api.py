@@ -151,7 +151,7 @@ def test_versions_name_what_numbers_depend_on() -> None:
     found = info.versions()
     assert set(found) == {"dkn_engine", "code", "python", "torch", "transformers", "numpy"}
     assert found["numpy"] == np.__version__
-    assert found["dkn_engine"] == info.version()
+    assert found["dkn_engine"] == info.version() == dkn.__version__
 
 
 def test_a_package_that_is_not_installed_is_named_as_such() -> None:

@@ -264,6 +264,17 @@ def test_other_versions_are_noted_once_and_told(
     ]
 
 
+def test_another_commit_with_the_same_code_is_no_other_version(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    open_run(tmp_path, versions={"dkn_engine": "0.1.0.dev1+gaa", "code": "aa"}).close()
+    open_run(tmp_path, versions={"dkn_engine": "0.1.0.dev2+gbb", "code": "aa"}).close()
+    assert not caplog.messages
+    open_run(tmp_path, versions={"dkn_engine": "0.1.0.dev3+gcc", "code": "cc"}).close()
+    (warning,) = caplog.messages
+    assert "dkn_engine was 0.1.0.dev1+gaa, is now 0.1.0.dev3+gcc, code was aa" in warning
+
+
 def test_a_whole_run_of_other_versions_is_told_and_kept(
     undisturbed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
