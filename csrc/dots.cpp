@@ -2,7 +2,7 @@
 
 #include <cstring>
 
-#include "targets.hpp"
+#include "cpu_targets.hpp"
 
 namespace dkn {
 namespace {

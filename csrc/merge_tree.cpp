@@ -11,7 +11,7 @@
 #include <utility>
 
 #include "disjoint_sets.hpp"
-#include "targets.hpp"
+#include "cpu_targets.hpp"
 
 #ifdef DKN_HAS_X86_TARGETS
 #include <immintrin.h>
