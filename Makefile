@@ -80,8 +80,11 @@ report: $(TEST) $(NATIVE)
 kernels: $(TEST) $(NATIVE)
 	$(PY) -m benchmarks.kernels.compile
 
-# The C++ edit loop: only what changed is compiled.
-build: $(DEMO) $(NATIVE)
+# The C++ edit loop: only what changed is compiled. DKN_BUILD_TYPE=Debug for a debugger; what was
+# built so stays until the next 'make build' or edit.
+build: $(DEMO)
+	$(PY) setup.py -q build_ext --inplace
+	@touch $(NATIVE)
 
 clean:
 	rm -rf build dist *.egg-info dkn_engine/_native*.so

@@ -14,7 +14,10 @@ ROOT = Path(__file__).parent.resolve()
 
 
 class CMakeBuild(build_ext):
-    """Configures and builds the CMake project into the place where setuptools wants the module."""
+    """Configures and builds the CMake project into the place where setuptools wants the module.
+
+    The environment may set ``DKN_BUILD_TYPE`` (Release, Debug, RelWithDebInfo) and ``DKN_WERROR``.
+    """
 
     def build_extension(self, ext: Extension) -> None:
         """Build one extension; ``build/`` is kept between runs, so rebuilds are incremental."""
@@ -31,7 +34,8 @@ class CMakeBuild(build_ext):
             "-GNinja",
             # Given each time, because the one of an isolated build is gone by the next.
             *([f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []),
-            "-DCMAKE_BUILD_TYPE=Release",
+            f"-DCMAKE_BUILD_TYPE={os.environ.get('DKN_BUILD_TYPE', 'Release')}",
+            "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
@@ -39,6 +43,8 @@ class CMakeBuild(build_ext):
         ]
         for command in (configure, ["cmake", "--build", str(build), "--target", "_native"]):
             subprocess.run(command, check=True, env=environment)
+        # Where editors and clang's tools look for it.
+        shutil.copy(build / "compile_commands.json", build.parent)
 
     @staticmethod
     def _environment() -> dict[str, str]:
