@@ -100,8 +100,7 @@ void check_threads(std::int64_t n_threads) {
 template <typename T>
 Array<double> distances(const Array<std::int32_t>& neurons, const Array<T>& w_out,
                         const Array<T>& w_in, std::int64_t max_span) {
-    const LayerGraph<T> graph{to_neurons(neurons), to_rows("w_out", w_out),
-                              to_rows("w_in", w_in)};
+    const LayerGraph<T> graph{to_neurons(neurons), to_rows("w_out", w_out), to_rows("w_in", w_in)};
     check_max_span(max_span);
     Array<double> result({graph.neurons.n, graph.neurons.n});
     double* out = result.mutable_data();
@@ -119,8 +118,7 @@ std::tuple<Array<double>, Array<std::int32_t>> layer_paths(const Array<std::int3
                                                            const Array<T>& w_out,
                                                            const Array<T>& w_in,
                                                            std::int64_t max_span) {
-    const LayerGraph<T> graph{to_neurons(neurons), to_rows("w_out", w_out),
-                              to_rows("w_in", w_in)};
+    const LayerGraph<T> graph{to_neurons(neurons), to_rows("w_out", w_out), to_rows("w_in", w_in)};
     check_max_span(max_span);
     Array<double> lengths({graph.neurons.n, graph.neurons.n});
     Array<std::int32_t> previous({graph.neurons.n, graph.neurons.n});
@@ -137,8 +135,7 @@ std::tuple<Array<double>, Array<std::int32_t>> layer_paths(const Array<std::int3
 template <typename T>
 std::tuple<TreeArrays, Array<double>> layer_tree(const Array<std::int32_t>& neurons,
                                                  const Array<T>& w_out, const Array<T>& w_in) {
-    const LayerGraph<T> graph{to_neurons(neurons), to_rows("w_out", w_out),
-                              to_rows("w_in", w_in)};
+    const LayerGraph<T> graph{to_neurons(neurons), to_rows("w_out", w_out), to_rows("w_in", w_in)};
     std::vector<double> lengths;
     dkn::MergeTree tree;
     {
@@ -184,9 +181,8 @@ std::vector<TreeArrays> layer_trees(const std::vector<GraphArrays<T>>& arrays,
     {
         const py::gil_scoped_release release;
         dkn::parallel_for(graphs.size(), static_cast<std::size_t>(n_threads), [&](std::size_t g) {
-            name_graph(g, [&] {
-                trees[g] = dkn::merge_edges(graphs[g].neurons.n, graphs[g].edges());
-            });
+            name_graph(
+                g, [&] { trees[g] = dkn::merge_edges(graphs[g].neurons.n, graphs[g].edges()); });
         });
     }
     std::vector<TreeArrays> result;
@@ -224,8 +220,8 @@ auto layer_graphs(const std::vector<GraphArrays<T>>& arrays, bool with_distances
                 }
                 trees[g] = dkn::merge_edges(graph.neurons.n, std::move(edges));
                 if (with_distances) {
-                    dkn::layer_distances(graph.neurons, graph.w_out, graph.w_in, max_span,
-                                         outs[g], nullptr);
+                    dkn::layer_distances(graph.neurons, graph.w_out, graph.w_in, max_span, outs[g],
+                                         nullptr);
                 }
             });
         });
@@ -300,8 +296,7 @@ auto components(std::int64_t n, const Array<std::int32_t>& children, const Array
                 double end) {
     const dkn::MergeTree tree = to_tree(n, children, heights, sizes);
     if (min_size < 1) {
-        throw std::invalid_argument("min_size must be at least 1; got " +
-                                    std::to_string(min_size));
+        throw std::invalid_argument("min_size must be at least 1; got " + std::to_string(min_size));
     }
     if (!(end >= 0.0)) {
         throw std::invalid_argument("end must be 0 or more; got " + std::to_string(end));

@@ -1,7 +1,7 @@
 #pragma once
 
-// For functions that are compiled once more for wider vector registers and chosen at run time. Lanes
-// never mix and nothing is contracted, so every width gives the same bits.
+// For functions that are compiled once more for wider vector registers and chosen at run time.
+// Lanes never mix and nothing is contracted, so every width gives the same bits.
 #if defined(__GNUC__)
 #define DKN_ALWAYS_INLINE [[gnu::always_inline]] inline
 #define DKN_HAS_VECTOR_TYPES

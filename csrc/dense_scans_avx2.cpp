@@ -26,8 +26,8 @@ namespace dkn {
     }
     double lanes[4];
     _mm256_storeu_pd(lanes, least_lanes);
-    const double least = std::min(*std::min_element(lanes, lanes + 4),
-                                  relax_from(whole, links, row, joined));
+    const double least =
+        std::min(*std::min_element(lanes, lanes + 4), relax_from(whole, links, row, joined));
     if (least == infinity) {
         return no_edge;
     }

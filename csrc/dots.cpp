@@ -57,8 +57,8 @@ DKN_ALWAYS_INLINE void add_rows(std::int64_t n_rows, const double* rows, std::in
     }
 }
 
-void add_products(std::int64_t n_rows, const double* rows, std::int64_t stride,
-                  const double* panel, std::int64_t depth, double* sums) {
+void add_products(std::int64_t n_rows, const double* rows, std::int64_t stride, const double* panel,
+                  std::int64_t depth, double* sums) {
     add_rows<2>(n_rows, rows, stride, panel, depth, sums);
 }
 

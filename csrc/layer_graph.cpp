@@ -63,8 +63,8 @@ template <typename T>
 BandMatrix band_distances(const Band& lower, const Band& upper, Rows<T> w_out, Rows<T> w_in) {
     BandMatrix result(lower.size(), upper.size());
     for_each_tile(w_out, lower.selection(), w_in, upper.selection(),
-                  [&](std::int64_t row, std::int64_t n_rows, std::int64_t col,
-                      std::int64_t n_cols, const double* sums) {
+                  [&](std::int64_t row, std::int64_t n_rows, std::int64_t col, std::int64_t n_cols,
+                      const double* sums) {
                       for (std::int64_t r = 0; r < n_rows; ++r) {
                           const double* dots = sums + r * tile_cols;
                           std::transform(dots, dots + n_cols, result.row(row + r) + col,

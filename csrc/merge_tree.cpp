@@ -71,8 +71,8 @@ MergeTree merge_shortest_first(std::int64_t n, std::vector<Edge> edges) {
         }
         std::sort(first, middle);
         std::for_each(first, middle, [&](const Edge& edge) { builder.offer(edge); });
-        last = std::remove_if(middle, last,
-                              [&](const Edge& edge) { return builder.is_inner(edge); });
+        last =
+            std::remove_if(middle, last, [&](const Edge& edge) { return builder.is_inner(edge); });
         first = middle;
         count *= 2;
     }
@@ -111,8 +111,8 @@ void check_pair(double upper, double lower, std::int64_t i, std::int64_t j) {
                 << " and " << digits(lower) << " at " << at(j, i);
     } else {
         const bool first = !(upper >= 0.0);
-        message << "distances must be 0 or more and not nan; got "
-                << digits(first ? upper : lower) << " at " << (first ? at(i, j) : at(j, i));
+        message << "distances must be 0 or more and not nan; got " << digits(first ? upper : lower)
+                << " at " << (first ? at(i, j) : at(j, i));
     }
     throw std::invalid_argument(message.str());
 }
@@ -187,8 +187,8 @@ void check_edges(std::int64_t n, const std::vector<Edge>& edges) {
     }
     for (const Edge& edge : edges) {
         if (!(0 <= edge.i && edge.i < edge.j && edge.j < n)) {
-            throw std::invalid_argument("edges must join points 0 <= i < j < " +
-                                        std::to_string(n) + "; got " + at(edge.i, edge.j));
+            throw std::invalid_argument("edges must join points 0 <= i < j < " + std::to_string(n) +
+                                        "; got " + at(edge.i, edge.j));
         }
         if (!(edge.value >= 0.0)) {
             throw std::invalid_argument("values must be 0 or more and not nan; got " +

@@ -101,8 +101,8 @@ void NearestLists::offer(std::int64_t v, double new_value, std::int32_t new_othe
     values_[at(v, k)] = new_value;
     others_[at(v, k)] = new_other;
     if (is_full(v)) {
-        least_weights_[index(v)] = std::max(least_weights_[index(v)],
-                                            least_weight_within(value(v, size(v) - 1)));
+        least_weights_[index(v)] =
+            std::max(least_weights_[index(v)], least_weight_within(value(v, size(v) - 1)));
     }
 }
 
@@ -208,13 +208,14 @@ public:
                     const double* weights) {
         for (std::int64_t r = 0; r < n_rows; ++r) {
             const double* line = weights + r * tile_cols;
-            const double row_limit = std::min(row_limits_[index(row + r)], strongest.least_weight());
+            const double row_limit =
+                std::min(row_limits_[index(row + r)], strongest.least_weight());
             bool some_matter = false;
             for (std::int64_t c = 0; c < n_cols; ++c) {
                 const double size = std::abs(line[c]);
                 totals[index(col + c)] += size;
-                some_matter |= (size >= row_limit) | (size >= col_limits_[index(col + c)]) |
-                               std::isnan(size);
+                some_matter |=
+                    (size >= row_limit) | (size >= col_limits_[index(col + c)]) | std::isnan(size);
             }
             for (std::int64_t c = 0; some_matter && c < n_cols; ++c) {
                 look_at(row + r, col + c, line[c]);
@@ -308,8 +309,9 @@ void ModelForest::collect(std::int64_t lower, Selection rows,
 bool ModelForest::contract() {
     for (std::size_t lower = 0; lower < scanned_.size(); ++lower) {
         if (!scanned_[lower] && needs(static_cast<std::int64_t>(lower))) {
-            throw std::invalid_argument("every pair that is needed must be scanned; got none of "
-                                        "layer " + std::to_string(lower));
+            throw std::invalid_argument(
+                "every pair that is needed must be scanned; got none of layer " +
+                std::to_string(lower));
         }
         scanned_[lower] = 0;
     }
@@ -365,8 +367,7 @@ std::int32_t ModelForest::relabel() {
 
 // The shortest edge found out of each component but the largest, at its label, and whether nothing
 // that was left out of its points' lists can come before it.
-std::vector<Edge> ModelForest::shortest_edges(std::int32_t largest,
-                                              std::vector<char>& is_certain) {
+std::vector<Edge> ModelForest::shortest_edges(std::int32_t largest, std::vector<char>& is_certain) {
     std::vector<Edge> shortest(labels_.size(), no_edge);
     std::vector<Edge> left_out(labels_.size(), no_edge);
     const auto lower_to = [&](std::vector<Edge>& edges, std::int32_t label, const Edge& edge) {

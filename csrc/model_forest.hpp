@@ -21,7 +21,9 @@ public:
     void clear(std::int64_t v);
     void offer(std::int64_t v, double value, std::int32_t other);
     // No edge of a smaller absolute weight can enter the list of v.
-    double least_weight(std::int64_t v) const { return least_weights_[static_cast<std::size_t>(v)]; }
+    double least_weight(std::int64_t v) const {
+        return least_weights_[static_cast<std::size_t>(v)];
+    }
     void set_least_weight(std::int64_t v, double weight);
 
     std::int64_t size(std::int64_t v) const { return sizes_[static_cast<std::size_t>(v)]; }

@@ -53,8 +53,11 @@ struct Graph {
 
 // Weights from a few whole numbers, so that zero weights (infinite distances) and ties are common.
 Graph random_graph(std::mt19937& random) {
-    Graph graph{static_cast<std::int64_t>(random() % 9), 1 + static_cast<std::int64_t>(random() % 3),
-                {}, {}, {}};
+    Graph graph{static_cast<std::int64_t>(random() % 9),
+                1 + static_cast<std::int64_t>(random() % 3),
+                {},
+                {},
+                {}};
     for (std::int64_t i = 0; i < graph.n; ++i) {
         graph.neurons.push_back(static_cast<std::int32_t>(random() % 5));
         graph.neurons.push_back(static_cast<std::int32_t>(i));
@@ -298,8 +301,8 @@ void test_model(std::mt19937& random, Tally& tally) {
         }
         ++passes;
     } while (!forest.contract() && passes < 20);
-    const dkn::MergeTree expected = dkn::merge_edges(
-        graph.n, dkn::adjacent_edges(graph.points(), graph.out(), graph.in()));
+    const dkn::MergeTree expected =
+        dkn::merge_edges(graph.n, dkn::adjacent_edges(graph.points(), graph.out(), graph.in()));
     tally.check(same(dkn::merge_edges(graph.n, forest.edges()), expected), "model forest");
     tally.check(forest.edges().size() == expected.heights.size(), "no edge too many");
 }
@@ -315,8 +318,8 @@ void test_graph(const Graph& graph, Tally& tally) {
         test_paths(graph, max_span, tally);
     }
     dkn::check_distances(distances.data(), n);
-    const dkn::MergeTree tree = dkn::merge_edges(
-        n, dkn::adjacent_edges(graph.points(), graph.out(), graph.in()));
+    const dkn::MergeTree tree =
+        dkn::merge_edges(n, dkn::adjacent_edges(graph.points(), graph.out(), graph.in()));
     const dkn::MergeTree dense = dkn::merge_dense(distances.data(), n);
     tally.check(same(dense, dkn::merge_edges(n, all_edges(distances, n))), "Prim is Kruskal");
     tally.check(tree.heights == dense.heights, "long spans do not change heights");
@@ -334,9 +337,9 @@ void test_graph(const Graph& graph, Tally& tally) {
         for (bool condensed : {true, false}) {
             for (double end : {0.0, 0.2, 0.5, 1.0, 9.0}) {
                 const auto found = dkn::find_components(tree, min_size, condensed, end);
-                tally.check(lives_of(found) ==
-                                brute_components(distances, n, static_cast<std::size_t>(min_size),
-                                                 condensed, end),
+                tally.check(lives_of(found) == brute_components(distances, n,
+                                                                static_cast<std::size_t>(min_size),
+                                                                condensed, end),
                             "components");
             }
         }
