@@ -16,7 +16,7 @@ from dkn_engine import Fact
 from dkn_engine.analysis.experiments.evolvability.answers import read_answers
 from dkn_engine.analysis.experiments.evolvability.finetune import Diverged, finetuned
 from dkn_engine.config import FactsConfig
-from dkn_engine.errors import DknError, FactError, RunDirectoryError, UserError
+from dkn_engine.errors import FactError, RunDirectoryError, UnsupportedModelError, UserError
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence
 from tests.support.guests import Boom, broken, mixed_model, state
@@ -224,16 +224,40 @@ def test_the_model_is_restored_when_training_raises() -> None:
     assert state(model) == before
 
 
-def test_a_weight_that_moves_without_leave_is_an_error() -> None:
+@pytest.mark.parametrize("trainable", ["neurons", "mlp", "all"])
+def test_the_models_own_parameters_are_never_written_to(trainable: str) -> None:
+    model = tiny("llama", tie_word_embeddings=True)
+    chosen: Any = NEURONS if trainable == "neurons" else trainable
+    own = list(model.named_parameters(remove_duplicate=False))
+    versions = [p._version for _, p in own]
+    with finetuned(model, words_tokenizer(), FACTS, chosen, steps=2, lr=0.1):
+        trained = dict(model.named_parameters(remove_duplicate=False))
+        assert any(trained[name] is not p for name, p in own)
+        assert (trained["lm_head.weight"] is own[0][1]) is (trainable != "all")
+        assert trained["lm_head.weight"] is trained["model.embed_tokens.weight"]
+    now = list(model.named_parameters(remove_duplicate=False))
+    assert [name for name, _ in now] == [name for name, _ in own]
+    assert all(a is b for (_, a), (_, b) in zip(now, own, strict=True))
+    assert [p._version for _, p in now] == versions
+
+
+@pytest.mark.parametrize("part", ["gate_proj", "down_proj"])
+def test_gradients_go_through_hooks_that_change_a_projection(part: str) -> None:
     model = tiny("llama")
+    model.model.layers[2].mlp.get_submodule(part).register_forward_hook(lambda *a: 1.5 * a[2])
+    other = copy.deepcopy(model)
+    losses = plain_training(other, masks("llama", model, NEURONS), steps=3, lr=0.01)
+    with finetuned(model, words_tokenizer(), FACTS, NEURONS, steps=3, lr=0.01) as training:
+        np.testing.assert_allclose(training.losses, losses, rtol=1e-9)
 
-    def nudge(*_: Any) -> None:
-        with torch.no_grad():
-            model.lm_head.weight[0, 0] += 1
 
-    model.model.norm.register_forward_hook(nudge)
+def test_a_weight_that_the_forward_does_not_read_is_refused() -> None:
+    model = tiny("llama")
+    mlp = model.model.layers[2].mlp
+    copied = copy.deepcopy(mlp)
+    mlp.register_forward_hook(lambda _module, args, _output: copied(*args))
     with (
-        pytest.raises(DknError, match="outside of the trainable set"),
+        pytest.raises(UnsupportedModelError, match=r"layers\.2\.mlp.*: expected a weight"),
         finetuned(model, words_tokenizer(), FACTS, NEURONS, steps=1, lr=0.1),
     ):
         pass
@@ -303,9 +327,7 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
         "batch_size": {"batch_size": 2},
     }
     for key, change in others.items():
-        # Other neurons leave another rest.
-        named = "weights" if key == "trained weights" else key
-        with pytest.raises(RunDirectoryError, match=f"its {named} is"):
+        with pytest.raises(RunDirectoryError, match=f"its {key} is"):
             run(**change)
     run()
 

@@ -256,20 +256,6 @@ def test_finding_neurons_refuses_hooked_projections() -> None:
             dkn.find_dkns(model, words_tokenizer(), facts(), lenient)
 
 
-@pytest.mark.parametrize("part", ["gate_proj", "down_proj"])
-def test_training_refuses_rows_whose_gradients_a_hook_would_change(part: str) -> None:
-    from dkn_engine.analysis.experiments.evolvability.finetune import finetuned
-
-    model = tiny("llama")
-    module = model.get_submodule(f"model.layers.{LAYER}.mlp.{part}")
-    module.register_forward_hook(times(1.5))
-    with (
-        pytest.raises(UnsupportedModelError, match=rf"layers\[{LAYER}\].mlp.{part}"),
-        finetuned(model, words_tokenizer(), facts(), NEURONS, steps=1, lr=1e-3),
-    ):
-        pass
-
-
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_parametrised_projections_are_read_as_they_compute(name: str) -> None:
     model = tiny(name)

@@ -20,13 +20,13 @@ from dkn_engine.analysis.experiments.evolvability.answers import (
     batches,
     token_log_probabilities,
 )
-from dkn_engine.analysis.experiments.evolvability.taps import differentiable
 from dkn_engine.analysis.experiments.evolvability.trainable import (
     Block,
     Trainable,
-    digest_of_originals,
-    digest_of_rest,
+    differentiable,
     neuron_change,
+    places_digest,
+    standing_in,
     trainable_blocks,
 )
 from dkn_engine.analysis.experiments.evolvability.training_checkpoint import Checkpoint
@@ -34,12 +34,12 @@ from dkn_engine.config import FactsConfig, integer
 from dkn_engine.errors import DknError, UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.files.local_paths import local_path
-from dkn_engine.forward.contexts import AnswerSequence, build_contexts
+from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence
+from dkn_engine.models.fingerprint import model_traits
 from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import Layout, find_layout
 from dkn_engine.models.model_lock import locked
-from dkn_engine.models.projections import refuse_changed_outputs
 from dkn_engine.seeds import generator
 from dkn_engine.types import Fact
 
@@ -102,7 +102,7 @@ def finetuned(
 
     AdamW without weight decay, constant rate, dropout off, on the mean negative log-probability
     of the teacher-forced answer tokens. The optimiser holds state for the trainable values alone.
-    After training it is checked that no other weight has changed by a bit.
+    The model runs with copies of the parameters that they are in: its own are never written to.
 
     Args:
         model: a causal decoder in float32 or float64.
@@ -128,9 +128,9 @@ def finetuned(
         UserError: an argument that is not allowed, no fact, a checkpoint of another training, or
             another training of the model that is open in this thread.
         FactError: a fact that cannot be encoded.
-        UnsupportedModelError: a layout that the engine does not know, or a hook that changes what a
-            projection gives.
-        DknError: a weight changed that should not have; Diverged: the loss is not finite.
+        UnsupportedModelError: a layout that the engine does not know, or an MLP's weight on which
+            the answers do not depend.
+        Diverged: the loss is not finite.
     """
     config = FactsConfig()
     facts = fact_list(facts, config)
@@ -140,22 +140,20 @@ def finetuned(
         encode_sequence(model, tokenizer, f.prompt, f.answer, config=config, fact_id=f.id)
         for f in facts
     ]
-    with locked(model), _borrowed(model, layout, trainable) as blocks:
-        _require_plain_rows(model, layout, blocks, sequences[0])
+    with locked(model), _alone(layout):
+        blocks = trainable_blocks(model, layout, trainable)
         plan = _Plan(sequences, steps, float(lr), stop_loss, batch_size, seed)
         keeper = None
-        rest = digest_of_rest(model, blocks)
         if checkpoint is not None:
             identity = plan.identity() | {
-                "weights": rest,
-                "trained weights": digest_of_originals(blocks),
+                "weights": model_traits(model)["weights"],
+                "trained weights": places_digest(blocks),
             }
             keeper = _Keeper(Checkpoint(local_path(checkpoint), identity), checkpoint_every)
-        losses, n_state = _train(model, layout, blocks, plan, keeper, progress)
-        if digest_of_rest(model, blocks) != rest:
-            raise DknError("fine-tuning changed weights outside of the trainable set")
-        n = sum(b.values.numel() for b in blocks)
-        yield FineTuning(losses, n, n_state, layout, tuple(blocks))
+        with standing_in(model, blocks):
+            losses, n_state = _train(model, blocks, plan, keeper, progress)
+            n = sum(b.values.numel() for b in blocks)
+            yield FineTuning(losses, n, n_state, layout, tuple(blocks))
 
 
 def _check(
@@ -178,33 +176,15 @@ def _check(
 
 
 @contextlib.contextmanager
-def _borrowed(model: nn.Module, layout: Layout, trainable: Trainable) -> Iterator[list[Block]]:
-    """The trainable blocks, whose values are put back when the context ends, however it ends."""
+def _alone(layout: Layout) -> Iterator[None]:
+    """Refuse a second training of the model until the block ends."""
     if id(layout.base) in _in_training:
         raise UserError("model must not be in training; another training of this model is open")
-    blocks = trainable_blocks(model, layout, trainable)
     _in_training.add(id(layout.base))
     try:
-        yield blocks
+        yield
     finally:
         _in_training.remove(id(layout.base))
-        for block in blocks:
-            block.write(block.original)
-
-
-def _require_plain_rows(
-    model: nn.Module, layout: Layout, blocks: Sequence[Block], one: AnswerSequence
-) -> None:
-    """Refuse hooks behind which the gradients of rows, taken at projections, would be wrong."""
-    if all(block.index is None for block in blocks):
-        return
-    contexts = build_contexts([one], blocks[0].values.device)
-    parts = ("gate", "up", "down")
-    with (
-        guest(model, grad=False),
-        refuse_changed_outputs(layout, lambda x: x.flatten(0, -2), parts),
-    ):
-        answer_logits(model, contexts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,7 +235,6 @@ class _Keeper:
 
 def _train(
     model: nn.Module,
-    layout: Layout,
     blocks: Sequence[Block],
     plan: _Plan,
     keeper: _Keeper | None,
@@ -266,7 +245,7 @@ def _train(
     optimiser = torch.optim.AdamW(
         [b.values for b in blocks], lr=plan.lr, weight_decay=0.0, fused=fused
     )
-    with guest(model, grad=True), differentiable(layout, blocks):
+    with guest(model, grad=True), differentiable(blocks):
         losses = [] if keeper is None else keeper.checkpoint.load(blocks, optimiser).tolist()
         if progress is not None and plan.done(losses):
             progress(plan.steps, plan.steps)
@@ -297,29 +276,21 @@ def _gradients(
 ) -> float:
     """The loss of some facts; its gradients become those of the blocks' values."""
     n_tokens = sum(len(s.targets) for s in sequences)
-    sources = [b.source for b in blocks]
     total = 0.0
-    for block in blocks:
-        block.values.grad = None
     for _, contexts in batches(model, sequences):
         log_p = token_log_probabilities(answer_logits(model, contexts), contexts.target)
         loss = -log_p.sum() / n_tokens
         total += loss.item()
-        # Parameters that the forward does not use get none, as in training with all weights.
-        grads = torch.autograd.grad(loss, sources, allow_unused=True)
-        for block, grad in zip(blocks, grads, strict=True):
-            assert grad is not None or block.index is None
-            if grad is not None:
-                old = block.values.grad
-                block.values.grad = grad if old is None else old.add_(grad)
+        loss.backward()  # type: ignore[no-untyped-call]
+    for block in blocks:
+        block.take_gradient()
     return total
 
 
 def _step(optimiser: torch.optim.Optimizer, blocks: Sequence[Block]) -> None:
-    """One step of the values, which then are put in place in the model."""
+    """One step of the values, with which the model then runs."""
     with torch.no_grad():
         optimiser.step()
     for block in blocks:
         block.values.grad = None
-        if block.index is not None:
-            block.write(block.values)
+        block.put()

@@ -1,12 +1,12 @@
-"""Which weights a fine-tuning may change, as compact tensors of their own."""
+"""Which weights a fine-tuning may change, and a model that runs with others in their place."""
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dkn_engine.degeneracy.edits import require_inside, suppress
 from dkn_engine.degeneracy.weight_edits import refuse_shared_weights, require_parameter
-from dkn_engine.errors import UserError
+from dkn_engine.errors import UnsupportedModelError, UserError
 from dkn_engine.models.layout import Layout, is_conv1d
 
 Trainable = ArrayLike | Literal["mlp", "all"]
@@ -23,44 +23,51 @@ Trainable = ArrayLike | Literal["mlp", "all"]
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Part of one parameter that may change.
+    """A part of one parameter that may change, and what stands in for the parameter meanwhile.
 
     Attributes:
-        name, parameter: of the model.
+        name, parameter: of the model; never written to.
         layer: whose MLP neurons it belongs to; None for parameters that are no neuron's.
         axis: the parameter's dimension that counts neurons.
-        index: int64 ``[n]``, the neurons' places along it; None for the whole parameter.
-        neurons: int64, indices of the neurons, one a row of :meth:`rows`.
-        values: what is trained, ``[n, d]`` (``[n]`` for a bias): a copy of the rows, or the whole
-            parameter's own memory.
-        original: the values before training.
+        neurons: int64 ``[n]``, their places along it (from F on in the second half of a fused
+            projection), in the order of ``values``.
+        index: the same as a tensor; None for the whole parameter.
+        stand_in: a copy of the parameter, with which the model runs.
+        values: what is trained, and is copied to the index of ``stand_in``; or that itself.
     """
 
     name: str
     parameter: nn.Parameter
     layer: int | None
     axis: int
-    index: Tensor | None
     neurons: NDArray[np.int64]
+    index: Tensor | None
+    stand_in: nn.Parameter
     values: Tensor
-    original: Tensor
 
-    @property
-    def source(self) -> Tensor:
-        """The tensor that autograd differentiates by."""
-        return self.parameter if self.index is None else self.values
+    def part(self, tensor: Tensor) -> Tensor:
+        """What of a tensor like the parameter belongs to this block."""
+        return tensor if self.index is None else tensor.index_select(self.axis, self.index)
 
-    def rows(self, values: Tensor) -> Tensor:
-        """Values of this block with one neuron a row."""
-        return values.movedim(self.axis, 0) if self.index is None else values
+    def take_gradient(self) -> None:
+        """Move the gradient that a backward pass left at ``stand_in`` to ``values``.
 
-    def write(self, values: Tensor) -> None:
-        """Put values in place in the model."""
-        with torch.no_grad():
-            if self.index is None:
-                self.parameter.detach().copy_(values)
-            else:
-                self.parameter.detach().movedim(self.axis, 0)[self.index] = values.detach()
+        Raises:
+            UnsupportedModelError: there is none, of an MLP's projection.
+        """
+        grad, self.stand_in.grad = self.stand_in.grad, None
+        if grad is None and self.layer is not None:
+            raise UnsupportedModelError(
+                f"{self.name}: expected a weight that a forward pass reads from its module; found "
+                "none that depends on it, so that it cannot be trained"
+            )
+        self.values.grad = None if grad is None else self.part(grad)
+
+    @torch.no_grad()
+    def put(self) -> None:
+        """Let the model run with the values as they are now."""
+        if self.index is not None:
+            self.stand_in.index_copy_(self.axis, self.index, self.values)
 
 
 def trainable_blocks(model: nn.Module, layout: Layout, trainable: Trainable) -> list[Block]:
@@ -78,28 +85,19 @@ def trainable_blocks(model: nn.Module, layout: Layout, trainable: Trainable) -> 
         UnsupportedModelError: an MLP projection is not a plain matrix, is computed out of others at
             each forward, or is shared by two layers.
     """
-    if isinstance(trainable, str):
-        if trainable not in {"mlp", "all"}:
-            raise UserError(f"trainable must be neurons, 'mlp' or 'all'; got {trainable!r}")
-        refuse_shared_weights(layout, list(range(layout.n_layers)))
-        blocks = [b for layer in range(layout.n_layers) for b in _of_layer(layout, layer, None)]
-    else:
-        neurons = suppress(trainable).neurons
-        require_inside([suppress(neurons)], layout)
-        if not len(neurons):
-            raise UserError("trainable must hold at least one neuron; got none")
-        layers = np.unique(neurons[:, 0]).tolist()
-        refuse_shared_weights(layout, layers)
-        blocks = [
-            block
-            for layer in layers
-            for block in _of_layer(layout, layer, np.sort(neurons[neurons[:, 0] == layer, 1]))
-        ]
+    chosen = _neurons_by_layer(layout, trainable)
+    refuse_shared_weights(layout, list(chosen))
     names = {id(p): name for name, p in model.named_parameters()}
-    blocks = [_named(block, names) for block in blocks]
+    whole = isinstance(trainable, str)
+    blocks = [
+        _block(names[id(parameter)], parameter, layer, axis, rows, whole)
+        for layer, neurons in chosen.items()
+        for parameter, axis, rows in _parameters(layout, layer, neurons)
+    ]
     if isinstance(trainable, str) and trainable == "all":
-        mine = {id(b.parameter) for b in blocks}
-        blocks += [_whole(p, n, None) for n, p in model.named_parameters() if id(p) not in mine]
+        of_neurons = {id(b.parameter) for b in blocks}
+        others = [(n, p) for n, p in model.named_parameters() if id(p) not in of_neurons]
+        blocks += [_block(n, p, None, 0, np.empty(0, np.int64), True) for n, p in others]
     for block in blocks:
         if block.parameter.dtype not in (torch.float32, torch.float64):
             raise UserError(
@@ -109,100 +107,103 @@ def trainable_blocks(model: nn.Module, layout: Layout, trainable: Trainable) -> 
     return blocks
 
 
-def _of_layer(layout: Layout, layer: int, index: NDArray[np.int32] | None) -> list[Block]:
-    """What belongs to some neurons of a layer, or to all of them."""
+def _neurons_by_layer(layout: Layout, trainable: Trainable) -> dict[int, NDArray[np.int64]]:
+    if isinstance(trainable, str):
+        if trainable not in {"mlp", "all"}:
+            raise UserError(f"trainable must be neurons, 'mlp' or 'all'; got {trainable!r}")
+        return dict.fromkeys(range(layout.n_layers), np.arange(layout.width))
+    neurons = suppress(trainable).neurons
+    require_inside([suppress(neurons)], layout)
+    if not len(neurons):
+        raise UserError("trainable must hold at least one neuron; got none")
+    return {
+        layer: np.sort(neurons[neurons[:, 0] == layer, 1]).astype(np.int64)
+        for layer in np.unique(neurons[:, 0]).tolist()
+    }
+
+
+def _parameters(
+    layout: Layout, layer: int, neurons: NDArray[np.int64]
+) -> Iterator[tuple[nn.Parameter, int, NDArray[np.int64]]]:
+    """A layer's weights of neurons: parameter, its dimension of neurons, their places along it."""
     mlp = layout.mlps[layer]
-    chosen = np.arange(layout.width) if index is None else index.astype(np.int64)
-    incoming = [mlp.gate] if mlp.up is None or mlp.fused else [mlp.gate, mlp.up]
-    twice = np.concatenate([chosen, chosen + layout.width]) if mlp.fused else chosen
-    found = []
-    for module in incoming:
-        weight, axis = _weight(layout, layer, module)
-        found.append(_block(weight, layer, axis, twice, twice % layout.width, index is None))
-        bias = getattr(module, "bias", None)
-        if bias is not None:
-            require_parameter(layout, layer, module, "bias")
-            found.append(_block(bias, layer, 0, twice, twice % layout.width, index is None))
-    weight, axis = _weight(layout, layer, mlp.down)
-    found.append(_block(weight, layer, 1 - axis, chosen, chosen, index is None))
-    return found
-
-
-def _weight(layout: Layout, layer: int, module: nn.Module) -> tuple[nn.Parameter, int]:
-    """A projection's matrix and its dimension of outputs: 0, or 1 in a Conv1D."""
     # These raise for adapters and quantised weights.
-    layout.mlps[layer].w_in(slice(0))
-    layout.mlps[layer].w_out(slice(0))
-    require_parameter(layout, layer, module, "weight")
-    weight: Any = module.weight
-    return weight, 1 if is_conv1d(module) else 0
+    mlp.w_in(slice(0))
+    mlp.w_out(slice(0))
+    rows = np.concatenate([neurons, neurons + layout.width]) if mlp.fused else neurons
+    incoming = [mlp.gate] if mlp.up is None or mlp.fused else [mlp.gate, mlp.up]
+    for module in incoming:
+        yield _parameter(layout, layer, module, "weight"), int(is_conv1d(module)), rows
+        if getattr(module, "bias", None) is not None:
+            yield _parameter(layout, layer, module, "bias"), 0, rows
+    yield _parameter(layout, layer, mlp.down, "weight"), 1 - int(is_conv1d(mlp.down)), neurons
+
+
+def _parameter(layout: Layout, layer: int, module: nn.Module, name: str) -> nn.Parameter:
+    require_parameter(layout, layer, module, name)
+    parameter: nn.Parameter = getattr(module, name)
+    return parameter
 
 
 def _block(
+    name: str,
     parameter: nn.Parameter,
-    layer: int,
+    layer: int | None,
     axis: int,
-    index: NDArray[np.int64],
-    neurons: NDArray[np.int64],
+    rows: NDArray[np.int64],
     whole: bool,
 ) -> Block:
-    if whole:
-        return _whole(parameter, "", layer, axis, neurons)
     # A caller's inference mode would make tensors that autograd cannot keep.
     with torch.inference_mode(False), torch.no_grad():
-        at = torch.from_numpy(index).to(parameter.device)
-        values = parameter.detach().movedim(axis, 0)[at].contiguous()
-    return Block("", parameter, layer, axis, at, neurons, values, values.clone())
+        stand_in = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
+        if whole:
+            return Block(name, parameter, layer, axis, rows, None, stand_in, stand_in)
+        index = torch.from_numpy(rows).to(parameter.device)
+        values = parameter.detach().index_select(axis, index)
+    return Block(name, parameter, layer, axis, rows, index, stand_in, values)
 
 
-def _whole(
-    parameter: nn.Parameter,
-    name: str,
-    layer: int | None,
-    axis: int = 0,
-    neurons: NDArray[np.int64] | None = None,
-) -> Block:
-    with torch.inference_mode(False), torch.no_grad():
-        values = parameter.detach()
-        nobody = np.empty(0, dtype=np.int64)
-        mine = nobody if neurons is None else neurons
-        return Block(name, parameter, layer, axis, None, mine, values, values.clone())
+@contextlib.contextmanager
+def standing_in(model: nn.Module, blocks: Sequence[Block]) -> Iterator[None]:
+    """Let the model have the blocks' copies in place of its parameters, for the block's length.
+
+    Its own parameters, tied ones too, are not touched, and are the same objects afterwards.
+    """
+    stand_ins = {id(b.parameter): b.stand_in for b in blocks}
+    places = [
+        (model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], parameter)
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if id(parameter) in stand_ins
+    ]
+    try:
+        for module, name, parameter in places:
+            setattr(module, name, stand_ins[id(parameter)])
+        yield
+    finally:
+        for module, name, parameter in places:
+            setattr(module, name, parameter)
 
 
-def _named(block: Block, names: dict[int, str]) -> Block:
-    return dataclasses.replace(block, name=names[id(block.parameter)])
+@contextlib.contextmanager
+def differentiable(blocks: Sequence[Block]) -> Iterator[None]:
+    """Let gradients reach the blocks' copies, for the block's length."""
+    before = [b.stand_in.requires_grad for b in blocks]
+    try:
+        for block in blocks:
+            block.stand_in.requires_grad_(True)
+        yield
+    finally:
+        for block, needed in zip(blocks, before, strict=True):
+            block.stand_in.requires_grad_(needed)
 
 
-def digest_of_rest(model: nn.Module, blocks: Sequence[Block]) -> str:
-    """SHA-256 of every weight that is in no block, names included."""
-    by_parameter = {id(b.parameter): b for b in blocks}
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        block = by_parameter.get(id(parameter))
-        kept = parameter.detach()
-        if block is not None:
-            if block.index is None:
-                continue
-            kept = kept.clone().index_fill_(block.axis, block.index, 0)
-        digest.update(name.encode())
-        digest.update(_bytes(kept))
-    return digest.hexdigest()
-
-
-def digest_of_originals(blocks: Sequence[Block]) -> str:
-    """SHA-256 of the blocks as they were, and of where they are."""
+def places_digest(blocks: Sequence[Block]) -> str:
+    """SHA-256 of where in the model the blocks are."""
     digest = hashlib.sha256()
     for block in blocks:
-        digest.update(f"{block.name} {block.axis} {tuple(block.original.shape)}".encode())
-        if block.index is not None:
-            digest.update(_bytes(block.index))
-        digest.update(_bytes(block.original))
+        digest.update(f"{block.name} {block.axis} {tuple(block.values.shape)}".encode())
+        digest.update(block.neurons.tobytes())
     return digest.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    flat: Any = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-    return memoryview(flat)
 
 
 def neuron_change(layout: Layout, blocks: Sequence[Block]) -> NDArray[np.float64]:
@@ -214,11 +215,11 @@ def neuron_change(layout: Layout, blocks: Sequence[Block]) -> NDArray[np.float64
     moved = np.zeros((layout.n_layers, layout.width))
     before = np.zeros_like(moved)
     for block in blocks:
-        if block.layer is None or block.original.ndim < 2:
+        if block.layer is None or block.values.ndim < 2:
             continue
-        old, new = block.rows(block.original), block.rows(block.values)
-        for table, part in ((moved, new - old), (before, old)):
-            squares = part.detach().square().sum(1, dtype=torch.float64).cpu().numpy()
-            np.add.at(table[block.layer], block.neurons, squares)
+        old = block.part(block.parameter.detach())
+        for table, part in ((moved, block.values.detach() - old), (before, old)):
+            squares = part.square().sum(1 - block.axis, dtype=torch.float64).cpu().numpy()
+            np.add.at(table[block.layer], block.neurons % layout.width, squares)
     change: NDArray[np.float64] = np.sqrt(moved / np.where(before > 0, before, 1))
     return change

@@ -84,7 +84,7 @@ class Checkpoint:
             values = tensors[f"{i}.values"].to(block.values.device)
             with torch.no_grad():
                 block.values.copy_(values)
-            block.write(values)
+            block.put()
             prefix = f"{i}."
             optimiser.state[block.values] = {
                 key.removeprefix(prefix): self._like(key, tensor, block)
