@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import secrets
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from dkn_engine.errors import FactError
 from dkn_engine.facts import jsonl
 from dkn_engine.facts.given import Facts, facts_from
 from dkn_engine.facts.json_records import BadEntry
+from dkn_engine.files.atomic import write_files
 from dkn_engine.types import Fact
 
 
@@ -36,18 +34,9 @@ def write_facts(path: str | Path, facts: Facts) -> None:
             is none, which could not be read back either, or a path or mapping gives none.
         OSError: the file cannot be written.
     """
-    read = facts_from(facts)
+    contents = "".join(_lines(facts_from(facts))).encode()
     path = Path(path).expanduser()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        with temporary.open("x", encoding="utf-8", newline="\n") as file:
-            file.writelines(_lines(read))
-        if path.exists():
-            shutil.copymode(path, temporary)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_files(path.parent, {path.name: contents})
 
 
 def _lines(facts: Iterable[Fact]) -> Iterator[str]:

@@ -1,27 +1,22 @@
-"""Durable files: groups written atomically, and one writer a directory."""
+"""Durable files: groups written atomically."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
-
-from dkn_engine.errors import RunDirectoryError
-
-logger = logging.getLogger(__name__)
 
 TEMPORARY = ".tmp"
-LOCK = ".lock"
 
 
 def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
     """Put files into a directory so that a kill leaves each one whole, as it was, or absent.
 
     All contents reach the disk before the first name changes, and names change in the order
-    given: the last file's presence says that the others are there.
+    given: the last file's presence says that the others are there. A new file has the permissions
+    that the user's umask leaves; one that is replaced keeps its own.
 
     Args:
         directory: an existing directory.
@@ -34,13 +29,16 @@ def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
     try:
         for name, data in files.items():
             _write(directory / (name + TEMPORARY), data)
-    except OSError:
+    except BaseException:
         for name in files:  # A full disk shall not stay full of what is of no use.
             with contextlib.suppress(OSError):
                 (directory / (name + TEMPORARY)).unlink()
         raise
     for name in files:
-        (directory / (name + TEMPORARY)).replace(directory / name)
+        temporary, path = directory / (name + TEMPORARY), directory / name
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copymode(path, temporary)
+        temporary.replace(path)
     _sync_directory(directory)
 
 
@@ -65,58 +63,3 @@ def _sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-class DirectoryLock:
-    """An advisory lock that the system drops when its process ends, however it ends.
-
-    Args:
-        directory: an existing directory; the lock is a file in it.
-
-    Raises:
-        RunDirectoryError: another writer holds the lock.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self._file: IO[str] | None = (directory / LOCK).open("a+", encoding="utf-8")
-        try:
-            self._acquire(directory)
-        except BaseException:
-            self.release()
-            raise
-
-    def _acquire(self, directory: Path) -> None:
-        assert self._file is not None
-        try:
-            import fcntl
-        except ImportError:  # Windows: a single writer is then the user's promise.
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.seek(0)
-            owner = self._file.read().strip() or "unknown"
-            raise RunDirectoryError(
-                f"run directory {directory} is being written by another run (process {owner}); "
-                "wait for it to end or give another directory"
-            ) from None
-        except OSError as error:  # Some network file systems have no locks.
-            logger.warning("no lock on %s (%s); let only one run write there", directory, error)
-            return
-        self._file.truncate(0)
-        self._file.write(f"{os.getpid()}\n")
-        self._file.flush()
-
-    @property
-    def held(self) -> bool:
-        """Whether :meth:`release` has not been called yet."""
-        return self._file is not None
-
-    def require(self) -> None:
-        """Nothing: the system keeps the lock."""
-
-    def release(self) -> None:
-        """Let another writer in; safe to call twice."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from dkn_engine.errors import UserError
+from dkn_engine.files.locks import waiting_for
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def cached_folder(name: str, make: Callable[[Path], None], *, root: Path | None 
         return folder
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _lock(root / f".{name}.lock"):
+        with waiting_for(root / f".{name}.lock"):
             # Another process may have made it while this one waited.
             if not is_intact(folder):
                 _replace(folder, make)
@@ -110,18 +110,3 @@ def _replace(folder: Path, make: Callable[[Path], None]) -> None:
         new.rename(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Wait for the lock; the system drops it when its process ends, however it ends."""
-    with path.open("a") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except ImportError:  # Windows: two at once do the work twice, and one rename fails.
-            pass
-        except OSError as error:  # Some network file systems have no locks.
-            logger.warning("no lock on %s (%s); start one process first", path, error)
-        yield

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Protocol
 
 from dkn_engine.errors import RunDirectoryError, UserError
-from dkn_engine.files.atomic import DirectoryLock, write_files
+from dkn_engine.files.atomic import write_files
 from dkn_engine.files.local_paths import local_path
+from dkn_engine.files.locks import DirectoryLock
 
 RunPath = str | Path
 _HALF_A_URL = re.compile(r"[A-Za-z][\w+.:-]+:")

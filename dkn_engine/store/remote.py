@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dkn_engine.errors import RunDirectoryError, UserError
-from dkn_engine.files.atomic import LOCK
+from dkn_engine.files.locks import LOCK
 from dkn_engine.store.places import LocalPlace, Place
 
 

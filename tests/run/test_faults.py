@@ -94,7 +94,7 @@ def whole(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != ".lock"}
+    return {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith(".lock")}
 
 
 @contextlib.contextmanager
@@ -229,7 +229,7 @@ def test_a_corrupt_manifest_is_said(
 OWNER = """
 import sys
 from pathlib import Path
-from dkn_engine.files.atomic import DirectoryLock
+from dkn_engine.files.locks import DirectoryLock
 lock = DirectoryLock(Path(sys.argv[1]))
 print("mine", flush=True)
 sys.stdin.read()
