@@ -227,15 +227,15 @@ def _by_analysis(
 def _print(
     args: argparse.Namespace, cells: Mapping[str, Cell], across: Mapping[str, Table]
 ) -> None:
+    from dkn_engine.analysis.kept_tables import to_json
     from dkn_engine.analysis.suite.headlines import headline_rows
     from dkn_engine.analysis.table_text import render, words
-    from dkn_engine.statistics import table_files as files
 
     every = _by_analysis(cells, across)
     if args.json:
         document = {
             "analyses": {
-                name: {label: json.loads(files.to_json(t)) for label, t in tables.items()}
+                name: {label: json.loads(to_json(t)) for label, t in tables.items()}
                 for name, tables in every.items()
             },
             "not_made": {label: cell.refused for label, cell in cells.items()},

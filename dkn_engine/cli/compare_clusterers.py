@@ -87,11 +87,11 @@ def write_clusterers(folder: Path, comparison: ClustererComparison) -> None:
     """
     from dkn_engine.analysis.experiments.clusterers import text as clusterers_text
     from dkn_engine.files.atomic import write_files
-    from dkn_engine.statistics.table_files import to_csv
+    from dkn_engine.files.csv import csv_text
 
     measured = [dataclasses.asdict(m) for m in comparison.measurements]
-    figures = to_csv(clusterers_text.ROW_COLUMNS, clusterers_text.rows(comparison))
-    facts = to_csv(
+    figures = csv_text(clusterers_text.ROW_COLUMNS, clusterers_text.rows(comparison))
+    facts = csv_text(
         list(measured[0]),
         (
             [f"{v:.6g}" if isinstance(v, float) else v for v in record.values()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,11 @@ from dkn_engine.analysis.experiments.evolvability.finetune import finetuned
 from dkn_engine.analysis.experiments.evolvability.learning_rate import best_rate, loss_by_rate
 from dkn_engine.analysis.experiments.evolvability.overlap import overlap
 from dkn_engine.analysis.experiments.evolvability.rephrase import rephrase
+from dkn_engine.analysis.kept_tables import to_json
 from dkn_engine.config import FactsConfig
 from dkn_engine.errors import RunDirectoryError, UserError
 from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.statistics.table import Table
-from dkn_engine.statistics.table_files import from_json, to_json
 from dkn_engine.types import Component, Fact, FactResult
 from tests.support.guests import state
 from tests.support.planted import (
@@ -259,7 +260,7 @@ def test_the_learning_rate_is_chosen_of_the_grid(model: Any) -> None:
     assert found.settings["lr"] == {"D": float(best), "N": 0.01, "whole": enough}
     assert counted == sorted(counted)
     assert counted[-1] == 7 * 4 + 5 * 2
-    assert from_json(to_json(found), Path("table.json"))[0].settings == found.settings
+    assert json.loads(to_json(found))["settings"] == found.settings
 
 
 def test_sets_are_compared_at_equal_learning(model: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 import dkn_engine as dkn
+from dkn_engine.analysis.kept_tables import read_table, to_bytes
 from dkn_engine.analysis.suite.cells import ANALYSES, analyze_cell
 from dkn_engine.analysis.suite.engines import Here, Watcher
 from dkn_engine.analysis.suite.headlines import HEADLINES, Headline
@@ -158,9 +160,9 @@ def test_two_processes_make_the_bits_of_one(
     assert "  robustness, complexity, sharing ..." in said
     assert {f"  {name}: done" for name in MADE} <= set(said)
     assert sum(line.startswith("  6/6 facts") for line in said) == 1
-    for path in (*alone.glob("*.csv"), *alone.glob("*/*.json")):
+    for path in (*alone.glob("*.csv"), *alone.glob("*/*.parquet")):
         assert (shared / path.relative_to(alone)).read_bytes() == path.read_bytes(), path
-    assert len(list(alone.glob("*/*.json"))) == len(MADE)
+    assert len(list(alone.glob("*/*.parquet"))) == len(MADE)
 
 
 def test_what_a_worker_refuses_is_noted_or_raised(
@@ -172,7 +174,7 @@ def test_what_a_worker_refuses_is_noted_or_raised(
     asked = command(out, [models[0]], unknown, "--workers", "2", "--analyses", *names)
     assert cli.main(asked) == 0
     assert "robustness of calm was not made: the model knows none" in capsys.readouterr().out
-    assert (out / "calm" / "complexity.json").exists()
+    assert (out / "calm" / "complexity.parquet").exists()
     assert cli.main([*asked, "--strict"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("dkn-engine: error: the model knows none of the 1 facts")
@@ -191,8 +193,8 @@ def test_other_options_make_other_tables(tmp_path: Path) -> None:
             Options(n_random=draws),
             watcher,
         )
-        document = json.loads((tmp_path / "sharing.json").read_text(encoding="utf-8"))
-        assert document["made_from"]["n_random"] == draws
+        _, made_from = read_table(tmp_path / "sharing.parquet")
+        assert made_from["n_random"] == draws
 
 
 def cell_of_sharing(folder: Path) -> Any:
@@ -207,14 +209,12 @@ def test_a_table_that_cannot_be_read_is_made_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cell_of_sharing(tmp_path)
-    path = tmp_path / "sharing.json"
+    path = tmp_path / "sharing.parquet"
     whole = path.read_bytes()
-    other = json.loads(whole) | {"analysis": "robustness"}
-    rowless = json.loads(whole) | {"rows": [[]]}
-    for damaged in (
-        *(b"", b"\xff", b"[" * 100_000, whole[: len(whole) // 2]),
-        *(json.dumps(d).encode() for d in (other, rowless)),
-    ):
+    table, made_from = read_table(path)
+    other = to_bytes(dataclasses.replace(table, analysis="robustness"), made_from)
+    flipped = whole[:100] + bytes([whole[100] ^ 1]) + whole[101:]
+    for damaged in (b"", b"\xff", b"PAR1" * 100, whole[: len(whole) // 2], flipped, other):
         path.write_bytes(damaged)
         caplog.clear()
         assert set(cell_of_sharing(tmp_path).tables) == {"sharing"}
@@ -225,8 +225,8 @@ def test_a_table_that_cannot_be_read_is_made_again(
 
 
 def test_a_folder_in_the_place_of_a_table_is_told_before_any_work(tmp_path: Path) -> None:
-    (tmp_path / "sharing.json").mkdir()
-    with pytest.raises(UserError, match=r"sharing\.json is a folder, where a table shall be"):
+    (tmp_path / "sharing.parquet").mkdir()
+    with pytest.raises(UserError, match=r"sharing\.parquet is a folder, where a table shall be"):
         cell_of_sharing(tmp_path)
     assert not (tmp_path / "run").exists()
 
@@ -236,7 +236,7 @@ def test_a_table_of_other_code_is_made_again(
 ) -> None:
     """Of the code that makes tables, and of the code that found what they are made from."""
     cell_of_sharing(tmp_path)
-    path = tmp_path / "sharing.json"
+    path = tmp_path / "sharing.parquet"
     made = [path.stat().st_mtime_ns]
     cell_of_sharing(tmp_path)
     assert path.stat().st_mtime_ns == made[0]
@@ -271,7 +271,7 @@ def test_an_analysis_that_refuses_is_noted_and_the_others_go_on(
     assert "COMPLEXITY: calm" in said
     page = Page((out / "report.html").read_text(encoding="utf-8"))
     assert "Robustness of calm was not made" in page.root.text
-    assert not (out / "calm" / "robustness.json").exists()
+    assert not (out / "calm" / "robustness.parquet").exists()
     alone = ["analyze", "robustness", "--model", str(models[0]), "--facts", str(unknown)]
     assert cli.main([*alone, "--out", str(tmp_path / "alone"), "--quiet"]) == 2
     lines = capsys.readouterr().err.splitlines()

@@ -1,7 +1,7 @@
 """The paper's analyses of one run after another, each computed once and kept on disk.
 
 A cell is a model, a file of facts and a configuration. Its folder holds ``run`` (a run directory)
-and ``<analysis>.json``, the table of each analysis with what it was made from; a table made from
+and ``<analysis>.parquet``, the table of each analysis with what it was made from; a table made from
 the same things is read, not made again, and one that cannot be read is made again.
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dkn_engine.analysis.experiments.complexity.model_sizes import ModelSize, complexity_of_models
+from dkn_engine.analysis.kept_tables import SUFFIX, read_table, to_bytes
 from dkn_engine.analysis.suite.engines import Engine, Watcher
 from dkn_engine.analysis.suite.requests import RUN, Options, Refusal, Request
 from dkn_engine.config import Config
@@ -21,7 +22,6 @@ from dkn_engine.errors import UserError
 from dkn_engine.files.atomic import write_files
 from dkn_engine.report.records import plain
 from dkn_engine.run.build_info import versions
-from dkn_engine.statistics import table_files as files
 from dkn_engine.statistics.table import Table
 from dkn_engine.store import read_manifest
 from dkn_engine.store.manifest import versions_of
@@ -139,18 +139,17 @@ def _kept(folder: Path, analyses: Sequence[str], made_from: Mapping[str, Any]) -
     """Tables on disk that were made from the same things; what cannot be read is not there."""
     found: dict[str, Table] = {}
     for name in analyses:
-        path = folder / f"{name}.json"
+        path = folder / f"{name}{SUFFIX}"
         if path.exists():
             try:
-                table, document = files.read_table(path)
+                table, made = read_table(path)
                 if table.analysis != name:
                     raise UserError(f"{path} holds another analysis, {table.analysis}")
             except UserError as error:
                 logger.warning("%s; it is made again", error)
                 continue
-            kept = document.get("made_from")
             # Another commit with the same code makes the same table.
-            if isinstance(kept, dict) and kept | {"version": made_from["version"]} == made_from:
+            if isinstance(made, dict) and made | {"version": made_from["version"]} == made_from:
                 found[name] = table
     return found
 
@@ -158,14 +157,13 @@ def _kept(folder: Path, analyses: Sequence[str], made_from: Mapping[str, Any]) -
 def _require_places(folder: Path, analyses: Sequence[str]) -> None:
     """Say before hours of work what no table could be written over."""
     for name in analyses:
-        path = folder / f"{name}.json"
+        path = folder / f"{name}{SUFFIX}"
         if path.is_dir():
             raise UserError(f"{path} is a folder, where a table shall be; move it elsewhere")
 
 
 def _keep(folder: Path, name: str, table: Table, made_from: Mapping[str, Any]) -> None:
-    content = files.to_json(table, made_from=made_from)
-    write_files(folder, {f"{name}.json": content.encode("utf-8", "backslashreplace")})
+    write_files(folder, {f"{name}{SUFFIX}": to_bytes(table, made_from)})
 
 
 def compare_models(cells: Mapping[str, Cell], seed: int) -> Table | None:

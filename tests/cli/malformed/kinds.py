@@ -12,18 +12,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 import dkn_engine as dkn
+from dkn_engine.analysis.kept_tables import read_table
 from dkn_engine.cli import main as cli
 from dkn_engine.cli.settings import config_from_options
 from dkn_engine.config import Config
 from dkn_engine.errors import UserError
 from dkn_engine.facts import FactProblem, iter_facts
 from dkn_engine.interchange import read_eleuther, read_released
-from dkn_engine.statistics.intervals import Estimate
-from dkn_engine.statistics.table import Row, Table
-from dkn_engine.statistics.table_files import read_table, to_json
+from dkn_engine.store.schema import to_parquet
 from tests.support.tiny import tiny
 from tests.support.words import words_tokenizer
 
@@ -99,12 +99,12 @@ def of_released(given: bytes, folder: Path) -> Iterator[str]:
     yield ""
 
 
-def of_table(given: bytes | dict[str, Any], folder: Path) -> Iterator[str]:
-    """A file of an analysis: its contents, or other values of its document."""
-    file = folder / "robustness.json"
-    row = Row.of("drop", "D", (("query", "clean"),), Estimate(0.5, 0.4, 0.6, 8, 0.5))
-    document = json.loads(to_json(Table("robustness", (row,))))
-    file.write_bytes(given if isinstance(given, bytes) else json.dumps(document | given).encode())
+def of_table(given: bytes | None, folder: Path) -> Iterator[str]:
+    """A file of an analysis: its contents, or None for the whole table of another version."""
+    file = folder / "robustness.parquet"
+    schema = pa.schema([("analysis", pa.string())])
+    other = to_parquet(pa.Table.from_pylist([{"analysis": "robustness"}], schema=schema))
+    file.write_bytes(other if given is None else given)
     read_table(file)
     yield ""
 
