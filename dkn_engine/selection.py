@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dkn_engine.config import SelectionConfig
+from dkn_engine.types import Selection
 
 # Scores of other batch sizes agree to this share of a fact's maximum, so closer ones may swap.
 BORDERLINE = 1e-5
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Selection:
-    """Knowledge neurons of one fact.
-
-    Attributes:
-        neurons: int32 ``[n, 2]`` (layer, index), by descending score; ties by layer and index.
-        scores: float32 ``[n]``.
-        borderline: int32 ``[b, 2]``, neurons within 1e-5 of the fact's maximum from the
-            threshold, on either side of it, in the same order.
-    """
-
-    neurons: NDArray[np.int32]
-    scores: NDArray[np.float32]
-    borderline: NDArray[np.int32]
 
 
 def select_neurons(scores: ArrayLike, config: SelectionConfig) -> Selection:

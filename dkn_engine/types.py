@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import numpy as np
@@ -13,8 +13,43 @@ from dkn_engine.errors import FactError
 from dkn_engine.files.visible_text import prompt_without_space, without_space
 
 _REQUIRED = ("id", "prompt", "answer")
+_NAN = float("nan")
 Status = Literal["ok", "not_known", "skipped", "error"]
 Path = Literal["sweep", "general"]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a run directory's tables that keeps a field, or says something of it.
+
+    Attributes:
+        kind: of Arrow: ``string``, ``bool``, ``int32``, ..., or ``list<int32>`` and the like.
+        name: of the column; empty if it is the field's.
+        table: that it is in.
+        later: files of older versions lack it; it is read as if it were empty there.
+        nullable: it may be empty.
+    """
+
+    kind: str
+    name: str = ""
+    table: str = "facts"
+    later: bool = False
+    nullable: bool = False
+
+
+def _kept(*columns: Column) -> dict[str, tuple[Column, ...]]:
+    """A field's metadata, from which :mod:`dkn_engine.store.schema` makes the tables."""
+    return {"columns": columns}
+
+
+_TEXT = _kept(Column("string"))
+_FIGURE = _kept(Column("float64"))
+_LATER_FIGURE = _kept(Column("float64", later=True, nullable=True))
+_LATER_COUNT = _kept(Column("int32", later=True, nullable=True))
+_OF_DROPS = _kept(Column("float64", nullable=True))
+_OF_COMPONENT = _kept(Column("float64", table="components"))
+# Names that a result's controls have, which are the beginnings of their columns' names.
+CONTROLS = ("random", "paraphrases", "unrelated", "mean_ablation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +173,17 @@ class Component:
         drop_if_suppressed: relative drop of the answer's probability with only this suppressed.
     """
 
-    neurons: NDArray[np.int32]
-    birth: float
-    death: float
-    persistence: float
-    probability_alone: float = float("nan")
-    drop_if_suppressed: float = float("nan")
+    neurons: NDArray[np.int32] = field(
+        metadata=_kept(
+            Column("list<int32>", "layers", "components"),
+            Column("list<int32>", "indices", "components"),
+        )
+    )
+    birth: float = field(metadata=_OF_COMPONENT)
+    death: float = field(metadata=_OF_COMPONENT)
+    persistence: float = field(metadata=_OF_COMPONENT)
+    probability_alone: float = field(default=_NAN, metadata=_OF_COMPONENT)
+    drop_if_suppressed: float = field(default=_NAN, metadata=_OF_COMPONENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,14 +207,14 @@ class Drops:
             wrote.
     """
 
-    partial_drop: float
-    full_drop: float
-    redundancy: float = float("nan")
-    n: int = 1
-    partial_std: float = float("nan")
-    full_std: float = float("nan")
-    excess: float = float("nan")
-    n_redundancy: int | None = None
+    partial_drop: float = field(metadata=_OF_DROPS)
+    full_drop: float = field(metadata=_OF_DROPS)
+    redundancy: float = field(default=_NAN, metadata=_OF_DROPS)
+    n: int = field(default=1, metadata=_kept(Column("int32", nullable=True)))
+    partial_std: float = field(default=_NAN, metadata=_OF_DROPS)
+    full_std: float = field(default=_NAN, metadata=_OF_DROPS)
+    excess: float = field(default=_NAN, metadata=_LATER_FIGURE)
+    n_redundancy: int | None = field(default=None, metadata=_LATER_COUNT)
 
 
 def _no_neurons() -> NDArray[np.int32]:
@@ -189,67 +229,159 @@ def _no_probabilities() -> NDArray[np.float64]:
     return np.empty(0, dtype=np.float64)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class FactResult:
-    """Everything found about one fact; the row of a run directory.
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """One fact as it was asked, and how well the model knows its answer.
 
     Attributes:
+        fact_id, prompt, relation: of the fact; ``answer``: the spelling that was taken.
         status: ``ok``; ``not_known`` (the model does not know the fact; left out of headline
             shares); ``skipped`` (not usable); ``error``. ``reason`` says why, unless ``ok``.
         probability: the answer's probability; ``rank``: of its first token, 1 = most probable.
-        neurons: int32 ``[n, 2]`` (layer, index), by descending score; ``scores``: ``[n]``.
-        borderline: int32 ``[b, 2]``; neurons within 1e-5 of the selection threshold.
+    """
+
+    fact_id: str = field(metadata=_TEXT)
+    status: Status = field(metadata=_TEXT)
+    reason: str = field(default="", metadata=_TEXT)
+    prompt: str = field(default="", metadata=_TEXT)
+    answer: str = field(default="", metadata=_TEXT)
+    relation: str | None = field(default=None, metadata=_kept(Column("string", nullable=True)))
+    probability: float = field(default=_NAN, metadata=_FIGURE)
+    rank: int = field(default=0, metadata=_kept(Column("int64")))
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Knowledge neurons of one fact.
+
+    Attributes:
+        neurons: int32 ``[n, 2]`` (layer, index), by descending score; ties by layer and index.
+        scores: float32 ``[n]``.
+        borderline: int32 ``[b, 2]``, neurons within 1e-5 of the fact's maximum from the
+            threshold, on either side of it, in the same order.
+    """
+
+    neurons: NDArray[np.int32] = field(
+        default_factory=_no_neurons,
+        metadata=_kept(
+            Column("int32", "n_neurons"),
+            Column("int32", "layer", "neurons"),
+            Column("int32", "index", "neurons"),
+        ),
+    )
+    scores: NDArray[np.float32] = field(
+        default_factory=_no_scores,
+        metadata=_kept(
+            Column("float32", "score", "neurons", nullable=True),
+            Column("bool", "selected", "neurons"),
+        ),
+    )
+    borderline: NDArray[np.int32] = field(
+        default_factory=_no_neurons,
+        metadata=_kept(
+            Column("bool", "borderline", "neurons"),
+            Column("int32", "borderline_order", "neurons", nullable=True),
+        ),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Degeneracy:
+    """What suppression shows about one fact: its candidate components, its DKN, controls.
+
+    Attributes:
         components: the candidates, most persistent first.
-        subset_probabilities: float64 ``[2**q]``; bit i of the index = component i suppressed.
-        subset_masks: int64, the index of each entry; ``arange(2**q)`` unless sampled.
         dkn: indices into ``components``; empty if the fact has no degenerate family.
         partial_drop, full_drop, redundancy, excess: of the DKN if there is one, else of all
             candidates; see :class:`Drops`.
         candidates: the same figures for all candidates, whatever the DKN.
-        rest_suppressed: for the DKN, with the neurons of no member suppressed too: the
-            probabilities of each member alone, then of none (float64 ``[members + 1]``).
         controls: the same figures for ``random`` sets matched by size and layer,
             ``paraphrases`` not used for finding, ``unrelated`` facts, ``mean_ablation``.
-        convergence_delta: float32 ``[L]``; ``n_points``: int32 ``[L]``; ``converged``: all layers.
         n_paraphrases_not_known: held-out paraphrases that the model does not answer, which are no
             part of the control.
         n_reference: facts that unrelated facts and mean activations are taken from, and
             ``n_reference_packaged``: how many of them are the packaged English ones, which fill up
             where a run has fewer than eight facts of use. These three are None where nothing was
             measured, and in what older versions wrote.
+        subset_probabilities: float64 ``[2**q]``; bit i of the index = component i suppressed.
+        subset_masks: int64, the index of each entry; ``arange(2**q)`` unless sampled.
+        rest_suppressed: for the DKN, with the neurons of no member suppressed too: the
+            probabilities of each member alone, then of none (float64 ``[members + 1]``).
     """
 
-    fact_id: str
-    status: Status
-    reason: str = ""
-    prompt: str = ""
-    answer: str = ""
-    relation: str | None = None
-    probability: float = float("nan")
-    rank: int = 0
-    neurons: NDArray[np.int32] = field(default_factory=_no_neurons)
-    scores: NDArray[np.float32] = field(default_factory=_no_scores)
-    borderline: NDArray[np.int32] = field(default_factory=_no_neurons)
-    components: tuple[Component, ...] = ()
-    subset_probabilities: NDArray[np.float64] = field(default_factory=_no_probabilities)
-    subset_masks: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    dkn: tuple[int, ...] = ()
-    partial_drop: float = float("nan")
-    full_drop: float = float("nan")
-    redundancy: float = float("nan")
-    candidates: Drops | None = None
-    rest_suppressed: NDArray[np.float64] = field(default_factory=_no_probabilities)
-    controls: Mapping[str, Drops] = field(default_factory=dict)
-    convergence_delta: NDArray[np.float32] = field(default_factory=_no_scores)
-    n_points: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, dtype=np.int32))
-    converged: bool = True
-    path: str = ""
-    excess: float = float("nan")
-    n_paraphrases_not_known: int | None = None
-    n_reference: int | None = None
-    n_reference_packaged: int | None = None
+    components: tuple[Component, ...] = field(
+        default=(), metadata=_kept(Column("int32", "n_components"))
+    )
+    dkn: tuple[int, ...] = field(
+        default=(), metadata=_kept(Column("list<int32>"), Column("bool", "is_degenerate"))
+    )
+    partial_drop: float = field(default=_NAN, metadata=_FIGURE)
+    full_drop: float = field(default=_NAN, metadata=_FIGURE)
+    redundancy: float = field(default=_NAN, metadata=_FIGURE)
+    excess: float = field(default=_NAN, metadata=_LATER_FIGURE)
+    candidates: Drops | None = field(default=None, metadata={"drops": ("candidates",)})
+    controls: Mapping[str, Drops] = field(default_factory=dict, metadata={"drops": CONTROLS})
+    n_paraphrases_not_known: int | None = field(default=None, metadata=_LATER_COUNT)
+    n_reference: int | None = field(default=None, metadata=_LATER_COUNT)
+    n_reference_packaged: int | None = field(default=None, metadata=_LATER_COUNT)
+    subset_probabilities: NDArray[np.float64] = field(
+        default_factory=_no_probabilities, metadata=_kept(Column("list<float64>"))
+    )
+    subset_masks: NDArray[np.int64] = field(
+        default_factory=lambda: np.empty(0, dtype=np.int64), metadata=_kept(Column("list<int64>"))
+    )
+    rest_suppressed: NDArray[np.float64] = field(
+        default_factory=_no_probabilities, metadata=_kept(Column("list<float64>"))
+    )
 
     @property
     def is_degenerate(self) -> bool:
         """Whether a degenerate family of at least two components was found."""
         return len(self.dkn) >= 2
+
+
+@dataclass(frozen=True, eq=False)
+class AttributionQuality:
+    """How well the scores of one fact were integrated.
+
+    Attributes:
+        convergence_delta: float32 ``[L]``; ``n_points``: int32 ``[L]``; see :class:`Attribution`.
+        converged: whether all layers are.
+        path: ``"sweep"`` or ``"general"``; empty where nothing was attributed.
+    """
+
+    convergence_delta: NDArray[np.float32] = field(
+        default_factory=_no_scores,
+        metadata=_kept(
+            Column("float32", "max_abs_convergence_delta"),
+            Column("float32", table="attribution"),
+        ),
+    )
+    n_points: NDArray[np.int32] = field(
+        default_factory=lambda: np.empty(0, dtype=np.int32),
+        metadata=_kept(Column("int64", "n_points"), Column("int32", table="attribution")),
+    )
+    converged: bool = field(default=True, metadata=_kept(Column("bool")))
+    path: str = field(default="", metadata=_TEXT)
+
+
+@dataclass(frozen=True, eq=False)
+class FactResult(AttributionQuality, Degeneracy, Selection, Answered):
+    """Everything found about one fact; the row of a run directory.
+
+    It is made of four records, whose fields are its own, in this order: :class:`Answered`,
+    :class:`Selection`, :class:`Degeneracy`, :class:`AttributionQuality`. A field that is added to
+    one of them with its column is in the tables and in what is read from them.
+    """
+
+    @classmethod
+    def of(
+        cls,
+        answered: Answered,
+        selection: Selection,
+        degeneracy: Degeneracy,
+        quality: AttributionQuality,
+    ) -> FactResult:
+        """The result that the four records are together."""
+        parts = (answered, selection, degeneracy, quality)
+        return cls(**{f.name: getattr(part, f.name) for part in parts for f in fields(part)})

@@ -49,6 +49,7 @@ class Prompts:
         UnsupportedModelError: the model is not causal.
 
     Attributes:
+        sequences: as given.
         probability: float64 ``[B]``, of each answer, nothing changed.
         rank: int64 ``[B]``, of the first answer token, 1 = most probable.
         stands_in: full forwards stand in for rows, which cannot run in this model.
@@ -66,6 +67,7 @@ class Prompts:
     ) -> None:
         require_causal(layout)
         self.model, self.layout, self.positions = model, layout, positions
+        self.sequences = tuple(sequences)
         self._free = {b: one for b, one in enumerate(sequences) if one.free is not None}
         self._batches: list[tuple[NDArray[np.int64], _Batch]] = []
         for group in length_groups(model, [len(s.ids) for s in sequences]):
@@ -168,6 +170,7 @@ class _Batch:
         warn: bool,
     ) -> None:
         self.model, self.layout, self.positions = model, layout, positions
+        self.sequences = tuple(sequences)
         self.stands_in = False
         self.contexts = build_contexts(sequences, next(model.parameters()).device)
         with guest(model, grad=False):

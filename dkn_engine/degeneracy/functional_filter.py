@@ -3,44 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.config import FilterConfig
+from dkn_engine.config import Config, FilterConfig
 from dkn_engine.degeneracy import controls
 from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.lattice import Lattice, degenerate_family, drops, mask_of, subset_masks
 from dkn_engine.degeneracy.reference_facts import Reference, knows
 from dkn_engine.degeneracy.released_filter import released_family
-from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.seeds import generator
-from dkn_engine.types import Component, Drops, Fact
+from dkn_engine.types import Component, Degeneracy, Drops, Fact
 
 MOST_COMPONENTS = 62  # A mask is a signed 64-bit integer.
-
-
-@dataclass(frozen=True, eq=False)
-class Degeneracy:
-    """What suppression shows about one fact; fields as in :class:`dkn_engine.FactResult`."""
-
-    components: tuple[Component, ...]
-    subset_probabilities: NDArray[np.float64]
-    subset_masks: NDArray[np.int64]
-    dkn: tuple[int, ...]
-    partial_drop: float
-    full_drop: float
-    redundancy: float
-    candidates: Drops | None
-    excess: float
-    rest_suppressed: NDArray[np.float64]
-    controls: dict[str, Drops] = field(default_factory=dict)
-    n_paraphrases_not_known: int | None = None
-    n_reference: int | None = None
-    n_reference_packaged: int | None = None
 
 
 def examine(
@@ -49,10 +29,8 @@ def examine(
     components: Sequence[Component],
     located: NDArray[np.int32],
     fact: Fact,
-    config: FilterConfig,
-    seed: int,
+    config: Config,
     *,
-    released: AnswerSequence | None = None,
     paraphrases: Prompts | None = None,
     reference: Reference | None = None,
 ) -> Degeneracy:
@@ -64,52 +42,42 @@ def examine(
         components: candidates, most persistent first, at most 62.
         located: int32 ``[n, 2]``, the fact's knowledge neurons.
         fact: for unrelated facts to be chosen.
-        config: of the filter.
-        seed: of the run; every use of random numbers has its own, by the fact's id and a name, so
-            that the draws of one control change no other.
-        released: the fact's tokens, with ``config.method="released"``.
+        config: its filter, and its seed: every use of random numbers has its own, by the fact's id
+            and a name, so that the draws of one control change no other.
         paraphrases: prompts that were not used for finding, for a control.
         reference: for the controls on unrelated facts and with mean activations.
     """
     sets = [c.neurons for c in components]
-    masks = lattice_masks(len(sets), config, seed, fact.id)
-    means = reference.means if reference is not None else None
-    if config.suppress_value == "mean" and means is None:
-        raise ValueError("reference must be given with suppress_value='mean'; got None")
-    use = means if config.suppress_value == "mean" else None
-    lattice = controls.lattice_of(prompts, sequence, sets, masks, use)
-    dkn = _dkn(lattice, prompts, components, config, released)
-    family = dkn if len(dkn) >= 2 else tuple(range(len(sets)))
-    own = drops(lattice.restrict(family))
-    found = Degeneracy(
+    masks = lattice_masks(len(sets), config.filter, config.seed, fact.id)
+    means = _means(reference, config.filter)
+    lattice = controls.lattice_of(prompts, sequence, sets, masks, means)
+    dkn = _dkn(lattice, prompts, sequence, components, config.filter)
+    members = dkn if len(dkn) >= 2 else tuple(range(len(sets)))
+    of_family = drops(lattice.restrict(members))
+    degeneracy = Degeneracy(
         components=_described(components, lattice),
         subset_probabilities=lattice.probabilities,
         subset_masks=lattice.masks,
         dkn=dkn,
-        partial_drop=own.partial_drop,
-        full_drop=own.full_drop,
-        redundancy=own.redundancy,
-        excess=own.excess,
+        partial_drop=of_family.partial_drop,
+        full_drop=of_family.full_drop,
+        redundancy=of_family.redundancy,
+        excess=of_family.excess,
         candidates=drops(lattice) if sets else None,
-        rest_suppressed=_rest(prompts, sequence, [sets[i] for i in dkn], located, use),
+        rest_suppressed=_rest(prompts, sequence, [sets[i] for i in dkn], located, means),
     )
     if not sets:
-        return found
-    chosen = [sets[i] for i in family]
-    masks = controls.control_masks(len(chosen), generator(seed, fact.id, "control subsets"))
-    drawn = generator(seed, fact.id, "random neurons")
-    random = controls.random_control(
-        prompts, sequence, chosen, located, masks, config.n_random, drawn, use
-    )
-    known = None if paraphrases is None else knows(paraphrases, config)
+        return degeneracy
+    family = _Family(fact, [sets[i] for i in members], means, config)
+    known = None if paraphrases is None else knows(paraphrases, config.filter)
     measured = {
-        "random": random,
-        "paraphrases": _on_paraphrases(paraphrases, known, chosen, masks, use),
-        "unrelated": _on_unrelated(reference, chosen, masks, fact, config, seed, use),
-        "mean_ablation": _with_means(prompts, sequence, chosen, masks, reference),
+        "random": family.random(prompts, sequence, located),
+        "paraphrases": family.on_paraphrases(paraphrases, known),
+        "unrelated": family.on_unrelated(reference),
+        "mean_ablation": family.with_means(prompts, sequence, reference),
     }
     return dataclasses.replace(
-        found,
+        degeneracy,
         controls={name: d for name, d in measured.items() if d is not None},
         n_paraphrases_not_known=None if known is None else int((~known).sum()),
         n_reference=None if reference is None else len(reference.facts),
@@ -117,18 +85,30 @@ def examine(
     )
 
 
+def _means(reference: Reference | None, config: FilterConfig) -> NDArray[np.float64] | None:
+    """What suppressed activations become; None for zero."""
+    if config.suppress_value != "mean":
+        return None
+    if reference is None or reference.means is None:
+        raise ValueError("reference must be given with suppress_value='mean'; got None")
+    return reference.means
+
+
 def _dkn(
     lattice: Lattice,
     prompts: Prompts,
+    sequence: int,
     components: Sequence[Component],
     config: FilterConfig,
-    released: AnswerSequence | None,
 ) -> tuple[int, ...]:
     """The components that the filter keeps, ascending indices."""
     if config.method == "released":
-        assert released is not None
         return released_family(
-            prompts.model, prompts.layout, released, components, config.released_max_drop
+            prompts.model,
+            prompts.layout,
+            prompts.sequences[sequence],
+            components,
+            config.released_max_drop,
         )
     persistence = [c.persistence for c in components]
     return degenerate_family(lattice, persistence, config.min_alone, config.max_none)
@@ -171,43 +151,59 @@ def _rest(
     return prompts.probabilities(edits, [sequence])[:, 0]
 
 
-def _on_paraphrases(
-    paraphrases: Prompts | None,
-    known: NDArray[np.bool_] | None,
-    family: controls.Sets,
-    masks: NDArray[np.int64],
-    means: NDArray[np.float64] | None,
-) -> Drops | None:
-    """On the paraphrases that the model answers too."""
-    if paraphrases is None or known is None:
-        return None
-    return controls.elsewhere(paraphrases, np.flatnonzero(known).tolist(), family, masks, means)
+@dataclass(frozen=True)
+class _Family:
+    """The DKN, or all candidates, of a fact, to be suppressed in its controls.
 
+    Attributes:
+        fact: whose they are.
+        sets: of neurons.
+        means: what suppressed activations become; None for zero.
+        config: of the run.
+    """
 
-def _on_unrelated(
-    reference: Reference | None,
-    family: controls.Sets,
-    masks: NDArray[np.int64],
-    fact: Fact,
-    config: FilterConfig,
-    seed: int,
-    means: NDArray[np.float64] | None,
-) -> Drops | None:
-    if reference is None:
-        return None
-    rng = generator(seed, fact.id, "unrelated facts")
-    others = reference.unrelated(fact, config.n_unrelated, rng)
-    return controls.elsewhere(reference.prompts, others, family, masks, means)
+    fact: Fact
+    sets: controls.Sets
+    means: NDArray[np.float64] | None
+    config: Config
 
+    @functools.cached_property
+    def masks(self) -> NDArray[np.int64]:
+        """The subsets that all controls are measured on."""
+        return controls.control_masks(len(self.sets), self._draws("control subsets"))
 
-def _with_means(
-    prompts: Prompts,
-    sequence: int,
-    family: controls.Sets,
-    masks: NDArray[np.int64],
-    reference: Reference | None,
-) -> Drops | None:
-    """Activations become their means over the reference prompts, if those are enough, not zero."""
-    if reference is None or not reference.is_enough:
-        return None
-    return drops(controls.lattice_of(prompts, sequence, family, masks, reference.means))
+    def random(self, prompts: Prompts, sequence: int, located: NDArray[np.int32]) -> Drops | None:
+        """Random sets matched by size and layer instead."""
+        n, draws = self.config.filter.n_random, self._draws("random neurons")
+        return controls.random_control(
+            prompts, sequence, self.sets, located, self.masks, n, draws, self.means
+        )
+
+    def on_paraphrases(
+        self, paraphrases: Prompts | None, known: NDArray[np.bool_] | None
+    ) -> Drops | None:
+        """On the paraphrases that the model answers too."""
+        if paraphrases is None or known is None:
+            return None
+        which = np.flatnonzero(known).tolist()
+        return controls.elsewhere(paraphrases, which, self.sets, self.masks, self.means)
+
+    def on_unrelated(self, reference: Reference | None) -> Drops | None:
+        """On facts of other subjects and relations."""
+        if reference is None:
+            return None
+        n, draws = self.config.filter.n_unrelated, self._draws("unrelated facts")
+        others = reference.unrelated(self.fact, n, draws)
+        return controls.elsewhere(reference.prompts, others, self.sets, self.masks, self.means)
+
+    def with_means(
+        self, prompts: Prompts, sequence: int, reference: Reference | None
+    ) -> Drops | None:
+        """With means over the reference prompts, if those are enough, in the place of zero."""
+        if reference is None or not reference.is_enough:
+            return None
+        means = reference.means
+        return drops(controls.lattice_of(prompts, sequence, self.sets, self.masks, means))
+
+    def _draws(self, name: str) -> np.random.Generator:
+        return generator(self.config.seed, self.fact.id, name)

@@ -10,8 +10,8 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.store.schema import CONTROLS, LATER_COUNTS
-from dkn_engine.types import Drops, FactResult, Status
+from dkn_engine.store.schema import LATER_COUNTS
+from dkn_engine.types import CONTROLS, Drops, FactResult, Status
 
 STATUSES: tuple[str, ...] = get_args(Status)
 DROPS = ("partial_drop", "full_drop", "redundancy", "excess")

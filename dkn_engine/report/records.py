@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from dkn_engine.store.schema import LATER_COUNTS
 from dkn_engine.types import FactResult
 
 
@@ -33,32 +32,24 @@ def plain(value: Any) -> Any:
     return value
 
 
+# Arrays that are in the tables alone.
+_LEFT_OUT = ("scores", "borderline", "subset_probabilities", "subset_masks", "rest_suppressed")
+
+
 def fact_record(result: FactResult) -> dict[str, Any]:
     """One fact for JSON: figures, components and DKN; scores and subsets stay in the tables."""
     delta = result.convergence_delta[np.isfinite(result.convergence_delta)]
-    record: dict[str, Any] = plain(
-        {
-            **{
-                name: getattr(result, name)
-                for name in ("fact_id", "status", "reason", "prompt", "answer", "relation")
-            },
-            "probability": result.probability,
-            "rank": result.rank,
-            "n_neurons": len(result.neurons),
-            "components": result.components,
-            "dkn": result.dkn,
-            "is_degenerate": result.is_degenerate,
-            "partial_drop": result.partial_drop,
-            "full_drop": result.full_drop,
-            "redundancy": result.redundancy,
-            "excess": result.excess,
-            "candidates": result.candidates,
-            "controls": result.controls,
-            **{name: getattr(result, name) for name in LATER_COUNTS},
-            "max_abs_convergence_delta": np.abs(delta).max() if delta.size else None,
-            "n_points": result.n_points.sum(),
-            "converged": result.converged,
-            "path": result.path,
-        }
-    )
-    return record
+    summaries: dict[str, dict[str, Any]] = {
+        "neurons": {"n_neurons": len(result.neurons)},
+        "dkn": {"dkn": result.dkn, "is_degenerate": result.is_degenerate},
+        "convergence_delta": {
+            "max_abs_convergence_delta": np.abs(delta).max() if delta.size else None
+        },
+        "n_points": {"n_points": result.n_points.sum()},
+        **{name: {} for name in _LEFT_OUT},
+    }
+    record: dict[str, Any] = {}
+    for field in dataclasses.fields(result):
+        name = field.name
+        record |= summaries[name] if name in summaries else {name: getattr(result, name)}
+    return {name: plain(value) for name, value in record.items()}

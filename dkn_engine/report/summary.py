@@ -14,8 +14,7 @@ from dkn_engine.config import CONTROL_EXACT
 from dkn_engine.report.columns import DROPS, STATUSES, Columns
 from dkn_engine.report.records import plain
 from dkn_engine.statistics.intervals import Estimate, bootstrap_mean, wilson_share
-from dkn_engine.store.schema import CONTROLS
-from dkn_engine.types import FactResult
+from dkn_engine.types import CONTROLS, FactResult
 
 Column = NDArray[np.float64]
 Rows = NDArray[np.bool_]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,10 +22,18 @@ from dkn_engine.models.connections import connection_rows
 from dkn_engine.models.layout import find_layout
 from dkn_engine.models.tokens import mask_token_id
 from dkn_engine.run.tasks import Task
-from dkn_engine.selection import Selection, select_neurons
+from dkn_engine.selection import select_neurons
 from dkn_engine.store.tables import chunk_files
 from dkn_engine.topology.clustering import find_candidates
-from dkn_engine.types import Component, Fact, FactResult
+from dkn_engine.types import (
+    Answered,
+    AttributionQuality,
+    Component,
+    Fact,
+    FactResult,
+    Selection,
+    Status,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -197,55 +205,39 @@ class Stages:
         components, reason = self._candidates(selection)
         held_out = self._paraphrases(task, slice(config.selection.n_paraphrases, None))
         try:
-            found = examine(
+            degeneracy = examine(
                 prompts,
                 i,
                 components,
                 selection.neurons,
                 fact,
-                config.filter,
-                config.seed,
-                released=task.sequence,
+                config,
                 paraphrases=self._prompts(held_out) if held_out and components else None,
                 reference=self.reference,
             )
         except FactError as error:  # A suppressed model's own text may outgrow the context.
             return _without(fact, "error", str(error), answer=task.answer)
-        return FactResult(
-            fact_id=fact.id,
-            status="ok",
-            reason=reason,
-            prompt=fact.prompt,
-            answer=task.answer,
-            relation=fact.relation,
-            probability=float(prompts.probability[i]),
-            rank=int(prompts.rank[i]),
-            neurons=selection.neurons,
-            scores=selection.scores,
-            borderline=selection.borderline,
-            **_fields(found),
+        p, rank = float(prompts.probability[i]), int(prompts.rank[i])
+        answered = Answered(fact.id, "ok", reason, fact.prompt, task.answer, fact.relation, p, rank)
+        quality = AttributionQuality(
             convergence_delta=scores.convergence_delta[span][0],
             n_points=scores.n_points[span].sum(0, dtype=np.int32),
             converged=bool(scores.converged[span].all()),
             path=scores.path,
         )
+        return FactResult.of(answered, selection, degeneracy, quality)
 
     def _candidates(self, selection: Selection) -> tuple[tuple[Component, ...], str]:
         w_out, w_in = connection_rows(self.layout, selection.neurons, self.config.topology)
-        found = find_candidates(selection.neurons, w_out, w_in, self.config.topology)
-        if len(found) <= MOST_COMPONENTS:
-            return found, ""
-        return found[:MOST_COMPONENTS], f"the first {MOST_COMPONENTS} of {len(found)} components"
-
-
-def _fields(found: Any) -> dict[str, Any]:
-    """The fields of a frozen record by name."""
-    return {name: getattr(found, name) for name in found.__dataclass_fields__}
+        every = find_candidates(selection.neurons, w_out, w_in, self.config.topology)
+        if len(every) <= MOST_COMPONENTS:
+            return every, ""
+        return every[:MOST_COMPONENTS], f"the first {MOST_COMPONENTS} of {len(every)} components"
 
 
 def _without(
     fact: Fact,
-    status: Any,
+    status: Status,
     reason: str,
     *,
     answer: str | None = None,

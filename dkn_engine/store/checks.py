@@ -10,22 +10,11 @@ import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, get_args
 
-from dkn_engine.store.schema import CONTROLS, DROP_FIELDS, LATER, schema
+from dkn_engine.store.schema import LATER, MAY_BE_NULL, schema
 from dkn_engine.types import Status
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-_MAY_BE_NULL = {
-    "neurons": {"score", "borderline_order"},
-    "components": set[str](),
-    "attribution": set[str](),
-    "facts": {
-        "relation",
-        *(f"{p}_{f}" for p in ("candidates", *CONTROLS) for f in DROP_FIELDS),
-        *LATER,
-    },
-}
 
 
 def other_columns(found: pa.Schema, name: str) -> str | None:
@@ -73,7 +62,7 @@ def _nulls(table: pa.Table, name: str) -> str | None:
 
     for column in table.column_names:
         values = table[column]
-        if values.null_count and column not in _MAY_BE_NULL[name]:
+        if values.null_count and column not in MAY_BE_NULL[name]:
             return f"column {column!r} has {values.null_count} empty cells"
         if kinds.is_list(values.type) and values.combine_chunks().flatten().null_count:
             return f"column {column!r} has empty cells in its lists"

@@ -1,92 +1,73 @@
-"""Names, columns and types of a run directory's tables."""
+"""Names, columns and types of a run directory's tables, from what the fields of results say."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from dkn_engine.types import Drops
+from dkn_engine.types import Column, Component, Drops, FactResult
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 # In the order of writing: a chunk is done when its last table is there.
 TABLES = ("neurons", "components", "attribution", "facts")
-CONTROLS = ("random", "paraphrases", "unrelated", "mean_ablation")
-DROP_FIELDS = tuple(f.name for f in dataclasses.fields(Drops))
+
+
+def _kept(record: type[FactResult | Component | Drops], table: str) -> Iterator[Column]:
+    """The columns that keep a record's fields in a table, each with its name, in their order."""
+    for field in dataclasses.fields(record):
+        for column in field.metadata.get("columns", ()):
+            if column.table == table:
+                yield dataclasses.replace(column, name=column.name or field.name)
+        for family in field.metadata.get("drops", ()) if table == "facts" else ():
+            for column in _kept(Drops, table):
+                yield dataclasses.replace(column, name=f"{family}_{column.name}")
+
+
+_FACTS = tuple(_kept(FactResult, "facts"))
+_FACT_ID, _LAYER = Column("string", "fact_id"), Column("int32", "layer")
+COLUMNS: Mapping[str, tuple[Column, ...]] = {
+    "neurons": (_FACT_ID, *_kept(FactResult, "neurons")),
+    "components": (
+        _FACT_ID,
+        Column("int32", "component"),
+        Column("bool", "in_dkn"),
+        *_kept(Component, "components"),
+    ),
+    "attribution": (_FACT_ID, _LAYER, *_kept(FactResult, "attribution")),
+    "facts": (
+        Column("int64", "position"),
+        *(c for c in _FACTS if not c.later),
+        Column("string", "config_hash"),
+        *(c for c in _FACTS if c.later),
+    ),
+}
+# Fields of a FactResult that are a column of the same name.
+OWN_COLUMNS: Mapping[str, Column] = {
+    field.name: column
+    for field in dataclasses.fields(FactResult)
+    for column in field.metadata.get("columns", ())
+    if column.table == "facts" and not column.name
+}
+DROP_FIELDS = tuple(field.name for field in dataclasses.fields(Drops))
+COMPONENT_FIGURES = tuple(c.name for c in _kept(Component, "components") if c.kind == "float64")
 # Columns of ``facts`` that files of older versions lack; they are read as empty there.
-LATER_COUNTS = ("n_paraphrases_not_known", "n_reference", "n_reference_packaged")
-_LATER_DROPS = ("excess", "n_redundancy")
-LATER = (
-    "excess",
-    *(f"{prefix}_{name}" for prefix in ("candidates", *CONTROLS) for name in _LATER_DROPS),
-    *LATER_COUNTS,
-)
-COMPONENT_FIGURES = ("birth", "death", "persistence", "probability_alone", "drop_if_suppressed")
+LATER = tuple(c.name for c in _FACTS if c.later)
+LATER_COUNTS = tuple(n for n, c in OWN_COLUMNS.items() if c.later and c.kind == "int32")
+MAY_BE_NULL = {name: {c.name for c in of if c.nullable} for name, of in COLUMNS.items()}
 
 
 def schema(table: str) -> pa.Schema:
     """The Arrow schema of a table; the same in every chunk."""
     import pyarrow as pa
 
-    text, boolean = pa.string(), pa.bool_()
-    i32, i64, f32, f64 = pa.int32(), pa.int64(), pa.float32(), pa.float64()
-    fields: dict[str, list[tuple[str, pa.DataType]]] = {
-        "neurons": [
-            ("fact_id", text),
-            ("layer", i32),
-            ("index", i32),
-            ("score", f32),
-            ("selected", boolean),
-            ("borderline", boolean),
-            ("borderline_order", i32),
-        ],
-        "components": [
-            ("fact_id", text),
-            ("component", i32),
-            ("in_dkn", boolean),
-            ("layers", pa.list_(i32)),
-            ("indices", pa.list_(i32)),
-            *((name, f64) for name in COMPONENT_FIGURES),
-        ],
-        "attribution": [
-            ("fact_id", text),
-            ("layer", i32),
-            ("convergence_delta", f32),
-            ("n_points", i32),
-        ],
-        "facts": [
-            ("position", i64),
-            *((name, text) for name in ("fact_id", "status", "reason", "prompt", "answer")),
-            ("relation", text),
-            ("probability", f64),
-            ("rank", i64),
-            ("n_neurons", i32),
-            ("n_components", i32),
-            ("dkn", pa.list_(i32)),
-            ("is_degenerate", boolean),
-            ("partial_drop", f64),
-            ("full_drop", f64),
-            ("redundancy", f64),
-            *(
-                (f"{prefix}_{name}", i32 if name == "n" else f64)
-                for prefix in ("candidates", *CONTROLS)
-                for name in DROP_FIELDS
-                if name not in _LATER_DROPS
-            ),
-            ("subset_probabilities", pa.list_(f64)),
-            ("subset_masks", pa.list_(i64)),
-            ("rest_suppressed", pa.list_(f64)),
-            ("max_abs_convergence_delta", f32),
-            ("n_points", i64),
-            ("converged", boolean),
-            ("path", text),
-            ("config_hash", text),
-            *((name, f64 if name.endswith("excess") else i32) for name in LATER),
-        ],
-    }
-    return pa.schema(fields[table])
+    def type_of(kind: str) -> pa.DataType:
+        inner = kind.removeprefix("list<").removesuffix(">")
+        return pa.type_for_alias(kind) if inner == kind else pa.list_(pa.type_for_alias(inner))
+
+    return pa.schema([(column.name, type_of(column.kind)) for column in COLUMNS[table]])
 
 
 def to_parquet(table: pa.Table, notes: Mapping[bytes, str] | None = None) -> bytes:

@@ -15,15 +15,13 @@ from numpy.typing import NDArray
 from dkn_engine.store import digests
 from dkn_engine.store.schema import (
     COMPONENT_FIGURES,
-    CONTROLS,
     DROP_FIELDS,
-    LATER,
-    LATER_COUNTS,
+    OWN_COLUMNS,
     TABLES,
     schema,
     to_parquet,
 )
-from dkn_engine.types import Component, Drops, FactResult
+from dkn_engine.types import CONTROLS, Component, Drops, FactResult
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -96,14 +94,10 @@ def decode(tables: Mapping[str, pa.Table]) -> list[FactResult]:
         fact_id = row["fact_id"]
         results.append(
             FactResult(
-                **{n: v for n in _PLAIN if (v := row[n]) is not None or n not in LATER},
+                **_own(row),
                 **_neurons(neurons[fact_id]),
                 **_attribution(attribution[fact_id]),
                 components=tuple(_component(r) for r in components[fact_id].to_pylist()),
-                dkn=tuple(row["dkn"]),
-                subset_probabilities=np.array(row["subset_probabilities"], dtype=np.float64),
-                subset_masks=np.array(row["subset_masks"], dtype=np.int64),
-                rest_suppressed=np.array(row["rest_suppressed"], dtype=np.float64),
                 candidates=_drops(row, "candidates"),
                 controls={
                     name: drops for name in CONTROLS if (drops := _drops(row, name)) is not None
@@ -120,26 +114,6 @@ def n_rows(file: bytes) -> int:
 
     rows: int = pq.read_metadata(pa.BufferReader(file)).num_rows
     return rows
-
-
-# Fields of a FactResult that are a column of the same name.
-_PLAIN = (
-    "fact_id",
-    "status",
-    "reason",
-    "prompt",
-    "answer",
-    "relation",
-    "probability",
-    "rank",
-    "partial_drop",
-    "full_drop",
-    "redundancy",
-    "converged",
-    "path",
-    "excess",
-    *LATER_COUNTS,
-)
 
 
 def _check(result: FactResult) -> None:
@@ -161,15 +135,16 @@ def _check(result: FactResult) -> None:
             )
 
 
-def _text(value: str | None) -> str | None:
+def _text(value: str) -> str:
     """Text that UTF-8 can hold; a lone surrogate in a dataset must not end a run."""
-    return None if value is None else value.encode("utf-8", "backslashreplace").decode("utf-8")
+    return value.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _fact_row(result: FactResult, config_hash: str) -> dict[str, Any]:
-    row: dict[str, Any] = {name: getattr(result, name) for name in _PLAIN}
-    for name in ("fact_id", "reason", "prompt", "answer", "relation"):
-        row[name] = _text(row[name])
+    row: dict[str, Any] = {
+        name: _text(value) if isinstance(value := getattr(result, name), str) else value
+        for name in OWN_COLUMNS
+    }
     for prefix, drops in [("candidates", result.candidates), *result.controls.items()]:
         for name in DROP_FIELDS if drops is not None else ():
             row[f"{prefix}_{name}"] = getattr(drops, name)
@@ -177,11 +152,7 @@ def _fact_row(result: FactResult, config_hash: str) -> dict[str, Any]:
     row |= {
         "n_neurons": len(result.neurons),
         "n_components": len(result.components),
-        "dkn": list(result.dkn),
         "is_degenerate": result.is_degenerate,
-        "subset_probabilities": result.subset_probabilities,
-        "subset_masks": result.subset_masks,
-        "rest_suppressed": result.rest_suppressed,
         "max_abs_convergence_delta": float(delta.max()) if delta.size else float("nan"),
         "n_points": int(result.n_points.sum()),
         "config_hash": config_hash,
@@ -277,6 +248,18 @@ def _drops(row: Mapping[str, Any], prefix: str) -> Drops | None:
     # What an older version did not write keeps its default.
     there = {name: row[f"{prefix}_{name}"] for name in DROP_FIELDS}
     return Drops(**{name: value for name, value in there.items() if value is not None})
+
+
+def _own(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that are a column; what an older version did not write keeps its default."""
+    fields = {
+        name: np.array(row[name], dtype=column.kind[5:-1])
+        if column.kind[:5] == "list<"
+        else row[name]
+        for name, column in OWN_COLUMNS.items()
+        if row[name] is not None or not column.later
+    }
+    return fields | {"dkn": tuple(row["dkn"])}
 
 
 def _column(table: pa.Table, name: str, dtype: type[np.generic]) -> NDArray[Any]:

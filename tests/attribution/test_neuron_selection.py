@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dkn_engine.config import SelectionConfig
-from dkn_engine.selection import BORDERLINE, Selection, select_neurons
+from dkn_engine.selection import BORDERLINE, select_neurons
+from dkn_engine.types import Selection
 
 SHAPE = (3, 11)
 

@@ -14,14 +14,14 @@ from dkn_engine.config import Config, FilterConfig
 from dkn_engine.degeneracy import controls
 from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import Edit, nothing, suppress
-from dkn_engine.degeneracy.functional_filter import Degeneracy, examine
+from dkn_engine.degeneracy.functional_filter import examine
 from dkn_engine.degeneracy.lattice import Lattice, drops, members_of, subset_masks
 from dkn_engine.degeneracy.reference_facts import ENOUGH, POOL, Reference, build_reference, knows
 from dkn_engine.facts import load_facts
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.models.layout import find_layout
 from dkn_engine.seeds import generator
-from dkn_engine.types import Component, Drops, Fact
+from dkn_engine.types import Component, Degeneracy, Drops, Fact
 from tests.support.brute_force_edits import answer_probability
 from tests.support.tiny import N_LAYERS, VOCABULARY, WIDTH, sequence, sequences, tiny
 from tests.support.words import text, word, words_tokenizer
@@ -201,9 +201,9 @@ def reference_of(model: Any, some: list[AnswerSequence]) -> Reference:
 
 
 def examined(prompts: Prompts, sets: list[np.ndarray], b: int = 2, **options: Any) -> Degeneracy:
-    config = options.pop("config", KNOWN)
+    config = Config(filter=options.pop("config", KNOWN))
     fact = facts_of(sequences())[b]
-    return examine(prompts, b, components(sets), LOCATED, fact, config, 0, **options)
+    return examine(prompts, b, components(sets), LOCATED, fact, config, **options)
 
 
 @pytest.mark.parametrize("b", [0, 1, 2])
@@ -353,10 +353,10 @@ def test_examine_does_not_depend_on_the_chunk(model: Any, prompts: Prompts) -> N
     """The same draws whatever else the chunk holds and whatever ran before."""
     alone = Prompts(model, find_layout(model), [sequences()[2]])
     fact = facts_of(sequences())[2]
-    one = examine(alone, 0, components(), LOCATED, fact, KNOWN, 0)
+    one = examine(alone, 0, components(), LOCATED, fact, Config(filter=KNOWN))
     other = examined(prompts, SETS)
     same(one.controls["random"], other.controls["random"])
-    seeded = examine(alone, 0, components(), LOCATED, fact, KNOWN, 1)
+    seeded = examine(alone, 0, components(), LOCATED, fact, Config(filter=KNOWN, seed=1))
     assert seeded.controls["random"].full_drop != one.controls["random"].full_drop
 
 

@@ -103,7 +103,7 @@ def test_examine_in_released_mode_takes_the_released_family() -> None:
     some = components([neurons(3, seed) for seed in range(5)])
     located = np.concatenate([c.neurons for c in some])
     located = np.unique(located, axis=0)
-    config = dkn.FilterConfig(method="released", released_max_drop=0.2)
+    config = dkn.Config(filter=dkn.FilterConfig(method="released", released_max_drop=0.2))
     found = examine(
         Prompts(model, find_layout(model), [one]),
         0,
@@ -111,8 +111,6 @@ def test_examine_in_released_mode_takes_the_released_family() -> None:
         located,
         dkn.Fact("f", "p", "a"),
         config,
-        0,
-        released=one,
     )
     assert found.dkn == released_family(model, find_layout(model), one, some, 0.2)
     assert len(found.dkn) not in (0, len(some))

@@ -1,0 +1,89 @@
+"""A run directory that an earlier version of the engine wrote, in ``tests/data/run_format_2``."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+import dkn_engine as dkn
+from dkn_engine.store import merge, read_manifest
+from dkn_engine.store.schema import OWN_COLUMNS, TABLES, schema
+from dkn_engine.types import (
+    Answered,
+    AttributionQuality,
+    Degeneracy,
+    FactResult,
+    Selection,
+)
+from tests.store.test_store import (
+    FACTS,
+    bits,
+    open_run,
+    parquet_bytes,
+    result_for,
+    write_all,
+)
+
+OLD = Path(__file__).parents[1] / "data" / "run_format_2"
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_the_schema_is_the_one_that_was_written(table: str) -> None:
+    assert pq.read_schema(OLD / f"{table}-00000.parquet").equals(schema(table))
+
+
+def test_it_is_read_bit_for_bit() -> None:
+    assert [bits(r) for r in dkn.load_results(OLD)] == [bits(result_for(f)) for f in FACTS]
+
+
+def test_what_is_written_today_has_the_same_bytes(tmp_path: Path) -> None:
+    """The same tables; also the same bytes where the same version of Parquet's library writes."""
+    with open_run(tmp_path) as run:
+        write_all(run)
+    for file in OLD.glob("*.parquet"):
+        old, new = pq.ParquetFile(file), pq.ParquetFile(tmp_path / file.name)
+        if old.metadata.created_by == new.metadata.created_by:
+            assert file.read_bytes() == (tmp_path / file.name).read_bytes()
+        facts_old, facts_new = old.read().replace_schema_metadata(), new.read()
+        rows = [t.to_pylist() for t in (facts_old, facts_new.replace_schema_metadata())]
+        assert repr(rows[0]) == repr(rows[1])  # NaN is its own text.
+    manifests = [read_manifest(path) | {"created": "", "versions": {}} for path in (OLD, tmp_path)]
+    assert manifests[0] == manifests[1]
+
+
+def test_it_is_resumed_and_merged(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(OLD, path)
+    for file in path.glob("*-00001.parquet"):
+        file.unlink()
+    with open_run(path) as run:
+        assert run.done_chunks() == {0, 2}
+        write_all(run)
+    assert [bits(r) for r in dkn.load_results(path)] == [bits(result_for(f)) for f in FACTS]
+    assert merge(tmp_path / "out", [OLD]) == len(FACTS)
+    assert parquet_bytes(tmp_path / "out") == parquet_bytes(OLD)
+    assert read_manifest(tmp_path / "out") == read_manifest(OLD)
+
+
+def test_a_result_is_its_four_records() -> None:
+    whole = result_for(FACTS[0])
+    parts = [
+        kind(**{f.name: getattr(whole, f.name) for f in dataclasses.fields(kind)})
+        for kind in (Answered, Selection, Degeneracy, AttributionQuality)
+    ]
+    names = [f.name for part in parts for f in dataclasses.fields(part)]
+    assert names == [f.name for f in dataclasses.fields(FactResult)]
+    assert bits(FactResult.of(*parts)) == bits(whole)
+
+
+def test_every_field_of_a_result_has_a_column() -> None:
+    """So a field that is added without one is seen here and not in a run that lacks it."""
+    without = {
+        f.name for f in dataclasses.fields(FactResult) if not {"columns", "drops"} & set(f.metadata)
+    }
+    assert without == set()
+    assert {"probability", "dkn", "n_reference"} <= set(OWN_COLUMNS)
