@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from dkn_engine.analysis.table_text import findings
 from dkn_engine.errors import UserError
-from dkn_engine.report.records import plain
+from dkn_engine.files.plain_json import plain
 from dkn_engine.statistics.table import Comparison, Row, Sample, Table
+from dkn_engine.statistics.words import findings
 from dkn_engine.store.schema import to_parquet
 
 if TYPE_CHECKING:

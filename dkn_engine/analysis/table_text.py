@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from dkn_engine.report.table import COLUMNS, DASH, interval
+from dkn_engine.report.table import COLUMNS
 from dkn_engine.report.text import fit
-from dkn_engine.statistics.intervals import FEWEST
-from dkn_engine.statistics.table import ALPHA, MEDIANS, Comparison, Conditions, Row, Table
+from dkn_engine.statistics.table import MEDIANS, Conditions, Row, Table
+from dkn_engine.statistics.words import DASH, cell, findings, where, words
+
+__all__ = ["render", "words"]
 
 _CELL = 18  # of a mean with its interval
 _LABEL = 24
@@ -67,62 +68,3 @@ def _lines(rows: Sequence[Row], groups: Sequence[str], varied: Sequence[str]) ->
             yield label
             label = ""
         yield f"{label:<{_LABEL}}{text}"
-
-
-def cell(row: Row | Comparison) -> str:
-    """Mean (or median) and interval in a few characters; a dash where nothing is defined."""
-    return interval(row.shown, digits(row)) if math.isfinite(row.shown.mean) else DASH
-
-
-def digits(row: Row | Comparison) -> int:
-    """Digits behind the point: two for figures of the size of shares, fewer for large ones."""
-    size = abs(row.shown.mean)
-    if not math.isfinite(size) or size < 10:
-        return 2
-    return 1 if size < 100 else 0
-
-
-def words(name: str) -> str:
-    """A name of figures, groups or conditions for people."""
-    return name.replace("_", " ")
-
-
-def where(conditions: Conditions) -> str:
-    """The values of some conditions, in order."""
-    return ", ".join(words(value) for _, value in conditions)
-
-
-def findings(table: Table) -> list[str]:
-    """One sentence for each difference found, then how many were not, and how many were unclear."""
-    return [*(sentence(c) for c in table.comparisons if c.different), *counted(table)]
-
-
-def counted(table: Table) -> list[str]:
-    """In how many comparisons a difference was found, and how many had too few pairs to say."""
-    tested = [c for c in table.comparisons if math.isfinite(c.p_value)]
-    few = len(table.comparisons) - len(tested)
-    found = []
-    if tested:
-        same = sum(not c.different for c in tested)
-        outcome = f"no difference found in {same} of {len(tested)}" if same else "all differ"
-        found.append(
-            f"{len(tested)} paired comparisons, p-values corrected for their number (Holm, "
-            f"{ALPHA:g}): {outcome}."
-        )
-    if few:
-        found.append(
-            f"{few} comparison{'s have' if few > 1 else ' has'} too few pairs to say anything "
-            f"(fewer than {FEWEST})."
-        )
-    return found
-
-
-def sentence(c: Comparison) -> str:
-    """A comparison in words."""
-    under = where(c.conditions)
-    # "+0.30 [0.20, 0.40]": what is left out of the interval is how sure the sign is.
-    sign = "+" if c.mean > 0 else ""
-    return (
-        f"{words(c.figure)}{f' ({under})' if under else ''}: {words(c.group)} minus "
-        f"{words(c.against)} is {sign}{cell(c)}, p {c.p_corrected:.2g}, n {c.n}: {c.verdict}."
-    )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dkn_engine.files.plain_json import plain
 from dkn_engine.report.files import write_summary
 from dkn_engine.report.markdown import render_markdown
-from dkn_engine.report.records import fact_record, plain
+from dkn_engine.report.records import fact_record
 from dkn_engine.report.summary import (
     DropSummary,
     FamilySummary,

@@ -11,6 +11,7 @@ from dkn_engine.report.reading import sentences, versions_text
 from dkn_engine.report.rows import drop_rows
 from dkn_engine.report.summary import Summary
 from dkn_engine.report.text import clean
+from dkn_engine.statistics.words import interval, number
 from dkn_engine.types import FactResult
 
 MOST_ROWS = 1000  # of the table of facts
@@ -87,10 +88,10 @@ def _drops(summary: Summary) -> list[str]:
                 [
                     f"… {label}" if is_control else f"**{label}**",
                     n,
-                    table.interval(row.partial_drop),
-                    table.interval(row.full_drop),
-                    table.number(row.redundancy.median),
-                    table.number(row.excess.median),
+                    interval(row.partial_drop),
+                    interval(row.full_drop),
+                    number(row.redundancy.median),
+                    number(row.excess.median),
                 ]
             )
         )
@@ -103,7 +104,7 @@ def _relations(summary: Summary) -> list[str]:
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for row in summary.by_relation:
-        figures = [table.number(v) for v in (row.neurons, row.partial_drop, row.full_drop)]
+        figures = [number(v) for v in (row.neurons, row.partial_drop, row.full_drop)]
         counts = [row.n_facts, row.n_known, row.n_degenerate]
         lines.append(_line([escape(row.relation) or "(none)", *counts, *figures]))
     return lines
@@ -117,7 +118,7 @@ def _facts(results: Sequence[FactResult], limit: int | None, total: int) -> list
     ]
     for r in shown:
         label = f"{escape(r.prompt)} → {escape(r.answer)}" if r.prompt else ""
-        cells = [escape(r.fact_id), label, table.number(r.probability)]
+        cells = [escape(r.fact_id), label, number(r.probability)]
         if r.status == "ok":
             cells += [str(len(r.neurons)), str(len(r.components))]
             cells += [table.dkn_sizes(r, columns=40), table.drops(r)]

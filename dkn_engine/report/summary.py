@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dkn_engine.config import CONTROL_EXACT
+from dkn_engine.files.plain_json import plain
 from dkn_engine.report.columns import DROPS, STATUSES, Columns
-from dkn_engine.report.records import plain
 from dkn_engine.statistics.intervals import Estimate, bootstrap_mean, wilson_share
 from dkn_engine.types import CONTROLS, FactResult
 

@@ -11,14 +11,13 @@ from dkn_engine.report.rows import drop_rows
 from dkn_engine.report.summary import Summary
 from dkn_engine.report.text import clean, fit, shorten, width
 from dkn_engine.statistics.intervals import Estimate
+from dkn_engine.statistics.words import DASH, interval, number
 from dkn_engine.types import FactResult
 
 COLUMNS = 80
 STATUS_WORDS = {"ok": "known", "not_known": "not known", "skipped": "skipped", "error": "failed"}
 _FACT, _ANSWER, _REASON = 35, 14, 37
 _MOST_RELATIONS = 20
-DASH = "–"
-_INTERVAL = 20
 
 
 def render_report(
@@ -97,17 +96,6 @@ def drops(result: FactResult) -> str:
     return text if result.is_degenerate else f"({text})"
 
 
-def number(value: float) -> str:
-    """Two digits after the point where they fit in five characters; a dash if not finite."""
-    if not math.isfinite(value):
-        return DASH
-    if abs(value) >= 1000:
-        return f"{value:.0e}"
-    places = 2 if -1 < value < 10 else 1 if abs(value) < 10 else 0
-    # Adding 0.0 turns a rounded "-0.00" into "0.00".
-    return f"{round(value, places) + 0.0:.{places}f}"
-
-
 def render_summary(summary: Summary) -> str:
     """Headline shares, drops beside their controls, relations, and how to read them."""
     blocks = ["\n".join(headlines(summary))]
@@ -159,19 +147,6 @@ def _share(hits: int, share: Estimate) -> str:
         f"{hits:,} of {share.n:,} known facts, {share.mean:.0%} "
         f"(95% interval {share.ci_low:.0%} to {share.ci_high:.0%})"
     )
-
-
-def interval(estimate: Estimate, digits: int = 2) -> str:
-    """ "0.23 [0.12, 0.31]" in at most 20 characters; no interval where it is not known."""
-    if estimate.n == 0:
-        return DASH
-    figures = [v for v in (estimate.mean, estimate.ci_low, estimate.ci_high) if math.isfinite(v)]
-    for places in range(digits, -1, -1):
-        mean, *ends = (f"{round(v, places) + 0.0:.{places}f}" for v in figures)
-        text = f"{mean} [{', '.join(ends)}]" if ends else mean
-        if len(text) <= _INTERVAL:
-            return text
-    return f"{estimate.mean:.2g}"
 
 
 def _drop_lines(summary: Summary) -> Iterator[str]:

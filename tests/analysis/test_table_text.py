@@ -16,6 +16,7 @@ from dkn_engine.analysis.kept_tables import read_table, to_bytes, to_json
 from dkn_engine.errors import UserError
 from dkn_engine.report.text import width
 from dkn_engine.statistics import table_files as files
+from dkn_engine.statistics import words
 from dkn_engine.statistics.intervals import Estimate
 from dkn_engine.statistics.table import TREND, Row, Sample, Table, tabulate
 
@@ -58,8 +59,8 @@ def test_long_conditions_get_a_line_of_their_own() -> None:
 
 def test_a_figure_that_is_not_defined_is_a_dash() -> None:
     row = Row.of("x", "D", (), Estimate(math.nan, math.nan, math.nan, 3))
-    assert text.cell(row) == "–"
-    assert text.cell(Row.of("x", "D", (), Estimate(0.5, math.nan, math.nan, 3))) == "0.50"
+    assert words.cell(row) == "–"
+    assert words.cell(Row.of("x", "D", (), Estimate(0.5, math.nan, math.nan, 3))) == "0.50"
 
 
 def test_a_redundancy_is_shown_by_its_median_and_its_rank_correlation_as_it_is() -> None:
@@ -73,7 +74,7 @@ def test_a_redundancy_is_shown_by_its_median_and_its_rank_correlation_as_it_is()
 
 
 def test_what_was_found_and_what_was_not() -> None:
-    sentences = text.findings(table())
+    sentences = words.findings(table())
     assert sentences[0] == (
         "prob drop (clean, suppress): D minus Rnd is +0.54 [0.52, 0.55], p 0.039, n 8: higher."
     )
@@ -83,7 +84,7 @@ def test_what_was_found_and_what_was_not() -> None:
         "found in 1 of 5."
     )
     assert sentences[-1].startswith("1 comparison has too few pairs to say anything")
-    few = text.findings(table(n=3))
+    few = words.findings(table(n=3))
     assert few == ["6 comparisons have too few pairs to say anything (fewer than 6)."]
 
 
@@ -149,7 +150,7 @@ def test_a_table_as_json_has_its_findings_and_no_nan() -> None:
     row = Row.of("auroc", "D", (), Estimate(0.7, math.nan, 0.9, 4))
     shown = table(extra_rows=(row,))
     document = json.loads(to_json(shown))
-    assert document["findings"] == text.findings(shown)
+    assert document["findings"] == words.findings(shown)
     assert document["rows"][-1]["ci_low"] is None
     assert len(document["samples"]) == len(shown.samples)
 

@@ -26,9 +26,9 @@ from dkn_engine.report import (
 )
 from dkn_engine.report.files import read_summary
 from dkn_engine.report.reading import sentences
-from dkn_engine.report.table import interval
 from dkn_engine.report.text import clean, fit, shorten, width
 from dkn_engine.statistics.intervals import bootstrap_statistic
+from dkn_engine.statistics.words import interval
 from dkn_engine.store import RunDirectory
 from dkn_engine.types import Component, Drops, Fact, FactResult
 

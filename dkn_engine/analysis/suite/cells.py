@@ -20,7 +20,7 @@ from dkn_engine.analysis.suite.requests import RUN, Options, Refusal, Request
 from dkn_engine.config import Config
 from dkn_engine.errors import UserError
 from dkn_engine.files.atomic import write_files
-from dkn_engine.report.records import plain
+from dkn_engine.files.plain_json import plain
 from dkn_engine.run.build_info import versions
 from dkn_engine.statistics.table import Table
 from dkn_engine.store import read_manifest

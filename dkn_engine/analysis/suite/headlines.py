@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dkn_engine.analysis.table_text import words
 from dkn_engine.statistics.table import Row, Table
+from dkn_engine.statistics.words import words
 
 NONE = ""
 

@@ -9,8 +9,6 @@ from typing import Any
 from dkn_engine.analysis.suite.cells import Cell
 from dkn_engine.analysis.suite.headlines import HEADLINES, Headline
 from dkn_engine.analysis.suite.requests import RUN
-from dkn_engine.analysis.table_text import cell as shown
-from dkn_engine.analysis.table_text import counted, words
 from dkn_engine.report import figures
 from dkn_engine.report.html.markup import Markup, escape
 from dkn_engine.report.html.page import render_page
@@ -19,6 +17,8 @@ from dkn_engine.report.html.tables import render_table
 from dkn_engine.report.reading import DISPUTED
 from dkn_engine.statistics.intervals import wilson_share
 from dkn_engine.statistics.table import MEDIANS, Comparison, Row, Table
+from dkn_engine.statistics.words import cell as shown
+from dkn_engine.statistics.words import counted, words
 
 PAGE, FIGURES = "report.html", "figures"
 TITLE = "Analyses of degenerate knowledge neurons"

@@ -15,8 +15,8 @@ from dkn_engine.report import figures
 from dkn_engine.report.html.parts import Picture
 from dkn_engine.report.rows import drop_rows
 from dkn_engine.report.summary import Summary
-from dkn_engine.report.table import number
 from dkn_engine.report.text import clean, shorten
+from dkn_engine.statistics.words import number
 from dkn_engine.types import FactResult
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from dkn_engine.report.table import number
+from dkn_engine.statistics.words import number
 from dkn_engine.types import FactResult
 
 _MOST_OF_IT = 0.5  # of the clean probability

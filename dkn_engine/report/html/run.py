@@ -16,8 +16,9 @@ from dkn_engine.report.html.verdicts import verdict_sentences, verdict_table, ve
 from dkn_engine.report.reading import DEFINITIONS, DISPUTED, caveats, versions_text
 from dkn_engine.report.rows import drop_rows
 from dkn_engine.report.summary import Summary
-from dkn_engine.report.table import DASH, STATUS_WORDS, interval, number
+from dkn_engine.report.table import STATUS_WORDS
 from dkn_engine.statistics.intervals import FEWEST, Estimate
+from dkn_engine.statistics.words import DASH, interval, number
 from dkn_engine.types import FactResult
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import re
 
 from dkn_engine.report.html.markup import Markup, escape
 from dkn_engine.report.html.parts import HtmlTable
-from dkn_engine.report.table import DASH
+from dkn_engine.statistics.words import DASH
 
 _LONG = 40  # characters of a cell, from where its text is broken into lines
 _NUMBER = re.compile(r"[-+−<(]?\.?\d")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from dkn_engine.report.html.parts import HtmlTable
 from dkn_engine.report.rows import CONTROL_WORDS
-from dkn_engine.report.table import interval
 from dkn_engine.statistics.intervals import FEWEST, Estimate
+from dkn_engine.statistics.words import interval
 from dkn_engine.types import FactResult
 
 if TYPE_CHECKING:

@@ -13,9 +13,10 @@ from dkn_engine.analysis.experiments.clusterers.experiment import (
     Difference,
     MethodSummary,
 )
-from dkn_engine.report.records import plain
-from dkn_engine.report.table import COLUMNS, interval
+from dkn_engine.files.plain_json import plain
+from dkn_engine.report.table import COLUMNS
 from dkn_engine.statistics.intervals import FEWEST, Estimate
+from dkn_engine.statistics.words import interval
 
 ROW_COLUMNS = (
     "method",
