@@ -10,9 +10,9 @@ from dkn_engine.analysis.suite.cells import Cell
 from dkn_engine.analysis.suite.headlines import HEADLINES, Headline
 from dkn_engine.analysis.suite.requests import RUN
 from dkn_engine.report import figures
+from dkn_engine.report.content import HtmlTable, Picture, Section, Tile
 from dkn_engine.report.html.markup import Markup, escape
 from dkn_engine.report.html.page import render_page
-from dkn_engine.report.html.parts import HtmlTable, Picture, Section, Tile
 from dkn_engine.report.html.tables import render_table
 from dkn_engine.report.reading import DISPUTED
 from dkn_engine.statistics.intervals import wilson_share

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
+from dkn_engine.report.content import HtmlTable, Picture, Section, Tile
 from dkn_engine.report.html.files import FACT_FIGURES, NO_FIGURES, PAGE, write_page
 from dkn_engine.report.html.markup import Markup, escape
 from dkn_engine.report.html.page import render_page
-from dkn_engine.report.html.parts import HtmlTable, Picture, Section, Tile
-from dkn_engine.report.html.run import CARDS, render_run
 from dkn_engine.report.html.tables import render_table
+from dkn_engine.report.run import CARDS, render_run
 
 __all__ = [
     "CARDS",

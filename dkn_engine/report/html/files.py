@@ -10,10 +10,10 @@ from typing import Any
 from dkn_engine.errors import RunDirectoryError
 from dkn_engine.files.atomic import write_files
 from dkn_engine.files.local_paths import local_path
+from dkn_engine.report.content import Picture
+from dkn_engine.report.drawings import FOLDER, draw_fact, draw_run, facts_to_draw
 from dkn_engine.report.figures.style import HOW_TO_GET, available
-from dkn_engine.report.html.drawings import FOLDER, draw_fact, draw_run, facts_to_draw
-from dkn_engine.report.html.parts import Picture
-from dkn_engine.report.html.run import CARDS, render_run
+from dkn_engine.report.run import CARDS, render_run
 from dkn_engine.report.summary import Summary
 from dkn_engine.store import read_manifest
 from dkn_engine.types import FactResult

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 
+from dkn_engine.report.content import Section, Tile
 from dkn_engine.report.html.markup import Markup, escape
-from dkn_engine.report.html.parts import Section, Tile
 from dkn_engine.report.html.pictures import render_picture
 from dkn_engine.report.html.tables import render_table
 

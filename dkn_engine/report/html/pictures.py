@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
+from dkn_engine.report.content import Picture
 from dkn_engine.report.figures.files import renamed
 from dkn_engine.report.html.markup import Markup, escape
-from dkn_engine.report.html.parts import Picture
 
 _ROOT = re.compile(r"<svg\b([^>]*)>")
 _WIDTH = re.compile(r'\bwidth="([\d.]+)pt"')

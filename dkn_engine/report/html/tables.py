@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 
+from dkn_engine.report.content import HtmlTable
 from dkn_engine.report.html.markup import Markup, escape
-from dkn_engine.report.html.parts import HtmlTable
 from dkn_engine.statistics.words import DASH
 
 _LONG = 40  # characters of a cell, from where its text is broken into lines

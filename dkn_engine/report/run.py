@@ -8,15 +8,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dkn_engine.report.html.cards import KINDS, kind_of, render_card
+from dkn_engine.report.cards import KINDS, kind_of, render_card
+from dkn_engine.report.content import HtmlTable, Picture, Section, Tile
 from dkn_engine.report.html.markup import Markup, escape, join
 from dkn_engine.report.html.page import render_page
-from dkn_engine.report.html.parts import HtmlTable, Picture, Section, Tile
-from dkn_engine.report.html.verdicts import verdict_sentences, verdict_table, verdicts
 from dkn_engine.report.reading import DEFINITIONS, DISPUTED, caveats, versions_text
 from dkn_engine.report.rows import drop_rows
 from dkn_engine.report.summary import Summary
 from dkn_engine.report.table import STATUS_WORDS
+from dkn_engine.report.verdicts import verdict_sentences, verdict_table, verdicts
 from dkn_engine.statistics.intervals import FEWEST, Estimate
 from dkn_engine.statistics.words import DASH, interval, number
 from dkn_engine.types import FactResult

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dkn_engine.report.html.parts import HtmlTable
+from dkn_engine.report.content import HtmlTable
 from dkn_engine.report.rows import CONTROL_WORDS
 from dkn_engine.statistics.intervals import FEWEST, Estimate
 from dkn_engine.statistics.words import interval

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dkn_engine.report import figures
-from dkn_engine.report.html.parts import Picture
+from dkn_engine.report.content import Picture
 from dkn_engine.report.rows import drop_rows
 from dkn_engine.report.summary import Summary
 from dkn_engine.report.text import clean, shorten

@@ -9,10 +9,10 @@ import numpy as np
 
 from dkn_engine.config import CONTROL_EXACT, CONTROL_SAMPLES
 from dkn_engine.report.columns import own_drops
+from dkn_engine.report.content import HtmlTable, Picture
+from dkn_engine.report.family import about_family, component_name
 from dkn_engine.report.figures.subsets import has_drops, subset_drops
-from dkn_engine.report.html.family import about_family, component_name
 from dkn_engine.report.html.markup import Markup, escape, join
-from dkn_engine.report.html.parts import HtmlTable, Picture
 from dkn_engine.report.html.pictures import render_picture
 from dkn_engine.report.html.tables import cell_text, render_table
 from dkn_engine.report.rows import CONTROL_WORDS
