@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dkn_engine.store.directory import RunDirectory, require_same_config
 from dkn_engine.store.merging import merge
-from dkn_engine.store.places import RunPath, as_folder, place_of
+from dkn_engine.store.open_place import RunPath, as_folder, place_of
 from dkn_engine.store.reading import (
     Snapshot,
     count_done,

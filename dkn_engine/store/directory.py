@@ -14,7 +14,8 @@ from dkn_engine.files.atomic import TEMPORARY
 from dkn_engine.store import manifest as manifests
 from dkn_engine.store import tables
 from dkn_engine.store.chunks import DamagedChunk, chunk_of, file_name, is_whole, own_chunks
-from dkn_engine.store.places import Lock, Place, RunPath, place_of
+from dkn_engine.store.open_place import RunPath, place_of
+from dkn_engine.store.places import Lock, Place
 from dkn_engine.store.plan import WHOLE, Plan, Shard, plan_for
 from dkn_engine.store.reading import listed, read_window
 from dkn_engine.store.schema import TABLES

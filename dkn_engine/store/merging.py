@@ -9,7 +9,8 @@ from dkn_engine.errors import RunDirectoryError, UserError
 from dkn_engine.store import manifest as manifests
 from dkn_engine.store.chunks import file_name
 from dkn_engine.store.directory import RunDirectory
-from dkn_engine.store.places import Place, RunPath, place_of
+from dkn_engine.store.open_place import RunPath, place_of
+from dkn_engine.store.places import Place
 from dkn_engine.store.plan import Plan
 from dkn_engine.store.reading import done_chunks, read_positions
 from dkn_engine.store.schema import TABLES

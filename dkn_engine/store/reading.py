@@ -10,7 +10,8 @@ from dkn_engine.errors import RunDirectoryError
 from dkn_engine.store import manifest as manifests
 from dkn_engine.store import tables
 from dkn_engine.store.chunks import DamagedChunk, file_name, is_whole, own_chunks, read_chunk
-from dkn_engine.store.places import Place, RunPath, place_of
+from dkn_engine.store.open_place import RunPath, place_of
+from dkn_engine.store.places import Place
 from dkn_engine.store.plan import Plan
 from dkn_engine.types import FactResult
 

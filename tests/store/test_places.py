@@ -19,7 +19,7 @@ from dkn_engine.cli import main as cli
 from dkn_engine.errors import RunDirectoryError, UserError
 from dkn_engine.facts import write_facts
 from dkn_engine.models import load as models
-from dkn_engine.store import count_done, merge, place_of, places
+from dkn_engine.store import as_folder, count_done, merge, place_of
 from dkn_engine.store.places import LocalPlace
 from dkn_engine.store.plan import Shard
 from dkn_engine.store.remote import RemotePlace
@@ -244,7 +244,7 @@ def test_a_folder_for_what_can_write_nowhere_else(url: str) -> None:
     place = place_of(url)
     place.lock().release()
     place.write({"kept": b"1", "changed": b"1"})
-    with places.as_folder(url, "kept", "changed") as folder:
+    with as_folder(url, "kept", "changed") as folder:
         assert (folder / "kept").read_bytes() == b"1"
         (folder / "changed").write_bytes(b"2")
         (folder / "deep").mkdir()
