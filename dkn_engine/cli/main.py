@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dkn_engine.cli import analyze as grid_commands
-from dkn_engine.cli import commands
+from dkn_engine.cli import find as commands
 from dkn_engine.cli import compare_clusterers as analysis_commands
 from dkn_engine.cli import info as info_command
 from dkn_engine.cli.console import detach_broken_pipes

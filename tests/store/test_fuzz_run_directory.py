@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import dkn_engine as dkn
-from dkn_engine.cli import commands
+from dkn_engine.cli import find as commands
 from dkn_engine.cli import main as cli
 from dkn_engine.config import Config
 from dkn_engine.errors import RunDirectoryError

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dkn_engine.cli.commands import _overview
+from dkn_engine.cli.find import _overview
 from dkn_engine.config import Config
 from dkn_engine.facts.scan import FactFile
 from dkn_engine.models.fingerprint import Identity
