@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dkn_engine.cli.find import Threads, load_model, read_facts, tell_problems
 from dkn_engine.cli.console import Console, put
+from dkn_engine.cli.inputs import Threads, load_model, read_facts, tell_problems
 from dkn_engine.cli.settings import config_from_options
 from dkn_engine.config import Config
 from dkn_engine.errors import UserError

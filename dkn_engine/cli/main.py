@@ -10,10 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dkn_engine.cli import analyze as grid_commands
-from dkn_engine.cli import find as commands
-from dkn_engine.cli import compare_clusterers as analysis_commands
-from dkn_engine.cli import info as info_command
+from dkn_engine.cli import analyze, bench, compare_clusterers, find, info, merge, report
 from dkn_engine.cli.console import detach_broken_pipes
 from dkn_engine.cli.settings import PRESETS
 from dkn_engine.errors import DknError, UserError
@@ -141,23 +138,23 @@ def _parser() -> _Parser:
 
 
 def _add_find(subparsers: Any) -> None:
-    find = subparsers.add_parser(
+    parser = subparsers.add_parser(
         "find",
         formatter_class=_Help,
         help="find the DKNs of facts",
         description="Find the degenerate knowledge neurons of facts and write a run directory.",
         epilog=_FIND_EXAMPLES,
     )
-    find.set_defaults(command=commands.find)
-    _add_input(find)
-    find.add_argument(
+    parser.set_defaults(command=find.find)
+    _add_input(parser)
+    parser.add_argument(
         "--out",
         required=True,
         metavar="DIR",
         type=_run_path,
         help="run directory, new or to continue: a folder, or a URL that fsspec knows",
     )
-    find.add_argument(
+    parser.add_argument(
         "--relation",
         action="append",
         default=[],
@@ -165,18 +162,18 @@ def _add_find(subparsers: Any) -> None:
         metavar="R",
         help="use facts of this relation only; may be repeated",
     )
-    find.add_argument(
+    parser.add_argument(
         "--where",
         metavar="known>P",
         help="count facts as known above this probability only (or known>=P)",
     )
-    find.add_argument(
+    parser.add_argument(
         "--workers",
         type=_positive,
         metavar="N",
         help="compute in N processes of --threads threads, 1 if not given",
     )
-    find.add_argument(
+    parser.add_argument(
         "--ray",
         nargs="?",
         const="local",
@@ -184,18 +181,18 @@ def _add_find(subparsers: Any) -> None:
         help="compute on a Ray cluster (default: one on this machine), by a worker for each "
         "GPU or CPU, or by --workers of them",
     )
-    find.add_argument(
+    parser.add_argument(
         "--shard",
         default=WHOLE,
         type=_shard,
         metavar="I/N",
         help="compute part I of N (from 0), for 'merge' to put together",
     )
-    _add_output(find)
+    _add_output(parser)
 
 
 def _add_merge(subparsers: Any) -> None:
-    merge = subparsers.add_parser(
+    parser = subparsers.add_parser(
         "merge",
         formatter_class=_Help,
         help="put the run directories of shards together",
@@ -203,26 +200,26 @@ def _add_merge(subparsers: Any) -> None:
         "a run without shards.",
         epilog=_MERGE_EXAMPLES,
     )
-    merge.set_defaults(command=commands.merge)
-    merge.add_argument("out", metavar="OUT", type=_run_path, help="run directory to make")
-    merge.add_argument(
+    parser.set_defaults(command=merge.merge)
+    parser.add_argument("out", metavar="OUT", type=_run_path, help="run directory to make")
+    parser.add_argument(
         "directories",
         metavar="DIR",
         type=_run_path,
         nargs="+",
         help="run directories of all shards",
     )
-    _add_output(merge)
+    _add_output(parser)
 
 
 def _add_analyze(subparsers: Any) -> None:
-    analyze = subparsers.add_parser(
+    parser = subparsers.add_parser(
         "analyze",
         formatter_class=_Help,
         help="run the paper's analyses, one or all",
         description="Run the paper's analyses, one or all.",
     )
-    analyses = analyze.add_subparsers(title="analyses", metavar="ANALYSIS", required=True)
+    analyses = parser.add_subparsers(title="analyses", metavar="ANALYSIS", required=True)
     _add_all(analyses)
     for name, words in _ANALYSES.items():
         _add_single(analyses, name, words)
@@ -237,7 +234,7 @@ def _add_all(analyses: Any) -> None:
         description="Find DKNs and make every analysis for every model, file of facts and preset,\n"
         "with tables, figures and a page. What is there already is not made again.",
     )
-    every.set_defaults(command=grid_commands.every)
+    every.set_defaults(command=analyze.every)
     add = every.add_argument
     add("--models", required=True, nargs="+", metavar="M", help="'demo', hub ids or local paths")
     add("--facts", required=True, nargs="+", metavar="F", help="'demo' or files of facts")
@@ -269,7 +266,7 @@ def _add_single(analyses: Any, name: str, words: str) -> None:
         name, formatter_class=_Help, help=words, description=f"{words[0].upper()}{words[1:]}."
     )
     single.set_defaults(
-        command=grid_commands.single,
+        command=analyze.single,
         analysis=name.replace("-", "_"),
         new_facts=None,
         new_format=None,
@@ -315,7 +312,7 @@ def _add_clusterers(analyses: Any) -> None:
         description="Group the same neurons by NTC, DBSCAN, HDBSCAN, average linkage, k-means,\n"
         "AMIG pairs and at random, and put all through the same functional filter.",
     )
-    clusterers.set_defaults(command=analysis_commands.clusterers)
+    clusterers.set_defaults(command=compare_clusterers.clusterers)
     _add_input(clusterers)
     add = clusterers.add_argument
     add(
@@ -369,7 +366,7 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_report(subparsers: Any) -> None:
-    report = subparsers.add_parser(
+    parser = subparsers.add_parser(
         "report",
         formatter_class=_Help,
         help="print a run's results, rewrite its summary, write its page",
@@ -377,51 +374,55 @@ def _add_report(subparsers: Any) -> None:
         "summary.json, and write report.html, one page that needs no network, with its\n"
         "figures as SVG and PNG in figures/. Works while the run goes on.",
     )
-    report.set_defaults(command=commands.report)
-    report.add_argument("directory", metavar="DIR", type=_run_path, help="a run directory")
-    report.add_argument("--all", action="store_true", help="print every fact, not only the first")
-    report.add_argument(
+    parser.set_defaults(command=report.report)
+    parser.add_argument("directory", metavar="DIR", type=_run_path, help="a run directory")
+    parser.add_argument("--all", action="store_true", help="print every fact, not only the first")
+    parser.add_argument(
         "--cards",
         type=_positive,
         default=CARDS,
         metavar="N",
         help=f"give the first N facts a card in the page (default: {CARDS})",
     )
-    report.add_argument(
+    parser.add_argument(
         "--fact-figures",
         type=_natural,
         default=FACT_FIGURES,
         metavar="N",
         help=f"draw figures of N of them, those with a DKN first (default: {FACT_FIGURES})",
     )
-    _add_output(report)
+    _add_output(parser)
 
 
 def _add_bench(subparsers: Any) -> None:
-    bench = subparsers.add_parser(
+    parser = subparsers.add_parser(
         "bench",
         formatter_class=_Help,
         help="measure the engine beside its peers (from a source checkout)",
         description="Measure the engine beside its peers on the demo model, and print the table\n"
         "of targets. Takes some minutes; run it alone on the machine.",
     )
-    bench.set_defaults(command=commands.bench)
-    bench.add_argument("cases", nargs="*", metavar="CASE", help="what to measure (default: all)")
-    bench.add_argument("--list", action="store_true", help="name the cases")
-    bench.add_argument("--table", action="store_true", help="print the last table, measure nothing")
+    parser.set_defaults(command=bench.bench)
+    parser.add_argument("cases", nargs="*", metavar="CASE", help="what to measure (default: all)")
+    parser.add_argument("--list", action="store_true", help="name the cases")
+    parser.add_argument(
+        "--table", action="store_true", help="print the last table, measure nothing"
+    )
 
 
 def _add_info(subparsers: Any) -> None:
-    info = subparsers.add_parser(
+    parser = subparsers.add_parser(
         "info",
         formatter_class=_Help,
         help="say what is installed and which backends can run",
         description="Say what is installed, which backends can run, and what a run\n"
         "directory holds.",
     )
-    info.set_defaults(command=info_command.info)
-    info.add_argument("directory", metavar="DIR", type=_run_path, nargs="?", help="a run directory")
-    info.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(command=info.info)
+    parser.add_argument(
+        "directory", metavar="DIR", type=_run_path, nargs="?", help="a run directory"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:

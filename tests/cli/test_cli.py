@@ -17,6 +17,7 @@ import pytest
 
 import dkn_engine
 from dkn_engine import facts
+from dkn_engine.cli import bench
 from dkn_engine.cli import main as cli
 from dkn_engine.cli.console import Console, duration
 from dkn_engine.cli.settings import config_from_options
@@ -517,7 +518,7 @@ def test_report_without_matplotlib_says_how_to_get_figures(
     assert find(tmp_path, "--quiet") == 0
     code = (
         "import sys; sys.modules['matplotlib'] = None\n"
-        "from dkn_engine import cli; sys.exit(cli.main(sys.argv[1:]))"
+        "from dkn_engine.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, "report", str(tmp_path), "--quiet"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -661,9 +662,7 @@ def test_bench_names_its_cases_and_refuses_others(capfd: pytest.CaptureFixture[s
 def test_bench_without_sources_is_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(
-        cli.commands, "__file__", str(tmp_path / "dkn_engine" / "cli" / "commands.py")
-    )
+    monkeypatch.setattr(bench, "__file__", str(tmp_path / "dkn_engine" / "cli" / "bench.py"))
     assert cli.main(["bench"]) == 2
     assert "travel with the sources" in one_error_line(capsys)
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import dkn_engine as dkn
-from dkn_engine.cli import find as commands
 from dkn_engine.cli import main as cli
+from dkn_engine.cli import report
 from dkn_engine.config import Config
 from dkn_engine.errors import RunDirectoryError
 from dkn_engine.store import count_done
@@ -168,7 +168,7 @@ def test_a_run_on_damaged_files_ends_right_or_is_refused(
 def test_report_on_damaged_files_says_one_line(
     run: Path, tmp_path: Path, damage: Any, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(commands, "_write_page", lambda *_: None)
+    monkeypatch.setattr(report, "_write_page", lambda *_: None)
     path, codes = tmp_path / "run", Counter[int]()
     for _ in damages(run, path, damage, 12):
         code = cli.main(["report", str(path), "--quiet"])

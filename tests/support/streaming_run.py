@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dkn_engine.cli.find import _overview
+from dkn_engine.cli.results import read_overview
 from dkn_engine.config import Config
 from dkn_engine.facts.scan import FactFile
 from dkn_engine.models.fingerprint import Identity
@@ -48,7 +48,7 @@ def compute(tasks: Iterator[Task]) -> Iterator[tuple[int, Files]]:
 def main(file: str, out: str, limit: str) -> None:
     run = prepare(FactFile(file, limit=int(limit)), CONFIG)
     results = on_disk(run, Path(out), Identity("abc", "tiny"), words_tokenizer(), compute, None)
-    overview = _overview(results)
+    overview = read_overview(results)
     assert overview.summary.n_facts == run.plan.n_facts == int(limit)
     sys.stdout.write(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}\n")
 
