@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dkn_engine import analysis, compat, interchange, topology
-    from dkn_engine.attribution import attribute_facts as attribute
-    from dkn_engine.attribution import iter_attribute
+    from dkn_engine.attribution import attribute, iter_attribute
     from dkn_engine.config import (
         AttributionConfig,
         Config,
@@ -20,8 +19,7 @@ if TYPE_CHECKING:
         SelectionConfig,
         TopologyConfig,
     )
-    from dkn_engine.degeneracy import answer_probability
-    from dkn_engine.degeneracy import interventions as intervene
+    from dkn_engine.degeneracy import answer_probability, intervene
     from dkn_engine.errors import (
         BackendError,
         DknError,

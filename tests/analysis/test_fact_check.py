@@ -13,7 +13,7 @@ from dkn_engine.analysis.experiments.fact_check.detection import cross_fitted
 from dkn_engine.analysis.experiments.fact_check.experiment import fact_check
 from dkn_engine.analysis.experiments.fact_check.neuron_scores import deal
 from dkn_engine.analysis.experiments.fact_check.statements import make_statements
-from dkn_engine.attribution import attribute_facts as attribute
+from dkn_engine.attribution import attribute
 from dkn_engine.config import AttributionConfig, Config
 from dkn_engine.errors import UserError
 from dkn_engine.statistics.table import Table
