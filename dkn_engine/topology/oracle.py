@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +13,12 @@ from dkn_engine.topology.component_forest import ComponentForest
 from dkn_engine.topology.tree import MergeTree
 
 Floats = NDArray[np.float64]
+Weights = NDArray[np.floating[Any]]
 Parts = list[frozenset[int]]
 
 
 def distances(
-    neurons: NDArray[np.int32], w_out: Floats, w_in: Floats, max_span: int | None = None
+    neurons: NDArray[np.int32], w_out: Weights, w_in: Weights, max_span: int | None = None
 ) -> Floats:
     """Distances by enumerating every path with one located neuron a layer; see the package."""
     n = len(neurons)

@@ -161,7 +161,7 @@ def _save_tokenizer(reader: GGUFReader, folder: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     special = [t for t, kind in zip(tokens, kinds, strict=True) if kind != 1]
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
-    PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # untyped in transformers
+    PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=tokens[value(reader, "tokenizer.ggml.bos_token_id")],
         eos_token=tokens[value(reader, "tokenizer.ggml.eos_token_id")],

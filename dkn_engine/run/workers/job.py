@@ -69,7 +69,7 @@ class ChunkWorker:
         from dkn_engine.run.stages import Stages
 
         torch.set_num_threads(job.model.threads)
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # untyped in transformers
+        logging.disable_progress_bar()
         device = device_of(job.model.device, number, torch.cuda.device_count())
         self.model, self.tokenizer = load_model(job.model.name, device, job.model.dtype)
         self._stages = Stages(self.model, self.tokenizer, job.sample, job.config)
