@@ -217,7 +217,11 @@ def _prefix_attention(case: Case, dtype: torch.dtype) -> None:
     own = [_meta(c, case.kv_heads, case.rows, case.width, dtype=dtype) for _ in range(2)]
     prefix = [_meta(c, case.kv_heads, t, case.width, dtype=dtype) for _ in range(2)]
     visible = _meta(c, t, dtype=torch.bool)
-    out = prefix_attention.prefix_attention(query, *own, *prefix, visible, 0.1, case.softcap)
+    own_key, own_value = own
+    key, value = prefix
+    out = prefix_attention.prefix_attention(
+        query, own_key, own_value, key, value, visible, 0.1, case.softcap
+    )
     torch.autograd.grad(out, query, grad_outputs=torch.empty_like(out))
 
 

@@ -45,7 +45,8 @@ def test_ig_accumulate(benchmark: Benchmark, site: str, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", ["reference", "numba"])
 def test_path_activation(benchmark: Benchmark, backend: str) -> None:
-    given = (torch.rand(ROWS), *(torch.randn(ROWS, F) for _ in range(3)), torch.nn.SiLU())
+    start, end, up = (torch.randn(ROWS, F) for _ in range(3))
+    given = (torch.rand(ROWS), start, end, up, torch.nn.SiLU())
     expected = path_activation(*given, backend="reference")
     found = benchmark(path_activation, *given, backend=backend)
     assert float((found - expected).abs().max() / expected.abs().max()) < 1e-6

@@ -281,7 +281,7 @@ def stages(setting: Setting) -> Iterator[Row]:
             dkn.find_dkns(model, tokenizer, facts, out=out)
         clock.switch(STAGES[0])
         for name in names:
-            share = clock.seconds[name] / clock.seconds.total()
+            share = clock.seconds[name] / sum(clock.seconds.values())
             yield row(f"{len(facts)} facts, time", setting.training.name, f"share_{name}", [share])
 
 

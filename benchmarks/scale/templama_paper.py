@@ -56,7 +56,7 @@ class Counts(ByStage, TorchDispatchMode):
     """
 
     def __init__(self, head: torch.Tensor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flop: Counter[tuple[str, str]] = Counter()
         self.calls: Counter[str] = Counter()
         self._head = head.untyped_storage().data_ptr()

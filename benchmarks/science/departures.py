@@ -79,7 +79,7 @@ def configs() -> list[tuple[str, str, dkn.Config]]:
     return [*single, *together]
 
 
-def row(name: str, changes: str, results: Sequence[dkn.FactResult]) -> dict:
+def row(name: str, changes: str, results: Sequence[dkn.FactResult]) -> dict[str, Any]:
     """One run's line of the table."""
     s = summarize(results)
     known = [r for r in results if r.status == "ok"]

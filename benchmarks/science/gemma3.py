@@ -230,7 +230,7 @@ def _save_tokenizer(reader: GGUFReader, folder: Path) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", special_tokens=[(bos, vocabulary[bos])]
     )
-    PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # untyped in transformers
+    PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_max_length=value(reader, "gemma3.context_length"),
         **{f"{name}_token": token for name, token in names.items()},

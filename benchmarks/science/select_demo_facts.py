@@ -144,7 +144,8 @@ def main() -> None:
         passing = [k.passes for f, k in zip(facts, known, strict=True) if f.relation == relation]
         n_kept = sum(f.relation == relation for f in kept)
         rows.append((str(relation), len(passing), sum(passing), n_kept))
-    rows.append(("all", *(sum(row[i] for row in rows) for i in (1, 2, 3))))
+    _, n_facts, n_passing, n_chosen = zip(*rows, strict=True)
+    rows.append(("all", sum(n_facts), sum(n_passing), sum(n_chosen)))
     with _RESULTS.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("relation", "candidates", "passing", "kept"))

@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ class _Counter(TorchDispatchMode):
     """Counts what torch's registry knows of: products of matrices and attention."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flop = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -80,7 +81,7 @@ def gflop(work: Callable[[], object]) -> float:
     """10^9 floating-point operations in products of matrices."""
     with _Counter() as counter:
         work()
-    return counter.flop / 1e9
+    return float(counter.flop / 1e9)
 
 
 def equal_points() -> Iterator[Row]:
@@ -112,7 +113,7 @@ def equal_points() -> Iterator[Row]:
     for provider, run in providers.items():
         for one in ours:
             one.turn()
-        times = timed(lambda run=run: run(case, N_STEPS), 1, warm=False)
+        times = timed(partial(run, case, N_STEPS), 1, warm=False)
         yield row(name, provider, "seconds_per_fact", times)
     for one in ours:
         one.turn()
@@ -128,7 +129,8 @@ def inclusive(case: peers.Case, n_steps: int) -> np.ndarray:
         ).scores[0]
         for rule, n in (("riemann_left", n_steps - 1), ("riemann_right", 1))
     )
-    return ((n_steps - 1) * left + last) / n_steps
+    total: np.ndarray = (n_steps - 1) * left + last
+    return total / n_steps
 
 
 class Ours:
@@ -179,7 +181,7 @@ def accuracy() -> Iterator[Row]:
         "gauss_legendre 8": {"quadrature": "gauss_legendre", "n_steps": 8},
     }
     for baseline in ("masked", "zero"):
-        dense = AttributionConfig(baseline=baseline, tolerance=2e-5, max_points=2048)  # type: ignore[arg-type]
+        dense = AttributionConfig(baseline=baseline, tolerance=2e-5, max_points=2048)
         truth = dkn.attribute(model, tokenizer, facts, dense).scores.astype(np.float64)
         for name, options in configs.items():
             config = AttributionConfig(baseline=baseline, **options)
@@ -213,7 +215,7 @@ def subsets() -> Iterator[Row]:
     # In float64 and on a part of the model, as in ``equal_points``.
     small = cut(case, 4)
     small.model.double()
-    few = subset_edits([s % [4, width] for s in sets], np.arange(256))
+    few = subset_edits([s % np.array([4, width], dtype=np.int32) for s in sets], np.arange(256))
     require_equal("256 forwards", one_by_one(small, few), ours(small, few), 1e-9)
     times = timed(lambda: one_by_one(case, edits), 1, warm=False)
     yield row("subsets_2^8_T12", "256 forwards", "seconds_per_fact", times)
@@ -245,17 +247,17 @@ def scaling() -> Iterator[Row]:
         found = len(case.sequence.ids)
         if found != length:
             raise SystemExit(f"the prompt for T = {length} has {found} tokens")
-        times = timed(lambda case=case: engine(case, ADAPTIVE, FACTS_AT_ONCE), 3)
+        times = timed(partial(engine, case, ADAPTIVE, FACTS_AT_ONCE), 3)
         per_fact = [t / FACTS_AT_ONCE for t in times]
         yield row(f"prompt length {length}", "dkn_engine", "seconds_per_fact", per_fact)
     case = build_case()
     for copies in (1, 2, 4, 8, 16):
-        times = timed(lambda copies=copies: engine(case, ADAPTIVE, copies), 3)
+        times = timed(partial(engine, case, ADAPTIVE, copies), 3)
         per_fact = [t / copies for t in times]
         yield row(f"facts at once {copies}", "dkn_engine", "seconds_per_fact", per_fact)
     for n_layers in (8, 15, 30):
         short = cut(case, n_layers)
-        times = timed(lambda short=short: engine(short, ADAPTIVE, FACTS_AT_ONCE), 3)
+        times = timed(partial(engine, short, ADAPTIVE, FACTS_AT_ONCE), 3)
         per_fact = [t / FACTS_AT_ONCE for t in times]
         yield row(f"layers {n_layers}", "dkn_engine", "seconds_per_fact", per_fact)
 

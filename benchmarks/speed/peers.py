@@ -193,7 +193,8 @@ def probability(case: Case, layer: int, points: Tensor) -> Tensor:
     with patched(case, layer, points):
         ids = case.ids.repeat(len(points), 1)
         logits = case.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits
-    return logits[:, -1].softmax(-1)[:, case.target]
+    gold: Tensor = logits[:, -1].softmax(-1)[:, case.target]
+    return gold
 
 
 @contextlib.contextmanager

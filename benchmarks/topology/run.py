@@ -62,7 +62,7 @@ print(json.dumps({"version": version(name), "times": times, "deaths": deaths}))
 """
 
 
-def layer_graph(n: int, n_layers: int, seed: int) -> tuple[np.ndarray, ...]:
+def layer_graph(n: int, n_layers: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Random neurons spread evenly over the layers, normal float32 weights."""
     random = np.random.default_rng(seed)
     neurons = np.stack([np.arange(n) % n_layers, np.arange(n)], axis=1).astype(np.int32)
@@ -142,8 +142,8 @@ def batches(count: int, threads: int) -> Iterator[Row]:
             case, f"dkn_engine, {n_threads} threads", work, 5 if count > 1000 else REPEATS
         )
     if count <= 1000:
-        work = partial(topology.analyze_graphs, graphs)
-        yield measure(f"{case}, with components", "dkn_engine, 1 threads", work)
+        with_components = partial(topology.analyze_graphs, graphs)
+        yield measure(f"{case}, with components", "dkn_engine, 1 threads", with_components)
 
 
 def whole_model(threads: int) -> Iterator[Row]:
@@ -176,7 +176,7 @@ def _whole_model(threads: int) -> list[tuple[str, str, list[float]]]:
         seconds.append(time.perf_counter() - start)
     peak = _peak_mib()
     assert found is not None
-    rows = [
+    rows: list[tuple[str, str, list[float]]] = [
         ("dkn_engine, 1 threads", "seconds", seconds),
         ("dkn_engine", "passes", [found.n_passes]),
         ("dkn_engine", "GFLOP", [2e-9 * found.n_dots * model.config.hidden_size]),
