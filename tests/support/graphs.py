@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,12 @@ class LayerGraph(NamedTuple):
 
     def permuted(self, order: NDArray[np.int64]) -> LayerGraph:
         return LayerGraph(self.neurons[order], self.w_out[order], self.w_in[order])
+
+
+class MakeGraph(Protocol):
+    """What ``normal_graph`` and ``tied_graph`` have in common."""
+
+    def __call__(self, n: int, n_layers: int, *, seed: int = 0) -> LayerGraph: ...
 
 
 def normal_graph(
@@ -41,7 +47,7 @@ def tied_distances(n: int, seed: int = 0) -> NDArray[np.float64]:
     """A symmetric matrix of a few lengths, a quarter of them infinite."""
     random = np.random.default_rng(seed)
     values = random.choice([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, np.inf, np.inf], (n, n))
-    upper = np.triu(values, k=1)
+    upper: NDArray[np.float64] = np.triu(values, k=1)
     return upper + upper.T
 
 

@@ -93,7 +93,7 @@ def count_steps(at: int) -> Callable[[], int]:
     return lambda: steps
 
 
-def in_child(work: Callable[[], None], kill_after: float | None = None) -> bool:
+def in_child(work: Callable[[], object], kill_after: float | None = None) -> bool:
     """Whether a forked child was killed; it may also get through, but not fail."""
     child = os.fork()
     if child == 0:
@@ -133,7 +133,7 @@ def main(folder: str, wanted: str) -> None:
     # A child's own time: its first writes to shared memory make it slower than this process, and
     # kills that come before the first chunk lead nowhere.
     start = time.monotonic()
-    assert not in_child(lambda: run(out) and None)
+    assert not in_child(lambda: run(out))
     seconds = time.monotonic() - start
     check(out, whole)
     # Killing at a step that never comes tells how many there are.
@@ -159,7 +159,7 @@ def main(folder: str, wanted: str) -> None:
         check(out, whole)
         finished += 1
     while kills < int(wanted):  # Any time, also in the middle of computing.
-        while in_child(lambda: run(out) and None, rng.uniform(0, 0.7 * seconds)):
+        while in_child(lambda: run(out), rng.uniform(0, 0.7 * seconds)):
             kills += 1
         check(out, whole)
         finished += 1

@@ -182,7 +182,7 @@ def distance(name: str, model: Any, neurons: list[Neuron], a: Neuron, b: Neuron)
     if span == 2:  # two neurons of the one layer between, the one with the higher score first
         ways = list(itertools.combinations(between[0], 2))
     elif span == 3:  # one in each
-        ways = list(itertools.product(*between))
+        ways = [(p, q) for p in between[0] for q in between[1]]
     else:
         return UNREACHABLE
     lengths = [

@@ -56,7 +56,7 @@ def _family(name: str, act: str = "act_fn", **more: Any) -> Family:
     return Family(f"{name}ForCausalLM", f"{name}Config", options, f"{layer}down_proj", layer + act)
 
 
-_GEMMA = {"query_pre_attn_scalar": 6, "sliding_window": 64}
+_GEMMA: dict[str, Any] = {"query_pre_attn_scalar": 6, "sliding_window": 64}
 _GPT = {"vocab_size": VOCABULARY, "n_embd": 24, "n_layer": N_LAYERS, "n_head": 4, "n_inner": WIDTH}
 _GPT |= {"n_positions": 64, "bos_token_id": 1, "eos_token_id": 2}
 
@@ -160,7 +160,7 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
-_LINEAR = {"layer_types": ["linear_attention", "full_attention", "full_attention"]}
+_LINEAR: dict[str, Any] = {"layer_types": ["linear_attention", "full_attention", "full_attention"]}
 _LINEAR |= {"linear_num_value_heads": 4, "linear_num_key_heads": 2}
 _LINEAR |= {"linear_key_head_dim": 6, "linear_value_head_dim": 6}
 
@@ -227,7 +227,7 @@ def redraw(model: nn.Module, seed: int = 0) -> None:
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=random)
             if parameter.ndim < 2:
-                parameter += 0.1 * noise
+                parameter.add_(0.1 * noise)
             else:
                 parameter.copy_(noise * 2 / parameter.shape[-1] ** 0.5)
 
@@ -240,7 +240,7 @@ def act_of(name: str, model: nn.Module, layer: int) -> nn.Module:
     return model.get_submodule(FAMILIES[name].act.format(layer))
 
 
-def norm_of(name: str, model: Any, layer: int) -> nn.Module | None:
+def norm_of(name: str, model: Any, layer: int) -> Any:
     """The norm in front of the layer's MLP, if there is one."""
     path = NORMS[name]
     return None if path is None else model.get_submodule(path.format(layer))
