@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from dkn_engine.config import TopologyConfig
 from dkn_engine.topology import ComponentForest, released
 from dkn_engine.topology import candidate_components as selection
 from dkn_engine.topology import oracle as reference
-from tests.support.graphs import normal_graph, tied_distances, tied_graph
+from tests.support.graphs import MakeGraph, normal_graph, tied_distances, tied_graph
 
 
 def forest(*nodes: tuple[float, float, int]) -> ComponentForest:
@@ -38,7 +39,7 @@ NESTED = forest((1, 4, 2), (3, 4, 2), (4, 6, 4), (5, 6, 4), (6, 9, -1))
 ALL = np.ones(5, dtype=bool)
 
 
-def config(**changes) -> TopologyConfig:
+def config(**changes: Any) -> TopologyConfig:
     return TopologyConfig(**{"end": "largest_merge", "end_value": None} | changes)
 
 
@@ -57,17 +58,17 @@ def config(**changes) -> TopologyConfig:
         ("persistence", [], []),
     ],
 )
-def test_selected_family_on_a_small_forest(method, marked, expected):
+def test_selected_family_on_a_small_forest(method: Any, marked: list[int], expected: Any) -> None:
     eligible = np.isin(np.arange(5), marked)
     assert selection.select(NESTED, eligible, method) == expected
 
 
-def test_of_equal_totals_the_larger_component_is_taken():
+def test_of_equal_totals_the_larger_component_is_taken() -> None:
     tied = forest((1, 2, 2), (1, 2, 2), (2, 4, -1))
     assert selection.select(tied, np.ones(3, dtype=bool), "persistence") == [2]
 
 
-def test_the_log_scale_weighs_a_life_by_its_ratio():
+def test_the_log_scale_weighs_a_life_by_its_ratio() -> None:
     # Linear: 3 + 3 < 10. Log: 2 log(4 / 1) > log(14 / 4).
     tree = forest((1, 4, 2), (1, 4, 2), (4, 14, -1))
     everything = np.ones(3, dtype=bool)
@@ -75,14 +76,16 @@ def test_the_log_scale_weighs_a_life_by_its_ratio():
     assert selection.select(tree, everything, "persistence", "log") == [0, 1]
 
 
-def test_the_log_scale_prefers_births_at_zero():
+def test_the_log_scale_prefers_births_at_zero() -> None:
     tree = forest((0, 1, 2), (0, 1, 2), (1, 1e9, -1))
     assert selection.select(tree, np.ones(3, dtype=bool), "persistence", "log") == [0, 1]
 
 
 @pytest.mark.parametrize("min_size", [1, 2, 3])
 @pytest.mark.parametrize("seed", range(4))
-def test_the_persistence_family_has_the_greatest_total_of_all_families(min_size, seed):
+def test_the_persistence_family_has_the_greatest_total_of_all_families(
+    min_size: int, seed: int
+) -> None:
     distances = tied_distances(10, seed)
     found = topology.components(
         topology.h0_persistence(distances), min_component_size=min_size, end=6.0
@@ -97,7 +100,9 @@ def test_the_persistence_family_has_the_greatest_total_of_all_families(min_size,
 
 @pytest.mark.parametrize("method", ["persistence", "leaf", "root"])
 @pytest.mark.parametrize("make", [normal_graph, tied_graph])
-def test_candidates_are_disjoint_sorted_and_cut_to_the_most_persistent(method, make):
+def test_candidates_are_disjoint_sorted_and_cut_to_the_most_persistent(
+    method: str, make: MakeGraph
+) -> None:
     graph = make(60, 6)
     options = {"select": method, "end": "quantile", "end_value": 0.1}
     found = topology.find_candidates(*graph, config(**options, max_candidates=100))
@@ -114,7 +119,7 @@ def test_candidates_are_disjoint_sorted_and_cut_to_the_most_persistent(method, m
 
 
 @pytest.mark.parametrize("make", [normal_graph, tied_graph])
-def test_candidates_do_not_depend_on_the_order_of_the_neurons(make):
+def test_candidates_do_not_depend_on_the_order_of_the_neurons(make: MakeGraph) -> None:
     graph = make(50, 5)
     order = np.random.default_rng(4).permutation(50)
     options = config(end="quantile", end_value=0.3)
@@ -134,14 +139,14 @@ def test_candidates_do_not_depend_on_the_order_of_the_neurons(make):
         ({"end": "quantile", "end_value": 1.0}, 9.0),
     ],
 )
-def test_end_of_the_filtration(options, expected):
+def test_end_of_the_filtration(options: dict[str, Any], expected: Any) -> None:
     tree = topology.h0_persistence([[0, 7.0], [7.0, 0]])
     adjacent = [1.0, 3.0, 5.0, 7.0, 9.0, np.inf]
     assert selection.filtration_end(tree, adjacent, config(**options)) == expected
 
 
 @pytest.mark.parametrize("end", ["largest_merge", "quantile"])
-def test_without_edges_nothing_ends_and_nothing_is_found(end):
+def test_without_edges_nothing_ends_and_nothing_is_found(end: Any) -> None:
     value = None if end == "largest_merge" else 0.5
     options = config(end=end, end_value=value)
     for n in (0, 1, 2):
@@ -150,14 +155,14 @@ def test_without_edges_nothing_ends_and_nothing_is_found(end):
 
 
 @pytest.mark.parametrize(("allow_root", "expected"), [(True, 1), (False, 0)])
-def test_a_lone_root_is_a_candidate_only_if_allowed(allow_root, expected):
+def test_a_lone_root_is_a_candidate_only_if_allowed(allow_root: bool, expected: Any) -> None:
     tree = topology.h0_persistence([[0, 1.0], [1.0, 0]])
     options = config(end="radius", end_value=2.0, allow_root=allow_root)
     found = topology.candidates([[0, 0], [1, 0]], tree, [1.0], options)
     assert len(found) == expected
 
 
-def test_two_roots_are_candidates_without_being_allowed():
+def test_two_roots_are_candidates_without_being_allowed() -> None:
     distances = np.full((4, 4), np.inf)
     distances[0, 1] = distances[1, 0] = 1
     distances[2, 3] = distances[3, 2] = 3
@@ -169,12 +174,12 @@ def test_two_roots_are_candidates_without_being_allowed():
     assert [(c.birth, c.death, c.persistence) for c in found] == [(1, 4, 3), (3, 4, 1)]
 
 
-def test_persistence_must_be_strictly_above_the_threshold():
+def test_persistence_must_be_strictly_above_the_threshold() -> None:
     eligible = selection.eligible(NESTED, config(min_persistence=2.0))
     assert eligible.tolist() == [True, False, False, False, True]
 
 
-def test_the_quantile_threshold_leaves_out_roots_that_are_not_allowed():
+def test_the_quantile_threshold_leaves_out_roots_that_are_not_allowed() -> None:
     # Persistences 3, 1, 2, 1 and the root's 3.
     options = {"min_persistence": 0.5, "min_persistence_kind": "quantile"}
     without = selection.eligible(NESTED, config(**options, allow_root=False))
@@ -183,7 +188,7 @@ def test_the_quantile_threshold_leaves_out_roots_that_are_not_allowed():
     assert allowed.tolist() == [True, False, False, False, True]  # Median 2.
 
 
-def test_ties_go_to_the_earlier_birth_then_the_larger_then_the_lower_layer():
+def test_ties_go_to_the_earlier_birth_then_the_larger_then_the_lower_layer() -> None:
     distances = np.full((9, 9), np.inf)
     for i, j in [(0, 1), (2, 3), (4, 5), (5, 6)]:
         distances[i, j] = distances[j, i] = 1
@@ -194,19 +199,19 @@ def test_ties_go_to_the_earlier_birth_then_the_larger_then_the_lower_layer():
     assert [c.neurons[0].tolist() for c in found] == [[0, 0], [5, 0], [2, 0], [8, 0]]
 
 
-def test_another_number_of_neurons_than_points_is_refused():
+def test_another_number_of_neurons_than_points_is_refused() -> None:
     tree = topology.h0_persistence([[0, 1.0], [1.0, 0]])
     with pytest.raises(ValueError, match=r"neurons must be \[2, 2\].* got 1 rows"):
         topology.candidates([[0, 0]], tree, [], config())
 
 
-def test_a_quantile_above_one_is_refused():
+def test_a_quantile_above_one_is_refused() -> None:
     options = config(min_persistence=1.5, min_persistence_kind="quantile")
     with pytest.raises(ValueError, match=r"min_persistence must be a quantile .* got 1.5"):
         selection.eligible(NESTED, options)
 
 
-def test_released_spans_reach_the_merge_tree():
+def test_released_spans_reach_the_merge_tree() -> None:
     graph = normal_graph(n=30, n_layers=5)
     found = topology.find_candidates(*graph, config(spans="released", max_span=3))
     matrix = released.enumerated_distances(*graph, max_span=3)
@@ -215,7 +220,7 @@ def test_released_spans_reach_the_merge_tree():
     assert [c.neurons.tolist() for c in found] == [c.neurons.tolist() for c in expected]
 
 
-def test_topology_works_without_torch():
+def test_topology_works_without_torch() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "import importlib.util, types\n"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from dkn_engine import topology
 from dkn_engine.topology import ComponentForest, MergeTree
 from dkn_engine.topology import oracle as reference
-from tests.support.graphs import normal_graph, tied_distances, tied_graph
+from tests.support.graphs import MakeGraph, normal_graph, tied_distances, tied_graph
 
 INF = np.inf
 
@@ -37,7 +38,7 @@ def line(*gaps: float) -> MergeTree:
 @pytest.mark.parametrize("condense", [True, False], ids=["condensed", "raw"])
 @pytest.mark.parametrize("end", [0.0, 1.0, 3.5, INF])
 @pytest.mark.parametrize("seed", range(3))
-def test_components_equal_the_reference(min_size, condense, end, seed):
+def test_components_equal_the_reference(min_size: int, condense: bool, end: Any, seed: int) -> None:
     distances = tied_distances(14, seed)
     tree = topology.h0_persistence(distances)
     found = topology.components(tree, min_component_size=min_size, condense=condense, end=end)
@@ -46,7 +47,7 @@ def test_components_equal_the_reference(min_size, condense, end, seed):
 
 
 @pytest.mark.parametrize("min_size", [1, 2, 4])
-def test_components_of_a_layer_graph_equal_the_reference(min_size):
+def test_components_of_a_layer_graph_equal_the_reference(min_size: int) -> None:
     graph = normal_graph(n=30, n_layers=4)
     tree = topology.merge_tree(*graph)
     end = float(np.quantile(tree.heights, 0.8))
@@ -56,7 +57,7 @@ def test_components_of_a_layer_graph_equal_the_reference(min_size):
     )
 
 
-def test_a_pair_is_born_a_single_point_continues_it_and_a_pair_ends_it():
+def test_a_pair_is_born_a_single_point_continues_it_and_a_pair_ends_it() -> None:
     # 0-1 at 1, 2 joins at 2, 3-4 at 3, all together at 4.
     tree = line(1, 2, 4, 3)
     forest = topology.components(tree)
@@ -66,7 +67,7 @@ def test_a_pair_is_born_a_single_point_continues_it_and_a_pair_ends_it():
     assert forest.labels.tolist() == [0, 0, 0, 1, 1]
 
 
-def test_raw_branches_start_at_every_merge():
+def test_raw_branches_start_at_every_merge() -> None:
     forest = topology.components(line(1, 2, 4, 3), condense=False)
     assert lives(forest) == [
         (1, 2, 2, [0, 1]),
@@ -76,12 +77,12 @@ def test_raw_branches_start_at_every_merge():
     ]
 
 
-def test_two_parts_that_are_too_small_start_a_component_together():
+def test_two_parts_that_are_too_small_start_a_component_together() -> None:
     forest = topology.components(line(1, 3, 2), min_component_size=3)
     assert lives(forest) == [(3, 3, 4, [0, 1, 2, 3])]
 
 
-def test_single_points_are_components_with_a_minimum_of_one():
+def test_single_points_are_components_with_a_minimum_of_one() -> None:
     forest = topology.components(line(1, 2), min_component_size=1)
     assert lives(forest) == [
         (0, 1, 1, [0]),
@@ -92,28 +93,28 @@ def test_single_points_are_components_with_a_minimum_of_one():
     ]
 
 
-def test_merges_above_the_end_never_happen():
+def test_merges_above_the_end_never_happen() -> None:
     forest = topology.components(line(1, 5, 2), end=3)
     assert lives(forest) == [(1, 3, 2, [0, 1]), (2, 3, 2, [2, 3])]
     assert forest.is_root.all()
 
 
-def test_a_merge_at_the_end_still_happens():
+def test_a_merge_at_the_end_still_happens() -> None:
     assert lives(topology.components(line(1, 3, 2), end=3))[-1] == (3, 3, 4, [0, 1, 2, 3])
 
 
-def test_the_end_defaults_to_the_largest_merge_of_the_forest():
+def test_the_end_defaults_to_the_largest_merge_of_the_forest() -> None:
     forest = topology.components(line(1, INF, 4))
     assert lives(forest) == [(1, 4, 2, [0, 1]), (4, 4, 2, [2, 3])]
 
 
-def test_points_that_never_join_belong_to_no_component():
+def test_points_that_never_join_belong_to_no_component() -> None:
     forest = topology.components(line(INF, 1))
     assert forest.labels.tolist() == [-1, 0, 0]
     assert forest.members(0).tolist() == [1, 2]
 
 
-def test_merges_of_one_height_are_one_merge():
+def test_merges_of_one_height_are_one_merge() -> None:
     # 0-1 and 3-4 are pairs; 2 joins both at the height at which they meet.
     forest = topology.components(line(1, 2, 2, 1))
     assert lives(forest) == [(1, 2, 2, [0, 1]), (1, 2, 2, [3, 4]), (2, 2, 5, [0, 1, 2, 3, 4])]
@@ -121,7 +122,9 @@ def test_merges_of_one_height_are_one_merge():
 
 @pytest.mark.parametrize("make", [normal_graph, tied_graph])
 @pytest.mark.parametrize("condense", [True, False])
-def test_components_do_not_depend_on_the_order_of_the_neurons(make, condense):
+def test_components_do_not_depend_on_the_order_of_the_neurons(
+    make: MakeGraph, condense: bool
+) -> None:
     graph = make(40, 5)
     order = np.random.default_rng(3).permutation(40)
     inverse = np.argsort(order)
@@ -132,7 +135,7 @@ def test_components_do_not_depend_on_the_order_of_the_neurons(make, condense):
 
 
 @pytest.mark.parametrize("n", [0, 1, 2])
-def test_points_without_merges_have_no_components(n):
+def test_points_without_merges_have_no_components(n: int) -> None:
     forest = topology.components(topology.h0_persistence(np.full((n, n), INF)))
     assert len(forest.births) == 0
     assert forest.labels.tolist() == [-1] * n
@@ -150,7 +153,7 @@ def test_points_without_merges_have_no_components(n):
         ({"n": 2}, r"n must be from 3 to 2\*\*30; got 2"),
     ],
 )
-def test_what_is_not_a_merge_tree_is_refused(change, message):
+def test_what_is_not_a_merge_tree_is_refused(change: Any, message: str) -> None:
     tree = topology.h0_persistence([[0, 1, 2], [1, 0, 2], [2, 2, 0]])
     with pytest.raises(ValueError, match=message):
         topology.components(dataclasses.replace(tree, **change))
@@ -164,11 +167,11 @@ def test_what_is_not_a_merge_tree_is_refused(change, message):
         ({"end": np.nan}, "end must be 0 or more; got nan"),
     ],
 )
-def test_wrong_options_are_named(options, message):
+def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         topology.components(line(1), **options)
 
 
-def test_a_linkage_matrix_is_not_taken_for_a_tree():
+def test_a_linkage_matrix_is_not_taken_for_a_tree() -> None:
     with pytest.raises(TypeError, match="tree must be a MergeTree; got ndarray"):
-        topology.components(np.zeros((1, 4)))
+        topology.components(np.zeros((1, 4)))  # type: ignore[arg-type]

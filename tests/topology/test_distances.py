@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ from tests.support.graphs import LayerGraph, normal_graph, tied_graph
 @pytest.mark.parametrize("max_span", [None, 1, 2, 3, 9])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("seed", range(4))
-def test_distances_equal_path_enumeration(max_span, dtype, seed):
+def test_distances_equal_path_enumeration(max_span: int | None, dtype: type, seed: int) -> None:
     graph = normal_graph(n=11, n_layers=5, dtype=dtype, seed=seed)
     found = topology.distances(*graph, max_span=max_span)
     assert found.dtype == np.float64
@@ -19,14 +21,14 @@ def test_distances_equal_path_enumeration(max_span, dtype, seed):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_zero_weights_are_infinite_and_not_passed_through(seed):
+def test_zero_weights_are_infinite_and_not_passed_through(seed: int) -> None:
     graph = tied_graph(n=9, n_layers=4, seed=seed)
     found = topology.distances(*graph)
     assert np.isinf(found).any()
     np.testing.assert_array_equal(found, reference.distances(*graph))
 
 
-def test_weights_run_from_the_lower_layer_up_whatever_the_order_given():
+def test_weights_run_from_the_lower_layer_up_whatever_the_order_given() -> None:
     graph = LayerGraph(
         np.array([[3, 0], [2, 7]]), np.array([[1.0], [4.0]]), np.array([[0.5], [1.0]])
     )
@@ -34,7 +36,7 @@ def test_weights_run_from_the_lower_layer_up_whatever_the_order_given():
     assert topology.adjacent_distances(*graph).tolist() == [0.5]
 
 
-def test_a_missing_layer_and_the_same_layer_are_infinite():
+def test_a_missing_layer_and_the_same_layer_are_infinite() -> None:
     graph = LayerGraph(np.array([[0, 0], [0, 1], [2, 0]]), np.ones((3, 1)), np.ones((3, 1)))
     off_diagonal = topology.distances(*graph)[np.triu_indices(3, k=1)]
     assert np.isinf(off_diagonal).all()
@@ -43,7 +45,7 @@ def test_a_missing_layer_and_the_same_layer_are_infinite():
 
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 4, 5, 8, 9, 33])
 @pytest.mark.parametrize("d", [1, 4, 7, 64])
-def test_dots_are_within_rounding_of_numpy_for_sizes_around_the_tile(n, d):
+def test_dots_are_within_rounding_of_numpy_for_sizes_around_the_tile(n: int, d: int) -> None:
     random = np.random.default_rng(n * 100 + d)
     neurons = [[layer, i] for layer in (4, 5) for i in range(n)]
     w_out, w_in = random.standard_normal((2, 2 * n, d)).astype(np.float32)
@@ -56,7 +58,7 @@ def test_dots_are_within_rounding_of_numpy_for_sizes_around_the_tile(n, d):
     assert (np.abs(found - exact) <= bound * exact).all()
 
 
-def test_distances_do_not_depend_on_the_order_or_the_company_of_neurons():
+def test_distances_do_not_depend_on_the_order_or_the_company_of_neurons() -> None:
     graph = normal_graph(n=40, n_layers=6, dtype=np.float32)
     full = topology.distances(*graph, max_span=1)
     order = np.random.default_rng(1).permutation(40)
@@ -67,7 +69,7 @@ def test_distances_do_not_depend_on_the_order_or_the_company_of_neurons():
     np.testing.assert_array_equal(part, full[np.ix_(some, some)])
 
 
-def test_adjacent_distances_are_the_finite_ones_of_span_one():
+def test_adjacent_distances_are_the_finite_ones_of_span_one() -> None:
     graph = tied_graph(n=20, n_layers=4)
     matrix = topology.distances(*graph, max_span=1)
     upper = matrix[np.triu_indices(20, k=1)]
@@ -93,25 +95,25 @@ def test_adjacent_distances_are_the_finite_ones_of_span_one():
         ({"max_span": 1.5}, TypeError, "max_span must be an integer or None; got 1.5"),
     ],
 )
-def test_wrong_arguments_are_named(change, error, message):
+def test_wrong_arguments_are_named(change: Any, error: type[Exception], message: str) -> None:
     arguments = {"neurons": [[0, 1], [1, 1]], "w_out": np.ones((2, 3)), "w_in": np.ones((2, 3))}
     with pytest.raises(error, match=message):
         topology.distances(**(arguments | change))
 
 
-def test_an_overflowing_dot_is_refused():
+def test_an_overflowing_dot_is_refused() -> None:
     w_out, w_in = np.full((2, 2), 1e200), np.array([[1e200, -1e200]] * 2)
     with pytest.raises(ValueError, match="finite dot products"):
         topology.distances([[0, 0], [1, 0]], w_out, w_in)
 
 
 @pytest.mark.parametrize("empty", [[], np.empty((0, 2), dtype=np.int64)])
-def test_no_neurons_have_an_empty_matrix(empty):
+def test_no_neurons_have_an_empty_matrix(empty: Any) -> None:
     found = topology.distances(empty, np.empty((0, 4)), np.empty((0, 4)))
     assert found.shape == (0, 0)
 
 
-def test_views_and_mixed_precision_are_taken_without_loss():
+def test_views_and_mixed_precision_are_taken_without_loss() -> None:
     graph = normal_graph(n=12, n_layers=3, d=6)
     wide = np.repeat(graph.w_in, 2, axis=1)
     expected = topology.distances(*graph)

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import squareform
@@ -9,7 +13,7 @@ from scipy.spatial.distance import squareform
 from dkn_engine import _native, topology
 from dkn_engine.topology import MergeTree
 from dkn_engine.topology import oracle as reference
-from tests.support.graphs import normal_graph, partition, tied_distances, tied_graph
+from tests.support.graphs import MakeGraph, normal_graph, partition, tied_distances, tied_graph
 
 
 def assert_same(found: MergeTree, expected: MergeTree) -> None:
@@ -20,7 +24,7 @@ def assert_same(found: MergeTree, expected: MergeTree) -> None:
         np.testing.assert_array_equal(a, b, err_msg=name, strict=True)
 
 
-def kruskal(distances) -> MergeTree:
+def kruskal(distances: NDArray[np.floating]) -> MergeTree:
     n = len(distances)
     pairs = np.stack(np.triu_indices(n, k=1), axis=1)
     values = distances[pairs[:, 0], pairs[:, 1]]
@@ -39,19 +43,21 @@ def heights_of_each_merge(tree: MergeTree) -> list[set[frozenset[int]]]:
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 17, 64])
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("algorithm", [topology.h0_persistence, kruskal], ids=["prim", "kruskal"])
-def test_tree_equals_the_reference_with_ties_zeros_and_infinities(algorithm, n, seed):
+def test_tree_equals_the_reference_with_ties_zeros_and_infinities(
+    algorithm: Callable[[NDArray[np.float64]], MergeTree], n: int, seed: int
+) -> None:
     distances = tied_distances(n, seed)
     assert_same(algorithm(distances), reference.h0_persistence(distances))
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_prim_and_kruskal_give_the_same_tree_on_two_hundred_points(seed):
+def test_prim_and_kruskal_give_the_same_tree_on_two_hundred_points(seed: int) -> None:
     distances = tied_distances(200, seed)
     assert_same(topology.h0_persistence(distances), kruskal(distances))
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_heights_equal_scipys_single_linkage_in_each_connected_component(seed):
+def test_heights_equal_scipys_single_linkage_in_each_connected_component(seed: int) -> None:
     graph = normal_graph(n=40, n_layers=40, seed=seed)
     distances = topology.distances(*graph)
     tree = topology.h0_persistence(distances)
@@ -71,7 +77,7 @@ def test_heights_equal_scipys_single_linkage_in_each_connected_component(seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_partitions_equal_scipys_flat_clusters(seed):
+def test_partitions_equal_scipys_flat_clusters(seed: int) -> None:
     graph = normal_graph(n=40, n_layers=3, seed=seed)
     distances = topology.distances(*graph)
     tree = topology.h0_persistence(distances)
@@ -84,7 +90,7 @@ def test_partitions_equal_scipys_flat_clusters(seed):
 
 @pytest.mark.parametrize("make", [normal_graph, tied_graph])
 @pytest.mark.parametrize("seed", range(5))
-def test_adjacent_edges_alone_give_the_tree_of_all_spans(make, seed):
+def test_adjacent_edges_alone_give_the_tree_of_all_spans(make: MakeGraph, seed: int) -> None:
     graph = make(30, 6, seed=seed)
     short = topology.merge_tree(*graph)
     full = topology.h0_persistence(topology.distances(*graph))
@@ -93,7 +99,7 @@ def test_adjacent_edges_alone_give_the_tree_of_all_spans(make, seed):
 
 
 @pytest.mark.parametrize("make", [normal_graph, tied_graph])
-def test_heights_and_partitions_do_not_depend_on_the_order_of_the_neurons(make):
+def test_heights_and_partitions_do_not_depend_on_the_order_of_the_neurons(make: MakeGraph) -> None:
     graph = make(30, 5)
     order = np.random.default_rng(2).permutation(30)
     one, two = topology.merge_tree(*graph), topology.merge_tree(*graph.permuted(order))
@@ -104,7 +110,7 @@ def test_heights_and_partitions_do_not_depend_on_the_order_of_the_neurons(make):
     assert renamed == heights_of_each_merge(one)
 
 
-def test_all_equal_distances_merge_in_the_order_of_the_pairs():
+def test_all_equal_distances_merge_in_the_order_of_the_pairs() -> None:
     tree = topology.h0_persistence(np.ones((4, 4)))
     assert tree.children.tolist() == [[0, 1], [2, 4], [3, 5]]
     assert tree.heights.tolist() == [1, 1, 1]
@@ -112,18 +118,18 @@ def test_all_equal_distances_merge_in_the_order_of_the_pairs():
 
 
 @pytest.mark.parametrize("n", [0, 1, 5])
-def test_all_infinite_distances_never_merge(n):
+def test_all_infinite_distances_never_merge(n: int) -> None:
     tree = topology.h0_persistence(np.full((n, n), np.inf))
     assert (tree.n, len(tree.heights), tree.children.shape) == (n, 0, (0, 2))
     np.testing.assert_array_equal(topology.diagram(tree), [[0, np.inf]] * n or np.empty((0, 2)))
 
 
-def test_zero_distances_merge_at_zero():
+def test_zero_distances_merge_at_zero() -> None:
     tree = topology.h0_persistence([[0, 0, 2], [0, 0, 3], [2, 3, 0]])
     assert tree.heights.tolist() == [0, 2]
 
 
-def test_diagram_has_a_death_a_merge_and_an_infinite_bar_a_component():
+def test_diagram_has_a_death_a_merge_and_an_infinite_bar_a_component() -> None:
     distances = np.full((4, 4), np.inf)
     distances[0, 1] = distances[1, 0] = 2
     distances[1, 3] = distances[3, 1] = 1
@@ -132,14 +138,14 @@ def test_diagram_has_a_death_a_merge_and_an_infinite_bar_a_component():
 
 
 @pytest.mark.parametrize("n_threads", [1, 3])
-def test_many_graphs_give_each_graphs_own_tree_in_order(n_threads):
+def test_many_graphs_give_each_graphs_own_tree_in_order(n_threads: int) -> None:
     dtypes = [np.float32, np.float64, np.float32]
     graphs = [normal_graph(n, 4, dtype=dtypes[n % 3], seed=n) for n in range(12)]
     for graph, tree in zip(graphs, topology.merge_trees(graphs, n_threads), strict=True):
         assert_same(tree, topology.merge_tree(*graph))
 
 
-def test_an_error_in_one_of_many_graphs_is_raised():
+def test_an_error_in_one_of_many_graphs_is_raised() -> None:
     good, bad = normal_graph(5, 2), normal_graph(5, 2)
     bad.w_in[3, 0] = np.nan
     with pytest.raises(ValueError, match=r"w_in must be finite; got nan at \[3, 0\]"):
@@ -159,12 +165,12 @@ def test_an_error_in_one_of_many_graphs_is_raised():
         (np.zeros((2, 2), dtype=complex), TypeError, "got complex128"),
     ],
 )
-def test_wrong_distances_are_refused(distances, error, message):
+def test_wrong_distances_are_refused(distances: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         topology.h0_persistence(distances)
 
 
-def test_nan_is_found_beyond_the_first_block():
+def test_nan_is_found_beyond_the_first_block() -> None:
     distances = np.ones((70, 70))
     distances[69, 40] = np.nan
     with pytest.raises(ValueError, match=r"nan at \[69, 40\]"):
@@ -172,7 +178,7 @@ def test_nan_is_found_beyond_the_first_block():
 
 
 @pytest.mark.parametrize("n", [2, 4, 5, 63, 64, 65, 70, 131])
-def test_prim_and_kruskal_agree_and_checks_see_everything_around_the_blocks(n):
+def test_prim_and_kruskal_agree_and_checks_see_everything_around_the_blocks(n: int) -> None:
     distances = tied_distances(n, seed=n)
     assert_same(topology.h0_persistence(distances), kruskal(distances))
     random = np.random.default_rng(n)
@@ -186,7 +192,7 @@ def test_prim_and_kruskal_agree_and_checks_see_everything_around_the_blocks(n):
 
 
 @pytest.mark.parametrize("n", [3, 9, 40, 101])
-def test_negative_zero_is_zero_and_the_diagonal_is_not_read(n):
+def test_negative_zero_is_zero_and_the_diagonal_is_not_read(n: int) -> None:
     distances = tied_distances(n, seed=1)
     expected = topology.h0_persistence(distances)
     signed = np.where(distances == 0, -0.0, distances)
@@ -195,7 +201,7 @@ def test_negative_zero_is_zero_and_the_diagonal_is_not_read(n):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_relabelled_points_have_the_same_diagram_and_the_same_partitions(seed):
+def test_relabelled_points_have_the_same_diagram_and_the_same_partitions(seed: int) -> None:
     distances = tied_distances(60, seed)
     order = np.random.default_rng(seed).permutation(60)
     one = topology.h0_persistence(distances)
@@ -208,7 +214,7 @@ def test_relabelled_points_have_the_same_diagram_and_the_same_partitions(seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_small_change_of_the_distances_moves_each_death_by_no_more(seed):
+def test_a_small_change_of_the_distances_moves_each_death_by_no_more(seed: int) -> None:
     # Stability of the diagram: for H0 the sorted deaths are 1-Lipschitz in the largest change.
     random = np.random.default_rng(seed)
     distances = np.triu(random.random((50, 50)), k=1)
@@ -221,27 +227,28 @@ def test_a_small_change_of_the_distances_moves_each_death_by_no_more(seed):
     assert np.abs(deaths[1] - deaths[0]).max() <= np.abs(changed - distances).max()
 
 
-def test_the_core_takes_no_other_dtype():
+def test_the_core_takes_no_other_dtype() -> None:
     with pytest.raises(TypeError):
         _native.dense_tree(np.zeros((2, 2), dtype=np.float32))
 
 
-def nearly_symmetric(n, dtype, ulps, seed=0):
+def nearly_symmetric(n: int, dtype: type, ulps: int, seed: int = 0) -> NDArray[np.floating]:
     """Distances of which some differ from their mirror images by so many last places."""
     rng = np.random.default_rng(seed)
-    upper = np.triu(rng.uniform(0.5, 4, (n, n)), 1).astype(dtype)
+    upper: NDArray[np.floating] = np.triu(rng.uniform(0.5, 4, (n, n)), 1).astype(dtype)
     upper[0, 2:5] = np.inf
     matrix = upper + upper.T
     up = rng.random((n, n)) < 0.5
     for _ in range(ulps):
         matrix = np.where(up & np.isfinite(matrix), np.nextafter(matrix, dtype(np.inf)), matrix)
     np.fill_diagonal(matrix, 0)
-    return matrix.astype(dtype)
+    result: NDArray[np.floating] = matrix.astype(dtype)
+    return result
 
 
 @pytest.mark.parametrize("ulps", [1, 3])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_larger_of_two_distances_that_differ_by_rounding_counts(dtype, ulps):
+def test_the_larger_of_two_distances_that_differ_by_rounding_counts(dtype: type, ulps: int) -> None:
     matrix = nearly_symmetric(40, dtype, ulps)
     assert (matrix != matrix.T).any()
     larger = [
@@ -258,23 +265,23 @@ def test_the_larger_of_two_distances_that_differ_by_rounding_counts(dtype, ulps)
     np.testing.assert_array_equal(matrix, before)
 
 
-def test_values_of_float32_in_a_wider_type_are_rounded_as_float32():
+def test_values_of_float32_in_a_wider_type_are_rounded_as_float32() -> None:
     narrow = nearly_symmetric(10, np.float32, 1)
     found, expected = map(topology.h0_persistence, (narrow.astype(np.float64), narrow))
     np.testing.assert_array_equal(found.children, expected.children)
     np.testing.assert_array_equal(found.heights, expected.heights)
 
 
-def test_the_message_about_asymmetry_tells_the_two_values_apart():
+def test_the_message_about_asymmetry_tells_the_two_values_apart() -> None:
     upper, lower = 0.1, 0.1 + 2**-50
     with pytest.raises(ValueError, match="symmetric") as raised:
         topology.h0_persistence([[0, upper], [lower, 0]])
     assert f"got {upper!r} at [0, 1] and {lower!r} at [1, 0]" in str(raised.value)
     with pytest.raises(ValueError, match=r"got -0\.30000000000000004 at \[0, 1\]"):
-        topology.h0_persistence([[0, -0.1 - 0.2], [1, 0]])
+        topology.h0_persistence([[0.0, -0.1 - 0.2], [1.0, 0.0]])
 
 
-def test_more_than_rounding_is_asymmetry():
+def test_more_than_rounding_is_asymmetry() -> None:
     for dtype in (np.float32, np.float64):
         matrix = nearly_symmetric(10, dtype, 1)
         matrix[3, 7] = matrix[7, 3] * (1 + 8 * np.finfo(dtype).eps)

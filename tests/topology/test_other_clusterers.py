@@ -21,7 +21,7 @@ from dkn_engine.topology.other_clusterers import (
     cluster,
     of_labels,
 )
-from tests.support.graphs import LayerGraph, normal_graph, tied_graph
+from tests.support.graphs import LayerGraph, MakeGraph, normal_graph, tied_graph
 
 ALL = list(CLUSTERERS)
 MANY = TopologyConfig(max_candidates=1000)
@@ -66,6 +66,7 @@ def test_dbscan_of_two_is_what_hangs_together_within_the_radius(make: Any, quant
     graph = make(40, 5)
     given = located(graph, dbscan_quantile=quantile, dbscan_min_samples=2)
     radius = given.radius(quantile)
+    assert radius is not None
     parts = joined(range(40), lambda i, j: given.matrix[i, j] <= radius)
     found = cluster("dbscan", given)
     assert sets_of(found) == named(graph, [p for p in parts if len(p) >= 2])
@@ -76,7 +77,9 @@ def test_dbscan_of_two_is_what_hangs_together_within_the_radius(make: Any, quant
 def test_dbscan_grows_from_core_neurons(min_samples: int, quantile: float) -> None:
     graph = normal_graph(60, 12, seed=2)
     given = located(graph, dbscan_quantile=quantile, dbscan_min_samples=min_samples)
-    near = given.matrix <= given.radius(quantile)
+    radius = given.radius(quantile)
+    assert radius is not None
+    near = given.matrix <= radius
     cores = [i for i in range(60) if near[i].sum() >= min_samples]  # itself included
     parts = joined(cores, lambda i, j: near[i, j])
     found = cluster("dbscan", given)
@@ -115,7 +118,10 @@ def average_linkage(matrix: np.ndarray, height: float) -> list[frozenset[int]]:
 def test_hierarchical_is_average_linkage_cut_at_a_height(far: float, quantile: float) -> None:
     graph = normal_graph(25, 4, seed=1)
     given = located(graph, hierarchical_quantile=quantile, far_quantile=far)
-    parts = average_linkage(given.finite_matrix(), given.radius(quantile))
+    matrix, radius = given.finite_matrix(), given.radius(quantile)
+    assert matrix is not None
+    assert radius is not None
+    parts = average_linkage(matrix, radius)
     found = cluster("hierarchical", given)
     assert sets_of(found) == named(graph, [p for p in parts if len(p) >= 2])
     assert len(found) > 0
@@ -125,7 +131,9 @@ def test_hierarchical_is_average_linkage_cut_at_a_height(far: float, quantile: f
 def test_unreachable_is_above_every_distance_that_is_kept(far: float) -> None:
     given = located(normal_graph(20, 4), far_quantile=far)
     upper = np.triu_indices(20, k=1)
-    before, after = given.matrix[upper], given.finite_matrix()[upper]
+    finite_matrix = given.finite_matrix()
+    assert finite_matrix is not None
+    before, after = given.matrix[upper], finite_matrix[upper]
     finite = np.isfinite(before)
     limit = np.quantile(before[finite], far)
     kept = before <= limit
@@ -264,7 +272,7 @@ def test_random_sets_are_as_large_as_those_of_ntc() -> None:
 
 @pytest.mark.parametrize("make", [normal_graph, tied_graph])
 @pytest.mark.parametrize("name", ALL)
-def test_components_are_disjoint_located_and_few_enough(name: str, make: Any) -> None:
+def test_components_are_disjoint_located_and_few_enough(name: str, make: MakeGraph) -> None:
     graph = make(60, 6)
     table = Table({}, {frozenset(p): 0.1 for p in itertools.combinations(range(60), 2)})
     given = Located(*graph, config=TopologyConfig(max_candidates=5), probability=table)
@@ -374,12 +382,13 @@ def test_options_of_another_type_are_refused(name: str, value: Any, expected: st
 
 
 def test_options_of_numpy_are_plain_numbers() -> None:
-    given = ClustererOptions(
-        kmeans_clusters=np.int64(3),
-        dbscan_quantile=np.float64(0.5),
-        unreachable=np.int32(1000),
-        dbscan_radius=np.str_("nearest"),
-    )
+    options: dict[str, Any] = {
+        "kmeans_clusters": np.int64(3),
+        "dbscan_quantile": np.float64(0.5),
+        "unreachable": np.int32(1000),
+        "dbscan_radius": np.str_("nearest"),
+    }
+    given = ClustererOptions(**options)
     plain = ClustererOptions(
         kmeans_clusters=3, dbscan_quantile=0.5, unreachable=1000.0, dbscan_radius="nearest"
     )

@@ -77,10 +77,10 @@ def test_the_hierarchical_cut_gives_one_cluster_where_few_pairs_are_reachable(
     """In four layers only neurons of one layer are not reachable: fewer than three tenths."""
     rng = np.random.default_rng(n_layers)
     points = np.array([(layer, i) for layer in range(n_layers) for i in range(24 // n_layers)])
-    rows = rng.normal(size=(2, len(points), 16))
+    w_out, w_in = rng.normal(size=(2, len(points), 16))
     config = replace(CONFIG, min_component_size=1)
     options = ClustererOptions.published()
-    given = Located(points, *rows, config=config, options=options)
+    given = Located(points, w_out, w_in, config=config, options=options)
     pairs = given.matrix[np.triu_indices(len(points), k=1)]
     few = np.isfinite(pairs).sum() <= 0.7 * (len(pairs) - 1)
     assert few == (n_layers > 5)

@@ -63,17 +63,15 @@ def assert_same(found: set[Cluster], expected: list[Cluster]) -> None:
 def make(name: str, values: str, seed: int) -> Any:
     """A model of seven layers whose MLP weights connect neurons over distances of about 1."""
     if name == "gpt2":
-        config = transformers.GPT2Config(
+        model: Any = transformers.GPT2LMHeadModel(transformers.GPT2Config(
             vocab_size=20, n_embd=D, n_layer=N_LAYERS, n_head=2, n_inner=WIDTH, n_positions=16,
             bos_token_id=1, eos_token_id=2,
-        )  # fmt: skip
-        model: Any = transformers.GPT2LMHeadModel(config)
+        ))  # fmt: skip
     else:
-        config = transformers.LlamaConfig(
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
             vocab_size=20, hidden_size=D, intermediate_size=WIDTH, num_hidden_layers=N_LAYERS,
             num_attention_heads=2, max_position_embeddings=16,
-        )  # fmt: skip
-        model = transformers.LlamaForCausalLM(config)
+        ))  # fmt: skip
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter_name, p in model.named_parameters():

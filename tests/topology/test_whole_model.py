@@ -2,24 +2,36 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from dkn_engine import topology
+from dkn_engine.topology import MergeTree
 from dkn_engine.topology import oracle as reference
+from tests.support.graphs import LayerGraph
 
 
-def stack(widths, d=4, dtype=np.float32, seed=0, whole=False):
+def stack(
+    widths: Sequence[int],
+    d: int = 4,
+    dtype: type = np.float32,
+    seed: int = 0,
+    whole: bool = False,
+) -> tuple[list[tuple[NDArray[np.floating], NDArray[np.floating]]], LayerGraph]:
     """Blocks of a model, and the same as one graph."""
     random = np.random.default_rng(seed)
-    blocks = []
+    blocks: list[tuple[NDArray[np.floating], NDArray[np.floating]]] = []
     for width in widths:
         pair = random.integers(-2, 3, (2, width, d)) if whole else random.normal(size=(2, width, d))
-        blocks.append(tuple(pair.astype(dtype)))
+        w_out, w_in = pair.astype(dtype)
+        blocks.append((w_out, w_in))
     neurons = [[layer, i] for layer, width in enumerate(widths) for i in range(width)]
-    graph = (
+    graph = LayerGraph(
         np.array(neurons, dtype=np.int32).reshape(-1, 2),
         np.concatenate([w_out for w_out, _ in blocks]),
         np.concatenate([w_in for _, w_in in blocks]),
@@ -27,7 +39,7 @@ def stack(widths, d=4, dtype=np.float32, seed=0, whole=False):
     return blocks, graph
 
 
-def assert_same_tree(found, expected):
+def assert_same_tree(found: MergeTree, expected: MergeTree) -> None:
     assert found.n == expected.n
     for name in ("children", "heights", "sizes"):
         np.testing.assert_array_equal(
@@ -38,10 +50,12 @@ def assert_same_tree(found, expected):
 @pytest.mark.parametrize("whole", [False, True], ids=["normal", "tied"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("widths", [(3,), (1, 1), (5, 9, 2), (8, 7, 16, 9), (4, 0, 4), (6, 6, 6)])
-def test_the_tree_of_a_tiny_model_is_that_of_its_distance_matrix(widths, dtype, whole):
+def test_the_tree_of_a_tiny_model_is_that_of_its_distance_matrix(
+    widths: Sequence[int], dtype: type, whole: bool
+) -> None:
     blocks, graph = stack(widths, dtype=dtype, whole=whole)
     found = topology.model_merge_tree(blocks)
-    as_float64 = [graph[0], *(w.astype(np.float64) for w in graph[1:])]
+    as_float64 = LayerGraph(graph.neurons, *(w.astype(np.float64) for w in graph[1:]))
     # Adjacent layers only, so that trees are equal with the ties that longer paths can cause.
     expected = reference.h0_persistence(reference.distances(*as_float64, max_span=1))
     assert_same_tree(found.tree, expected)
@@ -52,7 +66,9 @@ def test_the_tree_of_a_tiny_model_is_that_of_its_distance_matrix(widths, dtype, 
 @pytest.mark.parametrize("whole", [False, True], ids=["normal", "tied"])
 @pytest.mark.parametrize("list_length", [1, 2, 8, 500])
 @pytest.mark.parametrize("n_threads", [1, 3])
-def test_lists_and_threads_change_nothing_but_the_passes(list_length, n_threads, whole):
+def test_lists_and_threads_change_nothing_but_the_passes(
+    list_length: int, n_threads: int, whole: bool
+) -> None:
     blocks, graph = stack((150, 220, 90, 180), d=6, whole=whole, seed=3)
     found = topology.model_merge_tree(blocks, list_length=list_length, n_threads=n_threads)
     assert_same_tree(found.tree, topology.merge_tree(*graph))
@@ -70,21 +86,21 @@ def test_lists_and_threads_change_nothing_but_the_passes(list_length, n_threads,
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e18])
-def test_weights_of_extreme_size_keep_their_order(scale):
+def test_weights_of_extreme_size_keep_their_order(scale: float) -> None:
     blocks, graph = stack((40, 50, 30), seed=5)
     blocks = [(w_out * np.float32(scale), w_in) for w_out, w_in in blocks]
-    graph = (graph[0], graph[1] * np.float32(scale), graph[2])
+    graph = graph._replace(w_out=graph.w_out * np.float32(scale))
     assert_same_tree(topology.model_merge_tree(blocks).tree, topology.merge_tree(*graph))
 
 
-def test_equal_weights_merge_in_the_order_of_the_pairs():
+def test_equal_weights_merge_in_the_order_of_the_pairs() -> None:
     blocks = [(np.ones((30, 2)), np.ones((30, 2)))] * 3
     graph = ([[layer, i] for layer in range(3) for i in range(30)], np.ones((90, 2)))
     found = topology.model_merge_tree(blocks, list_length=2)
     assert_same_tree(found.tree, topology.merge_tree(*graph, np.ones((90, 2))))
 
 
-def test_neurons_that_write_nothing_stay_alone_unless_something_drives_them():
+def test_neurons_that_write_nothing_stay_alone_unless_something_drives_them() -> None:
     blocks, _ = stack((5, 6), seed=1)
     blocks[0][0][2] = 0
     found = topology.model_merge_tree(blocks)
@@ -92,7 +108,7 @@ def test_neurons_that_write_nothing_stay_alone_unless_something_drives_them():
     assert 2 not in found.edges
 
 
-def test_edges_are_those_of_the_merges():
+def test_edges_are_those_of_the_merges() -> None:
     blocks, graph = stack((20, 30, 10))
     found = topology.model_merge_tree(blocks)
     distances = topology.distances(*graph, max_span=1)
@@ -102,7 +118,7 @@ def test_edges_are_those_of_the_merges():
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["normal", "tied"])
-def test_strongest_connections_of_each_pair(whole):
+def test_strongest_connections_of_each_pair(whole: bool) -> None:
     blocks, _ = stack((20, 30, 0, 10), d=3, dtype=np.float64, whole=whole, seed=2)
     pairs = topology.model_merge_tree(blocks, n_strongest=7, list_length=2, n_threads=2).layer_pairs
     assert [pair.lower for pair in pairs] == [0, 1, 2]
@@ -118,12 +134,12 @@ def test_strongest_connections_of_each_pair(whole):
     assert (len(pairs[1].weights), pairs[1].mean_absolute_weight) == (0, 0.0)
 
 
-def test_no_strongest_connections_on_request():
+def test_no_strongest_connections_on_request() -> None:
     blocks, _ = stack((4, 4))
     assert topology.model_merge_tree(blocks, n_strongest=0).layer_pairs[0].neurons.shape == (0, 2)
 
 
-def test_blocks_may_be_memory_maps_or_a_function(tmp_path):
+def test_blocks_may_be_memory_maps_or_a_function(tmp_path: Path) -> None:
     blocks, graph = stack((60, 70, 50), seed=4)
     expected = topology.merge_tree(*graph)
     maps = []
@@ -140,7 +156,7 @@ def test_blocks_may_be_memory_maps_or_a_function(tmp_path):
 
 
 @pytest.mark.parametrize("n_layers", [0, 1])
-def test_few_layers_have_no_merges(n_layers):
+def test_few_layers_have_no_merges(n_layers: int) -> None:
     found = topology.model_merge_tree([(np.ones((3, 2)), np.ones((3, 2)))] * n_layers)
     assert (found.tree.n, len(found.tree.heights)) == (3 * n_layers, 0)
     assert found.layer_pairs == ()
@@ -184,7 +200,9 @@ BLOCK = (np.ones((3, 2)), np.ones((3, 2)))
         ([BLOCK, tuple(np.ones((2, 3, 2), np.float16))], {}, TypeError, "w_in must be float32"),
     ],
 )
-def test_wrong_arguments_are_named(blocks, options, error, message):
+def test_wrong_arguments_are_named(
+    blocks: Any, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         topology.model_merge_tree(blocks, **options)
 
@@ -211,7 +229,7 @@ print(peak() - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc/self/status")
-def test_memory_does_not_grow_with_the_number_of_edges():
+def test_memory_does_not_grow_with_the_number_of_edges() -> None:
     done = subprocess.run(
         [sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True
     )
@@ -219,7 +237,7 @@ def test_memory_does_not_grow_with_the_number_of_edges():
     assert int(done.stdout) < 40_000
 
 
-def test_another_number_of_layers_in_a_later_pass_is_refused():
+def test_another_number_of_layers_in_a_later_pass_is_refused() -> None:
     blocks, _ = stack((60, 70, 50), seed=4)
     passes = iter([blocks, blocks[:2]])
     with pytest.raises(ValueError, match="blocks must be 3 layers in each pass"):
