@@ -47,7 +47,9 @@ def row_by_row(tail: Tail, hidden: Tensor, targets: Tensor, log: bool) -> tuple[
 @pytest.mark.parametrize("objective", ["probability", "log_probability"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
-def test_rows_and_gradients_equal_softmax(backend: str, shape: Any, objective: str) -> None:
+def test_rows_and_gradients_equal_softmax(
+    backend: str, shape: tuple[int, int, int], objective: str
+) -> None:
     tail, hidden, targets = inputs(shape, torch.float64)
     value, gradient = answer_probability(
         tail, hidden, targets, objective=objective, gradient=True, backend=backend
@@ -63,7 +65,7 @@ def test_rows_and_gradients_equal_softmax(backend: str, shape: Any, objective: s
 @pytest.mark.parametrize("shape", SHAPES[1:3], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_shorter_dtypes_are_no_worse_than_torch_in_them(
-    backend: str, shape: Any, dtype: torch.dtype
+    backend: str, shape: tuple[int, int, int], dtype: torch.dtype
 ) -> None:
     """At most twice the error of softmax over the same logits, and a rounding of the result."""
     tail, hidden, targets = inputs(shape, dtype)

@@ -67,7 +67,9 @@ def check(given: dict[str, Any], path: tuple[Any, ...] | None, act: str, backend
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
-def test_post_sums_equal_a_loop(backend: str, shape: Any, dtype: torch.dtype) -> None:
+def test_post_sums_equal_a_loop(
+    backend: str, shape: tuple[int, int, int], dtype: torch.dtype
+) -> None:
     check(inputs(*shape, dtype), None, "", backend)
 
 
@@ -77,7 +79,7 @@ def test_post_sums_equal_a_loop(backend: str, shape: Any, dtype: torch.dtype) ->
 @pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_pre_sums_equal_a_loop(
-    backend: str, shape: Any, dtype: torch.dtype, act: str, gated: bool
+    backend: str, shape: tuple[int, int, int], dtype: torch.dtype, act: str, gated: bool
 ) -> None:
     n, f, _ = shape
     check(inputs(*shape, dtype), path_of(n, f, dtype, gated, act), act, backend)

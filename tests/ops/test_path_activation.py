@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
+from torch import Tensor
 
 from dkn_engine.errors import BackendError
 from dkn_engine.ops.path_activation import path_activation
@@ -15,7 +14,10 @@ BACKENDS = ("reference", "numba")
 SHAPES = [(1, 1), (7, 63), (63, 331), (331, 7), (0, 5), (5, 0)]
 
 
-def inputs(n: int, f: int, dtype: torch.dtype, gated: bool) -> tuple[Any, ...]:
+Given = tuple[Tensor, Tensor, Tensor, Tensor | None]
+
+
+def inputs(n: int, f: int, dtype: torch.dtype, gated: bool) -> Given:
     alphas = torch.linspace(0, 1, n, dtype=torch.float64)
     baseline, value = normal(n, f, dtype=dtype, seed=1), 3 * normal(n, f, dtype=dtype, seed=2)
     return alphas, baseline, value, normal(n, f, dtype=dtype, seed=3) if gated else None
@@ -27,7 +29,7 @@ def inputs(n: int, f: int, dtype: torch.dtype, gated: bool) -> tuple[Any, ...]:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
 def test_points_equal_the_closed_form(
-    backend: str, shape: Any, dtype: torch.dtype, act: str, gated: bool
+    backend: str, shape: tuple[int, int], dtype: torch.dtype, act: str, gated: bool
 ) -> None:
     module, form, _ = ACTIVATIONS[act]
     alphas, baseline, value, up = inputs(*shape, dtype, gated)

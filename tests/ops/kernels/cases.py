@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from tests.support.values import normal, step
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+T = TypeVar("T")
 Case = dict[str, Any]
 
 
@@ -89,10 +90,13 @@ def orders(n: int) -> list[Tensor]:
     return [torch.randperm(n, generator=torch.Generator().manual_seed(i)) for i in range(4)]
 
 
-def converted(given: Any, to: Callable[[Tensor], Tensor]) -> Any:
+def converted(given: T, to: Callable[[Tensor], Tensor]) -> T:
     """The same inputs with ``to`` applied to every floating-point tensor."""
+    result: Any = given
     if isinstance(given, dict):
-        return {k: converted(v, to) for k, v in given.items()}
-    if isinstance(given, tuple):
-        return tuple(converted(v, to) for v in given)
-    return to(given) if isinstance(given, Tensor) and given.is_floating_point() else given
+        result = {k: converted(v, to) for k, v in given.items()}
+    elif isinstance(given, tuple):
+        result = tuple(converted(v, to) for v in given)
+    elif isinstance(given, Tensor) and given.is_floating_point():
+        result = to(given)
+    return cast("T", result)

@@ -118,7 +118,8 @@ def test_points_of_many_groups_of_segments_reach_their_own(kernel_device: str) -
     segments = torch.randint(0, m, (n,), generator=random).to(kernel_device)
     kind: dict[str, Any] = {"dtype": torch.float32, "strided": False, "device": kernel_device}
     ends = [make(m, 33, seed=5 + i, **kind) for i in range(2)]
-    path = (torch.rand(n, generator=random).to(kernel_device), *ends, None, ACTIVATIONS["silu"][0])
+    alphas = torch.rand(n, generator=random).to(kernel_device)
+    path = (alphas, ends[0], ends[1], None, ACTIVATIONS["silu"][0])
     given: dict[str, Any] = {
         "gradients": make(n, 5, seed=1, **kind),
         "weights": make(2, n, seed=2, **kind),

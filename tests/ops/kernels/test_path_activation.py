@@ -27,7 +27,7 @@ WIDE: Case = {"n": 1, "f": 11008, "act": "silu", "gated": True, "strided": False
 CASES.append({**WIDE, "dtype": torch.bfloat16})
 
 
-def inputs(case: Case, device: str) -> tuple[Any, ...]:
+def inputs(case: Case, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     kind: dict[str, Any] = {"dtype": case["dtype"], "strided": case["strided"], "device": device}
     alphas = torch.linspace(0, 1, case["n"], dtype=torch.float64, device=device)
     shape = (case["n"], case["f"])

@@ -87,7 +87,8 @@ class Odd(nn.Module):
         self.inner, self.weight = inner, inner.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x)
+        out: Tensor = self.inner(x)
+        return out
 
 
 def with_logits(model: Any, change: Any) -> Any:
