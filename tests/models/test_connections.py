@@ -23,12 +23,12 @@ def mlp(name: str, model: Any, layer: int) -> Any:
     return model.transformer.h[layer].mlp if name == "gpt2" else model.model.layers[layer].mlp
 
 
-def written(name: str, model: Any, layer: int, i: int) -> Tensor:
+def written(name: str, model: Any, layer: int, i: int) -> Any:
     m = mlp(name, model, layer)
     return m.c_proj.weight[i] if name == "gpt2" else m.down_proj.weight[:, i]
 
 
-def read(name: str, model: Any, layer: int, i: int, which: str = "gate") -> Tensor:
+def read(name: str, model: Any, layer: int, i: int, which: str = "gate") -> Any:
     m = mlp(name, model, layer)
     if name == "gpt2":
         return m.c_fc.weight[:, i]

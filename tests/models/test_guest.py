@@ -23,7 +23,7 @@ def run(name: str, model: nn.Module) -> ChunkScores:
     return attributed(name, model, fixed())
 
 
-def state(model: nn.Module) -> dict[str, Any]:
+def state(model: Any) -> dict[str, Any]:
     """Everything that a stage could leave changed, in a form that compares by value."""
     return {
         "weights": {k: v.clone() for k, v in model.state_dict().items()},
@@ -55,7 +55,7 @@ def assert_unchanged(before: dict[str, Any], after: dict[str, Any]) -> None:
             assert before[key] == after[key], key
 
 
-def lived_in(name: str) -> nn.Module:
+def lived_in(name: str) -> Any:
     """A model in use: parts in training mode, parts frozen, gradients and hooks of the user's."""
     model = tiny(name)
     modules = list(model.modules())

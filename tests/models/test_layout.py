@@ -15,7 +15,12 @@ from dkn_engine.models.layout import find_layout
 from tests.support.attribution_runs import attributed, fixed
 from tests.support.tiny import FAMILIES, N_LAYERS, WIDTH, act_of, down_of, rotary, tiny
 
-SMALL = {"vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3}
+SMALL: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+}
 SMALL |= {"num_attention_heads": 4}
 
 
@@ -84,7 +89,8 @@ class Adapter(nn.Module):
         return self.base.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + x[..., :24]
+        out: Tensor = self.base(x) + x[..., :24]
+        return out
 
 
 def adapted() -> Any:
@@ -171,7 +177,8 @@ class Mine(transformers.LlamaForCausalLM):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_subclass_of_a_causal_language_model_is_one(attention: str) -> None:
     model = tiny("llama")
-    mine = Mine(model.config).double().eval()
+    mine: Any = Mine(model.config)
+    mine.double().eval()
     mine.load_state_dict(model.state_dict())
     for one in (model, mine):
         one.set_attn_implementation(attention)
@@ -229,7 +236,8 @@ def test_compiled_models_are_refused_with_what_to_give_instead(build: Any, words
 def test_the_model_inside_of_a_compiled_one_is_served() -> None:
     model = tiny("llama")
     expected = attributed("llama", model, fixed())
-    inside = torch.compile(model, backend="eager")._orig_mod
+    compiled: Any = torch.compile(model, backend="eager")
+    inside = compiled._orig_mod
     assert (attributed("llama", inside, fixed()).scores == expected.scores).all()
 
 

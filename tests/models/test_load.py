@@ -7,10 +7,9 @@ import importlib.util
 import json
 import multiprocessing
 import os
-import signal
 import sys
 import time
-from collections.abc import Iterator
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ needs_demo = pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.joi
 
 
 @pytest.fixture(scope="session")
-def demo_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def demo_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache of the tests' own, so that the conversion is tested and not an old result."""
     root = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
@@ -55,9 +54,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "vocab_size": 8}
-    heads = {"num_attention_heads": 2, "num_hidden_layers": 2}
-    LlamaForCausalLM(LlamaConfig(**sizes, **heads)).to(torch.bfloat16).save_pretrained(folder)
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "vocab_size": 8}
+    heads: dict[str, Any] = {"num_attention_heads": 2, "num_hidden_layers": 2}
+    model: Any = LlamaForCausalLM(LlamaConfig(**sizes, **heads))
+    model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer = Tokenizer(models.BPE(vocab={"a": 0, "b": 1}, merges=[]))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
     return folder
@@ -257,7 +257,7 @@ def _use_and_hang(root: Path) -> None:
     cached_folder("thing", _hang, root=root)
 
 
-def start(target: Any, root: Path) -> multiprocessing.Process:
+def start(target: Any, root: Path) -> SpawnProcess:
     process = multiprocessing.get_context("spawn").Process(target=target, args=(root,))
     process.start()
     return process
@@ -280,7 +280,7 @@ def test_kill_while_making_leaves_nothing_in_the_way(tmp_path: Path) -> None:
     while not (tmp_path / "hanging").exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.join(30)
     assert not (tmp_path / "thing").exists()
     assert list(tmp_path.glob(".thing-*"))
@@ -357,7 +357,7 @@ def test_code_of_a_model_does_not_run(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_fingerprint_is_stable_and_tells_models_apart(tiny: Path) -> None:
-    model, _ = load_model(tiny, device="cpu")
+    model: Any = load_model(tiny, device="cpu")[0]
     again, _ = load_model(tiny, device="cpu")
     first = model_fingerprint(model)
     assert len(first) == 16

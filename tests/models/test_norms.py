@@ -20,17 +20,18 @@ D = 24
 WITH_NORM = [name for name in FAMILIES | ODD_NORMS if NORMS[name] is not None]
 
 
-def slopes(norm: nn.Module, dtype: torch.dtype) -> Tensor:
+def slopes(norm: nn.Module | None, dtype: torch.dtype) -> Tensor:
     """Float64 ``[d]``: by how much each output grows with its normalised input.
 
     By regression over random inputs, without the weights. Divided by its deviation or by its root
     mean square: inputs of mean zero are the same by both.
     """
+    assert norm is not None
     x = torch.randn(512, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x = 100 * (x - x.mean(-1, keepdim=True))
     normed = x / x.square().mean(-1, keepdim=True).sqrt()
     with torch.no_grad():
-        y = norm(x.to(dtype)[None])[0].double()
+        y: Tensor = norm(x.to(dtype)[None])[0].double()
     return ((y - y.mean(0)) * normed).sum(0) / ((normed - normed.mean(0)) * normed).sum(0)
 
 

@@ -39,11 +39,11 @@ def attribute(model: nn.Module) -> None:
     attribute_chunk(model, find_layout(model), sequences(), fixed(), mask_id=MASK_ID)
 
 
-def scaled(module: nn.Module, factor: float, *, bias: bool) -> None:
+def scaled(module: Any, factor: float, *, bias: bool) -> None:
     with torch.no_grad():
-        module.weight.mul_(factor)  # type: ignore[operator, union-attr]
+        module.weight.mul_(factor)
         if bias and module.bias is not None:
-            module.bias.mul_(factor)  # type: ignore[operator, union-attr]
+            module.bias.mul_(factor)
 
 
 def times(factor: float) -> Hook:

@@ -91,14 +91,15 @@ def looped() -> Any:
 class Fused(nn.Module):
     """An MLP that reads its projections' weights in an operation of its own."""
 
-    def __init__(self, mlp: nn.Module) -> None:
+    def __init__(self, mlp: Any) -> None:
         super().__init__()
         self.gate_proj, self.up_proj, self.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
         self.act_fn = mlp.act_fn
 
     def forward(self, x: Tensor) -> Tensor:
         inner = nn.functional.silu(x @ self.gate_proj.weight.T) * (x @ self.up_proj.weight.T)
-        return inner @ self.down_proj.weight.T
+        out: Tensor = inner @ self.down_proj.weight.T
+        return out
 
 
 def fused() -> Any:
@@ -282,7 +283,7 @@ def test_changing_weights_that_two_layers_share_is_refused() -> None:
 class InParts(nn.Module):
     """An MLP that computes the same in parts of its batch, or of its positions."""
 
-    def __init__(self, mlp: nn.Module, dim: int) -> None:
+    def __init__(self, mlp: Any, dim: int) -> None:
         super().__init__()
         self.gate_proj, self.up_proj, self.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
         self.act_fn, self.dim = mlp.act_fn, dim
@@ -300,7 +301,7 @@ def test_projections_that_run_for_parts_of_a_batch_are_refused(dim: int) -> None
     for layer in model.get_submodule(LLAMA):
         layer.mlp = InParts(layer.mlp, dim)
     several = next(f for f in facts() if len(f.answer.split()) > 1)
-    asked = {"facts": [several], "suppress": [[1, 3]], "positions": "answer"}
+    asked: dict[str, Any] = {"facts": [several], "suppress": [[1, 3]], "positions": "answer"}
     with pytest.raises(UnsupportedModelError, match="run once in a forward pass"):
         dkn.answer_probability(model, words_tokenizer(), **asked)
     with pytest.raises(UnsupportedModelError, match="run once in a forward pass"):

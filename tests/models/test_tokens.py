@@ -163,7 +163,7 @@ def test_prompt_without_a_token_is_refused_unless_a_special_token_leads() -> Non
 def test_fact_must_fit_the_context() -> None:
     tokenizer = byte_level()
     # 3 + 2 tokens, the last of which is not fed to the model.
-    fits = {"config": DEFAULT, "max_length": 4}
+    fits: dict[str, Any] = {"config": DEFAULT, "max_length": 4}
     encode_fact(tokenizer, "The capital is", "New York", **fits)
     with pytest.raises(FactError, match=r"fact 'f': .* need 5 positions; .* context has 4"):
         encode_fact(tokenizer, "The capital of is", "New York", **fits, fact_id="f")
