@@ -27,12 +27,12 @@ TOLERANCE = 1e-3
 
 
 @pytest.fixture(scope="module")
-def demo() -> Any:
+def demo() -> tuple[Any, Any]:
     return dkn.load_model("demo", device="cpu")
 
 
 @pytest.fixture(scope="module", params=["masked", "zero"])
-def attribution(request: pytest.FixtureRequest, demo: Any) -> Any:
+def attribution(request: pytest.FixtureRequest, demo: tuple[Any, Any]) -> Any:
     config = dkn.AttributionConfig(baseline=request.param, tolerance=TOLERANCE)
     return request.param, dkn.attribute(*demo, FACTS, config)
 
@@ -64,7 +64,7 @@ def test_few_points_are_paid(attribution: Any) -> None:
     assert found.n_points.mean() <= {"masked": 7, "zero": 20}[baseline] * tokens
 
 
-def test_measured_error_of_the_first_layer_with_the_zero_baseline(demo: Any) -> None:
+def test_measured_error_of_the_first_layer_with_the_zero_baseline(demo: tuple[Any, Any]) -> None:
     """Against 640 points: this layer turns within a hundredth of the path, inside it."""
     model, tokenizer = demo
     config = dkn.AttributionConfig(baseline="zero", tolerance=TOLERANCE)
@@ -98,7 +98,7 @@ def dense_scores(model: Any, tokenizer: Any, fact: dkn.Fact, layer: int) -> Any:
         return paths.scores(layer, gradients, alpha, weights[None], none, none[:1])[0, 0].numpy()
 
 
-def test_one_by_one_gives_the_same(demo: Any, attribution: Any) -> None:
+def test_one_by_one_gives_the_same(demo: tuple[Any, Any], attribution: Any) -> None:
     baseline, found = attribution
     config = dkn.AttributionConfig(baseline=baseline, tolerance=TOLERANCE)
     alone = dkn.attribute(*demo, FACTS[1:], config)

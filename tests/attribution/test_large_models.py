@@ -96,6 +96,9 @@ def test_weights_on_two_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
 class Int8Linear(nn.Module):
     """Integers in a buffer and a scale, as GPTQ, AWQ and others keep them."""
 
+    qweight: Tensor
+    scale: Tensor
+
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
         scale = base.weight.abs().amax(1, keepdim=True) / 127

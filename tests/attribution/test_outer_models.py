@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ def embedding(kind: type[Any]) -> Any:
     return model.double().eval()
 
 
-OUTER = {
+OUTER: dict[str, Callable[[], Any]] = {
     "prefix tuning": prefix_tuned,
     "own embeddings": lambda: embedding(ScaledForCausalLM),
     "own mask": lambda: embedding(MarkingForCausalLM),
@@ -102,7 +103,7 @@ def test_a_masked_pass_that_is_not_the_models_is_not_believed() -> None:
     model = tiny("llama")
     layout, config = find_layout(model), AttributionConfig(baseline="masked")
     expected = attribute_chunk(model, layout, sequences(), config, mask_id=MASK_ID)
-    attention = layout.layers[1].self_attn
+    attention: Any = layout.layers[1].self_attn
     original = type(attention).forward
 
     def skewed(self: Any, hidden_states: Any, **more: Any) -> Any:

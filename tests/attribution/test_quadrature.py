@@ -93,20 +93,15 @@ class Planted:
     def integrate(self, tolerance: float = 1e-3, max_points: int = 512, **more: Any) -> Integrals:
         groups = more.pop("groups", np.arange(len(self.curves)))
         weights = more.pop("weights", np.ones(len(self.curves)))
-        return integrate_adaptive(
-            self,
-            self,
-            groups,
-            weights,
-            tolerance,
-            max_points,
-            **more,  # type: ignore[arg-type]
-        )
+        paths: Any = self
+        return integrate_adaptive(self, paths, groups, weights, tolerance, max_points, **more)
 
     def true_error(self, found: Integrals) -> NDArray[np.float64]:
         """Relative L2 error ``[C]`` over all layers."""
         apart = np.linalg.norm((found.scores - self.exact).reshape(len(self.curves), -1), axis=1)
-        return apart / np.linalg.norm(self.exact.reshape(len(self.curves), -1), axis=1)
+        size = np.linalg.norm(self.exact.reshape(len(self.curves), -1), axis=1)
+        error: NDArray[np.float64] = apart / size
+        return error
 
 
 def bell(heights: Any, width: float, at: float) -> tuple[Curve, Curve]:
@@ -232,7 +227,11 @@ def test_a_fact_is_a_weighted_sum_of_contexts() -> None:
 def test_without_completeness_the_objective_is_not_asked() -> None:
     planted = Planted([[SMOOTH]])
     rest = planted._rest
-    planted._rest = lambda c, layer, a: 5 * rest(c, layer, a)  # type: ignore[method-assign]
+
+    def larger(c: int, layer: int, alpha: float) -> float:
+        return 5 * rest(c, layer, alpha)
+
+    planted._rest = larger  # type: ignore[method-assign]
     assert planted.integrate(complete=False).n_points.max() == 6
     assert planted.integrate(complete=True, max_points=50).n_points.max() > 6
 
@@ -328,7 +327,7 @@ def test_a_fixed_rules_delta_needs_the_baselines_objective() -> None:
 @pytest.mark.parametrize("baseline", ["masked", "zero"])
 @pytest.mark.parametrize(("name", "site"), [("gpt2", "post"), ("gpt2", "pre"), ("olmo2", "post")])
 def test_measured_errors_of_tiny_models_are_within_tolerance(
-    name: str, site: str, baseline: str, tolerance: float
+    name: str, site: Any, baseline: Any, tolerance: float
 ) -> None:
     model = tiny(name)
     config = AttributionConfig(site=site, baseline=baseline, tolerance=tolerance)

@@ -15,7 +15,9 @@ from tests.support.tiny import MASK_ID, relative_error, sequence, tiny
 
 def model_of(name: str, dtype: torch.dtype) -> Any:
     """With weights that are the same in every dtype from ``dtype`` on."""
-    longer = {"n_positions": 512} if name == "gpt2" else {"max_position_embeddings": 512}
+    longer: dict[str, Any] = (
+        {"n_positions": 512} if name == "gpt2" else {"max_position_embeddings": 512}
+    )
     return tiny(name, **longer).to(dtype)
 
 

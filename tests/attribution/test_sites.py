@@ -79,7 +79,7 @@ def test_options_hold_at_the_new_sites(site: str) -> None:
 
 @pytest.mark.parametrize("baseline", ["masked", "zero"])
 @pytest.mark.parametrize("site", SITES)
-def test_scores_are_complete(site: str, baseline: str) -> None:
+def test_scores_are_complete(site: Any, baseline: Any) -> None:
     """They sum to the change of the probability, by brute force, as the reported delta says."""
     model = tiny("llama")
     config = AttributionConfig(site=site, baseline=baseline, tolerance=1e-4)
