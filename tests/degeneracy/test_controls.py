@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -227,11 +228,11 @@ def test_members_alone_with_the_rest_suppressed(model: Any, prompts: Prompts) ->
     expected = family(lattice, found.dkn)
     own = found.partial_drop, found.full_drop, found.redundancy
     same(Drops(*own, excess=found.excess, n_redundancy=expected.n_redundancy), expected)
-    expected = []
+    left = []
     for kept in [*(SETS[i] for i in found.dkn), np.empty((0, 2), np.int32)]:
         off = np.array(sorted(pairs(LOCATED) - pairs(kept)), dtype=np.int32)
-        expected.append(answer_probability("llama", model, sequences()[2], suppress(off)))
-    np.testing.assert_allclose(found.rest_suppressed, expected, rtol=RTOL)
+        left.append(answer_probability("llama", model, sequences()[2], suppress(off)))
+    np.testing.assert_allclose(found.rest_suppressed, left, rtol=RTOL)
 
 
 def family(lattice: Lattice, members: tuple[int, ...]) -> Drops:
@@ -324,7 +325,7 @@ def test_large_families_are_controlled_on_a_sample(prompts: Prompts) -> None:
     asked: list[int] = []
     original = prompts.probabilities
 
-    def count(edits: list[Edit], sequences: Any = None) -> Any:
+    def count(edits: Sequence[Edit], sequences: Any = None) -> Any:
         asked.append(len(edits))
         return original(edits, sequences)
 
@@ -376,12 +377,12 @@ MANY = [np.array([[i % N_LAYERS, i]], dtype=np.int32) for i in range(7)]
     ],
 )
 def test_no_control_changes_with_the_draws_of_another(
-    model: Any, prompts: Prompts, sets: list[np.ndarray], changed: str, options: dict[str, int]
+    model: Any, prompts: Prompts, sets: list[np.ndarray], changed: str, options: dict[str, Any]
 ) -> None:
     """Every control has random numbers of its own: bit for bit the same whatever the others do."""
     reference = reference_of(model, [sequence(4, 2, seed=s) for s in range(10, 18)])
     paraphrases = Prompts(model, find_layout(model), [sequence(4, 2, seed=s) for s in (20, 21)])
-    given = {"reference": reference, "paraphrases": paraphrases}
+    given: dict[str, Any] = {"reference": reference, "paraphrases": paraphrases}
     before = dataclasses.replace(KNOWN, n_random=3)
     one = examined(prompts, sets, config=before, **given)
     if changed == "paraphrases":

@@ -67,7 +67,8 @@ def prompts_of(
         positions == "answer" or (all(len(s.targets) == 1 for s in some) and positions != "all")
     )
     warns = pytest.warns(UserWarning, match="full forward passes")
-    with warns if falls_back else contextlib.nullcontext([]) as caught:
+    silent: contextlib.AbstractContextManager[Any] = contextlib.nullcontext([])
+    with warns if falls_back else silent as caught:
         found = Prompts(model, find_layout(model), some, positions=positions)
     assert len(caught) == falls_back
     return found
@@ -171,10 +172,10 @@ def test_three_positions_are_three_things() -> None:
 def test_one_answer_token_makes_answer_and_answer_all_equal_by_rows() -> None:
     model = model_of("llama")
     edit, some = suppress(random_neurons(30, seed=1)), [sequence(5, 1, seed=1), sequence(3, 1)]
-    found = [
+    one, other = (
         prompts_of("llama", model, p, some).probabilities([edit]) for p in ("answer", "answer_all")
-    ]
-    np.testing.assert_array_equal(*found)
+    )
+    np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("positions", POSITIONS)

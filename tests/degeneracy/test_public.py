@@ -41,7 +41,7 @@ def means() -> np.ndarray:
 
 @pytest.mark.parametrize("positions", ["answer", "answer_all", "all"])
 @pytest.mark.parametrize("name", ["gpt2", "llama", "opt"])
-def test_suppress_enhance_and_means_equal_brute_force(name: str, positions: str) -> None:
+def test_suppress_enhance_and_means_equal_brute_force(name: str, positions: Any) -> None:
     model = tiny(name)
     edit = combine(suppress(NEURONS, means()), enhance(OTHERS, 3.0))
     general = name == "opt" and positions == "answer"
@@ -65,7 +65,8 @@ def test_suppress_enhance_and_means_equal_brute_force(name: str, positions: str)
 def test_nothing_changed_is_the_clean_probability() -> None:
     model = tiny("llama")
     clean = [answer_probability("llama", model, one, nothing()) for one in sequences()]
-    for suppressed in (None, [], {}, {"f0": None}):
+    nothings: tuple[Any, ...] = (None, [], {}, {"f0": None})
+    for suppressed in nothings:
         found = dkn.answer_probability(model, words_tokenizer(), facts(), suppress=suppressed)
         np.testing.assert_allclose(found, clean, rtol=1e-10)
 
@@ -295,7 +296,7 @@ def test_an_error_inside_a_layer_leaves_the_model_alone(positions: Any) -> None:
 @pytest.mark.parametrize("kind", ["hook points", "fact ids"])
 def test_neurons_by_name_are_refused_where_they_are_taken_as_a_table(kind: str) -> None:
     model = tiny("llama")
-    named = transformer_lens_names(NEURONS) if kind == "hook points" else {"f0": NEURONS}
+    named: Any = transformer_lens_names(NEURONS) if kind == "hook points" else {"f0": NEURONS}
     message = (
         r"^neurons must be integers \[n, 2\], columns layer and index; got a dict with the key "
     )

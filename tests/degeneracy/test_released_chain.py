@@ -241,7 +241,7 @@ def test_the_probability_beside_the_scores_is_the_answers() -> None:
 @pytest.mark.parametrize("name", ["gpt2", "opt"])
 @pytest.mark.parametrize("masked", ["prompt", "all"])
 def test_one_activation_and_masked_answer_tokens_behind_the_answers_own(
-    name: str, masked: str
+    name: str, masked: Any
 ) -> None:
     """The options by themselves, teacher-forced, by rows (GPT-2) and in full (OPT)."""
     model, some = tiny(name), sequences()
@@ -275,7 +275,7 @@ def test_one_activation_and_masked_answer_tokens_behind_the_answers_own(
 
 @pytest.mark.parametrize("positions", ["answer", "answer_all", "all"])
 @pytest.mark.parametrize("name", ["gpt2", "opt"])
-def test_edited_models_that_go_on_by_id_equal_plain_loops(name: str, positions: str) -> None:
+def test_edited_models_that_go_on_by_id_equal_plain_loops(name: str, positions: Any) -> None:
     model, words = tiny(name), words_tokenizer()
     config = dkn.FactsConfig(teacher_forced=False, continuation="edited")
     some = sequences()
@@ -329,7 +329,7 @@ def test_a_suppressed_text_that_outgrows_the_context_is_an_error_of_its_fact(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     case = Case("gpt2", "byte", False, "hu jo")
-    asked, examine = case.asked(), stages.examine
+    asked, examine = case.asked(), stages.examine  # type: ignore[attr-defined]
 
     def outgrown(*args: Any, **options: Any) -> Any:
         if args[4].id == "long":

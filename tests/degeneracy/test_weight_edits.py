@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize, prune
 import dkn_engine as dkn
 from dkn_engine.analysis.experiments.evolvability.trainable import trainable_blocks
 from dkn_engine.degeneracy.edits import enhance, suppress
+from dkn_engine.degeneracy.interventions import On
 from dkn_engine.degeneracy.weight_edits import scaled_weights
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.models.layout import find_layout
@@ -136,7 +137,8 @@ def test_the_public_verb_scales_the_weights_that_its_option_names(name: str, fac
     both = logits(by_hand(name, model, factor))
     with edited(name, model, enhance(NEURONS, factor), range(IDS.shape[1])):
         output = logits(model)
-    for on, expected in (("weights", output), ("output_weights", output), (BOTH, both)):
+    expected_of: dict[On, Any] = {"weights": output, "output_weights": output, BOTH: both}
+    for on, expected in expected_of.items():
         with dkn.intervene(model, NEURONS, factor=factor, on=on):
             torch.testing.assert_close(logits(model), expected, rtol=1e-10, atol=1e-10)
     assert torch.allclose(output, both) == (factor == 0)
