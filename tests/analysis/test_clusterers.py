@@ -137,7 +137,7 @@ def test_facts_are_attributed_once_for_all(model: Any, monkeypatch: pytest.Monke
     from dkn_engine.run import stages
 
     seen = []
-    before = stages.attribute_chunk
+    before = stages.attribute_chunk  # type: ignore[attr-defined]
 
     def counted(model: Any, layout: Any, sequences: Any, *args: Any, **options: Any) -> Any:
         seen.extend(sequences)

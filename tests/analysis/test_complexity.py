@@ -16,7 +16,6 @@ from dkn_engine.analysis.experiments.complexity import long_forms
 from dkn_engine.analysis.experiments.complexity.experiment import complexity, degeneracy_samples
 from dkn_engine.analysis.experiments.complexity.long_forms import known_forms, long_form, templates
 from dkn_engine.analysis.experiments.complexity.model_sizes import (
-    TREND,
     ModelSize,
     complexity_of_models,
     model_size,
@@ -25,7 +24,7 @@ from dkn_engine.analysis.experiments.complexity.model_sizes import (
 from dkn_engine.analysis.experiments.complexity.text_complexity import text_complexity
 from dkn_engine.config import AttributionConfig, Config, FactsConfig
 from dkn_engine.errors import UserError
-from dkn_engine.statistics.table import Table
+from dkn_engine.statistics.table import TREND, Table
 from dkn_engine.types import Component, Drops, Fact, FactResult
 from tests.support.guests import state
 from tests.support.planted import BOTH, EITHER, planted_model

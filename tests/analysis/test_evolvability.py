@@ -157,8 +157,8 @@ def test_overlap_with_what_changed(table: Table) -> None:
         assert chance.mean <= len(EITHER.neurons | BOTH.neurons) / (2 * WIDTH)
         assert not mine.control
         assert chance.control
-        found = table.comparison("overlap", "D", "D by chance", trained=trained, changed=MOVED)
-        assert found.verdict == "higher"
+        both = table.comparison("overlap", "D", "D by chance", trained=trained, changed=MOVED)
+        assert both.verdict == "higher"
 
 
 def test_settings_and_notes_say_what_was_done(table: Table) -> None:

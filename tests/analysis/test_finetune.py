@@ -291,12 +291,16 @@ def test_a_training_that_was_killed_goes_on(
     assert len(list((tmp_path / "run").iterdir())) == 2  # one state and its index
     for expected_steps in ([5, 6, 7], [7]):  # goes on; then it is complete
         done: list[int] = []
+
+        def count(n: int, _: int, done: list[int] = done) -> None:
+            done.append(n)
+
         with finetuned(
             model,
             words_tokenizer(),
             FACTS,
             chosen,
-            progress=lambda n, _, d=done: d.append(n),
+            progress=count,
             **how,
         ) as training:
             assert weights(model) == expected
@@ -340,6 +344,10 @@ def test_a_checkpoint_of_other_code_is_not_used(
 
     def steps() -> list[int]:
         done: list[int] = []
+
+        def count(n: int, _: int, done: list[int] = done) -> None:
+            done.append(n)
+
         with finetuned(
             *(model, words_tokenizer(), FACTS, NEURONS), progress=lambda n, _: done.append(n), **how
         ):
@@ -501,7 +509,7 @@ def test_change_of_a_neuron_is_relative_to_all_its_weights(name: str) -> None:
 )
 def test_mistakes_are_named(change: dict[str, Any], message: str) -> None:
     model = tiny("llama")
-    how = {"facts": FACTS, "trainable": NEURONS, "steps": 1, "lr": 0.1} | change
+    how: dict[str, Any] = {"facts": FACTS, "trainable": NEURONS, "steps": 1, "lr": 0.1} | change
     with (
         pytest.raises(UserError, match=message),
         finetuned(model, words_tokenizer(), how.pop("facts"), **how),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import statistics
 from typing import Any
 
 import numpy as np
@@ -172,8 +173,10 @@ def measured(model: Any, facts: list[Fact], **options: Any) -> Table:
         "both": result_of(NEEDS_BOTH, BOTH, ()),
     }
     found = [results[f.id] for f in facts]
-    options = {"n_random": 5, "config": Config(filter=FilterConfig(min_probability=0.0))} | options
-    return robustness(model, words_tokenizer(), facts, found, **options)
+    config = Config(filter=FilterConfig(min_probability=0.0))
+    return robustness(
+        model, words_tokenizer(), facts, found, **{"n_random": 5, "config": config, **options}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -260,14 +263,14 @@ def test_figures_are_what_their_definitions_say(model: Any, table: Table) -> Non
         one = encode_sequence(model, tokenizer, prompt, WORDY.answer, config=config)
         return answer_probability("llama", model, one, change)
 
-    prompts = {k: perturb(WORDY, k, **seeds) for k in KINDS}
+    prompts: dict[str, str | None] = {k: perturb(WORDY, k, **seeds) for k in KINDS}
     prompts |= {"clean": WORDY.prompt, "paraphrase": WORDY.paraphrases[0]}
     before = {k: ask(p, nothing()) for k, p in prompts.items() if p is not None}
     after = {k: ask(p, edit) for k, p in prompts.items() if p is not None}
     assert len(before) == 5
     under = {"action": "suppress", "value": "zero", "on": "answer"}
     expected = {k: 1 - after[k] / before[k] for k in before}
-    expected["perturbed"] = np.mean([expected[k] for k in KINDS])
+    expected["perturbed"] = statistics.mean([expected[k] for k in KINDS])
     for k, drop in expected.items():
         # p is about 1e-3 in float32, its relative error 1e-5 at most.
         assert value(table, "drop", "D", "either", **under, query=k) == pytest.approx(

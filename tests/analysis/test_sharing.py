@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,7 +81,8 @@ def test_shares_are_those_of_sets(seed: int) -> None:
     }
     assert len(found) == len(facts) * 4 * len(WITH) * len(OTHERS)
     for i, result in enumerate(results):
-        sets = {None: result.neurons, **{c: x.neurons for c, x in enumerate(result.components)}}
+        sets: dict[int | None, Any] = {None: result.neurons}
+        sets |= {c: x.neurons for c, x in enumerate(result.components)}
         for component, own in sets.items():
             mine = {(int(l), int(j)) for l, j in own}
             for kind in WITH:
@@ -94,7 +96,7 @@ def test_shares_are_those_of_sets(seed: int) -> None:
                         assert np.isnan(s.shared)
                         assert np.isnan(s.overlap)
                         continue
-                    assert s.shared == pytest.approx(len(mine & set.union(*theirs)) / len(mine))
+                    assert s.shared == pytest.approx(len(mine & set().union(*theirs)) / len(mine))
                     each = [len(mine & t) / len(mine) for t in theirs]
                     assert s.overlap == pytest.approx(np.mean(each))
 
@@ -105,7 +107,9 @@ def test_random_sets_share_what_chance_gives() -> None:
     n_draws = 800
     found = component_sharing(facts, results, 12, n_random=n_draws)
     checked = 0
-    for s in (s for s in found if s.component is not None and s.n_others):
+    for s in found:
+        if s.component is None or not s.n_others:
+            continue
         i = int(s.fact_id[1:])
         theirs = [neurons_of(results[j], s.kind) for j in others_of(facts, i, s.others)]
         own = neurons_of(results[i], "N")
@@ -113,7 +117,7 @@ def test_random_sets_share_what_chance_gives() -> None:
         shares = []
         for layer in component[:, 0].tolist():
             free = {(layer, j) for j in range(12)} - own
-            shares.append(len(free & set.union(*theirs)) / len(free))
+            shares.append(len(free & set().union(*theirs)) / len(free))
         # A draw's mean over the component has a standard deviation of at most 0.5; five of the
         # mean's over the draws.
         assert abs(s.random_shared - np.mean(shares)) < 5 * 0.5 / n_draws**0.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from dkn_engine.types import Fact
 DEMO = dkn.load_facts("demo")
 
 
-def team(player: str, club: str, year: str, **more: str | tuple[str, ...]) -> Fact:
+def team(player: str, club: str, year: str, **more: Any) -> Fact:
     """In TempLAMA's way: no subject, the same prompt every year."""
     return Fact(
         f"{player}-{club}-{year}", f"{player} plays for", club, relation="team", date=year, **more
@@ -38,7 +39,7 @@ CAREER = [
 
 
 def made(
-    facts: list[Fact], *, seed: int = 0, forms: tuple = FORMS, **options: int
+    facts: list[Fact], *, seed: int = 0, forms: Any = FORMS, **options: int
 ) -> tuple[list[Statement], Counter[str]]:
     chosen = [(f, f.answer) for f in facts]
     return make_statements(chosen, facts, forms, lambda *_: True, seed=seed, **options)
@@ -55,9 +56,9 @@ def test_statements_are_balanced_and_none_comes_twice(facts: list[Fact], seed: i
     assert set(per_fact.values()) == {1}
     assert all(per_fact[i, f, not true] for i, f, true in per_fact)
     # A fact's two answers are the same in every form.
-    answers = {(s.fact_id, s.is_true): set() for s in statements}
+    answers: dict[tuple[str, bool], set[str]] = {}
     for s in statements:
-        answers[s.fact_id, s.is_true].add(s.answer)
+        answers.setdefault((s.fact_id, s.is_true), set()).add(s.answer)
     assert all(len(a) == 1 for a in answers.values())
 
 
