@@ -52,7 +52,7 @@ def whole(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-class Plain(LocalFileSystem):
+class Plain(LocalFileSystem):  # type: ignore[misc]  # fsspec has no types
     """A file system of files under a protocol of its own: no whole objects, no exclusive files."""
 
     protocol = ("plain",)
@@ -221,7 +221,7 @@ def test_the_program_finds_reports_and_informs_at_a_url(
     write_facts(tmp_path / "facts.jsonl", many_facts(model, 2))
     find = ["find", "--model", str(save_tiny(tmp_path / "model")), "--device", "cpu", "--quiet"]
     find += ["--facts", str(tmp_path / "facts.jsonl"), "--set", "filter.n_random=2"]
-    with models._quiet():
+    with models.quiet():
         assert cli.main([*find, "--out", url]) == 0
     assert {"summary.md", "summary.json"} <= set(place_of(url).names())
     assert cli.main(["report", url, "--quiet", "--fact-figures", "0"]) == 0

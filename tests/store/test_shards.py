@@ -46,7 +46,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             CONFIG,
             folder / str(i),
             shard=Shard(i, 3),
-            progress=lambda *x, seen=seen: seen.append(x),  # type: ignore[misc]
+            progress=lambda *x, seen=seen: seen.append(x),
         )
         positions = [int(r.fact_id[1:]) for r in found]
         assert positions == sorted(positions)

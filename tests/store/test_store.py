@@ -333,7 +333,8 @@ def test_every_key_of_the_manifest_is_checked(tmp_path: Path, undisturbed: Path)
     paths = [path for path in paths_of(whole) if path != ("mask_token",)]
     assert len(paths) == 17
     for path in paths:
-        for value in ("(absent)", [], -1, None, True):
+        values: tuple[Any, ...] = ("(absent)", [], -1, None, True)
+        for value in values:
             broken: dict[str, Any] = copy.deepcopy(whole)
             table = broken
             for key in path[:-1]:
@@ -457,10 +458,12 @@ def without_later_figures(result: FactResult) -> FactResult:
     def older(drops: Drops) -> Drops:
         return dataclasses.replace(drops, excess=NAN, n_redundancy=None)
 
+    later: dict[str, Any] = dict.fromkeys(LATER_COUNTS)
+    assert result.candidates is not None
     return dataclasses.replace(
         result,
         excess=NAN,
-        **dict.fromkeys(LATER_COUNTS),
+        **later,
         candidates=older(result.candidates),
         controls={name: older(drops) for name, drops in result.controls.items()},
     )
@@ -507,15 +510,15 @@ def test_a_file_spliced_from_two_is_computed_again(
 def chunk_with(variant: int, table: str) -> dict[str, bytes]:
     """The files of a chunk, where only a figure of one table depends on the variant."""
     result, x = result_for(FACTS[2]), 1 + variant / 1024
-    changed: dict[str, Any] = {
+    variants: dict[str, dict[str, Any]] = {
         "neurons": {"scores": np.array([x, 0.9, 0.8, 0.7], dtype=np.float32)},
         "components": {
             "components": (result.components[0], Component(result.neurons[[3]], x, 2.0, 2.0))
         },
         "attribution": {"convergence_delta": np.array([x, NAN, -0.0], dtype=np.float32)},
         "facts": {"full_drop": x},
-    }[table]
-    results = [dataclasses.replace(result, **changed), result_for(FACTS[3])]
+    }
+    results = [dataclasses.replace(result, **variants[table]), result_for(FACTS[3])]
     return chunk_files(results, [2, 3], CONFIG.hash)
 
 
