@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from xml.etree import ElementTree as ET
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.patches import Rectangle
 
 from dkn_engine.errors import UserError
 from dkn_engine.report.figures import (
@@ -63,7 +67,7 @@ def some_bands() -> Figure:
     )
 
 
-MAKERS = {
+MAKERS: dict[str, Callable[[], Figure]] = {
     "bars": some_bars,
     "bands": some_bands,
     "overlap": lambda: overlap([[1, 0.25], [NAN, 1]], ["D", "N"]),
@@ -76,6 +80,17 @@ MAKERS = {
 def texts(figure: Figure) -> list[str]:
     figure.draw_without_rendering()
     return [t.get_text() for t in figure.findobj(mpl.text.Text) if t.get_text()]
+
+
+def rectangles(axes: Axes) -> list[Rectangle]:
+    assert all(isinstance(p, Rectangle) for p in axes.patches)
+    return [p for p in axes.patches if isinstance(p, Rectangle)]
+
+
+def legend_of(axes: Axes) -> Legend:
+    legend = axes.get_legend()
+    assert legend is not None
+    return legend
 
 
 def luminance(color: Any) -> float:
@@ -115,7 +130,8 @@ def test_svg_is_well_formed_and_its_references_lead_somewhere(name: str) -> None
 def test_letters_are_at_least_eight_points(name: str) -> None:
     figure = MAKERS[name]()
     figure.draw_without_rendering()
-    sizes = [t.get_fontsize() for t in figure.findobj(mpl.text.Text) if t.get_text()]
+    found: list[Any] = figure.findobj(mpl.text.Text)
+    sizes = [t.get_fontsize() for t in found if t.get_text()]
     assert min(sizes) >= 8
     assert figure.get_size_inches()[0] <= 7
 
@@ -131,14 +147,14 @@ def test_bars_intervals_and_controls() -> None:
     figure = some_bars()
     (axes,) = figure.axes
     assert axes.get_xlabel() == "drop, share"
-    assert [round(p.get_width(), 6) for p in axes.patches] == [0.5, 0.1]
-    assert [bool(p.get_hatch()) for p in axes.patches] == [False, True]
+    assert [round(p.get_width(), 6) for p in rectangles(axes)] == [0.5, 0.1]
+    assert [bool(p.get_hatch()) for p in rectangles(axes)] == [False, True]
     assert (
         luminance(axes.patches[1].get_facecolor())
         > 0.9
         > luminance(axes.patches[0].get_facecolor())
     )
-    whiskers = [line.get_xdata() for line in axes.lines if line.get_marker() == "|"]
+    whiskers = [np.asarray(line.get_xdata()) for line in axes.lines if line.get_marker() == "|"]
     assert [list(x) for x in whiskers] == [[0.4, 0.6], [-0.1, 0.3]]
     assert [t.get_text() for t in axes.get_yticklabels()] == ["D", "Rnd", "none"]
     written = texts(figure)
@@ -176,7 +192,7 @@ def test_bands_are_told_apart_without_colour() -> None:
     low, high = axes.collections[0].get_datalim(axes.transData).intervaly
     assert (low, high) == (0.0, 1.0)
     assert [t.get_text() for t in axes.get_xticklabels()] == ["10", "20", "40"]
-    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["D", "Rnd"]
+    assert [t.get_text() for t in legend_of(axes).get_texts()] == ["D", "Rnd"]
     with pytest.raises(ValueError, match="series must be at most 8; got 9"):
         bands([Series("D", [1], [1])] * 9, x_axis="x", y_axis="y")
 
@@ -202,7 +218,7 @@ def test_barcode_marks_the_dkn() -> None:
         "C2, 3 neurons",
         "C3*, 3 neurons",
     ]
-    bars_by_place = {round(p.get_y() + p.get_height() / 2): p for p in axes.patches}
+    bars_by_place = {round(p.get_y() + p.get_height() / 2): p for p in rectangles(axes)}
     for i, component in enumerate(FACT.components):
         bar = bars_by_place[i]
         assert bar.get_x() == pytest.approx(component.birth)
@@ -214,8 +230,8 @@ def test_barcode_of_a_component_that_never_dies_ends_in_an_arrow() -> None:
     endless = dataclasses.replace(FACT.components[1], death=math.inf)
     figure = barcode(dataclasses.replace(FACT, components=(FACT.components[0], endless), dkn=()))
     (arrow,) = [line for line in figure.axes[0].lines if line.get_marker() == ">"]
-    assert list(arrow.get_ydata()) == [1]
-    assert arrow.get_xdata()[0] == pytest.approx(figure.axes[0].get_xlim()[1])
+    assert list(np.asarray(arrow.get_ydata())) == [1]
+    assert np.asarray(arrow.get_xdata())[0] == pytest.approx(figure.axes[0].get_xlim()[1])
     with pytest.raises(ValueError, match="fact 'a' has no components"):
         barcode(dataclasses.replace(FACT, components=()))
 
@@ -228,7 +244,7 @@ def test_subset_map_holds_every_drop_and_frames_the_dkn() -> None:
     expected = [[1 - 0.8 ** (bin(c).count("1") + r) for c in range(4)] for r in range(2)]
     np.testing.assert_allclose(cells, expected, atol=1e-12)
     assert [t.get_text() for t in figure.axes[0].texts][:2] == ["0.00", "0.20"]
-    dark = [p for p in figure.axes[0].patches if luminance(p.get_edgecolor()) < 0.5]
+    dark = [p for p in rectangles(figure.axes[0]) if luminance(p.get_edgecolor()) < 0.5]
     assert {(p.get_x(), p.get_y()) for p in dark} == {(1, 0), (0, 1), (1, 1)}
     assert {"C1*", "C2", "C3*", "relative drop of the answer's probability"} <= set(texts(figure))
 
@@ -251,8 +267,8 @@ def test_sampled_subsets_become_dots_by_size() -> None:
     (axes,) = subset_map(sampled).axes
     np.testing.assert_allclose(subset_drops(sampled), [0, 0.2, 0.4, 0.6, 0.8])
     dots, means = axes.lines
-    assert list(dots.get_xdata()) == [0, 1, 2, 3, 14]
-    np.testing.assert_allclose(means.get_ydata(), [0, 0.2, 0.4, 0.6, 0.8])
+    assert list(np.asarray(dots.get_xdata())) == [0, 1, 2, 3, 14]
+    np.testing.assert_allclose(np.asarray(means.get_ydata()), [0, 0.2, 0.4, 0.6, 0.8])
 
 
 def test_subsets_without_a_clean_probability_are_refused() -> None:
@@ -265,12 +281,18 @@ def test_neuron_map_counts_each_neuron_once() -> None:
     figure = neuron_map(located, [[2, 9], [2, 9]], n_layers=4, width=10)
     place, counts = figure.axes
     every, dkn = place.lines
-    assert list(zip(every.get_ydata(), every.get_xdata(), strict=True)) == [(0, 3), (2, 1), (2, 9)]
-    assert list(zip(dkn.get_ydata(), dkn.get_xdata(), strict=True)) == [(2, 9)]
+    assert list(zip(np.asarray(every.get_ydata()), np.asarray(every.get_xdata()), strict=True)) == [
+        (0, 3),
+        (2, 1),
+        (2, 9),
+    ]
+    assert list(zip(np.asarray(dkn.get_ydata()), np.asarray(dkn.get_xdata()), strict=True)) == [
+        (2, 9)
+    ]
     assert every.get_marker() != dkn.get_marker()
-    assert [p.get_width() for p in counts.patches] == [1, 0, 2, 0, 0, 0, 1, 0]
+    assert [p.get_width() for p in rectangles(counts)] == [1, 0, 2, 0, 0, 0, 1, 0]
     assert (place.get_xlabel(), place.get_ylabel()) == ("index of the neuron in its layer", "layer")
-    legend = [t.get_text() for t in place.get_legend().get_texts()]
+    legend = [t.get_text() for t in legend_of(place).get_texts()]
     assert legend == ["N, knowledge neurons (3)", "D, neurons of DKNs (1)"]
 
 

@@ -113,7 +113,7 @@ def test_a_card_holds_what_was_found() -> None:
 
 
 # As gold -> Au on the demo model: neither component carries the fact without the other neurons.
-TWO = {
+TWO: dict[str, Any] = {
     "q": 2,
     "dkn": (0, 1),
     "probability": 0.96,
