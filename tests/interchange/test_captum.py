@@ -85,7 +85,7 @@ def test_every_rule_and_side_of_a_layer_equals_captums(
 def test_internal_batches_change_nothing(rows: int, of_input: bool) -> None:
     model = tiny("gpt2")
     layer = down_of("gpt2", model, 0)
-    options = {"attribute_to_layer_input": of_input}
+    options: Any = {"attribute_to_layer_input": of_input}
     whole, _ = both(model, layer, **options)
     ours = LayerIntegratedGradients(last_probabilities(model), layer)
     cut = ours.attribute(IDS, BASELINES, TARGETS, None, 5, internal_batch_size=rows, **options)
@@ -331,7 +331,12 @@ def test_what_the_class_does_not_take_is_said(changes: dict[str, Any], message: 
 def test_what_attribute_does_not_take_is_said(changes: dict[str, Any], message: str) -> None:
     model = tiny("gpt2")
     ours = LayerIntegratedGradients(last_probabilities(model), down_of("gpt2", model, 1))
-    arguments = {"inputs": IDS, "baselines": BASELINES, "target": TARGETS, "n_steps": 3} | changes
+    arguments: dict[str, Any] = {
+        "inputs": IDS,
+        "baselines": BASELINES,
+        "target": TARGETS,
+        "n_steps": 3,
+    } | changes
     with pytest.raises(UserError) as caught:
         ours.attribute(**arguments)
     assert message in str(caught.value)
@@ -360,7 +365,8 @@ def test_rows_that_are_not_the_examples_are_said() -> None:
 
     def forward(ids: Tensor) -> Tensor:
         positions = table(torch.ones(ids.shape[1], 3, dtype=torch.float64))  # [T, 5]
-        return (ids.double().unsqueeze(-1) * positions).sum(1)
+        out: Tensor = (ids.double().unsqueeze(-1) * positions).sum(1)
+        return out
 
     with pytest.raises(UserError, match=r"activation must be one tensor with 24 rows for 6 steps"):
         LayerIntegratedGradients(forward, table).attribute(IDS, BASELINES, 1, n_steps=6)

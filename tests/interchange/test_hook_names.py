@@ -103,7 +103,8 @@ class Controller:
         self.module_ref = weakref.ref(module)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return type(self.module_ref()).forward(self.module_ref(), *args, **kwargs)
+        module: Any = self.module_ref()
+        return type(module).forward(module, *args, **kwargs)
 
 
 Controller.__module__ = "nnsight.intervention.source"
