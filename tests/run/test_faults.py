@@ -63,7 +63,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _quiet_loading() -> Iterator[None]:
-    with models._quiet():
+    with models.quiet():
         yield
 
 

@@ -349,7 +349,8 @@ def test_nan_in_a_layer_makes_every_fact_an_error(tmp_path: Path) -> None:
     model = tiny("llama", torch.float32)
     some = facts(model)
     with torch.no_grad():
-        down_of("llama", model, 1).weight[3, 4] = float("nan")
+        down: Any = down_of("llama", model, 1)
+        down.weight[3, 4] = float("nan")
     found = run(model, some, out=tmp_path)
     assert {r.status for r in found} == {"error"}
     assert all(repr(r.fact_id) in r.reason for r in found)
@@ -383,7 +384,7 @@ def test_ids_must_be_unique(model: Any, out: bool, tmp_path: Path) -> None:
 
 def test_facts_must_be_facts(model: Any) -> None:
     with pytest.raises(TypeError, match=r"dkn_engine\.Fact or mappings.*; got tuple"):
-        run(model, [("w5", "w6")])
+        run(model, [("w5", "w6")])  # type: ignore[list-item]
 
 
 def test_baselines_cannot_be_given(model: Any) -> None:

@@ -13,12 +13,12 @@ from dkn_engine.config import AttributionConfig, Config, SelectionConfig
 
 
 @pytest.fixture(scope="module")
-def demo() -> Any:
+def demo() -> tuple[Any, Any]:
     return dkn.load_model("demo", device="cpu")
 
 
 @pytest.fixture(scope="module")
-def results(demo: Any, tmp_path_factory: Any) -> list[dkn.FactResult]:
+def results(demo: tuple[Any, Any], tmp_path_factory: Any) -> list[dkn.FactResult]:
     out = tmp_path_factory.mktemp("demo") / "run"
     found = dkn.find_dkns(*demo, dkn.load_facts("demo", limit=2), out=out)
     assert [r.fact_id for r in dkn.read_results(out)] == [r.fact_id for r in found]
@@ -58,7 +58,7 @@ def test_what_is_found_is_consistent_with_itself(results: Any) -> None:
         assert math.isnan(r.full_drop) == (q == 0)
 
 
-def test_suppressing_the_neurons_of_germany_loses_berlin(demo: Any) -> None:
+def test_suppressing_the_neurons_of_germany_loses_berlin(demo: tuple[Any, Any]) -> None:
     """The design's trial: 11 neurons of the zero baseline leave 0.001, 11 random ones 0.79."""
     fact = dkn.load_facts("demo", limit=1)
     config = Config(

@@ -135,7 +135,8 @@ def tasks(n: int) -> Iterator[Task]:
 @pytest.mark.parametrize("life", [lives.works, lives.dies_now_and_then])
 def test_every_chunk_is_computed_once(life: Any) -> None:
     with pool(life) as some:
-        assert some.identity() == "model"
+        identity: object = some.identity()
+        assert identity == "model"
         found = sorted(some.compute(tasks(12)))
     assert found == [(i, {"facts": b"%d" % i}) for i in range(12)]
 
