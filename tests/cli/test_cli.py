@@ -116,7 +116,8 @@ class Engine:
         progress: Callable[[int, int], None],
     ) -> Iterator[FactResult]:
         self.calls["config"] = run.config
-        identity = Identity(*[str(self.calls["model"][0])] * 2)
+        name = str(self.calls["model"][0])
+        identity = Identity(name, name)
 
         def compute(tasks: Iterator[Task]) -> Iterator[tuple[int, dict[str, bytes]]]:
             for task in tasks:
