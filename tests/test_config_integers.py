@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 import dkn_engine as dkn
 from dkn_engine import analysis, topology
@@ -25,7 +26,7 @@ OTHERS = pytest.mark.parametrize("value", [True, np.bool_(True), np.float64(2), 
 ONE = np.ones((4, 3))
 
 
-def graph() -> tuple[Any, ...]:
+def graph() -> tuple[list[list[int]], NDArray[np.float64], NDArray[np.float64]]:
     return [[0, 0], [1, 1], [2, 0], [2, 1]], ONE * np.arange(1, 5)[:, None], ONE
 
 
@@ -77,7 +78,9 @@ def test_a_number_of_draws_that_is_no_integer_is_refused(value: Any) -> None:
 @OTHERS
 @pytest.mark.parametrize("name", ["n_random", "n_folds", "n_resamples"])
 def test_counts_of_a_fact_check_that_are_no_integers_are_refused(value: Any, name: str) -> None:
-    counts = {"n_random": np.int64(2), "n_folds": 2, "n_resamples": 2} | {name: value}
+    counts: dict[str, Any] = {"n_random": np.int64(2), "n_folds": 2, "n_resamples": 2} | {
+        name: value
+    }
     with pytest.raises(UserError, match=f"^{name} must be an integer of at least [12]; got "):
         _require(share=None, **counts)
 

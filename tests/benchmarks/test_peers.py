@@ -24,7 +24,8 @@ def case_of(name: str, site: str = "post") -> peers.Case:
 
 def ours(case: peers.Case, config: AttributionConfig) -> np.ndarray[Any, Any]:
     found = attribute_chunk(case.model, case.layout, [case.sequence], config, mask_id=MASK_ID)
-    return found.scores[0]
+    scores: np.ndarray[Any, Any] = found.scores[0]
+    return scores
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])

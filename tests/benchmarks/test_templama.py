@@ -137,7 +137,11 @@ def test_rows_of_other_cases_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(rows, "RESULTS", tmp_path)
     for case, values in (("one", [1.0]), ("two", [2.0]), ("one", [3.0, 5.0])):
         found = [rows.row(case, "x", "y", values)]
-        monkeypatch.setitem(templama.CASES, case, lambda _, found=found: iter(found))
+
+        def measured(_: Setting, found: list[rows.Row] = found) -> Iterator[rows.Row]:
+            return iter(found)
+
+        monkeypatch.setitem(templama.CASES, case, measured)
         templama.measure(Setting(tmp_path), [case])
     there = [(r["case"], float(r["median"]), r["repeats"]) for r in rows.read("templama.csv")]
     assert there == [("two", 2.0, "1"), ("one", 4.0, "2")]

@@ -25,7 +25,7 @@ def python_example() -> str:
     return found[1]
 
 
-def test_python_example_is_short_and_runs(tmp_path):
+def test_python_example_is_short_and_runs(tmp_path: Path) -> None:
     code = python_example()
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
     done = subprocess.run(
@@ -37,11 +37,11 @@ def test_python_example_is_short_and_runs(tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([\w/.-]+)\)", README))))
-def test_linked_files_exist(path):
+def test_linked_files_exist(path: str) -> None:
     assert (ROOT / path).exists()
 
 
-def test_facts_file_is_read_and_has_the_keys_that_are_needed(tmp_path):
+def test_facts_file_is_read_and_has_the_keys_that_are_needed(tmp_path: Path) -> None:
     found = re.search(r"```json\n(.*?)```", README, re.DOTALL)
     assert found is not None
     path = tmp_path / "facts.jsonl"
@@ -60,7 +60,7 @@ def test_facts_file_is_read_and_has_the_keys_that_are_needed(tmp_path):
             load_facts(path, format="jsonl")
 
 
-def test_makefile_has_the_targets_that_the_readme_names():
+def test_makefile_has_the_targets_that_the_readme_names() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"(?:^|`)make ([a-z-]+)", README, re.MULTILINE))
     assert {"demo", "test"} <= targets
@@ -68,7 +68,7 @@ def test_makefile_has_the_targets_that_the_readme_names():
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-def recipe(*arguments):
+def recipe(*arguments: str) -> list[str]:
     """What make would do, if everything that it depends on were there."""
     done = subprocess.run(
         ["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
@@ -78,7 +78,7 @@ def recipe(*arguments):
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
 @pytest.mark.parametrize("target", ["demo", "report"])
-def test_what_other_code_made_is_not_gone_on_with_unless_asked(target):
+def test_what_other_code_made_is_not_gone_on_with_unless_asked(target: str) -> None:
     folder, begins = f"runs/{target}", re.compile(rf"dkn-engine (find|analyze) .*runs/{target}\b")
     anew = recipe(target)
     first = next(i for i, line in enumerate(anew) if begins.search(line))
@@ -87,7 +87,7 @@ def test_what_other_code_made_is_not_gone_on_with_unless_asked(target):
     assert f"rm -rf {folder}" not in recipe(target, "CONTINUE=1")
 
 
-def test_no_command_installs_what_is_on_no_index():
+def test_no_command_installs_what_is_on_no_index() -> None:
     """The package itself; checkouts have ``pip install -e '.[plots]'``, messages name packages."""
     texts = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "docs").rglob("*.html")]
     texts += (ROOT / "dkn_engine").rglob("*.py")
@@ -102,6 +102,6 @@ def test_no_command_installs_what_is_on_no_index():
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
-def test_the_demo_ends_with_the_next_command():
+def test_the_demo_ends_with_the_next_command() -> None:
     after = recipe("demo")[-2:]  # one line, broken in two
     assert "dkn-engine report runs/demo" in " ".join(after)

@@ -216,7 +216,7 @@ def test_new_facts_are_taken_in_every_form(
     model: Any, results: list[dkn.FactResult], tmp_path: Path
 ) -> None:
     new = [dkn.Fact(f"new{i}", f"w{5 + i} w30 w31", f"w{40 + i}") for i in range(3)]
-    options = {"steps": 1, "lr": 0.1, "n_random": 1}
+    options: dict[str, Any] = {"steps": 1, "lr": 0.1, "n_random": 1}
     tables = [
         analysis.evolvability(
             model,

@@ -47,7 +47,7 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_sdist_holds_the_sources_of_the_extension(sdist):
+def test_sdist_holds_the_sources_of_the_extension(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     sources = {str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.?pp")}
@@ -56,7 +56,7 @@ def test_sdist_holds_the_sources_of_the_extension(sdist):
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
 
 
-def test_wheel_holds_the_package_its_types_and_data(wheel):
+def test_wheel_holds_the_package_its_types_and_data(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert {"dkn_engine/py.typed", "dkn_engine/_native.pyi"} <= names
@@ -70,7 +70,7 @@ def test_wheel_holds_the_package_its_types_and_data(wheel):
     assert all(name.endswith(".dist-info") for name in others), others
 
 
-def test_extension_of_the_wheel_runs(wheel, tmp_path):
+def test_extension_of_the_wheel_runs(wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
     code = (
@@ -82,7 +82,7 @@ def test_extension_of_the_wheel_runs(wheel, tmp_path):
     assert run(sys.executable, "-P", "-c", code, cwd=tmp_path).strip() == "[2.0]"
 
 
-def test_command_line_program_is_declared(wheel):
+def test_command_line_program_is_declared(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [n for n in archive.namelist() if n.endswith("entry_points.txt")]
         assert "dkn-engine = dkn_engine.__main__:main" in archive.read(name).decode()

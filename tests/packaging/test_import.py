@@ -17,14 +17,14 @@ LAZY += ["pandas", "datasets", "pyarrow"]
 
 
 @pytest.mark.parametrize("module", ["dkn_engine", "dkn_engine.topology", "dkn_engine.cli.main"])
-def test_import_leaves_heavy_packages_alone(module):
+def test_import_leaves_heavy_packages_alone(module: str) -> None:
     code = f"import sys, {module}; print(*[m for m in {LAZY} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
 
 
-def test_constraints_pin_versions_only():
+def test_constraints_pin_versions_only() -> None:
     with (ROOT / "constraints.txt").open(encoding="utf-8") as file:
         lines = [line.strip() for line in file if line.strip() and not line.startswith("#")]
     for line in lines:
@@ -33,7 +33,7 @@ def test_constraints_pin_versions_only():
         assert version.replace(".", "").isalnum(), line
 
 
-def test_stub_names_everything_in_the_extension():
+def test_stub_names_everything_in_the_extension() -> None:
     stub = ast.parse((ROOT / "dkn_engine/_native.pyi").read_text(encoding="utf-8"))
     public = (ast.FunctionDef, ast.ClassDef)
     declared = {

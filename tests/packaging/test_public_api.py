@@ -93,8 +93,10 @@ def test_a_result_has_the_fields_of_the_contract() -> None:
     assert set(promised.split()) <= fields
     empty = dkn.FactResult("f", "skipped", "why")
     assert not empty.is_degenerate
-    assert (empty.neurons.shape, empty.neurons.dtype) == ((0, 2), np.int32)
-    assert (empty.scores.dtype, empty.subset_probabilities.dtype) == (np.float32, np.float64)
+    assert empty.neurons.shape == (0, 2)
+    assert empty.neurons.dtype == np.dtype(np.int32)
+    assert empty.scores.dtype == np.dtype(np.float32)
+    assert empty.subset_probabilities.dtype == np.dtype(np.float64)
     assert math.isnan(empty.probability)
     assert (empty.components, empty.dkn, empty.controls) == ((), (), {})
     # Not one array or dictionary that results share.

@@ -70,7 +70,8 @@ def samples(values: dict[str, list[float]], figure: str = "drop") -> list[Sample
 def test_rows_are_means_over_units_and_leave_out_what_is_not_defined() -> None:
     table = tabulate("a", samples({"D": [0.5, 0.7, math.nan], "Rnd": [0.1, 0.3, 0.2]}), seed=0)
     row = table.row("drop", "D", edit="suppress")
-    assert (row.mean, row.n, row.control) == (pytest.approx(0.6), 2, False)
+    assert row.mean == pytest.approx(0.6)
+    assert (row.n, row.control) == (2, False)
     assert math.isnan(row.ci_low)  # Of two values there is no interval.
     assert math.isnan(row.ci_high)
     assert table.row("drop", "Rnd", edit="suppress").control
@@ -82,7 +83,7 @@ def test_rows_of_zeros_and_ones_are_shares_with_wilsons_interval() -> None:
     table = tabulate("a", samples({"D": [1.0, 1.0, 1.0, 0.0]}), seed=0)
     row = table.row("drop", "D", edit="suppress")
     low, high = stats.binomtest(3, 4).proportion_ci(method="wilson")
-    assert (row.ci_low, row.ci_high) == (pytest.approx(low), pytest.approx(high))
+    assert (row.ci_low, row.ci_high) == pytest.approx((low, high))
 
 
 def test_groups_are_compared_over_the_units_of_both() -> None:
