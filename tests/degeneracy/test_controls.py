@@ -21,6 +21,7 @@ from dkn_engine.degeneracy.reference_facts import ENOUGH, POOL, Reference, build
 from dkn_engine.facts import load_facts
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.models.layout import find_layout
+from dkn_engine.neurons import random_sets
 from dkn_engine.seeds import generator
 from dkn_engine.types import Component, Degeneracy, Drops, Fact
 from tests.support.brute_force_edits import answer_probability
@@ -86,7 +87,7 @@ def test_edits_of_sets_that_overlap_are_refused() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_random_sets_match_sizes_and_layers_and_avoid_what_is_located(seed: int) -> None:
-    found = controls.random_sets(SETS, LOCATED, WIDTH, np.random.default_rng(seed))
+    found = random_sets(SETS, LOCATED, WIDTH, np.random.default_rng(seed))
     assert len(found) == len(SETS)
     for drawn, given in zip(found, SETS, strict=True):
         assert drawn.dtype == np.int32
@@ -103,7 +104,7 @@ def test_random_sets_are_uniform_over_free_neurons() -> None:
     rng, counts = np.random.default_rng(0), np.zeros(6)
     n = 3000
     for _ in range(n):
-        (drawn,) = controls.random_sets([np.array([[0, 0], [0, 1]])], located, 6, rng)
+        (drawn,) = random_sets([np.array([[0, 0], [0, 1]])], located, 6, rng)
         counts[drawn[:, 1]] += 1
     assert counts[:2].tolist() == [0, 0]
     # Two of four a draw: a binomial of share 0.5; five standard deviations.
@@ -112,13 +113,13 @@ def test_random_sets_are_uniform_over_free_neurons() -> None:
 
 def test_random_sets_of_a_layer_that_is_all_located_are_drawn_from_it() -> None:
     located = np.array([[0, i] for i in range(4)], dtype=np.int32)
-    found = controls.random_sets([located[:2], located[2:]], located, 4, np.random.default_rng(0))
+    found = random_sets([located[:2], located[2:]], located, 4, np.random.default_rng(0))
     assert [len(s) for s in found] == [2, 2]
     assert pairs(np.concatenate(found)) == pairs(located)
 
 
 def test_no_sets_are_matched_by_none() -> None:
-    assert controls.random_sets([], LOCATED, WIDTH, np.random.default_rng(0)) == []
+    assert random_sets([], LOCATED, WIDTH, np.random.default_rng(0)) == []
 
 
 def test_random_numbers_depend_on_seed_and_names_alone() -> None:
@@ -263,7 +264,7 @@ def test_random_controls_are_means_over_their_draws(model: Any, prompts: Prompts
     rng = np.random.default_rng(7)
     measured = []
     for _ in range(5):
-        drawn = controls.random_sets(SETS, LOCATED, WIDTH, rng)
+        drawn = random_sets(SETS, LOCATED, WIDTH, rng)
         measured.append(drops(lattice_by_force(model, sequences()[1], drawn)))
     same(found, controls.average(measured))
     assert found is not None

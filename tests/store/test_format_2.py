@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -71,7 +72,7 @@ def test_it_is_resumed_and_merged(tmp_path: Path) -> None:
 
 def test_a_result_is_its_four_records() -> None:
     whole = result_for(FACTS[0])
-    parts = [
+    parts: list[Any] = [
         kind(**{f.name: getattr(whole, f.name) for f in dataclasses.fields(kind)})
         for kind in (Answered, Selection, Degeneracy, AttributionQuality)
     ]

@@ -281,7 +281,7 @@ def _gradients(
         log_p = token_log_probabilities(answer_logits(model, contexts), contexts.target)
         loss = -log_p.sum() / n_tokens
         total += loss.item()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
     for block in blocks:
         block.take_gradient()
     return total
