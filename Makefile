@@ -6,9 +6,13 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install -q --disable-pip-version-check -c constraints.txt
 NATIVE_TESTS := build/native-tests
 CASES ?=
+# Processes that run tests; the tests of a file stay together.
+JOBS ?= 2
 # What 'make demo' and 'make report' made before is of the code as it was then; 1 goes on with it.
 CONTINUE ?=
 fresh = $(if $(filter 1,$(CONTINUE)),,rm -rf $(1))
+
+PARALLEL = $(PY) -m pytest -n $(JOBS) --dist loadfile
 
 # Stamps: made once, and again when what they depend on changes.
 BASE := $(VENV)/base.stamp
@@ -31,14 +35,21 @@ demo: $(DEMO) $(NATIVE)
 		"dkn-engine report runs/demo)"
 
 test: $(TEST) $(NATIVE) test-native
-	$(PY) -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(PARALLEL) -m "not slow" $(PYTEST_ARGS)
+
+# What takes milliseconds a test: no builds, no demo model, no interpreted kernels, few processes.
+QUICK := tests/test_*.py tests/facts tests/files tests/statistics tests/topology tests/models \
+	tests/ops/test_*.py tests/forward
+
+quick: $(TEST) $(NATIVE)
+	$(PARALLEL) -m "not slow" -q $(QUICK) $(PYTEST_ARGS)
 
 # Adds the tests marked slow: memory over 20,000 facts, a Ray cluster.
 test-all: $(TEST) $(NATIVE) test-native
 	$(PIP) ray
 	@echo "all tests, and those that 'make test' leaves out:"
 	$(PY) -m pytest -m slow --collect-only -q
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PARALLEL) $(PYTEST_ARGS)
 
 # Built twice: the thread sanitizer does not go together with the address sanitizer.
 test-native: $(BASE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,14 @@ def test_constraints_pin_versions_only() -> None:
         name, _, version = line.partition("==")
         assert name
         assert version.replace(".", "").isalnum(), line
+
+
+def test_hooks_before_commits_have_the_versions_of_make_lint() -> None:
+    pinned = set((ROOT / "constraints.txt").read_text(encoding="utf-8").split())
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    wanted = set(re.findall(r"\[((?:ruff|clang-format)==[\w.]+)\]", hooks))
+    assert len(wanted) == 2
+    assert wanted <= pinned
 
 
 def test_stub_names_everything_in_the_extension() -> None:
