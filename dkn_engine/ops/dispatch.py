@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 IMPLEMENTATIONS = ("reference", "triton", "numba")
 # The others are matrix products, which BLAS does: a loop of ours would only be slower.
 LOOPS = ("ig_accumulate", "path_activation")
+# Loops work in one thread. Up to here they were measured against torch's threads, and won.
+_MOST_THREADS = 2
 
 
 def choose(
@@ -22,11 +24,12 @@ def choose(
     refusal: str | None = None,
     *,
     loop_refusal: str | None = None,
+    loop_wins: bool = False,
 ) -> str:
     """The implementation of ``operation`` that runs for ``backend``.
 
-    ``auto`` takes the Triton kernels for tensors on a GPU where they serve the request, and the
-    reference for everything else. An explicit name is obeyed or refused. ``numba`` is by
+    ``auto`` takes the Triton kernels for tensors on a GPU where they serve the request, the compiled
+    loops on the CPU where they win, and the reference for everything else. An explicit name is obeyed or refused. ``numba`` is by
     definition a compiled loop for each of ``LOOPS`` and the reference for the operations that are
     matrix products.
 
@@ -36,6 +39,7 @@ def choose(
         on: one of the operation's tensors; its device and dtype are what kernels depend on.
         refusal: why the operation's kernel does not serve this request, or None.
         loop_refusal: why its compiled loop does not.
+        loop_wins: whether that is faster than the reference, in numbers shorter than float64.
 
     Raises:
         BackendError: ``backend`` cannot run this; the message says why and what there is.
@@ -43,6 +47,8 @@ def choose(
     if backend == "auto":
         if on.is_cuda and refusal is None and triton_refusal(on) is None:
             return "triton"
+        if loop_wins and loop_refusal is None and _loops_win(on):
+            return "numba"
         return "reference"
     if backend not in IMPLEMENTATIONS:
         known = ", ".join(IMPLEMENTATIONS)
@@ -57,6 +63,13 @@ def choose(
     if reason is not None:
         raise BackendError(f"{operation}: backend {backend!r} cannot run here: {reason}")
     return "reference" if backend == "numba" and operation not in LOOPS else backend
+
+
+def _loops_win(on: torch.Tensor) -> bool:
+    import torch
+
+    few = torch.get_num_threads() <= _MOST_THREADS
+    return few and on.dtype != torch.float64 and numba_refusal(on) is None
 
 
 def numba_refusal(on: torch.Tensor) -> str | None:

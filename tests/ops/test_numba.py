@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,12 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import dkn_engine.ops
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.config import AttributionConfig
 from dkn_engine.errors import BackendError
 from dkn_engine.models.layout import find_layout
-from dkn_engine.ops import dispatch
+from dkn_engine.ops import _numba, dispatch
 from dkn_engine.ops._numba import loops
 from dkn_engine.ops.answer_probability import answer_probability
 from dkn_engine.ops.ig_accumulate import ig_accumulate
@@ -203,7 +203,7 @@ def test_what_the_loops_do_not_serve_is_refused_by_name(monkeypatch: pytest.Monk
         ig_accumulate(x, torch.ones(1, 2), zeros, x.T @ x, x, path=path, backend="numba")
     with pytest.raises(BackendError, match=r"expected float64, .*; found torch\.int64"):
         activate(nn.ReLU(), torch.int64)
-    monkeypatch.delattr(dkn_engine.ops, "loops")
+    monkeypatch.delattr(_numba, "loops")
     monkeypatch.setitem(sys.modules, "dkn_engine.ops._numba.loops", None)
     with pytest.raises(BackendError, match="numba cannot be imported"):
         activate(nn.ReLU())
@@ -216,7 +216,7 @@ def test_a_cache_that_cannot_be_written_says_what_to_set(monkeypatch: pytest.Mon
         raise RuntimeError("cannot cache function: no locator available")
 
     monkeypatch.setattr("numba.njit", refuse)
-    monkeypatch.delattr(dkn_engine.ops, "loops")
+    monkeypatch.delattr(_numba, "loops")
     monkeypatch.delitem(sys.modules, "dkn_engine.ops._numba.loops")
     with pytest.raises(BackendError, match="no locator available; set NUMBA_CACHE_DIR to a dir"):
         activate(nn.ReLU())
@@ -227,19 +227,56 @@ def test_a_loop_that_does_not_compile_is_raised_and_not_taken_for_a_layer_that_f
         loops.run(loops.step_sum, "weights", None, np.ones((2, 2)), np.ones((2, 2)))
 
 
-def test_only_an_explicit_request_imports_numba() -> None:
+def test_numba_is_imported_where_it_is_used() -> None:
     code = (
         "import sys, torch\n"
+        "torch.set_num_threads(1)\n"
         "from dkn_engine.ops.ig_accumulate import ig_accumulate\n"
         "from dkn_engine.ops.path_activation import path_activation\n"
-        "x, zeros = torch.ones(2, 3), torch.zeros(2, dtype=torch.int64)\n"
-        "for backend in ('auto', 'reference', 'numba'):\n"
-        "    path_activation(torch.ones(2), x, x, None, torch.nn.SiLU(), backend=backend)\n"
+        "x, zeros, act = torch.ones(2, 3), torch.zeros(2, dtype=torch.int64), torch.nn.SiLU()\n"
+        "for backend in ('auto', 'reference'):\n"
         "    ig_accumulate(x, torch.ones(1, 2), zeros, x.T @ x, x, backend=backend)\n"
-        "    print('numba' in sys.modules)"
+        "    path_activation(torch.ones(2), x.double(), x.double(), None, act, backend=backend)\n"
+        "path_activation(torch.ones(2), x, x, None, act, backend='reference')\n"
+        "print('numba' in sys.modules)\n"
+        "path_activation(torch.ones(2), x, x, None, act)\n"
+        "print('numba' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.stdout.split() == ["False", "False", "True"], done.stderr
+    assert done.stdout.split() == ["False", "True"], done.stderr
+
+
+@pytest.fixture
+def n_threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_auto_takes_the_loops_where_they_win(n_threads: Callable[[int], None]) -> None:
+    def chosen(dtype: torch.dtype = torch.float32, **more: Any) -> str:
+        return dispatch.choose("ig_accumulate", "auto", torch.ones(1, dtype=dtype), **more)
+
+    n_threads(1)
+    assert chosen(loop_wins=True) == chosen(torch.bfloat16, loop_wins=True) == "numba"
+    assert chosen() == chosen(torch.float64, loop_wins=True) == "reference"
+    assert chosen(loop_wins=True, loop_refusal="another non-linearity") == "reference"
+    n_threads(8)  # of torch's own; the loops have one
+    assert chosen(loop_wins=True) == "reference"
+
+
+def test_auto_gives_what_the_loops_give(n_threads: Callable[[int], None]) -> None:
+    n_threads(1)
+    ends = [normal(40, 70, dtype=torch.float32, seed=i) for i in range(3)]
+    alphas, act = torch.linspace(0, 1, 40), nn.SiLU()
+    g, w_out = normal(40, 9, dtype=torch.float32), normal(70, 9, dtype=torch.float32)
+    given = (g, torch.rand(2, 40), torch.arange(40) % 3, w_out, ends[0][:3])
+    path = (alphas, *(x[:3] for x in ends), act)
+    pre = [ig_accumulate(*given, path=path, backend=b) for b in ("auto", "numba")]
+    post = [ig_accumulate(*given, backend=b) for b in ("auto", "reference")]
+    along = [path_activation(alphas, *ends, act, backend=b) for b in ("auto", "numba")]
+    for auto, taken in (pre, post, along):
+        assert torch.equal(auto, taken)
 
 
 def test_matrix_products_run_as_the_reference_does() -> None:

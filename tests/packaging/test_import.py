@@ -25,6 +25,26 @@ def test_import_leaves_heavy_packages_alone(module: str) -> None:
     assert done.stdout.split() == []
 
 
+def test_finding_neurons_imports_no_library_of_other_clusterers() -> None:
+    """hdbscan, scikit-learn and numba are for other clusterers and for loops of the ``pre`` site."""
+    code = (
+        "import sys, torch, dkn_engine as dkn\n"
+        "from tests.support.tiny import tiny\n"
+        "from tests.support.words import words_tokenizer\n"
+        "lenient = dkn.Config(\n"
+        "    attribution=dkn.AttributionConfig(quadrature='gauss_legendre', n_steps=2),\n"
+        "    filter=dkn.FilterConfig(require_rank_1=False, min_probability=0.0, n_random=2),\n"
+        ")\n"
+        "facts = [dkn.Fact('a', 'w5 w9', 'w13')]\n"
+        "found = dkn.find_dkns(tiny('llama', torch.float32), words_tokenizer(), facts, lenient)\n"
+        "print(len(found), *[m for m in ('hdbscan', 'sklearn', 'numba') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT
+    )
+    assert done.stdout.split() == ["1"], done.stderr + done.stdout
+
+
 def test_constraints_pin_versions_only() -> None:
     with (ROOT / "constraints.txt").open(encoding="utf-8") as file:
         lines = [line.strip() for line in file if line.strip() and not line.startswith("#")]

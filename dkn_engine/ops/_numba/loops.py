@@ -80,7 +80,7 @@ def _decay_of(x: Any) -> Any:
     lowest, log2e, shift = real(-87), real(1 / math.log(2)), real(1.5 * 2**23)
     # ln 2 in two parts, of which the first times a whole number below 2^8 is exact.
     high, low = real(0.693359375), real(math.log(2) - 0.693359375)
-    c0, c1, c2, c3, c4, c5, c6, c7 = (real(1 / math.factorial(i)) for i in range(8))
+    terms = tuple(real(1 / math.factorial(i)) for i in range(7, -1, -1))
     bias, zero = np.int32(127), real(0)
 
     def by_power_of_2(x: Any) -> Any:
@@ -88,14 +88,9 @@ def _decay_of(x: Any) -> Any:
         inside = x if x > lowest else lowest
         n = (inside * log2e + shift) - shift
         r = (inside - n * high) - n * low
-        p = c7
-        p = p * r + c6
-        p = p * r + c5
-        p = p * r + c4
-        p = p * r + c3
-        p = p * r + c2
-        p = p * r + c1
-        p = p * r + c0
+        p = zero
+        for term in terms:
+            p = p * r + term
         power = np.int32((np.int32(n) + bias) << 23).view(np.float32)
         return p * power if x >= lowest else zero
 
@@ -115,22 +110,14 @@ def _tail_of(z: Any, e: Any) -> Any:
             return 0.5 * math.erfc(z * root)
 
         return by_library
-    four = np.float32(4)
-    c10, c9, c8, c7, c6, c5, c4, c3, c2, c1, c0 = (np.float32(c) for c in _TAIL)
+    four, zero = np.float32(4), np.float32(0)
+    terms = tuple(np.float32(c) for c in _TAIL)
 
     def by_polynomial(z: Any, e: Any) -> Any:
         t = (z - four) / (z + four)
-        p = c10
-        p = p * t + c9
-        p = p * t + c8
-        p = p * t + c7
-        p = p * t + c6
-        p = p * t + c5
-        p = p * t + c4
-        p = p * t + c3
-        p = p * t + c2
-        p = p * t + c1
-        p = p * t + c0
+        p = zero
+        for term in terms:
+            p = p * t + term
         return p * e
 
     return by_polynomial

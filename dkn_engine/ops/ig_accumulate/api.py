@@ -58,7 +58,14 @@ def ig_accumulate(
     _require_shapes(gradients, segments, factor, path)
     unknown = None if path is None else kernel_refusal(path[4])
     refusal = _mixed(gradients, w_out) or unknown
-    chosen = choose("ig_accumulate", backend, gradients, refusal, loop_refusal=unknown)
+    chosen = choose(
+        "ig_accumulate",
+        backend,
+        gradients,
+        refusal,
+        loop_refusal=unknown,
+        loop_wins=path is not None,
+    )
     if chosen == "reference":
         return reference.ig_accumulate(gradients, weights, segments, w_out, factor, path)
     inner = None

@@ -45,7 +45,9 @@ def path_activation(
         raise ValueError(f"up must be {tuple(value.shape)}; got {tuple(up.shape)}")
     kind = kernel_kind(act)
     unknown = kernel_refusal(act)
-    chosen = choose("path_activation", backend, value, unknown, loop_refusal=unknown)
+    chosen = choose(
+        "path_activation", backend, value, unknown, loop_refusal=unknown, loop_wins=True
+    )
     if chosen == "triton":
         from dkn_engine.ops.path_activation import triton
 
