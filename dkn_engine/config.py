@@ -6,11 +6,11 @@ import dataclasses
 import hashlib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -23,6 +23,14 @@ AUTO, END_OF_TEXT = "auto", "end_of_text"
 Backend = Literal["auto", "reference", "triton", "numba", "native"]
 
 
+_UNFIT = object()
+
+
+def count(default: Any, least: int = 1) -> Any:
+    """A field for an integer of at least ``least``."""
+    return field(default=default, metadata={"least": least})
+
+
 def integer(value: Any) -> int | None:
     """The plain integer of Python's or NumPy's; None for anything else, and bools."""
     ok = isinstance(value, int | np.integer) and not isinstance(value, bool)
@@ -31,42 +39,133 @@ def integer(value: Any) -> int | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """Base of all options: checks every field's type, ``Literal`` ones against their values."""
+    """Base of all options: checks every field's type, ``Literal`` ones against their values.
+
+    Values that have a plain counterpart become it, so that one choice has one hash: numbers of
+    NumPy's, integers where a number is wanted, and lists where a tuple is.
+    """
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for f in dataclasses.fields(self):
-            hint, value = hints[f.name], getattr(self, f.name)
-            if isinstance(value, np.generic):
-                # A number of NumPy's is the plain number of the same value.
-                value = value.item()
-                object.__setattr__(self, f.name, value)
-            kinds = get_args(hint) if get_origin(hint) in {Union, UnionType} else (hint,)
-            if float in kinds and type(value) is int:
-                # 1 and 1.0 are the same choice and must have the same hash.
-                object.__setattr__(self, f.name, float(value))
-            elif not any(_is_a(value, kind) for kind in kinds):
-                expected = " or ".join(_words(kind) for kind in kinds)
-                raise UserError(f"{f.name} must be {expected}; got {value!r}")
+            value, least = getattr(self, f.name), f.metadata.get("least")
+            fitted = _fit(value, hints[f.name])
+            if fitted is _UNFIT or (least is not None and fitted is not None and fitted < least):
+                expected = " or ".join(_words(kind, least) for kind in _kinds(hints[f.name]))
+                raise UserError(f"{f.name} must be {expected}; got {_item(value)!r}")
+            object.__setattr__(self, f.name, fitted)
 
     def _require(self, name: str, ok: bool, expected: str) -> None:
         if not ok:
             raise UserError(f"{name} must be {expected}; got {getattr(self, name)!r}")
 
+    @classmethod
+    def of(cls, section: Self | None = None, **changes: Any) -> Self:
+        """A section, the defaults if None, with single values changed.
 
-def _is_a(value: Any, kind: Any) -> bool:
+        Raises:
+            UserError: an unknown name, or a value that is not allowed.
+        """
+        names = [f.name for f in dataclasses.fields(cls)]
+        unknown = [name for name in changes if name not in names]
+        if unknown:
+            raise UserError(f"{cls.__name__} has no {unknown[0]!r}; known: {', '.join(names)}")
+        return cls(**changes) if section is None else dataclasses.replace(section, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain dict of JSON's values, as written to a manifest."""
+        plain: dict[str, Any] = _plain(self)
+        return plain
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], where: str = "config") -> Self:
+        """Inverse of :meth:`to_dict`; missing keys keep defaults.
+
+        Args:
+            data: values by the names of fields.
+            where: what messages call the section.
+
+        Raises:
+            UserError: an unknown key, or a value that is not allowed.
+        """
+        if not isinstance(data, Mapping):
+            raise UserError(f"{where} must be a table; got {data!r}")
+        hints = get_type_hints(cls)
+        names = {f.name for f in dataclasses.fields(cls)}
+        unknown = sorted(set(data) - names)
+        if unknown:
+            known = ", ".join(sorted(names))
+            raise UserError(f"{where}: unknown key {unknown[0]!r}; known: {known}")
+        values = dict(data)
+        for name in data:
+            if isinstance(hints[name], type) and issubclass(hints[name], Section):
+                values[name] = hints[name].from_dict(data[name], f"{where}.{name}")
+        try:
+            return cls(**values)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Section):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _item(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in {Union, UnionType} else (hint,)
+
+
+def _fit(value: Any, hint: Any) -> Any:
+    """The value in the hint's own type, or ``_UNFIT``."""
+    fitted = (_fit_kind(_item(value), kind) for kind in _kinds(hint))
+    return next((f for f in fitted if f is not _UNFIT), _UNFIT)
+
+
+def _fit_kind(value: Any, kind: Any) -> Any:
+    arguments = get_args(kind)
     if get_origin(kind) is Literal:
-        return any(type(value) is type(a) and value == a for a in get_args(kind))
-    # By class, since True is an instance of int.
-    return type(value) is kind
+        ok = any(type(value) is type(a) and value == a for a in arguments)
+    elif get_origin(kind) is tuple:
+        if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
+            return _UNFIT
+        items = tuple(_fit(item, arguments[0]) for item in value)
+        # Several of some choices are a selection.
+        twice = get_origin(arguments[0]) is Literal and len(set(items)) < len(items)
+        return _UNFIT if twice or _UNFIT in items else items
+    elif get_origin(kind) is Mapping:
+        if not isinstance(value, Mapping):
+            return _UNFIT
+        fitted = {_fit(k, arguments[0]): _fit(v, arguments[1]) for k, v in value.items()}
+        return _UNFIT if _UNFIT in fitted or _UNFIT in fitted.values() else fitted
+    elif kind is float and type(value) is int:
+        return float(value)
+    else:
+        ok = type(value) is kind  # By class, since True is an instance of int.
+    return value if ok else _UNFIT
 
 
-def _words(kind: Any) -> str:
+def _words(kind: Any, least: int | None = None) -> str:
     if get_origin(kind) is Literal:
         allowed = ", ".join(repr(a) for a in get_args(kind))
         return f"one of {allowed}" if len(get_args(kind)) > 1 else allowed
+    if get_origin(kind) is tuple:
+        (item, _) = get_args(kind)
+        if get_origin(item) is Literal:
+            return f"among {', '.join(get_args(item))}, each once"
+        return f"a list, each of it {' or '.join(map(_words, _kinds(item)))}"
+    if get_origin(kind) is Mapping:
+        return f"a table, each of it {' or '.join(map(_words, _kinds(get_args(kind)[1])))}"
     names = {bool: "true or false", int: "an integer", float: "a number", type(None): "none"}
     names[str] = "text"
+    if kind is int and least is not None:
+        return f"an integer of at least {least}"
     return names.get(kind, f"of class {kind.__name__}")
 
 
@@ -384,31 +483,10 @@ class Config(Section):
             filter=FilterConfig(method="released"),
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Nested plain dict, as written to a manifest."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Config:
-        """Inverse of :meth:`to_dict`; missing keys keep defaults, unknown ones are refused."""
-        config: Config = _build(cls, data, "config")
-        return config
-
     @classmethod
     def load(cls, path: str | Path) -> Config:
         """Read a ``.toml`` or ``.json`` file with the sections of this class as tables."""
-        path = local_path(path)
-        if path.suffix not in {".toml", ".json"}:
-            raise UserError(f"config must be a .toml or .json file; got {path}")
-        try:
-            text = path.read_text(encoding="utf-8-sig")  # Windows puts a mark there
-            data = tomllib.loads(text) if path.suffix == ".toml" else parse_json(text)
-        except (OSError, ValueError) as error:
-            raise UserError(f"config {path} cannot be read: {error}") from error
-        except RecursionError:
-            raise UserError(f"config {path} cannot be read: nested too deeply") from None
-        if not isinstance(data, dict):
-            raise UserError(f"config {path} must hold a table; got {type(data).__name__}")
+        data = read_table(path)
         try:
             return cls.from_dict(data)
         except UserError as error:
@@ -421,22 +499,22 @@ class Config(Section):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _build(cls: type[Any], data: Mapping[str, Any], where: str) -> Any:
-    """An instance of a config dataclass from plain data, or a UserError that names the key."""
-    hints = get_type_hints(cls)
-    names = {f.name for f in dataclasses.fields(cls)}
-    unknown = sorted(set(data) - names)
-    if unknown:
-        raise UserError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(sorted(names))}")
-    values: dict[str, Any] = {}
-    for name, value in data.items():
-        if dataclasses.is_dataclass(hints[name]):
-            if not isinstance(value, Mapping):
-                raise UserError(f"{where}.{name} must be a table; got {value!r}")
-            values[name] = _build(hints[name], value, f"{where}.{name}")
-        else:
-            values[name] = value
+def read_table(path: str | Path) -> dict[str, Any]:
+    """The table that a ``.toml`` or ``.json`` file of settings holds.
+
+    Raises:
+        UserError: another kind of file, one that cannot be read, or no table in it.
+    """
+    path = local_path(path)
+    if path.suffix not in {".toml", ".json"}:
+        raise UserError(f"config must be a .toml or .json file; got {path}")
     try:
-        return cls(**values)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        text = path.read_text(encoding="utf-8-sig")  # Windows puts a mark there
+        data = tomllib.loads(text) if path.suffix == ".toml" else parse_json(text)
+    except (OSError, ValueError) as error:
+        raise UserError(f"config {path} cannot be read: {error}") from error
+    except RecursionError:
+        raise UserError(f"config {path} cannot be read: nested too deeply") from None
+    if not isinstance(data, dict):
+        raise UserError(f"config {path} must hold a table; got {type(data).__name__}")
+    return data

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 import dkn_engine as dkn
 from dkn_engine import analysis, topology
-from dkn_engine.analysis.experiments.fact_check.experiment import _require
 from dkn_engine.attribution import iter_attribute
 from dkn_engine.config import integer
 from dkn_engine.errors import UserError
@@ -82,7 +81,7 @@ def test_counts_of_a_fact_check_that_are_no_integers_are_refused(value: Any, nam
         name: value
     }
     with pytest.raises(UserError, match=f"^{name} must be an integer of at least [12]; got "):
-        _require(share=None, **counts)
+        analysis.FactCheckConfig(**counts)
 
 
 def test_texts_of_a_mapping_may_be_an_array() -> None:

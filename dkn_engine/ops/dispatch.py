@@ -28,10 +28,10 @@ def choose(
 ) -> str:
     """The implementation of ``operation`` that runs for ``backend``.
 
-    ``auto`` takes the Triton kernels for tensors on a GPU where they serve the request, the compiled
-    loops on the CPU where they win, and the reference for everything else. An explicit name is obeyed or refused. ``numba`` is by
-    definition a compiled loop for each of ``LOOPS`` and the reference for the operations that are
-    matrix products.
+    ``auto`` takes the Triton kernels for tensors on a GPU where they serve the request, the
+    compiled loops on the CPU where they win, and the reference for everything else. An explicit
+    name is obeyed or refused. ``numba`` is by definition a compiled loop for each of ``LOOPS`` and
+    the reference for the operations that are matrix products.
 
     Args:
         operation: its name, for the message.

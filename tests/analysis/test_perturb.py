@@ -10,7 +10,8 @@ from collections import Counter
 import pytest
 
 import dkn_engine as dkn
-from dkn_engine.analysis.experiments.robustness.perturb import ADDED, KINDS, REPLACED, Kind, perturb
+from dkn_engine.analysis.config import Kind
+from dkn_engine.analysis.experiments.robustness.perturb import ADDED, KINDS, REPLACED, perturb
 from dkn_engine.errors import UserError
 from dkn_engine.types import Fact
 

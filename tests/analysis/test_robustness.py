@@ -131,9 +131,9 @@ def test_suppression_on_weights_is_measured_as_suppression_everywhere() -> None:
         ({"on": ()}, "nothing to be done"),
         ({"values": ("mean",), "factors": (), "on": ("weights",)}, "nothing to be done"),
         ({"kinds": ("swap",)}, "kinds must be among replace, add, delete"),
-        ({"per_kind": 0}, "per_kind must be at least 1; got 0"),
-        ({"n_random": 0}, "n_random must be at least 1; got 0"),
-        ({"n_unrelated": -1}, "n_unrelated must be at least 0; got -1"),
+        ({"per_kind": 0}, "per_kind must be an integer of at least 1; got 0"),
+        ({"n_random": 0}, "n_random must be an integer of at least 1; got 0"),
+        ({"n_unrelated": -1}, "n_unrelated must be an integer of at least 0; got -1"),
     ],
 )
 def test_options_that_are_not_allowed_are_refused(options: dict[str, Any], message: str) -> None:

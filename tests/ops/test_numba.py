@@ -269,12 +269,13 @@ def test_auto_gives_what_the_loops_give(n_threads: Callable[[int], None]) -> Non
     n_threads(1)
     ends = [normal(40, 70, dtype=torch.float32, seed=i) for i in range(3)]
     alphas, act = torch.linspace(0, 1, 40), nn.SiLU()
+    before, after, up = ends
     g, w_out = normal(40, 9, dtype=torch.float32), normal(70, 9, dtype=torch.float32)
-    given = (g, torch.rand(2, 40), torch.arange(40) % 3, w_out, ends[0][:3])
-    path = (alphas, *(x[:3] for x in ends), act)
+    given = (g, torch.rand(2, 40), torch.arange(40) % 3, w_out, before[:3])
+    path = (alphas, before[:3], after[:3], up[:3], act)
     pre = [ig_accumulate(*given, path=path, backend=b) for b in ("auto", "numba")]
     post = [ig_accumulate(*given, backend=b) for b in ("auto", "reference")]
-    along = [path_activation(alphas, *ends, act, backend=b) for b in ("auto", "numba")]
+    along = [path_activation(alphas, before, after, up, act, backend=b) for b in ("auto", "numba")]
     for auto, taken in (pre, post, along):
         assert torch.equal(auto, taken)
 

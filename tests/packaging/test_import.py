@@ -26,7 +26,7 @@ def test_import_leaves_heavy_packages_alone(module: str) -> None:
 
 
 def test_finding_neurons_imports_no_library_of_other_clusterers() -> None:
-    """hdbscan, scikit-learn and numba are for other clusterers and for loops of the ``pre`` site."""
+    """hdbscan, scikit-learn and numba serve other clusterers and the ``pre`` site."""
     code = (
         "import sys, torch, dkn_engine as dkn\n"
         "from tests.support.tiny import tiny\n"

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.config import Config, integer
+from dkn_engine.analysis.config import ClusterersConfig
+from dkn_engine.config import Config
 from dkn_engine.degeneracy.controls import lattice_of
 from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import suppress
@@ -28,7 +29,7 @@ from dkn_engine.run.pipeline import iter_dkns
 from dkn_engine.run.stages import filling_facts
 from dkn_engine.seeds import generator
 from dkn_engine.statistics.intervals import FEWEST, Estimate, bootstrap_mean, wilson_share
-from dkn_engine.topology.other_clusterers import CLUSTERERS, ClustererOptions, Located, cluster
+from dkn_engine.topology.other_clusterers import CLUSTERERS, Located, cluster
 from dkn_engine.types import Component, Fact, FactResult
 
 if TYPE_CHECKING:
@@ -159,13 +160,12 @@ def compare_clusterers(
     tokenizer: PreTrainedTokenizerBase,
     facts: Facts,
     config: Config | None = None,
+    settings: ClusterersConfig | None = None,
     *,
-    methods: Sequence[str] | None = None,
-    options: ClustererOptions | None = None,
-    n_draws: int = 5,
     out: str | Path | None = None,
     strict: bool = False,
     progress: Progress | None = None,
+    **changes: Any,
 ) -> ClustererComparison:
     """Every clusterer's components over the facts the model knows, by one functional filter.
 
@@ -175,13 +175,11 @@ def compare_clusterers(
     Args:
         model, tokenizer, facts: as in :func:`dkn_engine.iter_dkns`.
         config: all choices; the defaults if None. The filter must be ``degenerate``.
-        methods: names in :data:`dkn_engine.topology.CLUSTERERS`, all if None; ``ntc`` is always
-            there.
-        options: of the other clusterers.
-        n_draws: of ``random``, averaged.
+        settings: which clusterers; the defaults if None.
         out: run directory for the attribution, created or continued; None keeps nothing.
         strict: refuse facts that cannot be used instead of leaving them out.
         progress: called with (facts done, facts) after every fact.
+        changes: of single settings, by their names.
 
     Raises:
         UserError: an unknown method, another filter, no draw, no fact that the model knows, or
@@ -193,10 +191,9 @@ def compare_clusterers(
     """
     config = Config() if config is None else config
     facts = fact_list(facts, config.facts)
-    names = require_comparable(config, methods)
-    if (integer(n_draws) or 0) < 1:
-        raise UserError(f"n_draws must be an integer of at least 1; got {n_draws!r}")
-    bench = _Bench(model, tokenizer, facts, config, options or ClustererOptions(), n_draws)
+    settings = ClusterersConfig.of(settings, **changes)
+    names = require_comparable(config, settings.methods)
+    bench = _Bench(model, tokenizer, facts, config, settings)
     found: list[Measurement] = []
     results = iter_dkns(model, tokenizer, facts, without_controls(config), out)
     known = unusable = 0
@@ -253,12 +250,11 @@ class _Bench:
         tokenizer: PreTrainedTokenizerBase,
         facts: Sequence[Fact],
         config: Config,
-        options: ClustererOptions,
-        n_draws: int,
+        settings: ClusterersConfig,
     ) -> None:
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self.layout: Layout = find_layout(model)
-        self.options, self.n_draws = options, n_draws
+        self.options, self.n_draws = settings.options, settings.n_draws
         self._means: NDArray[np.float64] | None = None
         if config.filter.suppress_value == "mean":
             others = filling_facts(config)

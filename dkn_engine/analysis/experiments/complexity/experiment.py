@@ -6,16 +6,12 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dkn_engine.analysis.experiments.complexity.long_forms import (
-    PARAPHRASE,
-    TEMPLATED,
-    known_forms,
-    long_form,
-)
+from dkn_engine.analysis.config import ComplexityConfig
+from dkn_engine.analysis.experiments.complexity.long_forms import known_forms, long_form
 from dkn_engine.analysis.experiments.complexity.text_complexity import (
     TextComplexity,
     text_complexity,
@@ -45,12 +41,13 @@ def complexity(
     tokenizer: PreTrainedTokenizerBase,
     facts: Facts,
     results: Sequence[FactResult],
+    settings: ComplexityConfig | None = None,
     *,
-    forms: Sequence[str] = (TEMPLATED, PARAPHRASE),
-    seed: int = 0,
     config: Config | None = None,
+    seed: int = 0,
     out: str | Path | None = None,
     progress: Progress | None = None,
+    **changes: Any,
 ) -> Table:
     """Degeneracy of facts in long forms beside the short one, paired by fact.
 
@@ -61,11 +58,12 @@ def complexity(
     Args:
         model, tokenizer, facts: as in :func:`dkn_engine.find_dkns`.
         results: what it gave for these facts.
-        forms: names of :func:`dkn_engine.analysis.experiments.complexity.long_forms.known_forms`.
-        seed: of the draw of templates and of the resampling.
+        settings: the long forms; None for the defaults.
         config: the one that ``results`` were found with; the defaults if None.
+        seed: of the draw of templates and of the resampling.
         out: folder of a run directory for each form, created or continued; None keeps nothing.
         progress: called with (facts done, facts of all long forms).
+        changes: of single settings, by their names.
 
     Raises:
         UserError: an unknown or repeated form, or results that are not those of the facts; and
@@ -74,7 +72,8 @@ def complexity(
     Source:
         Chen et al., Cracking Factual Knowledge (arXiv 2402.13731), the analysis of complexity.
     """
-    config, forms = Config() if config is None else config, tuple(forms)
+    forms = ComplexityConfig.of(settings, **changes).forms
+    config = Config() if config is None else config
     facts = fact_list(facts, config.facts)
     require_results_of(facts, results)
     _require_forms(forms)

@@ -11,15 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dkn_engine.analysis.config import EvolvabilityConfig
 from dkn_engine.analysis.experiments.evolvability.answers import read_answers
 from dkn_engine.analysis.experiments.evolvability.changed_neurons import overlap_rows, targets
 from dkn_engine.analysis.experiments.evolvability.finetune import finetuned
-from dkn_engine.analysis.experiments.evolvability.learning_rate import (
-    KINDS,
-    RATES,
-    best_rate,
-    loss_by_rate,
-)
+from dkn_engine.analysis.experiments.evolvability.learning_rate import best_rate, loss_by_rate
 from dkn_engine.analysis.experiments.evolvability.rephrase import rephrase
 from dkn_engine.analysis.experiments.evolvability.trainable import Trainable
 from dkn_engine.analysis.neuron_groups import NeuronGroups, neuron_groups, with_dkn
@@ -51,20 +47,12 @@ def evolvability(
     facts: Facts,
     results: Sequence[FactResult],
     new_facts: Facts | None = None,
+    settings: EvolvabilityConfig | None = None,
     *,
     seed: int = 0,
-    n_random: int = 3,
-    steps: int = 20,
-    stop_loss: float | None = 0.1,
-    lr: float | Mapping[str, float] | None = None,
-    rates: Mapping[str, Sequence[float]] = RATES,
-    rate_steps: int = 8,
-    batch_size: int | None = None,
-    n_rephrased: int = 2,
-    shares: Sequence[float] = (0.01, 0.05),
-    threshold: float = 0.8,
     checkpoint: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    **changes: Any,
 ) -> Table:
     """Fine-tuning on new facts in which D, N, Rnd, all MLP neurons or all weights may change.
 
@@ -78,25 +66,11 @@ def evolvability(
         facts, results: of a run; those with status ``ok`` are the old facts.
         new_facts: to be learnt; those that the model answers already are left out. None: the
             packaged made-up facts, ``load_facts("demo-new")``.
+        settings: of the trainings; None for the defaults.
         seed: of draws, of the order of facts and of resampling.
-        n_random: draws of Rnd, each of which is trained.
-        steps: of each training, at most.
-        stop_loss: a training ends when the loss of the new facts (mean negative log-probability
-            of an answer token) is this or less, so that sets are compared at equal learning; None:
-            after all steps.
-        lr: learning rate, or one for ``D`` (and Rnd), one for ``N`` and one for ``whole`` (all MLP
-            neurons, all weights). None: chosen of ``rates`` for each: the smallest with which the
-            loss is ``stop_loss`` or less after ``rate_steps`` steps, else that of the lowest loss.
-            For D and N it is decided on a further random draw, matched to each by layer, so for no
-            set that is compared; for ``whole`` on all weights.
-        rates: to be chosen from.
-        rate_steps: steps of the trainings that decide.
-        batch_size: facts a step; None: all.
-        n_rephrased: rephrased prompts asked for each new fact.
-        shares, threshold: of all neurons, and of the largest change: which neurons count as
-            changed most.
         checkpoint: directory of the states of the trainings (not of those that choose a rate).
         progress: called as ``progress(done, total)``, in steps.
+        changes: of single settings, by their names.
 
     Returns:
         Figures ``greedy_match`` and ``probability`` by ``query`` (Q_new, Q_old, Q_au), group
@@ -105,48 +79,42 @@ def evolvability(
         changed most, beside chance.
 
     Raises:
-        UserError: no fact is known, none is new, an argument is not allowed, or a checkpoint is of
+        UserError: no fact is known, none is new, a setting is not allowed, or a checkpoint is of
             another training.
         FactError: a new fact that cannot be encoded.
     """
+    settings = EvolvabilityConfig.of(settings, **changes)
     layout = find_layout(model)
     groups = neuron_groups(fact_list(facts), results, layout.width, n_random=0, seed=seed)
     if not groups:
         raise UserError("results must hold a fact that the model knows; got none")
     chosen = fact_list("demo-new" if new_facts is None else new_facts)
-    asked = _Asked(model, tokenizer, chosen, [g.fact for g in groups], n_rephrased)
-    sets = _sets(groups, layout.width, n_random, seed)
-    rule = _Rule(lr, rates, rate_steps, stop_loss)
+    asked = _Asked(model, tokenizer, chosen, [g.fact for g in groups], settings.n_rephrased)
+    sets = _sets(groups, layout.width, settings.n_random, seed)
     trainer = _Trainer(
         model,
         tokenizer,
         asked.new,
-        {"stop_loss": stop_loss, "batch_size": batch_size, "seed": seed},
-        _Steps(len(sets.trained) * steps + rule.total(sets), progress),
+        {"stop_loss": settings.stop_loss, "batch_size": settings.batch_size, "seed": seed},
+        _Steps(len(sets.trained) * settings.steps + _steps_to_choose(settings, sets), progress),
     )
-    chosen_rates, losses = rule.choose(trainer, sets)
+    rates, losses = _choose_rates(settings, trainer, sets)
     answers = {"none": asked.ask(model)}
-    changes, taken = {}, {}
+    change_by_set, taken = {}, {}
     for name, trainable in sets.trained.items():
-        rate = chosen_rates[_kind(name)]
+        rate = rates[_kind(name)]
         where = None if checkpoint is None else local_path(checkpoint) / name.replace(" ", "-")
-        with trainer.trained(trainable, steps=steps, lr=rate, checkpoint=where) as training:
+        with trainer.trained(
+            trainable, steps=settings.steps, lr=rate, checkpoint=where
+        ) as training:
             answers[name], taken[name] = asked.ask(model), len(training.losses)
             if isinstance(trainable, str):
-                changes[name] = training.neuron_change()
-    rows, comparisons = _overlaps(sets, changes, shares, threshold)
-    settings = {
-        "steps": steps,
-        "stop_loss": stop_loss,
-        "steps_taken": taken,
-        "lr": chosen_rates,
+                change_by_set[name] = training.neuron_change()
+    rows, comparisons = _overlaps(sets, change_by_set, settings)
+    told = settings.to_dict() | {
+        "lr": rates,
         "loss_by_rate": losses,
-        "rate_steps": rate_steps,
-        "batch_size": batch_size,
-        "n_random": n_random,
-        "n_rephrased": n_rephrased,
-        "shares": list(shares),
-        "threshold": threshold,
+        "steps_taken": taken,
         "facts": asked.counts(),
         "neurons": {name: len(neurons) for name, neurons in sets.compared.items()},
     }
@@ -156,8 +124,8 @@ def evolvability(
         seed=seed,
         rows=rows,
         comparisons=comparisons,
-        settings=settings,
-        notes=_notes(sets, asked, n_random),
+        settings=told,
+        notes=_notes(sets, asked, settings.n_random),
     )
 
 
@@ -329,54 +297,38 @@ class _Trainer:
         )
 
 
-@dataclass(frozen=True)
-class _Rule:
-    """How the learning rates come about."""
+def _steps_to_choose(settings: EvolvabilityConfig, sets: _Sets) -> int:
+    """Steps that choosing learning rates takes."""
+    if settings.lr is not None:
+        return 0
+    return settings.rate_steps * sum(len(settings.rates[kind]) for kind in sets.probes)
 
-    lr: float | Mapping[str, float] | None
-    rates: Mapping[str, Sequence[float]]
-    steps: int
-    enough: float | None
 
-    def __post_init__(self) -> None:
-        name, given = ("rates", self.rates) if self.lr is None else ("lr", self.lr)
-        if isinstance(given, Mapping) and (set(given) != set(KINDS) or not all(given.values())):
-            raise UserError(f"{name} must have a value for each of {', '.join(KINDS)}; got {given}")
-
-    def total(self, sets: _Sets) -> int:
-        """Steps that choosing takes."""
-        if self.lr is not None:
-            return 0
-        return self.steps * sum(len(self.rates[kind]) for kind in sets.probes)
-
-    def choose(
-        self, trainer: _Trainer, sets: _Sets
-    ) -> tuple[dict[str, float], dict[str, dict[str, float | None]]]:
-        """The rate of each kind of set, and the losses that decided; None where one diverged."""
-        if isinstance(self.lr, Mapping):
-            return dict(self.lr), {}
-        if self.lr is not None:
-            return dict.fromkeys(sets.probes, self.lr), {}
-        losses = {
-            kind: loss_by_rate(
-                trainer.model,
-                trainer.tokenizer,
-                trainer.facts,
-                probe,
-                self.rates[kind],
-                steps=self.steps,
-                progress=trainer.progress,
-                **trainer.common,
-            )
-            for kind, probe in sets.probes.items()
-        }
-        chosen = {kind: best_rate(found, self.enough) for kind, found in losses.items()}
-        return chosen, {
-            kind: {
-                f"{rate:g}": loss if math.isfinite(loss) else None for rate, loss in found.items()
-            }
-            for kind, found in losses.items()
-        }
+def _choose_rates(
+    settings: EvolvabilityConfig, trainer: _Trainer, sets: _Sets
+) -> tuple[dict[str, float], dict[str, dict[str, float | None]]]:
+    """The rate of each kind of set, and the losses that decided; None where one diverged."""
+    if isinstance(settings.lr, Mapping):
+        return dict(settings.lr), {}
+    if settings.lr is not None:
+        return dict.fromkeys(sets.probes, settings.lr), {}
+    losses = {
+        kind: loss_by_rate(
+            trainer.model,
+            trainer.tokenizer,
+            trainer.facts,
+            probe,
+            settings.rates[kind],
+            steps=settings.rate_steps,
+            progress=trainer.progress,
+            **trainer.common,
+        )
+        for kind, probe in sets.probes.items()
+    }
+    return {kind: best_rate(tried, settings.stop_loss) for kind, tried in losses.items()}, {
+        kind: {f"{rate:g}": loss if math.isfinite(loss) else None for rate, loss in tried.items()}
+        for kind, tried in losses.items()
+    }
 
 
 def _samples(answers: Mapping[str, Answer], sets: _Sets) -> Iterator[Sample]:
@@ -401,13 +353,12 @@ def _samples(answers: Mapping[str, Answer], sets: _Sets) -> Iterator[Sample]:
 def _overlaps(
     sets: _Sets,
     changes: Mapping[str, NDArray[np.float64]],
-    shares: Sequence[float],
-    threshold: float,
+    settings: EvolvabilityConfig,
 ) -> tuple[list[Row], list[Comparison]]:
     rows: list[Row] = []
     comparisons: list[Comparison] = []
     for trained, change in changes.items():
-        for name, target in targets(change, sets.compared, shares, threshold):
+        for name, target in targets(change, sets.compared, settings.shares, settings.threshold):
             where = (("trained", trained), ("changed", name))
             more, compared = overlap_rows(sets.compared, sets.draws, target, where)
             rows += more

@@ -20,14 +20,6 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-# Kinds of trainable sets: the fewer weights, the larger the steps they need. Rnd goes with D.
-KINDS = ("D", "N", "whole")
-RATES: Mapping[str, Sequence[float]] = {
-    "D": (3e-3, 1e-2, 3e-2),
-    "N": (1e-3, 3e-3, 1e-2),
-    "whole": (3e-5, 1e-4, 3e-4),
-}
-
 
 def loss_by_rate(
     model: nn.Module,

@@ -6,10 +6,11 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dkn_engine.analysis.config import FactCheckConfig
 from dkn_engine.analysis.experiments.fact_check.asking import yes_over_no
 from dkn_engine.analysis.experiments.fact_check.detection import Reals
 from dkn_engine.analysis.experiments.fact_check.neuron_scores import (
@@ -21,14 +22,12 @@ from dkn_engine.analysis.experiments.fact_check.neuron_scores import (
 )
 from dkn_engine.analysis.experiments.fact_check.scored_statements import ASK, PROB, Scored
 from dkn_engine.analysis.experiments.fact_check.statements import (
-    FORMS,
-    Form,
     Statement,
     make_statements,
     packaged_templates,
 )
 from dkn_engine.analysis.neuron_groups import NeuronGroups, neuron_groups
-from dkn_engine.config import AttributionConfig, Config, integer
+from dkn_engine.config import AttributionConfig, Config
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.forward.contexts import AnswerSequence
@@ -50,17 +49,12 @@ def fact_check(
     tokenizer: PreTrainedTokenizerBase,
     facts: Facts,
     results: Sequence[FactResult],
+    settings: FactCheckConfig | None = None,
     *,
-    seed: int = 0,
-    n_random: int = 20,
-    queries: Sequence[Form] = FORMS,
-    n_folds: int = 5,
-    relation_share: float | None = None,
-    templates: Mapping[str, Mapping[str, str]] | None = None,
-    tolerance: float = 1e-2,
-    n_resamples: int = 2000,
     config: Config | None = None,
+    seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    **changes: Any,
 ) -> Table:
     """How well scorers tell true statements from false ones, one of each a fact.
 
@@ -83,31 +77,25 @@ def fact_check(
         model, tokenizer: as in :func:`dkn_engine.find_dkns`; the model is left as it was found.
         facts, results: of a run, in the same order. Facts that the model does not know have no
             neurons of their own, and count in the practical setting.
-        seed: of false answers, folds, templates, random neurons and resampling.
-        n_random: draws of random neurons.
-        queries: forms of the statements, see :class:`Statement`.
-        n_folds: at least two; each is tested with what the others teach.
-        relation_share: a relation's neurons are those of more than this share of its facts; None
-            for all.
-        templates: questions by name, see :func:`yes_over_no`; None for the packaged ones.
-        tolerance: of adaptive attribution, looser than for finding neurons: means of many need
-            less.
-        n_resamples: of the bootstrap.
+        settings: what is stated and how it is scored; None for the defaults.
         config: of the run; None for the defaults.
+        seed: of false answers, folds, templates, random neurons and resampling.
         progress: called with (statements scored, all statements).
+        changes: of single settings, by their names.
 
     Raises:
-        UserError: an option has a value that is not allowed, results are not those of the facts,
+        UserError: a setting has a value that is not allowed, results are not those of the facts,
             or nothing can be stated.
 
     Source:
         Chen et al., Cracking Factual Knowledge (arXiv 2402.13731), section 4.
     """
+    settings = FactCheckConfig.of(settings, **changes)
+    queries, n_random = settings.queries, settings.n_random
     config = Config(seed=seed) if config is None else config
     facts = fact_list(facts, config.facts)
-    templates = packaged_templates("ask") if templates is None else templates
-    attribution = _attribution(config, tolerance)
-    _require(n_random, n_folds, relation_share, n_resamples)
+    templates = packaged_templates("ask") if settings.templates is None else settings.templates
+    attribution = _attribution(config, settings.tolerance)
     layout = find_layout(model)
     groups = neuron_groups(facts, results, layout.width, n_random=n_random, seed=seed)
     coder = _Coder(model, tokenizer, config)
@@ -124,11 +112,11 @@ def fact_check(
     said = {s.fact_id for s in statements}
     stated = [f for f in facts if f.id in said]
     known = {g.fact.id: g for g in groups if g.fact.id in said}
-    folds = deal(stated, n_folds, seed)
+    folds = deal(stated, settings.n_folds, seed)
     sets = {
         "golden": {i: golden_sets(g) for i, g in known.items()},
         "practical": practical_sets(
-            stated, folds, known, relation_share, layout.width, n_random, seed
+            stated, folds, known, settings.relation_share, layout.width, n_random, seed
         ),
     }
     scores = _scores(coder, layout, statements, sets, n_random, attribution, progress)
@@ -137,7 +125,7 @@ def fact_check(
         asked = yes_over_no(model, tokenizer, sentences, template, config.facts)[None]
         for setting in SETTINGS:
             scores[setting][f"{ASK}{name}"] = asked
-    bench = Scored(statements, folds, seed, n_resamples)
+    bench = Scored(statements, folds, seed, settings.n_resamples)
     measured = [
         bench.measure(setting, form, scores[setting]) for setting in SETTINGS for form in queries
     ]
@@ -148,14 +136,10 @@ def fact_check(
         compared=(),
         rows=[r for m in measured for r in m.rows],
         comparisons=[c for m in measured for c in m.comparisons],
-        settings={
-            "n_random": n_random,
-            "queries": list(queries),
-            "n_folds": n_folds,
-            "relation_share": relation_share,
+        settings=settings.to_dict()
+        | {
             "templates": {name: dict(t) for name, t in templates.items()},
-            "attribution": dataclasses.asdict(attribution),
-            "n_resamples": n_resamples,
+            "attribution": attribution.to_dict(),
         },
         notes=_notes(facts, statements, left_out, known, scores),
     )
@@ -167,18 +151,6 @@ def _attribution(config: Config, tolerance: float) -> AttributionConfig:
     if config.attribution.quadrature != "adaptive":
         return config.attribution
     return dataclasses.replace(config.attribution, tolerance=tolerance)
-
-
-def _require(n_random: int, n_folds: int, share: float | None, n_resamples: int) -> None:
-    for name, n, least in (
-        ("n_random", n_random, 1),
-        ("n_folds", n_folds, 2),
-        ("n_resamples", n_resamples, 1),
-    ):
-        if (integer(n) or 0) < least:
-            raise UserError(f"{name} must be an integer of at least {least}; got {n!r}")
-    if share is not None and not 0 <= share < 1:
-        raise UserError(f"relation_share must be None or in [0, 1); got {share}")
 
 
 def _is_asked(result: FactResult) -> bool:

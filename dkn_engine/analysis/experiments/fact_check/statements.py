@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
+from dkn_engine.analysis.config import Form
 from dkn_engine.errors import UserError
 from dkn_engine.facts.dates import in_year, undated
 from dkn_engine.seeds import generator
 from dkn_engine.types import Fact
 
-Form = Literal["short", "paraphrase", "long"]
 FORMS: tuple[Form, ...] = get_args(Form)
 _FILE = Path(__file__).resolve().parents[3] / "facts" / "packaged" / "statement_templates.jsonl"
 

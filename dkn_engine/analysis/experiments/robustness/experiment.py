@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.analysis.experiments.robustness.perturb import KINDS, Kind
+from dkn_engine.analysis.config import RobustnessConfig
+from dkn_engine.analysis.experiments.robustness.perturb import KINDS
 from dkn_engine.analysis.experiments.robustness.queries import (
     CLEAN,
     PERTURBED,
@@ -18,11 +19,9 @@ from dkn_engine.analysis.experiments.robustness.queries import (
     columns,
 )
 from dkn_engine.analysis.experiments.robustness.treatments import (
-    On,
     Outcome,
     Treatment,
     Trial,
-    Value,
     treatments,
 )
 from dkn_engine.analysis.neuron_groups import NeuronGroups, neuron_groups, with_dkn
@@ -51,17 +50,12 @@ def robustness(
     tokenizer: PreTrainedTokenizerBase,
     facts: Facts,
     results: Sequence[FactResult],
+    settings: RobustnessConfig | None = None,
     *,
-    seed: int = 0,
-    n_random: int = 20,
-    kinds: Sequence[Kind] = KINDS,
-    per_kind: int = 1,
-    values: Sequence[Value] = ("zero", "mean"),
-    factors: Sequence[float] = (2.0,),
-    on: Sequence[On] = ("answer", "all", "weights"),
-    n_unrelated: int = 3,
     config: Config | None = None,
+    seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    **changes: Any,
 ) -> Table:
     """Answers of known facts under perturbations, suppression and enhancement.
 
@@ -84,31 +78,25 @@ def robustness(
     Args:
         model, tokenizer: as in :func:`dkn_engine.find_dkns`; the model is left as it was found.
         facts, results: of a run, in the same order.
-        seed: of perturbations, random neurons and resampling.
-        n_random: draws of random neurons.
-        kinds, per_kind: perturbations, and how many different ones of each kind.
-        values: what suppressed activations become.
-        factors: of enhancement.
-        on: where neurons are changed.
-        n_unrelated: other facts on which D is suppressed, at most.
+        settings: what is done; None for the defaults.
         config: of the run; None for the defaults.
+        seed: of perturbations, random neurons and resampling.
         progress: called with (facts done, known facts).
+        changes: of single settings, by their names.
 
     Raises:
-        UserError: an option has a value that is not allowed, results are not those of the facts,
+        UserError: a setting has a value that is not allowed, results are not those of the facts,
             or none of them is known.
 
     Source:
         Chen et al., Cracking Factual Knowledge (arXiv 2402.13731), section 4.
     """
+    settings = RobustnessConfig.of(settings, **changes)
     config = Config(seed=seed) if config is None else config
     facts = fact_list(facts, config.facts)
-    todo, layout = treatments(values, factors, on), find_layout(model)
-    for name, n, least in (("n_random", n_random, 1), ("n_unrelated", n_unrelated, 0)):
-        if n < least:
-            raise UserError(f"{name} must be at least {least}; got {n}")
-    ask = Queries(model, tokenizer, config, kinds, per_kind, seed)
-    groups = neuron_groups(facts, results, layout.width, n_random=n_random, seed=seed)
+    todo, layout = treatments(settings.values, settings.factors, settings.on), find_layout(model)
+    ask = Queries(model, tokenizer, config, settings, seed)
+    groups = neuron_groups(facts, results, layout.width, n_random=settings.n_random, seed=seed)
     if not groups:
         raise UserError(f"the model knows none of the {len(facts)} facts: nothing to measure")
     made: dict[Positions, Reference] = {}
@@ -118,7 +106,7 @@ def robustness(
             made[where] = _reference(model, tokenizer, layout, facts, config, where)
         return made[where]
 
-    means = refer("answer").means if "mean" in values else None
+    means = refer("answer").means if "mean" in settings.values else None
     samples: list[Sample] = []
     wrong: list[bool] = []
     for i, one in enumerate(groups):
@@ -132,23 +120,14 @@ def robustness(
         wrong += (~trial.clean.exact[0, columns(queries).get(PERTURBED, [])]).tolist()
         if progress is not None:
             progress(i + 1, len(groups))
-    if n_unrelated:
-        samples += _elsewhere(groups, todo, refer, n_unrelated, seed)
-    options = {
-        "n_random": n_random,
-        "kinds": list(kinds),
-        "per_kind": per_kind,
-        "values": list(values),
-        "factors": [float(f) for f in factors],
-        "on": list(on),
-        "n_unrelated": n_unrelated,
-    }
+    if settings.n_unrelated:
+        samples += _elsewhere(groups, todo, refer, settings.n_unrelated, seed)
     return tabulate(
         "robustness",
         sorted(samples, key=lambda s: GROUPS.index(s.group)),
         seed=seed,
         tested=_is_tested,
-        settings=options,
+        settings=settings.to_dict(),
         notes=(*_notes(len(facts), groups, wrong), *_filled(made.values()), *ask.notes()),
     )
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import get_args
 
+from dkn_engine.analysis.config import Kind
 from dkn_engine.errors import UserError
 from dkn_engine.seeds import generator
 from dkn_engine.types import Fact
 
-Kind = Literal["replace", "add", "delete"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 REPLACED, ADDED = "[REPLACED]", "[ADDED]"
 _WORD = re.compile(r"\S+")

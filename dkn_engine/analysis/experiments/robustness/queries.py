@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dkn_engine.analysis.experiments.robustness.perturb import KINDS, Kind, perturb
+from dkn_engine.analysis.config import RobustnessConfig
+from dkn_engine.analysis.experiments.robustness.perturb import KINDS, perturb
 from dkn_engine.analysis.neuron_groups import NeuronGroups
 from dkn_engine.config import Config
-from dkn_engine.errors import FactError, UserError
+from dkn_engine.errors import FactError
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence, encode_sequences
 
@@ -35,15 +36,12 @@ class Queries:
     Args:
         model, tokenizer: that the queries are for.
         config: of the run: how facts become tokens, how many paraphrases helped to find neurons.
-        kinds, per_kind: perturbations, and how many different ones of each kind.
+        settings: ``kinds`` of perturbations, and how many different ones ``per_kind``.
         seed: of the perturbations.
 
     Attributes:
         refused: by kind, perturbations for which a prompt has too few words.
         unusable: by kind, those that cannot be encoded with the answer.
-
-    Raises:
-        UserError: an unknown or repeated kind, or fewer than one of a kind.
     """
 
     def __init__(
@@ -51,16 +49,11 @@ class Queries:
         model: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
         config: Config,
-        kinds: Sequence[Kind],
-        per_kind: int,
+        settings: RobustnessConfig,
         seed: int,
     ) -> None:
-        if not set(kinds) <= set(KINDS) or len(set(kinds)) < len(kinds):
-            raise UserError(f"kinds must be among {', '.join(KINDS)}, each once; got {list(kinds)}")
-        if per_kind < 1:
-            raise UserError(f"per_kind must be at least 1; got {per_kind}")
         self.model, self.tokenizer, self.config = model, tokenizer, config
-        self.kinds, self.per_kind, self.seed = kinds, per_kind, seed
+        self.kinds, self.per_kind, self.seed = settings.kinds, settings.per_kind, seed
         self.refused: Counter[str] = Counter()
         self.unusable: Counter[str] = Counter()
 

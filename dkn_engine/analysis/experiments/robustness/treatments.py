@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dkn_engine.analysis.config import On, Value
 from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import Edit, enhance, suppress
 from dkn_engine.degeneracy.weight_edits import Which, scaled_weights
@@ -21,9 +22,6 @@ from dkn_engine.statistics.table import Conditions
 
 if TYPE_CHECKING:
     from torch import nn
-
-On = Literal["answer", "all", "weights"]
-Value = Literal["zero", "mean"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,28 +61,15 @@ def treatments(
     """All suppressions, then all enhancements; no mean activation can be put into weights.
 
     Raises:
-        UserError: an unknown or repeated value, a factor of 0 or 1, or nothing to do.
+        UserError: there is nothing to do.
     """
-    _require_among("values", values, get_args(Value))
-    _require_among("on", on, get_args(On))
-    for factor in factors:
-        if not np.isfinite(factor) or factor in {0, 1} or list(factors).count(factor) > 1:
-            raise UserError(
-                "factors must be different finite numbers other than 0 (suppression) and 1 "
-                f"(nothing); got {list(factors)}"
-            )
     found = [
         *(Treatment("suppress", v, o) for v in values for o in on if (v, o) != ("mean", "weights")),
-        *(Treatment("enhance", f"x{f:g}", o, float(f)) for f in factors for o in on),
+        *(Treatment("enhance", f"x{f:g}", o, f) for f in factors for o in on),
     ]
     if not found:
         raise UserError("values, factors and on leave nothing to be done")
     return found
-
-
-def _require_among(name: str, given: Sequence[str], allowed: Sequence[str]) -> None:
-    if not set(given) <= set(allowed) or len(set(given)) < len(given):
-        raise UserError(f"{name} must be among {', '.join(allowed)}, each once; got {list(given)}")
 
 
 @dataclass(frozen=True, eq=False)

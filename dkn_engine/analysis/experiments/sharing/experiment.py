@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dkn_engine.analysis.config import SharingConfig
 from dkn_engine.analysis.neuron_groups import require_results_of
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, fact_list
@@ -67,18 +68,21 @@ def sharing(
     tokenizer: PreTrainedTokenizerBase,
     facts: Facts,
     results: Sequence[FactResult],
+    settings: SharingConfig | None = None,
     *,
     seed: int = 0,
-    n_random: int = 20,
     progress: Callable[[int, int], None] | None = None,
+    **changes: Any,
 ) -> Table:
     """The share of components' neurons that other facts have; the model is asked for its width.
 
     Groups: ``D``, the components of the fact's DKN; ``C``, all its candidates; ``N``, all its
     knowledge neurons; ``Rnd``, random sets matched to the components under the condition
-    ``matched``. A fact's value is the mean over its components. See :func:`component_sharing` for
+    ``matched``. A fact's value is the mean over its components. ``settings`` are the defaults if
+    None, ``changes`` are of single ones by their names. See :func:`component_sharing` for the other
     arguments, errors and the figures ``shared`` and ``overlap``.
     """
+    n_random = SharingConfig.of(settings, **changes).n_random
     found = component_sharing(
         facts, results, find_layout(model).width, seed=seed, n_random=n_random, progress=progress
     )
