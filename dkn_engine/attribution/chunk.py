@@ -34,7 +34,11 @@ from dkn_engine.forward.gradient_check import refuse_cut_gradients
 from dkn_engine.forward.lengths import length_groups
 from dkn_engine.forward.patched_rows import SweepUnsupported
 from dkn_engine.forward.prefill import Prefill, prefill
-from dkn_engine.forward.row_check import failures_mean_no_sweep, rows_to_check
+from dkn_engine.forward.row_check import (
+    failures_mean_no_sweep,
+    rows_to_check,
+    warn_of_full_forwards,
+)
 from dkn_engine.forward.shrinking_batches import in_batches
 from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import Layout
@@ -158,7 +162,7 @@ def _attribute_batch(
             integrals, row_layers = chunk.swept()
             path = Sweep.name
         except SweepUnsupported as reason:
-            _warn(model, reason)
+            warn_of_full_forwards(model, reason, stacklevel=1)
             integrals, row_layers, path = chunk.in_full(), 0, General.name
         groups, weights = chunk.groups()
     return _combine(integrals, groups, weights, probability, path, row_layers)
@@ -180,14 +184,6 @@ def warn_of_cost(contexts: Contexts, max_masked: int | None, pace: float) -> Non
         f"masked baseline: {n_masked:,} masked copies of {len(contexts.n_prompt)} prompts of up to "
         f"{max(contexts.n_prompt):,} tokens will take about {seconds / 60:.0f} min; "
         "attribution.max_masked masks fewer tokens",
-        stacklevel=2,
-    )
-
-
-def _warn(model: nn.Module, reason: SweepUnsupported) -> None:
-    """Always from the same place, so that it is shown once, whoever asks for the chunks."""
-    warnings.warn(
-        f"{type(model).__name__}: {reason}; using full forward passes (slower, same results)",
         stacklevel=2,
     )
 

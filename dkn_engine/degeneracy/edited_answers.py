@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from dkn_engine.forward.contexts import AnswerSequence, build_contexts
 from dkn_engine.forward.lengths import length_groups
 from dkn_engine.forward.patched_rows import RowEngine, SweepUnsupported
 from dkn_engine.forward.prefill import prefill, token_log_probabilities
-from dkn_engine.forward.row_check import checked_rows
+from dkn_engine.forward.row_check import checked_rows, warn_of_full_forwards
 from dkn_engine.forward.shrinking_batches import in_batches
 from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import Layout
@@ -192,11 +191,7 @@ class _Batch:
         except SweepUnsupported as reason:
             self.stands_in = True
             if warn:
-                warnings.warn(
-                    f"{type(self.model).__name__}: {reason}; using full forward passes (slower, "
-                    "same results)",
-                    stacklevel=7,
-                )
+                warn_of_full_forwards(self.model, reason, stacklevel=7)
             return None
 
     def first_activations(self) -> NDArray[np.float64]:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dkn_engine.models.layout import Layout
 from dkn_engine.neurons import as_distinct_neurons
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,6 +103,23 @@ class LayerEdit:
     index: NDArray[np.int64]
     factor: NDArray[np.float64]
     offset: NDArray[np.float64]
+
+
+def change(x: Tensor, edit: LayerEdit, where: Tensor | None = None) -> None:
+    """Apply an edit in place to activations ``[..., R, F]`` of R rows.
+
+    Args:
+        x: what changes.
+        edit: of the layer.
+        where: bool ``[..., R]``; elsewhere activations stay. None for everywhere.
+    """
+    import torch
+
+    row, index = (torch.from_numpy(a).to(x.device) for a in (edit.row, edit.index))
+    factor, offset = (torch.from_numpy(a).to(x) for a in (edit.factor, edit.offset))
+    old = x[..., row, index]
+    new = old * factor + offset
+    x[..., row, index] = new if where is None else torch.where(where[..., row], new, old)
 
 
 def by_layer(edits: Sequence[Edit]) -> dict[int, LayerEdit]:

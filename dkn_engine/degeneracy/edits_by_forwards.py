@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dkn_engine.degeneracy.edits import Edit, LayerEdit, by_layer
+from dkn_engine.degeneracy.edits import Edit, LayerEdit, by_layer, change
 from dkn_engine.forward.contexts import Contexts, by_position
+from dkn_engine.forward.log_probability import log_probabilities
 from dkn_engine.forward.prefill import position_logits
 from dkn_engine.forward.shrinking_batches import in_batches
 from dkn_engine.models.guest import hooks
@@ -121,9 +122,8 @@ def _forward(
     with hooks(handles):
         ids = contexts.ids[contexts.sequence[leader], : mask.shape[1]]
         logits = position_logits(model, ids, entry, contexts.position[context])
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    gold = wide.gather(-1, contexts.target[context].unsqueeze(-1)).squeeze(-1)
-    return gold - torch.logsumexp(wide, dim=-1), gold >= wide.amax(-1)
+    log_p, n_above = log_probabilities(logits, contexts.target[context])
+    return log_p, (n_above == 0) & ~log_p.isnan()
 
 
 def change_at(edit: LayerEdit, mask: Tensor) -> Any:
@@ -134,12 +134,7 @@ def change_at(edit: LayerEdit, mask: Tensor) -> Any:
 
     def hook(_module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x = by_position(args[0], mask.shape).clone()  # [B, T, F]
-        row, index = (torch.from_numpy(a).to(x.device) for a in (edit.row, edit.index))
-        factor, offset = (
-            torch.from_numpy(a).to(x).unsqueeze(1) for a in (edit.factor, edit.offset)
-        )
-        old = x[row, :, index]  # [k, T]
-        x[row, :, index] = torch.where(mask[row], old * factor + offset, old)
+        change(x.transpose(0, 1), edit, mask.T)  # its rows are the batch's
         return (x.view_as(args[0]), *args[1:])
 
     return hook

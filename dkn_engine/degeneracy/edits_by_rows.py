@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dkn_engine.degeneracy.edits import Edit, LayerEdit, by_layer
+from dkn_engine.degeneracy.edits import Edit, LayerEdit, by_layer, change
 from dkn_engine.forward.patched_rows import RowEngine, RowSet
 from dkn_engine.models.guest import hooks
 from dkn_engine.ops.answer_probability import Tail, answer_probability
@@ -110,9 +110,7 @@ def _change(edit: LayerEdit) -> Any:
 
     def hook(_module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x = args[0].clone()
-        row, index = (torch.from_numpy(a).to(x.device) for a in (edit.row, edit.index))
-        factor, offset = (torch.from_numpy(a).to(x) for a in (edit.factor, edit.offset))
-        x[:, row, index] = x[:, row, index] * factor + offset
+        change(x, edit)
         return (x, *args[1:])
 
     return hook

@@ -240,17 +240,13 @@ def _everywhere(
 ) -> list[RemovableHandle]:
     """Hooks that apply an edit at every position, and refuse a layer in which it found no use."""
 
-    def change(_module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        import torch
-
+    def hook(_module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         x = args[0].clone()
-        index = torch.from_numpy(edit.index).to(x.device)
-        factor, offset = (torch.from_numpy(a).to(x) for a in (edit.factor, edit.offset))
-        x[..., index] = x[..., index] * factor + offset
+        edits.change(x.unsqueeze(-2), edit)
         return (x, *args[1:])
 
     module = site_module(layout.mlps[layer], site)
     return [
         *refuse_unless_run(layout, layer, [module]),
-        module.register_forward_pre_hook(change),
+        module.register_forward_pre_hook(hook),
     ]

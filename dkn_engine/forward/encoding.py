@@ -14,6 +14,7 @@ from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.continuation import ById, ByText, Continuation, Tokens
 from dkn_engine.forward.prefill import position_logits
 from dkn_engine.models.guest import guest
+from dkn_engine.models.layout import text_config
 from dkn_engine.models.tokens import EncodedPrompt, encode_fact
 
 if TYPE_CHECKING:
@@ -106,9 +107,7 @@ def n_tokens(model: nn.Module) -> int:
 
 def context_length(model: nn.Module) -> int | None:
     """Most positions the model takes, where its configuration says so."""
-    config: Any = model.config
-    text: Any = config.get_text_config() if hasattr(config, "get_text_config") else config
-    length = getattr(text, "max_position_embeddings", None)
+    length = getattr(text_config(model), "max_position_embeddings", None)
     return length if isinstance(length, int) else None
 
 

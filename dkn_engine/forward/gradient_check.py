@@ -10,12 +10,10 @@ import torch
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import Layout
+from dkn_engine.models.own_forward import KNOWN
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-# What torch and transformers bring along passes gradients on; anything else is tried.
-_KNOWN = ("torch.nn.", "transformers.models.", "transformers.activations", "transformers.pytorch_")
 
 
 def refuse_cut_gradients(layout: Layout, ids: Tensor) -> None:
@@ -36,7 +34,7 @@ def refuse_cut_gradients(layout: Layout, ids: Tensor) -> None:
         (f"{layout.stack}[{i}].{path}", module)
         for i, layer in enumerate(layout.layers)
         for path, module in layer.named_modules()
-        if not type(module).__module__.startswith(_KNOWN)
+        if not type(module).__module__.startswith(KNOWN)
     ]
     if not unknown:
         return

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dkn_engine.forward.prefill import position_logits
-from dkn_engine.models.layout import Layout
+from dkn_engine.models.layout import Layout, text_config
 from dkn_engine.ops.answer_probability import Head, Tail
 
 if TYPE_CHECKING:
@@ -91,8 +91,7 @@ def _projection(model: nn.Module) -> tuple[nn.Module, str, nn.Linear] | str:
 
 def _scale_and_cap(model: nn.Module) -> tuple[float, float | None]:
     """Factor on the logits (Cohere's ``logit_scale``, Granite's divisor) and Gemma's cap."""
-    config: Any = model.config
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    text = text_config(model)
     scale = getattr(text, "logit_scale", None) or 1.0
     divisor = getattr(text, "logits_scaling", None) or 1.0
     cap = getattr(text, "final_logit_softcapping", None)

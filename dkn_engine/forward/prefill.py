@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dkn_engine.forward.contexts import Contexts
+from dkn_engine.forward.log_probability import log_probabilities
 from dkn_engine.models.guest import attention_implementation, hooks
 from dkn_engine.models.layout import Layout
 from dkn_engine.models.own_forward import class_forward
@@ -204,10 +205,8 @@ def token_log_probabilities(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability ``[C]`` and rank ``[C]`` of each context's gold token, by a full forward."""
     logits = position_logits(model, contexts.ids, contexts.sequence, contexts.position)
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    gold = wide.gather(-1, contexts.target.unsqueeze(-1))
-    rank = (wide > gold).sum(-1) + 1
-    return gold.squeeze(-1) - torch.logsumexp(wide, dim=-1), rank
+    log_p, n_above = log_probabilities(logits, contexts.target)
+    return log_p, n_above + 1
 
 
 def position_logits(

@@ -12,6 +12,7 @@ so where there is anything but the plain layers of a library, two rows are tried
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +25,11 @@ from dkn_engine.forward.patched_rows import RowEngine, RowSet, SweepUnsupported
 from dkn_engine.forward.prefill import Prefill
 from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import Layout
-from dkn_engine.models.own_forward import own_forward
+from dkn_engine.models.own_forward import KNOWN, own_forward
 from dkn_engine.ops.answer_probability import answer_probability
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-_LIBRARIES = ("torch.nn.", "transformers.models.", "transformers.activations")
 
 
 def checked_rows(
@@ -66,8 +65,8 @@ def _is_plain(layout: Layout) -> bool:
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         return False
     return all(
-        type(m).__module__.startswith(_LIBRARIES)
-        and type(m).forward.__module__.startswith(_LIBRARIES)
+        type(m).__module__.startswith(KNOWN)
+        and type(m).forward.__module__.startswith(KNOWN)
         and own_forward(m) is None
         and not m._forward_hooks
         and not m._forward_pre_hooks
@@ -89,6 +88,14 @@ def failures_mean_no_sweep() -> Iterator[None]:
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         message = f"rows fail in its layers ({type(error).__name__}: {error})"
         raise SweepUnsupported(message) from error
+
+
+def warn_of_full_forwards(model: nn.Module, reason: SweepUnsupported, stacklevel: int) -> None:
+    """Say that full forward passes stand in for rows; from one place, so that it is shown once."""
+    warnings.warn(
+        f"{type(model).__name__}: {reason}; using full forward passes (slower, same results)",
+        stacklevel=stacklevel + 1,
+    )
 
 
 class Check:

@@ -243,12 +243,16 @@ def _of_peft(module: nn.Module) -> bool:
     return any(kind.__module__.startswith("peft.") for kind in type(module).__mro__)
 
 
+def text_config(model: nn.Module) -> Any:
+    """The part of a model's configuration that is about text; the whole where there are no parts."""
+    config: Any = model.config
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
 def _find_stack(model: nn.Module, name: str) -> tuple[nn.Module, str, list[nn.Module]]:
     from torch import nn
 
-    config: Any = model.config
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    n_layers: Any = getattr(text, "num_hidden_layers", None)
+    n_layers: Any = getattr(text_config(model), "num_hidden_layers", None)
     found = []
     for base in model.modules():
         for child_name, child in base.named_children():

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
+# Where modules of torch and transformers stand: they pass gradients on and treat all rows alike.
+KNOWN = ("torch.nn.", "transformers.models.", "transformers.activations", "transformers.pytorch_")
+
 
 def own_forward(module: nn.Module) -> Any:
     """The forward that stands on this very module and may do what it likes; None if there is none.

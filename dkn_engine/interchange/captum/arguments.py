@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,10 +9,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dkn_engine.attribution.quadrature import fixed_rule
 from dkn_engine.config import integer as _integer
 from dkn_engine.errors import UserError
 
 Rule = tuple[NDArray[np.float64], NDArray[np.float64]]
+_RULES = {
+    "gausslegendre": "gauss_legendre",
+    "riemann_left": "riemann_left",
+    "riemann_middle": "riemann_middle",
+    "riemann_right": "riemann_right",
+    "riemann_trapezoid": "linspace",
+}
 
 
 def single(value: Any) -> Any:
@@ -143,22 +150,11 @@ def _index(out: Tensor, target: Any) -> tuple[int, ...]:
 
 def rule(method: str, n: int) -> Rule:
     """Points and weights of a rule, as captum has them."""
-    steps, even = np.arange(n), np.full(n, 1 / n)
-    ends = (steps == 0) | (steps == n - 1)
-    rules: dict[str, Callable[[], Rule]] = {
-        "gausslegendre": lambda: _gauss_legendre(n),
-        "riemann_left": lambda: (steps / n, even),
-        "riemann_middle": lambda: ((steps + 0.5) / n, even),
-        "riemann_right": lambda: ((steps + 1) / n, even),
-        "riemann_trapezoid": lambda: (np.linspace(0, 1, n), np.where(ends, even / 2, even)),
-    }
-    if method not in rules:
-        raise UserError(f"method must be one of {', '.join(rules)}; got {method!r}")
+    if method not in _RULES:
+        raise UserError(f"method must be one of {', '.join(_RULES)}; got {method!r}")
     if n < 2 and method != "gausslegendre":
         raise UserError(f"n_steps must be at least 2 with method={method!r}; got {n}")
-    return rules[method]()
-
-
-def _gauss_legendre(n: int) -> Rule:
-    nodes, weights = np.polynomial.legendre.leggauss(n)
-    return (nodes + 1) / 2, weights / 2
+    nodes, weights = fixed_rule(_RULES[method], n)
+    if method == "riemann_trapezoid":  # captum's weights sum to (n - 1) / n
+        weights[[0, -1]] /= 2
+    return nodes, weights

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from dkn_engine.forward.contexts import AnswerSequence, Contexts, build_contexts
 from dkn_engine.forward.lengths import length_groups
+from dkn_engine.forward.log_probability import log_probabilities
 from dkn_engine.models.guest import guest, hooks
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def read_answers(model: nn.Module, sequences: Sequence[AnswerSequence]) -> Answe
     with guest(model, grad=False):
         for at, contexts in batches(model, sequences):
             logits = answer_logits(model, contexts)
-            log_p = token_log_probabilities(logits, contexts.target).double().cpu().numpy()
+            log_p = log_probabilities(logits, contexts.target)[0].double().cpu().numpy()
             hit = (logits.argmax(-1) == contexts.target).cpu().numpy()
             owner = at[contexts.sequence.cpu().numpy()]
             np.multiply.at(probability, owner, np.exp(log_p))
@@ -81,10 +81,3 @@ def answer_logits(model: nn.Module, contexts: Contexts) -> Tensor:
     with hooks([head.register_forward_pre_hook(pick)]):
         logits: Tensor = model(input_ids=contexts.ids, use_cache=False).logits
     return logits.squeeze(0)
-
-
-def token_log_probabilities(logits: Tensor, target: Tensor) -> Tensor:
-    """Log-probability ``[C]``, in at least float32, of each target under logits ``[C, V]``."""
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    gold = wide.gather(-1, target.unsqueeze(-1)).squeeze(-1)
-    return gold - torch.logsumexp(wide, dim=-1)

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from dkn_engine.analysis.experiments.evolvability.answers import (
     answer_logits,
     batches,
-    token_log_probabilities,
 )
 from dkn_engine.analysis.experiments.evolvability.trainable import (
     Block,
@@ -36,6 +35,7 @@ from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.files.local_paths import local_path
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence
+from dkn_engine.forward.log_probability import log_probabilities
 from dkn_engine.models.fingerprint import model_traits
 from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import Layout, find_layout
@@ -278,7 +278,7 @@ def _gradients(
     n_tokens = sum(len(s.targets) for s in sequences)
     total = 0.0
     for _, contexts in batches(model, sequences):
-        log_p = token_log_probabilities(answer_logits(model, contexts), contexts.target)
+        log_p, _ = log_probabilities(answer_logits(model, contexts), contexts.target)
         loss = -log_p.sum() / n_tokens
         total += loss.item()
         loss.backward()
