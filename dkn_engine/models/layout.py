@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -374,14 +373,3 @@ def is_conv1d(module: nn.Module) -> bool:
 def _shape(down: nn.Module) -> tuple[int, int]:
     rows, columns = _matrix(down).shape
     return (columns, rows) if is_conv1d(down) else (rows, columns)
-
-
-def capture_inputs(
-    modules: tuple[nn.Module, ...], store: Callable[[int, torch.Tensor], None]
-) -> list[Any]:
-    """Hook ``store(i, input)`` on the first positional input of each module; returns handles."""
-
-    def hook(i: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda _module, args: store(i, args[0])
-
-    return [m.register_forward_pre_hook(hook(i)) for i, m in enumerate(modules)]

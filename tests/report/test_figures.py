@@ -24,8 +24,6 @@ from matplotlib.patches import Rectangle
 
 from dkn_engine.errors import UserError
 from dkn_engine.report.figures import (
-    Series,
-    bands,
     barcode,
     bars,
     neuron_map,
@@ -54,22 +52,8 @@ def some_bars() -> Figure:
     )
 
 
-def some_bands() -> Figure:
-    x = [10, 20, 40]
-    return bands(
-        [
-            Series("D", x, [0.1, 0.5, 0.9], [0.0, 0.4, 0.8], [0.2, 0.6, 1.0]),
-            Series("Rnd", x, [0.1, NAN, 0.2], control=True),
-        ],
-        x_axis="parameters (millions)",
-        y_axis="accuracy, share",
-        log_x=True,
-    )
-
-
 MAKERS: dict[str, Callable[[], Figure]] = {
     "bars": some_bars,
-    "bands": some_bands,
     "overlap": lambda: overlap([[1, 0.25], [NAN, 1]], ["D", "N"]),
     "barcode": lambda: barcode(FACT),
     "subset_map": lambda: subset_map(FACT),
@@ -179,22 +163,6 @@ def test_bars_of_unequal_lengths_are_refused(argument: str) -> None:
     arguments[argument] = arguments[argument][:1]
     with pytest.raises(ValueError, match=f"{argument} must have one entry a label, 2; got 1"):
         bars(["a", "b"], axis="x", **arguments)
-
-
-def test_bands_are_told_apart_without_colour() -> None:
-    (axes,) = some_bands().axes
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("parameters (millions)", "accuracy, share")
-    first, second = axes.lines
-    assert first.get_marker() != second.get_marker()
-    assert first.get_linestyle() != second.get_linestyle()
-    assert second.get_markerfacecolor() == "white"
-    assert len(axes.collections) == 1
-    low, high = axes.collections[0].get_datalim(axes.transData).intervaly
-    assert (low, high) == (0.0, 1.0)
-    assert [t.get_text() for t in axes.get_xticklabels()] == ["10", "20", "40"]
-    assert [t.get_text() for t in legend_of(axes).get_texts()] == ["D", "Rnd"]
-    with pytest.raises(ValueError, match="series must be at most 8; got 9"):
-        bands([Series("D", [1], [1])] * 9, x_axis="x", y_axis="y")
 
 
 def test_overlap_writes_every_share() -> None:

@@ -7,7 +7,6 @@ state knows of: safe in notebooks and threads, ``rcParams`` untouched. matplotli
 
 from __future__ import annotations
 
-from dkn_engine.report.figures.bands import Series, bands
 from dkn_engine.report.figures.barcode import barcode
 from dkn_engine.report.figures.bars import bars
 from dkn_engine.report.figures.files import save, to_png, to_svg
@@ -17,9 +16,7 @@ from dkn_engine.report.figures.style import available
 from dkn_engine.report.figures.subsets import has_drops, subset_drops, subset_map
 
 __all__ = [
-    "Series",
     "available",
-    "bands",
     "barcode",
     "bars",
     "has_drops",
