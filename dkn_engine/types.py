@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
@@ -14,6 +14,8 @@ from dkn_engine.files.visible_text import prompt_without_space, without_space
 
 _REQUIRED = ("id", "prompt", "answer")
 _NAN = float("nan")
+# Called as ``progress(done, total)``.
+Progress = Callable[[int, int], None]
 Status = Literal["ok", "not_known", "skipped", "error"]
 Path = Literal["sweep", "general"]
 

@@ -7,12 +7,14 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dkn_engine.types import Progress
 
 _LOG_EVERY = 10.0  # seconds between two lines of a log
-
-Progress = Callable[[int, int], None]
 
 
 class Console:

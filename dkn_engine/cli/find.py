@@ -19,10 +19,9 @@ from dkn_engine.cli.results import ROWS, Overview, read_overview, show_results
 from dkn_engine.cli.settings import config_from_options
 from dkn_engine.config import Config
 from dkn_engine.errors import UserError
-from dkn_engine.types import FactResult
+from dkn_engine.types import FactResult, Progress
 
 if TYPE_CHECKING:
-    from dkn_engine.cli.console import Progress
     from dkn_engine.run.pipeline import Run
     from dkn_engine.store import RunPath
 
@@ -83,7 +82,7 @@ def _prepare(args: argparse.Namespace, config: Config) -> tuple[Run, list[dict[s
     return run, problems
 
 
-_Find = Callable[["Progress"], Iterator[FactResult]]
+_Find = Callable[[Progress], Iterator[FactResult]]
 
 
 def _here(args: argparse.Namespace, run: Run) -> _Find:

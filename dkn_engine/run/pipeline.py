@@ -19,13 +19,12 @@ from dkn_engine.run.stages import Stages
 from dkn_engine.run.tasks import Task, iter_tasks
 from dkn_engine.store import RunDirectory, RunPath
 from dkn_engine.store.plan import WHOLE, Plan, Shard, plan_for
-from dkn_engine.types import Fact, FactResult
+from dkn_engine.types import Fact, FactResult, Progress
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-Progress = Callable[[int, int], None]
 # From tasks, taken when there is room for one, to chunks and their files, in any order.
 Files = Mapping[str, bytes]
 Compute = Callable[[Iterator[Task]], Iterator[tuple[int, Files]]]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dkn_engine.analysis.experiments.complexity.model_sizes import ModelSize, model_size
-from dkn_engine.analysis.suite.requests import Progress, Refusal, Request, make
+from dkn_engine.analysis.suite.requests import Refusal, Request, make
 from dkn_engine.config import Config
 from dkn_engine.models.fingerprint import Identity
 from dkn_engine.models.load import load_tokenizer
@@ -19,7 +19,7 @@ from dkn_engine.run.workers.job import ChunkWorker, Job, ModelSpec
 from dkn_engine.run.workers.processes import WorkerPool
 from dkn_engine.statistics.table import Table
 from dkn_engine.store import read_results
-from dkn_engine.types import Fact, FactResult
+from dkn_engine.types import Fact, FactResult, Progress
 
 if TYPE_CHECKING:
     from torch import nn

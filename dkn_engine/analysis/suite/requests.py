@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 from dkn_engine.config import Config
 from dkn_engine.errors import DknError, UserError
 from dkn_engine.statistics.table import Table
-from dkn_engine.types import Fact, FactResult
+from dkn_engine.types import Fact, FactResult, Progress
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-Progress = Callable[[int, int], None]
 RUN = "run"
 
 

@@ -17,12 +17,12 @@ from dkn_engine.config import Config
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts
 from dkn_engine.models.load import load_tokenizer
-from dkn_engine.run.pipeline import Progress, Run, on_disk, prepare
+from dkn_engine.run.pipeline import Run, on_disk, prepare
 from dkn_engine.run.workers.job import Job, ModelSpec
 from dkn_engine.run.workers.pool import Pool, Worker, failure
 from dkn_engine.store import RunPath
 from dkn_engine.store.plan import WHOLE, Shard
-from dkn_engine.types import FactResult
+from dkn_engine.types import FactResult, Progress
 
 _PATIENCE = 5.0  # seconds for a worker to end by itself
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,13 +30,12 @@ from dkn_engine.run.stages import filling_facts
 from dkn_engine.seeds import generator
 from dkn_engine.statistics.intervals import FEWEST, Estimate, bootstrap_mean, wilson_share
 from dkn_engine.topology.other_clusterers import CLUSTERERS, Located, cluster
-from dkn_engine.types import Component, Fact, FactResult
+from dkn_engine.types import Component, Fact, FactResult, Progress
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-Progress = Callable[[int, int], None]
 BASIS = "ntc"
 LABELS = {
     "ntc": "NTC",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +23,12 @@ from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.files.local_paths import local_path
 from dkn_engine.run.pipeline import find_dkns
 from dkn_engine.statistics.table import COMPARED, Sample, Table, tabulate
-from dkn_engine.types import Fact, FactResult
+from dkn_engine.types import Fact, FactResult, Progress
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-Progress = Callable[[int, int], None]
 SHORT = "short"
 # Of the family of all candidate components, whether or not some of them form a DKN.
 CANDIDATES = (("sets", "candidates"),)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from dkn_engine.models.layout import find_layout
 from dkn_engine.neurons import random_sets, sort_neurons, union
 from dkn_engine.seeds import generator
 from dkn_engine.statistics.table import Comparison, Row, Sample, Table, tabulate
-from dkn_engine.types import Fact, FactResult
+from dkn_engine.types import Fact, FactResult, Progress
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,7 +51,7 @@ def evolvability(
     *,
     seed: int = 0,
     checkpoint: str | Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     **changes: Any,
 ) -> Table:
     """Fine-tuning on new facts in which D, N, Rnd, all MLP neurons or all weights may change.
@@ -264,7 +264,7 @@ def _kind(name: str) -> str:
 class _Steps:
     """Progress over several trainings, each of which ends with all of its steps."""
 
-    def __init__(self, total: int, progress: Callable[[int, int], None] | None) -> None:
+    def __init__(self, total: int, progress: Progress | None) -> None:
         self._total, self._progress, self._before = total, progress, 0
 
     def __call__(self, done: int, steps: int) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,13 +41,12 @@ from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import Layout, find_layout
 from dkn_engine.models.model_lock import locked
 from dkn_engine.seeds import generator
-from dkn_engine.types import Fact
+from dkn_engine.types import Fact, Progress
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-Progress = Callable[[int, int], None]
 # By identity. Two trainings of one model in one thread (of asyncio tasks, say) need not nest, and
 # the one that ended last would put back the other's weights.
 _in_training: set[int] = set()

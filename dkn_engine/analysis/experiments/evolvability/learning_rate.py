@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dkn_engine.analysis.experiments.evolvability.answers import read_answers
-from dkn_engine.analysis.experiments.evolvability.finetune import Diverged, Progress, finetuned
+from dkn_engine.analysis.experiments.evolvability.finetune import Diverged, finetuned
 from dkn_engine.analysis.experiments.evolvability.trainable import Trainable
 from dkn_engine.config import FactsConfig
 from dkn_engine.errors import UserError
 from dkn_engine.forward.encoding import encode_sequence
-from dkn_engine.types import Fact
+from dkn_engine.types import Fact, Progress
 
 if TYPE_CHECKING:
     from torch import nn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.layout import Layout, find_layout
 from dkn_engine.models.tokens import mask_token_id
 from dkn_engine.statistics.table import Table, tabulate
-from dkn_engine.types import Fact, FactResult
+from dkn_engine.types import Fact, FactResult, Progress
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,7 +53,7 @@ def fact_check(
     *,
     config: Config | None = None,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     **changes: Any,
 ) -> Table:
     """How well scorers tell true statements from false ones, one of each a fact.
@@ -196,7 +196,7 @@ def _scores(
     sets: _BySetting,
     n_random: int,
     attribution: AttributionConfig,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> dict[str, dict[str, Reals]]:
     """By setting and scorer ``[draws, n_statements]``: D, N, Rnd and prob."""
     masked = attribution.baseline == "masked"

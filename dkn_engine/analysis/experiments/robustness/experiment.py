@@ -35,7 +35,7 @@ from dkn_engine.models.layout import Layout, find_layout
 from dkn_engine.run.stages import filling_facts
 from dkn_engine.seeds import generator
 from dkn_engine.statistics.table import Conditions, Sample, Table, tabulate
-from dkn_engine.types import Fact, FactResult
+from dkn_engine.types import Fact, FactResult, Progress
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,7 +54,7 @@ def robustness(
     *,
     config: Config | None = None,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     **changes: Any,
 ) -> Table:
     """Answers of known facts under perturbations, suppression and enhancement.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from dkn_engine.models.layout import find_layout
 from dkn_engine.neurons import random_sets, union
 from dkn_engine.seeds import generator
 from dkn_engine.statistics.table import COMPARED, Conditions, Sample, Table, tabulate
-from dkn_engine.types import Fact, FactResult
+from dkn_engine.types import Fact, FactResult, Progress
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,7 +71,7 @@ def sharing(
     settings: SharingConfig | None = None,
     *,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     **changes: Any,
 ) -> Table:
     """The share of components' neurons that other facts have; the model is asked for its width.
@@ -96,7 +96,7 @@ def component_sharing(
     *,
     seed: int = 0,
     n_random: int = 20,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Sharing]:
     """Of every known fact, the sharing of each candidate component and of all knowledge neurons.
 
