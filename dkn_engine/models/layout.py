@@ -243,7 +243,7 @@ def _of_peft(module: nn.Module) -> bool:
 
 
 def text_config(model: nn.Module) -> Any:
-    """The part of a model's configuration that is about text; the whole where there are no parts."""
+    """The part of a model's configuration that is about text, or the whole if it has no parts."""
     config: Any = model.config
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
