@@ -15,6 +15,8 @@ import numpy as np
 import torch
 import transformers
 
+from dkn_engine.files.csv import csv_text, write_csv
+
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -80,10 +82,7 @@ def require_equal(
 def write(name: str, rows: Sequence[Row]) -> Path:
     """Write a file of the results folder."""
     path = RESULTS / name
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(r) for r in rows)
+    write_csv(path, csv_text([f.name for f in fields(Row)], (asdict(r).values() for r in rows)))
     return path
 
 

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,6 +28,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime import driver
 
+from dkn_engine.files.csv import records_csv, write_csv
 from dkn_engine.ops._triton import blocks
 from dkn_engine.ops.answer_probability import Head
 from dkn_engine.ops.answer_probability import triton as answer_probability
@@ -311,10 +311,7 @@ def main() -> int:
                     rows.append(row)
                     print(_line(row), "; ".join(problems(row)) or "ok", flush=True)
     if not options.dry_run and not options.cases:
-        with RESULTS.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(asdict(row) for row in rows)
+        write_csv(RESULTS, records_csv([asdict(row) for row in rows]))
         print(f"{len(rows)} rows in {RESULTS}")
     return 1 if any(problems(row) for row in rows) else 0
 

@@ -11,7 +11,6 @@ Writes benchmarks/results/clusterers_tuning.csv. Run it alone:
 
 from __future__ import annotations
 
-import csv
 import itertools
 import sys
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from dkn_engine.config import FactsConfig, SelectionConfig, TopologyConfig
 from dkn_engine.degeneracy.controls import lattice_of
 from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.lattice import drops
+from dkn_engine.files.csv import records_csv, write_csv
 from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.connections import connection_rows
 from dkn_engine.models.layout import find_layout
@@ -100,10 +100,7 @@ def main() -> None:
     """Measure every setting, write the table, name what the rule picks."""
     torch.set_num_threads(1)
     table = list(rows())
-    with OUTPUT.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
+    write_csv(OUTPUT, records_csv(table))
     for name in GRIDS:
         mine = [r for r in table if r["clusterer"] == name]
         enough = [r for r in mine if float(str(r["with_candidates"])) >= MIN_WITH_CANDIDATES]

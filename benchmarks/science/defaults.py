@@ -16,7 +16,6 @@ Writes benchmarks/results/defaults.csv. Run it alone: ``python -m benchmarks.sci
 
 from __future__ import annotations
 
-import csv
 import itertools
 import sys
 from collections.abc import Iterator
@@ -33,6 +32,7 @@ from dkn_engine.config import FactsConfig, SelectionConfig, TopologyConfig
 from dkn_engine.degeneracy.controls import lattice_of
 from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.lattice import Lattice, degenerate_family, drops
+from dkn_engine.files.csv import records_csv, write_csv
 from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.connections import connection_rows
 from dkn_engine.models.layout import Layout, find_layout
@@ -143,10 +143,7 @@ def main() -> None:
     for row in rows():
         table.append(row)
         print(*row.values(), file=sys.stderr)
-    with OUTPUT.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
+    write_csv(OUTPUT, records_csv(table))
     enough = [r for r in table if float(str(r["with_candidates"])) >= MIN_WITH_CANDIDATES]
     best = max(
         ((float(str(r[f"degenerate_{tau}"])), tau, r) for r in enough for tau in TAUS),

@@ -8,7 +8,6 @@ docs/released.md reads it. Run it alone: ``python -m benchmarks.science.departur
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 
 import dkn_engine as dkn
 from dkn_engine.cli.settings import config_from_options
+from dkn_engine.files.csv import records_csv, write_csv
 from dkn_engine.report import summarize
 from dkn_engine.statistics.intervals import Estimate
 
@@ -112,10 +112,7 @@ def _mean(values: Sequence[float]) -> float:
 
 def write(rows: Sequence[dict[str, Any]]) -> None:
     """The table so far."""
-    with OUTPUT.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(OUTPUT, records_csv(rows))
 
 
 def main() -> None:

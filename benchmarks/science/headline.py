@@ -11,7 +11,6 @@ the excess of the same log-drops stands in. Run it alone:
 
 from __future__ import annotations
 
-import csv
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 import torch
 
 import dkn_engine as dkn
+from dkn_engine.files.csv import csv_text, write_csv
 from dkn_engine.report import Estimate, Summary, bootstrap_mean, summarize
 from dkn_engine.types import Drops
 
@@ -81,10 +81,7 @@ def alone(results: Sequence[dkn.FactResult]) -> Estimate:
 
 def write(name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """One CSV file of the results folder."""
-    with (RESULTS / name).open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
+    write_csv(RESULTS / name, csv_text(columns, rows))
 
 
 def fact_row(r: dkn.FactResult) -> tuple[object, ...]:

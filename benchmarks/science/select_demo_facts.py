@@ -12,7 +12,6 @@ benchmarks/results/demo_selection.csv; the same files on every run.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import random
@@ -25,6 +24,7 @@ import torch
 
 from dkn_engine.config import FactsConfig
 from dkn_engine.facts import write_facts
+from dkn_engine.files.csv import csv_text, write_csv
 from dkn_engine.models.load import load_model
 from dkn_engine.models.tokens import EncodedPrompt, encode_fact
 from dkn_engine.types import Fact
@@ -146,10 +146,7 @@ def main() -> None:
         rows.append((str(relation), len(passing), sum(passing), n_kept))
     _, n_facts, n_passing, n_chosen = zip(*rows, strict=True)
     rows.append(("all", sum(n_facts), sum(n_passing), sum(n_chosen)))
-    with _RESULTS.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("relation", "candidates", "passing", "kept"))
-        writer.writerows(rows)
+    write_csv(_RESULTS, csv_text(("relation", "candidates", "passing", "kept"), rows))
     for name, *counts in [("relation", "candidates", "passing", "kept"), *rows]:
         print(f"{name:20}", *(f"{c:>10}" for c in counts))
 
