@@ -10,7 +10,7 @@ import torch
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import Layout
-from dkn_engine.models.own_forward import KNOWN
+from dkn_engine.models.torch_internals import KNOWN
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -15,8 +15,8 @@ from dkn_engine.forward.contexts import Contexts
 from dkn_engine.forward.log_probability import log_probabilities
 from dkn_engine.models.guest import attention_implementation, hooks
 from dkn_engine.models.layout import Layout
-from dkn_engine.models.own_forward import class_forward
 from dkn_engine.models.projections import require_once
+from dkn_engine.models.torch_internals import class_forward
 
 if TYPE_CHECKING:
     from torch import nn

@@ -25,7 +25,7 @@ from dkn_engine.forward.patched_rows import RowEngine, RowSet, SweepUnsupported
 from dkn_engine.forward.prefill import Prefill
 from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import Layout
-from dkn_engine.models.own_forward import KNOWN, own_forward
+from dkn_engine.models.torch_internals import KNOWN, own_forward
 from dkn_engine.ops.answer_probability import answer_probability
 
 if TYPE_CHECKING:

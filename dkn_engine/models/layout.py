@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.models.model_lock import locked
 from dkn_engine.models.norms import measured_gain, norms_in_front
-from dkn_engine.models.own_forward import own_forward
 from dkn_engine.models.readable import plain_weight, refuse_unreadable_weights
+from dkn_engine.models.torch_internals import own_forward
 
 if TYPE_CHECKING:
     import torch

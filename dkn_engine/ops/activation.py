@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dkn_engine.models.own_forward import own_forward
+from dkn_engine.models.torch_internals import own_forward
 
 if TYPE_CHECKING:
     from torch import nn
