@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch.nn.modules import module as torch_module
-
 from dkn_engine.errors import UnsupportedModelError
+from dkn_engine.models.torch_internals import backward_hooks, global_backward_hooks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,11 +24,10 @@ def refuse_backward_hooks(model: nn.Module) -> None:
     Raises:
         UnsupportedModelError: names the module and the hook.
     """
-    for hooks in (torch_module._global_backward_hooks, torch_module._global_backward_pre_hooks):
-        for hook in hooks.values():
-            _refuse("all modules", hook)
+    for hook in global_backward_hooks():
+        _refuse("all modules", hook)
     for path, module in model.named_modules():
-        for hook in (*module._backward_hooks.values(), *module._backward_pre_hooks.values()):
+        for hook in backward_hooks(module):
             _refuse(repr(path) if path else type(module).__name__, hook)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +9,7 @@ from torch import nn
 
 from dkn_engine.forward.prefill import position_logits
 from dkn_engine.models.layout import Layout, text_config
+from dkn_engine.models.torch_internals import children, replaced
 from dkn_engine.ops.answer_probability import Head, Tail
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def take_apart(model: nn.Module, layout: Layout, sample: Tensor) -> Head | str:
 
     def norm(hidden: Tensor) -> Tensor:
         capture = _Capture(projection.weight)
-        with _replaced(owner._modules, name, capture):
+        with replaced(owner, name, capture):
             _forward(model, layout, hidden)
         normed: Any = capture.seen
         return normed.reshape(hidden.shape)  # type: ignore[no-any-return]  # capture is untyped
@@ -81,7 +80,7 @@ def _projection(model: nn.Module) -> tuple[nn.Module, str, nn.Linear] | str:
     places = [
         (module, name)
         for module in model.modules()
-        for name, child in module._modules.items()
+        for name, child in children(module).items()
         if child is projection
     ]
     if len(places) != 1:
@@ -101,7 +100,7 @@ def _scale_and_cap(model: nn.Module) -> tuple[float, float | None]:
 def _forward(model: nn.Module, layout: Layout, hidden: Tensor) -> Tensor:
     """What the model makes of its last layer's outputs ``[n, d]``: logits ``[n, V]``."""
     only = nn.ModuleList([_Inject(hidden.unsqueeze(1))])
-    with _replaced(layout.base._modules, layout.stack, only):
+    with replaced(layout.base, layout.stack, only):
         ids = torch.zeros(hidden.shape[0], 1, dtype=torch.int64, device=hidden.device)
         logits: Tensor = model(input_ids=ids, use_cache=False).logits
     return logits[:, 0]
@@ -114,7 +113,7 @@ def layer_inputs(layout: Layout, ids: Tensor, *, whole: bool = False) -> Tensor:
     By the decoder alone, or by the ``whole`` model, which may be around it and add to that.
     """
     capture = _Inject(None)
-    with _replaced(layout.base._modules, layout.stack, nn.ModuleList([capture])):
+    with replaced(layout.base, layout.stack, nn.ModuleList([capture])):
         if whole:
             position_logits(layout.model, ids, ids[:1, 0] * 0, ids[:1, 0] * 0)
         else:
@@ -148,14 +147,3 @@ class _Capture(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.seen = x
         return x[..., :1]
-
-
-@contextlib.contextmanager
-def _replaced(modules: dict[str, nn.Module | None], name: str, by: nn.Module) -> Iterator[None]:
-    """Exchange a child module for the length of the block."""
-    before = modules[name]
-    modules[name] = by
-    try:
-        yield
-    finally:
-        modules[name] = before

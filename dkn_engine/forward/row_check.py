@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.modules import module as torch_module
 
 from dkn_engine.errors import DknError
 from dkn_engine.forward.contexts import Contexts
@@ -25,7 +24,12 @@ from dkn_engine.forward.patched_rows import RowEngine, RowSet, SweepUnsupported
 from dkn_engine.forward.prefill import Prefill
 from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import Layout
-from dkn_engine.models.torch_internals import KNOWN, own_forward
+from dkn_engine.models.torch_internals import (
+    KNOWN,
+    forward_hooks,
+    global_forward_hooks,
+    own_forward,
+)
 from dkn_engine.ops.answer_probability import answer_probability
 
 if TYPE_CHECKING:
@@ -62,14 +66,13 @@ def rows_to_check(
 
 def _is_plain(layout: Layout) -> bool:
     """Whether nothing but the code of torch and transformers, without hooks, runs in the layers."""
-    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+    if global_forward_hooks():
         return False
     return all(
         type(m).__module__.startswith(KNOWN)
         and type(m).forward.__module__.startswith(KNOWN)
         and own_forward(m) is None
-        and not m._forward_hooks
-        and not m._forward_pre_hooks
+        and not forward_hooks(m)
         for layer in layout.layers
         for m in layer.modules()
     )

@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dkn_engine.errors import UserError
 from dkn_engine.models.model_lock import locked
 from dkn_engine.models.tokens import front_tokens, mask_token_id
+from dkn_engine.models.torch_internals import forward_hooks
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -227,11 +228,7 @@ def _is_plain(value: Any, allowed: tuple[type, ...]) -> bool:
 def _hooks(model: nn.Module) -> Iterator[str]:
     """The users' hooks; libraries keep books by some of their own, which compute nothing."""
     for path, module in model.named_modules():
-        found: Iterable[Any] = (
-            *module._forward_pre_hooks.values(),
-            *module._forward_hooks.values(),
-        )
-        for hook in found:
+        for hook in forward_hooks(module):
             if not str(getattr(hook, "__module__", "")).startswith(_LIBRARIES):
                 yield f"{path}: {_name_of(hook)}"
 

@@ -10,7 +10,7 @@ from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.models.model_lock import locked
 from dkn_engine.models.norms import measured_gain, norms_in_front
 from dkn_engine.models.readable import plain_weight, refuse_unreadable_weights
-from dkn_engine.models.torch_internals import own_forward
+from dkn_engine.models.torch_internals import children, is_compiled, own_forward
 
 if TYPE_CHECKING:
     import torch
@@ -214,10 +214,9 @@ def _refuse_other_kinds(model: nn.Module, name: str) -> None:
 def _refuse_compiled(model: nn.Module, name: str) -> None:
     """Refuse what torch.compile has made, since compiled code may leave out hooks set later."""
     for path, module in model.named_modules():
-        own = own_forward(module)
-        if "_orig_mod" in module._modules:
+        if "_orig_mod" in children(module):
             remedy = "give the model that was compiled, compiled._orig_mod"
-        elif module._compiled_call_impl is not None or hasattr(own, "_torchdynamo_orig_callable"):
+        elif is_compiled(module):
             remedy = "give one that was not, such as a fresh load_model"
         else:
             continue

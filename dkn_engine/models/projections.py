@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
-from torch.nn.modules import module as torch_module
 
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import Layout, is_conv1d
+from dkn_engine.models.torch_internals import output_hooks
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -149,7 +149,7 @@ def refuse_changed_weight(layout: Layout, layer: int, module: nn.Module) -> None
     Raises:
         UnsupportedModelError: names the projection.
     """
-    if not (module._forward_hooks or torch_module._global_forward_hooks):
+    if not output_hooks(module):
         return
     weight: Any = module.weight
     n_in = weight.shape[0 if is_conv1d(module) else 1]

@@ -1,8 +1,9 @@
-"""Modules whose forward is not their class's: what tools set on an instance."""
+"""What torch tells of a module only by private names: hooks, compilation, a forward of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,3 +33,58 @@ def class_forward(module: nn.Module) -> Callable[..., Any]:
 
 def _of_nnsight(forward: Any) -> bool:
     return type(forward).__module__.startswith("nnsight.") and hasattr(forward, "__wrapped__")
+
+
+def forward_hooks(module: nn.Module) -> list[Any]:
+    """The module's forward pre-hooks and forward hooks."""
+    return [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+
+
+def output_hooks(module: nn.Module) -> list[Any]:
+    """Forward hooks, which may change what the module gives: its own and those on all modules."""
+    from torch.nn.modules.module import _global_forward_hooks
+
+    return [*module._forward_hooks.values(), *_global_forward_hooks.values()]
+
+
+def backward_hooks(module: nn.Module) -> list[Any]:
+    """The module's backward hooks and backward pre-hooks."""
+    return [*module._backward_hooks.values(), *module._backward_pre_hooks.values()]
+
+
+def global_forward_hooks() -> list[Any]:
+    """Forward pre-hooks and forward hooks that are set on all modules at once."""
+    from torch.nn.modules import module
+
+    before, after = module._global_forward_pre_hooks, module._global_forward_hooks
+    return [*before.values(), *after.values()]
+
+
+def global_backward_hooks() -> list[Any]:
+    """Backward hooks and backward pre-hooks that are set on all modules at once."""
+    from torch.nn.modules import module
+
+    after, before = module._global_backward_hooks, module._global_backward_pre_hooks
+    return [*after.values(), *before.values()]
+
+
+def children(module: nn.Module) -> dict[str, nn.Module | None]:
+    """Child modules by name, one that has several names under each of them."""
+    return module._modules
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether torch.compile has changed this module in place."""
+    own = own_forward(module)
+    return module._compiled_call_impl is not None or hasattr(own, "_torchdynamo_orig_callable")
+
+
+@contextlib.contextmanager
+def replaced(owner: nn.Module, name: str, by: nn.Module) -> Iterator[None]:
+    """Exchange a child module for the length of the block, whatever its owner thinks of that."""
+    before = owner._modules[name]
+    owner._modules[name] = by
+    try:
+        yield
+    finally:
+        owner._modules[name] = before

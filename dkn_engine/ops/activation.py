@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dkn_engine.models.torch_internals import own_forward
+from dkn_engine.models.torch_internals import forward_hooks, own_forward
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,7 +28,7 @@ def kernel_kind(act: nn.Module) -> str | None:
     """
     from torch import nn
 
-    if act._forward_hooks or act._forward_pre_hooks or own_forward(act) is not None:
+    if forward_hooks(act) or own_forward(act) is not None:
         return None
     if type(act) is nn.GELU:
         return "gelu_tanh" if act.approximate == "tanh" else "gelu_erf"

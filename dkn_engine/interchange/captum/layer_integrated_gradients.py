@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 
 from dkn_engine.errors import UserError
 from dkn_engine.interchange.captum.arguments import (
@@ -30,6 +29,7 @@ from dkn_engine.models.guest import guest, hooks
 from dkn_engine.models.layout import dense_matrix
 from dkn_engine.models.model_lock import locked
 from dkn_engine.models.projections import does_more
+from dkn_engine.models.torch_internals import backward_hooks, global_backward_hooks
 
 _FUNCTIONS = threading.RLock()
 Target = int | Tensor | Sequence[int] | tuple[int, ...] | Sequence[tuple[int, ...]] | None
@@ -189,7 +189,7 @@ class _Task:
         self.forward, self.layer, self.of_input = forward, layer, of_input
         self.target, self.more = target, more
         # Behind the projection a backward hook of the user's on it would not run.
-        hooked = layer._backward_hooks or torch_module._global_backward_hooks
+        hooked = backward_hooks(layer) or global_backward_hooks()
         self.matrix = dense_matrix(layer) if of_input and not hooked else None
 
     @torch.no_grad()
