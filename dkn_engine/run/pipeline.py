@@ -193,6 +193,7 @@ def on_disk(
         yield from _in_order(
             run, tokenizer, store, directory.read_window, progress, directory.done_chunks()
         )
+        directory.finish()
 
 
 def _in_memory(

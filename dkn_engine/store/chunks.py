@@ -1,9 +1,10 @@
-"""One chunk of a run directory: its four files, read only if they are what was written."""
+"""Four files of a run directory that belong together, read only if they are what was written."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dkn_engine.errors import RunDirectoryError
@@ -17,12 +18,12 @@ from dkn_engine.store.schema import TABLES
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_FILE = re.compile(rf"(?:{'|'.join(TABLES)})-(\d{{5,}})\.parquet")
+_FILE = re.compile(rf"({'|'.join(TABLES)})-(\d{{5,}})(?:-(\d{{5,}}))?\.parquet")
 _FACTS = TABLES[-1]
 
 
 class DamagedChunk(RunDirectoryError):
-    """A chunk that is not as it was written; the run that wrote it computes it again.
+    """A part that is not as it was written; the run that wrote it computes it again.
 
     Attributes:
         file: the name of the file that is damaged.
@@ -37,42 +38,78 @@ class DamagedChunk(RunDirectoryError):
         )
 
 
-def file_name(table: str, chunk: int) -> str:
-    """Name of a chunk's file."""
-    return f"{table}-{chunk:05d}.parquet"
+@dataclass(frozen=True)
+class Part:
+    """The chunks that are in one file a table: one as it was computed, or many put together.
+
+    Attributes:
+        chunks: consecutive ones.
+        compacted: whether they were put together (also where it is one, at a run's end).
+    """
+
+    chunks: range
+    compacted: bool = False
+
+    def file(self, table: str) -> str:
+        """Name of its file of a table."""
+        first, last = self.chunks[0], self.chunks[-1]
+        return f"{table}-{first:05d}{f'-{last:05d}' if self.compacted else ''}.parquet"
+
+    @property
+    def files(self) -> list[str]:
+        """Names of its files; the first is the one whose presence says that all are there."""
+        return [self.file(table) for table in reversed(TABLES)]
 
 
-def chunk_of(name: str) -> int | None:
-    """The chunk of a file by its name; None if it is no chunk's file."""
+def single(chunk: int) -> Part:
+    """A chunk as it is computed."""
+    return Part(range(chunk, chunk + 1))
+
+
+def part_at(chunk: int, manifest: Mapping[str, Any]) -> Part:
+    """The part that a chunk is in once a run is compacted, by its manifest."""
+    size = manifest["chunks_per_file"]
+    first = chunk // size * size
+    return Part(range(first, min(first + size, plan_of(manifest).n_chunks)), compacted=True)
+
+
+def part_of(name: str) -> Part | None:
+    """The part of a file by its name; None if it is no part's file."""
     match = _FILE.fullmatch(name)
     if match is None:
         return None
-    chunk = int(match[1])
-    return chunk if f"-{chunk:05d}." in name else None
+    table, first, last = match.groups()
+    part = Part(range(int(first), int(last or first) + 1), compacted=last is not None)
+    return part if part.chunks and part.file(table) == name else None
 
 
-def own_chunks(place: Place, names: Iterable[str], plan: Plan) -> list[int]:
-    """The chunks of a directory whose last file is there, in order.
+def own_parts(place: Place, names: Iterable[str], manifest: Mapping[str, Any]) -> set[Part]:
+    """The parts of a directory whose last file is there.
 
     Raises:
-        RunDirectoryError: there is a chunk that is not the directory's own.
+        RunDirectoryError: there is a part that is not the directory's own.
     """
-    found = []
+    plan, parts = plan_of(manifest), set()
     for name in names:
-        chunk = chunk_of(name)
-        if chunk is None or name != file_name(_FACTS, chunk):
+        part = part_of(name)
+        if part is None or name != part.file(_FACTS):
             continue
-        if chunk not in plan.chunks:
+        first = part.chunks[0]
+        if part.compacted:
+            is_own = "chunks_per_file" in manifest and part == part_at(first, manifest)
+        else:
+            is_own = first in plan.chunks
+        if not is_own:
             raise RunDirectoryError(
                 f"{place.at(name)} is of a chunk that the manifest does not have (shard "
                 f"{plan.shard}, {plan.n_facts} facts); move it away, or merge the shards"
             )
-        found.append(chunk)
-    return sorted(found)
+        parts.add(part)
+    return parts
 
 
-def is_whole(place: Place, plan: Plan, chunk: int) -> bool:
-    """Whether a chunk is there as it was written; False if its last file is not there yet.
+def is_whole(place: Place, plan: Plan, part: Part) -> bool:
+    """Whether a part is there as it was written; False if its last file is not there yet.
 
     Costs a digest of its files; those of a version that noted none are read and checked.
 
@@ -80,44 +117,44 @@ def is_whole(place: Place, plan: Plan, chunk: int) -> bool:
         DamagedChunk: it is there and damaged.
         RunDirectoryError: the system does not let a file be read.
     """
-    files = _files(place, chunk)
+    files = _files(place, part)
     if files is None:
         return False
-    if not _as_noted(place, plan, chunk, files):
-        _tables(place, chunk, files)
+    if not _as_noted(place, plan, part, files):
+        _tables(place, part, files)
     return True
 
 
-def read_chunk(place: Place, manifest: Mapping[str, Any], chunk: int) -> dict[str, pa.Table] | None:
-    """The tables of a chunk, every check passed; None if its last file is not there yet.
+def read_part(place: Place, manifest: Mapping[str, Any], part: Part) -> dict[str, pa.Table] | None:
+    """The tables of a part, every check passed; None if its last file is not there yet.
 
     Raises:
         DamagedChunk: it is damaged.
         RunDirectoryError: it is of another run, or the system does not let a file be read.
     """
-    files = _files(place, chunk)
+    files = _files(place, part)
     if files is None:
         return None
     plan = plan_of(manifest)
-    _as_noted(place, plan, chunk, files)
-    tables = _tables(place, chunk, files)
-    reason = _foreign(tables[_FACTS], plan, chunk, manifest["config_hash"])
+    _as_noted(place, plan, part, files)
+    tables = _tables(place, part, files)
+    reason = _foreign(tables[_FACTS], plan, part, manifest["config_hash"])
     if reason is not None:
         raise RunDirectoryError(
-            f"{place.at(file_name(_FACTS, chunk))}: {reason}; "
+            f"{place.at(part.file(_FACTS))}: {reason}; "
             "remove it and rerun the command that wrote the others"
         )
     return tables
 
 
-def _files(place: Place, chunk: int) -> dict[str, bytes] | None:
-    # The last file first: a chunk that is being written is not there.
-    last = _read(place, file_name(_FACTS, chunk))
+def _files(place: Place, part: Part) -> dict[str, bytes] | None:
+    # The last file first: a part that is being written is not there.
+    last = _read(place, part.file(_FACTS))
     if last is None:
         return None
     files = {}
     for table in TABLES[:-1]:
-        name = file_name(table, chunk)
+        name = part.file(table)
         data = _read(place, name)
         if data is None:
             raise DamagedChunk(place, name, "is not there")
@@ -136,12 +173,12 @@ def _read(place: Place, name: str) -> bytes | None:
         ) from error
 
 
-def _as_noted(place: Place, plan: Plan, chunk: int, files: Mapping[str, bytes]) -> bool:
+def _as_noted(place: Place, plan: Plan, part: Part, files: Mapping[str, bytes]) -> bool:
     """Whether the files note their digests, which then are right."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    last = file_name(_FACTS, chunk)
+    last = part.file(_FACTS)
     try:
         footer = pq.read_metadata(pa.BufferReader(files[_FACTS]))
         rows, noted = footer.num_rows, (footer.metadata or {}).get(digests.KEY)
@@ -149,17 +186,18 @@ def _as_noted(place: Place, plan: Plan, chunk: int, files: Mapping[str, bytes]) 
     except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise DamagedChunk(place, last, "is cut short or damaged") from error
     if table is not None:
-        raise DamagedChunk(place, file_name(table, chunk), "is cut short or damaged")
-    if rows != plan.size(chunk):
-        raise DamagedChunk(place, last, f"has {rows} facts instead of {plan.size(chunk)}")
+        raise DamagedChunk(place, part.file(table), "is cut short or damaged")
+    size = sum(map(plan.size, part.chunks))
+    if rows != size:
+        raise DamagedChunk(place, last, f"has {rows} facts instead of {size}")
     return noted is not None
 
 
-def _tables(place: Place, chunk: int, files: Mapping[str, bytes]) -> dict[str, pa.Table]:
-    tables = {t: _parsed(place, file_name(t, chunk), t, data) for t, data in files.items()}
+def _tables(place: Place, part: Part, files: Mapping[str, bytes]) -> dict[str, pa.Table]:
+    tables = {t: _parsed(place, part.file(t), t, data) for t, data in files.items()}
     found = misfit(tables)
     if found is not None:
-        raise DamagedChunk(place, file_name(found[0], chunk), found[1])
+        raise DamagedChunk(place, part.file(found[0]), found[1])
     return tables
 
 
@@ -179,14 +217,15 @@ def _parsed(place: Place, file: str, name: str, data: bytes) -> pa.Table:
     return with_later_columns(table.replace_schema_metadata(), name)
 
 
-def _foreign(facts: pa.Table, plan: Plan, chunk: int, config_hash: str) -> str | None:
-    """Why a chunk is not of the manifest's run, or None."""
+def _foreign(facts: pa.Table, plan: Plan, part: Part, config_hash: str) -> str | None:
+    """Why a part is not of the manifest's run, or None."""
     others = set(facts["config_hash"].to_pylist()) - {config_hash}
     if others:
         return f"belongs to the configuration {min(others)}, the manifest to {config_hash}"
-    first = chunk // plan.chunks_per_window * plan.window
-    last = min(first + plan.window, plan.n_facts) - 1
-    for position in facts["position"].to_pylist():
+    for row, position in enumerate(facts["position"].to_pylist()):
+        chunk = part.chunks[row // plan.facts_per_chunk]
+        first = chunk // plan.chunks_per_window * plan.window
+        last = min(first + plan.window, plan.n_facts) - 1
         if not first <= position <= last:
             return f"has the fact of position {position}; it must hold some of {first} to {last}"
     return None

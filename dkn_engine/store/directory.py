@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
 from dkn_engine.config import Config
-from dkn_engine.errors import RunDirectoryError
+from dkn_engine.errors import RunDirectoryError, UserError
 from dkn_engine.facts.scan import Scan
 from dkn_engine.files.atomic import TEMPORARY
 from dkn_engine.store import manifest as manifests
 from dkn_engine.store import tables
-from dkn_engine.store.chunks import DamagedChunk, chunk_of, file_name, is_whole, own_chunks
+from dkn_engine.store.chunks import (
+    DamagedChunk,
+    Part,
+    is_whole,
+    own_parts,
+    part_at,
+    part_of,
+    single,
+)
 from dkn_engine.store.open_place import RunPath, place_of
 from dkn_engine.store.places import Lock, Place
-from dkn_engine.store.plan import WHOLE, Plan, Shard, plan_for
-from dkn_engine.store.reading import listed, read_window
+from dkn_engine.store.plan import WHOLE, Shard, plan_for
+from dkn_engine.store.reader import Reader, listed
 from dkn_engine.store.schema import TABLES
 from dkn_engine.types import FactResult
 
 logger = logging.getLogger(__name__)
+
+# Measured in docs/scale.md: from so many chunks on a compacted run is read faster, by so much
+# that it pays; files of so many facts are read nearly as fast as one file.
+MANY_CHUNKS = 64
+FACTS_PER_FILE = 2048
 
 
 class RunDirectory:
@@ -37,13 +50,14 @@ class RunDirectory:
         plan: how many facts and chunks the run has.
     """
 
-    def __init__(
-        self, place: Place, manifest: Mapping[str, Any], lock: Lock, done: set[int]
-    ) -> None:
-        self.place = place
-        self.manifest = manifest
-        self.plan = manifests.plan_of(manifest)
-        self._lock, self._done = lock, done
+    def __init__(self, place: Place, lock: Lock) -> None:
+        self.place, self._lock = place, lock
+        self._reader = Reader(place)
+        self.plan = self._reader.plan
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        return self._reader.manifest
 
     @classmethod
     def open(
@@ -104,12 +118,11 @@ class RunDirectory:
         place = place_of(path)
         lock = place.lock()
         try:
-            adopted = _adopt(place, manifest)
-            done = _clean(place, manifests.plan_of(adopted))
+            _clean(place, _adopt(place, manifest))
+            return cls(place, lock)
         except BaseException:
             lock.release()
             raise
-        return cls(place, adopted, lock, done)
 
     def _note(self, versions: Mapping[str, Any]) -> None:
         """Say that the run goes on with other versions than before, and note them.
@@ -118,7 +131,7 @@ class RunDirectory:
         user knows what the results are for.
         """
         others = manifests.other_versions(manifests.versions_of(self.manifest)[-1], versions)
-        if others and len(self._done) == len(self.plan.chunks):
+        if others and self._is_finished:
             logger.warning(
                 "%s was made with other versions (%s) and is not made again; another directory "
                 "begins a new run",
@@ -129,12 +142,11 @@ class RunDirectory:
                 "%s is continued with other versions (%s); its manifest lists both",
                 *(self.place, others),
             )
-            self.manifest = manifests.continued(self.manifest, versions)
-            self.place.write({manifests.NAME: manifests.to_bytes(self.manifest)})
+            self._put_manifest(manifests.continued(self.manifest, versions))
 
     def done_chunks(self) -> set[int]:
         """Chunks whose results are on disk as they were written."""
-        return set(self._done)
+        return set(self._reader.parts)
 
     def read_window(self, window: int) -> list[FactResult]:
         """The results of a window's done chunks, in the order of the facts.
@@ -142,8 +154,7 @@ class RunDirectory:
         Raises:
             RunDirectoryError: a chunk was damaged since, or is of another run.
         """
-        mine = [i for i in self.plan.chunks_of(window) if i in self._done]
-        return read_window(self.place, self.manifest, mine)
+        return tables.decode(self._reader.tables(self.plan.chunks_of(window)))
 
     def write_chunk(self, chunk: int, files: Mapping[str, bytes]) -> None:
         """Put a chunk on disk; when this returns, no kill or power cut loses it.
@@ -156,8 +167,7 @@ class RunDirectory:
             ValueError: the files are not a chunk's, or the directory is closed.
             OSError, RunDirectoryError: the disk refuses, or another run has taken the directory.
         """
-        if not self._lock.held:
-            raise ValueError(f"run directory {self.place} is closed")
+        self._require_open()
         if chunk not in self.plan.chunks:
             raise ValueError(f"chunk must be one of {self.plan.chunks}; got {chunk}")
         if tuple(files) != TABLES:
@@ -165,9 +175,68 @@ class RunDirectory:
         rows, size = tables.n_rows(files["facts"]), self.plan.size(chunk)
         if rows != size:
             raise ValueError(f"chunk {chunk} must hold {size} facts; got {rows}")
+        self._write(single(chunk), files)
+
+    def finish(self) -> None:
+        """Compact a whole run that is read faster so, which a failure of the disk does not end."""
+        if self.plan.shard != WHOLE or self.plan.n_chunks < MANY_CHUNKS or not self._is_finished:
+            return
+        try:
+            self.compact()
+        except (OSError, RunDirectoryError) as error:
+            logger.warning("%s stays in many files: %s", self.place, error)
+
+    def compact(self, facts_per_file: int = FACTS_PER_FILE) -> None:
+        """Put the chunks of a finished run into few files of some thousand facts.
+
+        A kill leaves each chunk in its own files or in the larger ones, and the next call goes on.
+        Who reads meanwhile finds it in either. What is read stays equal, bit for bit.
+
+        Args:
+            facts_per_file: rounded to whole windows; what was begun goes on with its number.
+
+        Raises:
+            ValueError: the directory is closed.
+            UserError: the run is not finished, or one shard of several.
+            OSError, RunDirectoryError: the disk refuses, or a chunk is damaged.
+        """
+        self._require_open()
+        if self.plan.shard != WHOLE or not self._is_finished:
+            raise UserError(
+                f"run directory {self.place} cannot be compacted before all chunks of the run are "
+                "in it; finish it, or merge its shards"
+            )
+        if "chunks_per_file" not in self.manifest:
+            windows = max(1, facts_per_file // self.plan.window)
+            size = windows * self.plan.chunks_per_window
+            self._put_manifest(manifests.compacted(self.manifest, size))
+        chunk = 0
+        while chunk < self.plan.n_chunks:
+            part = part_at(chunk, self.manifest)
+            chunk = part.chunks.stop
+            singles = {self._reader.parts[i] for i in part.chunks} - {part}
+            if singles:
+                self._write(part, tables.to_files(self._reader.rows(part.chunks)))
+            for name in _first_that_tells(f for one in singles for f in one.files):
+                self.place.remove(name)
+
+    @property
+    def _is_finished(self) -> bool:
+        return sum(map(self.plan.size, self._reader.parts)) == self.plan.n_own
+
+    def _require_open(self) -> None:
+        if not self._lock.held:
+            raise ValueError(f"run directory {self.place} is closed")
+
+    def _put_manifest(self, manifest: dict[str, Any]) -> None:
         self._lock.require()
-        self.place.write({file_name(t, chunk): data for t, data in files.items()})
-        self._done.add(chunk)
+        self.place.write({manifests.NAME: manifests.to_bytes(manifest)})
+        self._reader.manifest = manifest
+
+    def _write(self, part: Part, files: Mapping[str, bytes]) -> None:
+        self._lock.require()
+        self.place.write({part.file(table): data for table, data in files.items()})
+        self._reader.parts |= dict.fromkeys(part.chunks, part)
 
     def close(self) -> None:
         """Let another writer in; safe to call twice."""
@@ -200,7 +269,7 @@ def require_same_config(path: RunPath, config: Config) -> None:
 def _adopt(place: Place, new: dict[str, Any]) -> dict[str, Any]:
     """The directory's manifest: the one there if it is of the same run, else the new one."""
     if not manifests.exists(place):
-        orphans = sorted(name for name in listed(place) if chunk_of(name) is not None)
+        orphans = sorted(name for name in listed(place) if part_of(name) is not None)
         if orphans:
             raise RunDirectoryError(
                 f"{place} holds results ({orphans[0]}) but no {manifests.NAME}, so nobody knows "
@@ -214,32 +283,40 @@ def _adopt(place: Place, new: dict[str, Any]) -> dict[str, Any]:
     return old
 
 
-def _clean(place: Place, plan: Plan) -> set[int]:
-    """Remove what a killed run left, and damaged chunks; returns the chunks that are whole."""
+def _clean(place: Place, manifest: Mapping[str, Any]) -> None:
+    """Remove what a killed run left, and damaged parts."""
     names = listed(place)
-    done = set()
-    for chunk in own_chunks(place, names, plan):
+    plan, whole = manifests.plan_of(manifest), dict[int, Part]()
+    damages = []
+    # Of a chunk that is in files of its own, too, the compacted ones stay.
+    for part in sorted(own_parts(place, names, manifest), key=lambda p: (p.compacted, p.chunks[0])):
         try:
-            if is_whole(place, plan, chunk):
-                done.add(chunk)
+            if is_whole(place, plan, part):
+                whole |= dict.fromkeys(part.chunks, part)
         except DamagedChunk as error:
+            damages.append((part, error))
+    for part, damage in damages:
+        if not whole.keys() >= set(part.chunks):
             logger.warning(
-                "%s: %s %s; its chunk is computed again", place, error.file, error.reason
+                "%s: %s %s; its chunk is computed again", place, damage.file, damage.reason
             )
-    for name in _leftovers(names, done):
+    for name in _leftovers(names, set(whole.values())):
         place.remove(name)
-    return done
 
 
-def _leftovers(names: Sequence[str], done: set[int]) -> list[str]:
-    """Files to remove; of a chunk the one first whose presence says that it is there."""
+def _leftovers(names: Iterable[str], whole: set[Part]) -> list[str]:
     found = []
     for name in names:
         stem = name.removesuffix(TEMPORARY)
-        chunk = chunk_of(stem)
+        part = part_of(stem)
         if stem != name:
-            if chunk is not None or stem == manifests.NAME:
+            if part is not None or stem == manifests.NAME:
                 found.append(name)
-        elif chunk is not None and chunk not in done:
+        elif part is not None and part not in whole:
             found.append(name)
-    return sorted(found, key=lambda name: (not name.startswith(TABLES[-1]), name))
+    return _first_that_tells(found)
+
+
+def _first_that_tells(names: Iterable[str]) -> list[str]:
+    """Files to remove in order: of a part the one first whose presence says that it is there."""
+    return sorted(names, key=lambda name: (not name.startswith(TABLES[-1]), name))

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 NAME = "manifest.json"
 FORMAT = "dkn_engine run directory"
 FORMAT_VERSION = 2
+COMPACTED_VERSION = 3  # of a run whose chunks were put into few files; else the same
 _ABSENT = "(not set)"
 _LARGEST = 2**63 - 1  # what the column of positions holds
 # A table, a type, or the least value of an integer.
@@ -102,14 +103,17 @@ def read(directory: Place) -> dict[str, Any]:
         raise RunDirectoryError(f"{path} cannot be read: {error}") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise RunDirectoryError(f"{path} is not the manifest of a run directory")
-    if data.get("format_version") != FORMAT_VERSION:
+    version = data.get("format_version")
+    if type(version) is not int or version not in {FORMAT_VERSION, COMPACTED_VERSION}:
         raise RunDirectoryError(
-            f"{path} has format version {data.get('format_version')!r}; this version of the "
-            f"engine reads {FORMAT_VERSION}"
+            f"{path} has format version {version!r}; this version of the engine reads "
+            f"{FORMAT_VERSION} and {COMPACTED_VERSION}"
         )
     _require_form(path, data, _FORM, "")
     if data["shard"]["index"] >= data["shard"]["of"]:
         raise RunDirectoryError(f"{path} is damaged: shard is {data['shard']!r}")
+    if (version == COMPACTED_VERSION) != ("chunks_per_file" in data):
+        raise RunDirectoryError(f"{path} is damaged: chunks_per_file is in format 3 alone")
     for key, is_one in _LATER.items():
         if key in data and not is_one(data[key]):
             raise RunDirectoryError(f"{path} is damaged: {key} is {data[key]!r}")
@@ -130,6 +134,7 @@ def _are_traits(found: Any) -> bool:
 _LATER: dict[str, Callable[[Any], bool]] = {
     "continued": _are_entries,
     "traits": _are_traits,
+    "chunks_per_file": lambda found: type(found) is int and 0 < found <= _LARGEST,
     "mask_token": lambda found: found is None or isinstance(found, str),
 }
 
@@ -143,6 +148,12 @@ def continued(manifest: Mapping[str, Any], versions: Mapping[str, Any]) -> dict[
     """The manifest of a run that goes on with other versions."""
     entry = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "versions": dict(versions)}
     return {**manifest, "continued": [*manifest.get("continued", []), entry]}
+
+
+def compacted(manifest: Mapping[str, Any], chunks_per_file: int) -> dict[str, Any]:
+    """The manifest of a run whose chunks are put together, so many a file."""
+    added = {"format_version": COMPACTED_VERSION, "chunks_per_file": chunks_per_file}
+    return {**manifest, **added}
 
 
 def other_versions(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -7,24 +7,25 @@ from typing import Any
 
 from dkn_engine.errors import RunDirectoryError, UserError
 from dkn_engine.store import manifest as manifests
-from dkn_engine.store.chunks import file_name
 from dkn_engine.store.directory import RunDirectory
 from dkn_engine.store.open_place import RunPath, place_of
 from dkn_engine.store.places import Place
 from dkn_engine.store.plan import Plan
-from dkn_engine.store.reading import done_chunks, read_positions
-from dkn_engine.store.schema import TABLES
+from dkn_engine.store.reader import Reader
 
 
-def merge(out: RunPath, directories: Sequence[RunPath]) -> int:
+def merge(out: RunPath, directories: Sequence[RunPath], *, compact: bool = False) -> int:
     """Put the chunks of shards together; returns the number of facts.
 
-    The files are copied as they are, so the result equals the run directory of an undisturbed
-    single run. It can be called again after a kill.
+    The files are those that an undisturbed single run would have written. It can be called again
+    after a kill.
 
     Args:
         out: run directory, new or begun by the same call; not one of the shards'.
         directories: of the shards, together the whole run.
+        compact: put the chunks into few files, whatever their number; see
+            :meth:`dkn_engine.store.RunDirectory.compact`. Else those of runs that are read faster
+            so; see :meth:`dkn_engine.store.RunDirectory.finish`.
 
     Raises:
         RunDirectoryError: the shards do not belong to the same run, a chunk is missing or there
@@ -43,13 +44,16 @@ def merge(out: RunPath, directories: Sequence[RunPath]) -> int:
     plan = manifests.plan_of(whole)
     homes = _homes(shards, plan)
     for window in range(plan.n_windows):
-        _require_every_position(whole, window, homes)
+        _require_every_position(plan, window, homes)
     with RunDirectory.adopt(out, whole) as directory:
         there = directory.done_chunks()
         for chunk, home in homes.items():
             if chunk not in there:
-                files = {t: home.read(file_name(t, chunk)) for t in TABLES}
-                directory.write_chunk(chunk, files)
+                directory.write_chunk(chunk, home.files(chunk))
+        if compact:
+            directory.compact()
+        else:
+            directory.finish()
     return plan.n_facts
 
 
@@ -58,7 +62,9 @@ def _common_manifest(shards: Sequence[Place]) -> dict[str, Any]:
     found = [manifests.read(shard) for shard in shards]
     for shard, other in zip(shards[1:], found[1:], strict=True):
         manifests.require_same_run(shard, other, found[0])
-    whole = {key: value for key, value in found[0].items() if key != "continued"}
+    left_out = ("continued", "chunks_per_file")
+    whole = {key: value for key, value in found[0].items() if key not in left_out}
+    whole["format_version"] = manifests.FORMAT_VERSION
     if any("traits" not in manifest for manifest in found):
         whole.pop("traits", None)
     whole["created"] = min(manifest["created"] for manifest in found)
@@ -74,32 +80,34 @@ def _common_manifest(shards: Sequence[Place]) -> dict[str, Any]:
     return whole
 
 
-def _homes(shards: Sequence[Place], plan: Plan) -> dict[int, Place]:
+def _homes(shards: Sequence[Place], plan: Plan) -> dict[int, Reader]:
     """Where each chunk is."""
-    homes: dict[int, Place] = {}
+    homes: dict[int, tuple[Place, Reader]] = {}
     for shard in shards:
-        for chunk in done_chunks(shard, plan):
+        reader = Reader(shard)
+        for chunk in reader.done():
             if chunk in homes:
                 raise RunDirectoryError(
-                    f"chunk {chunk} is in {homes[chunk]} and in {shard}; shards must not overlap"
+                    f"chunk {chunk} is in {homes[chunk][0]} and in {shard}; shards must not overlap"
                 )
-            homes[chunk] = shard
+            homes[chunk] = shard, reader
     missing = [chunk for chunk in plan.chunks if chunk not in homes]
     if missing:
         raise RunDirectoryError(
             f"{len(missing)} of {plan.n_chunks} chunks are in none of the directories, the first "
             f"is {missing[0]}; finish the shards that hold them, or name their directories"
         )
-    return dict(sorted(homes.items()))
+    return {chunk: reader for chunk, (_, reader) in sorted(homes.items())}
 
 
-def _require_every_position(manifest: dict[str, Any], window: int, homes: dict[int, Place]) -> None:
+def _require_every_position(plan: Plan, window: int, homes: dict[int, Reader]) -> None:
     """The chunks of a window hold each of its facts once."""
-    plan = manifests.plan_of(manifest)
-    positions = [p for i in plan.chunks_of(window) for p in read_positions(homes[i], manifest, i)]
+    chunks, positions = plan.chunks_of(window), list[int]()
+    for chunk in chunks:
+        positions += homes[chunk].rows([chunk])["facts"]["position"].to_pylist()
     first = window * plan.window
     if sorted(positions) != list(range(first, min(first + plan.window, plan.n_facts))):
         raise RunDirectoryError(
-            f"chunks {plan.chunks_of(window).start} to {plan.chunks_of(window).stop - 1} do not "
-            "hold each of their facts once; the shards come from different tokenizers"
+            f"chunks {chunks.start} to {chunks.stop - 1} do not hold each of their facts once; "
+            "the shards come from different tokenizers"
         )

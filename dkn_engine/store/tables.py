@@ -31,11 +31,15 @@ def chunk_files(
     results: Sequence[FactResult], positions: Sequence[int], config_hash: str
 ) -> dict[str, bytes]:
     """The Parquet files of a chunk by table name, in the order of writing; see :func:`encode`."""
-    encoded = encode(results, positions, config_hash)
+    return to_files(encode(results, positions, config_hash))
+
+
+def to_files(tables: Mapping[str, pa.Table]) -> dict[str, bytes]:
+    """Tables as Parquet files by name, in the order of writing; the last notes their digests."""
     *others, last = TABLES
-    files = {name: to_parquet(encoded[name]) for name in others}
+    files = {name: to_parquet(tables[name]) for name in others}
     noted = {digests.KEY: digests.note(files, last)}
-    return files | {last: digests.sealed(to_parquet(encoded[last], noted))}
+    return files | {last: digests.sealed(to_parquet(tables[last], noted))}
 
 
 def encode(
@@ -64,24 +68,32 @@ def encode(
     return {name: pa.Table.from_pylist(rows[name], schema=schema(name)) for name in TABLES}
 
 
-def in_order(chunks: Sequence[Mapping[str, pa.Table]]) -> dict[str, pa.Table]:
-    """The tables of a window from those of its chunks, rows in the order of the facts.
-
-    Args:
-        chunks: tables by name, of some chunks or none.
-    """
+def joined(pieces: Sequence[Mapping[str, pa.Table]]) -> dict[str, pa.Table]:
+    """The tables of some chunks or none, one behind the other."""
     import pyarrow as pa
 
-    whole = {
-        name: pa.concat_tables([schema(name).empty_table(), *(c[name] for c in chunks)])
+    return {
+        name: pa.concat_tables([schema(name).empty_table(), *(piece[name] for piece in pieces)])
         for name in TABLES
     }
-    columns = (whole["facts"][name].to_pylist() for name in ("fact_id", "position"))
-    position = dict(zip(*columns, strict=True))
-    for name, table in whole.items():
-        rows = np.array([position[i] for i in table["fact_id"].to_pylist()], dtype=np.int64)
-        whole[name] = table.take(np.argsort(rows, kind="stable"))
-    return whole
+
+
+def in_order(tables: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
+    """Tables with their rows in the order of the facts."""
+    position = tables["facts"]["position"].to_numpy()
+    ordered = {}
+    for name, table in tables.items():
+        rows = position[fact_rows(table, tables["facts"])]
+        ordered[name] = table.take(np.argsort(rows, kind="stable"))
+    return ordered
+
+
+def fact_rows(table: pa.Table, facts: pa.Table) -> NDArray[np.int64]:
+    """For each row of a table the row of its fact, which is there, in ``facts``."""
+    import pyarrow.compute as pc
+
+    rows = pc.index_in(table["fact_id"], value_set=facts["fact_id"].combine_chunks())
+    return np.array(rows.to_numpy(), dtype=np.int64)
 
 
 def decode(tables: Mapping[str, pa.Table]) -> list[FactResult]:
