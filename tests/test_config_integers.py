@@ -75,11 +75,9 @@ def test_a_number_of_draws_that_is_no_integer_is_refused(value: Any) -> None:
 
 
 @OTHERS
-@pytest.mark.parametrize("name", ["n_random", "n_folds", "n_resamples"])
+@pytest.mark.parametrize("name", ["n_random", "n_folds"])
 def test_counts_of_a_fact_check_that_are_no_integers_are_refused(value: Any, name: str) -> None:
-    counts: dict[str, Any] = {"n_random": np.int64(2), "n_folds": 2, "n_resamples": 2} | {
-        name: value
-    }
+    counts: dict[str, Any] = {"n_random": np.int64(2), "n_folds": 2} | {name: value}
     with pytest.raises(UserError, match=f"^{name} must be an integer of at least [12]; got "):
         analysis.FactCheckConfig(**counts)
 

@@ -70,7 +70,6 @@ class FactCheckConfig(Section):
             packaged ones.
         tolerance: of adaptive attribution, looser than for finding neurons: means of many need
             less.
-        n_resamples: of the bootstrap.
     """
 
     n_random: int = count(20)
@@ -79,7 +78,6 @@ class FactCheckConfig(Section):
     relation_share: float | None = None
     templates: Mapping[str, Mapping[str, str]] | None = None
     tolerance: float = 1e-2
-    n_resamples: int = count(2000)
 
     def __post_init__(self) -> None:
         super().__post_init__()

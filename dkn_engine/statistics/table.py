@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dkn_engine.statistics.intervals import Estimate, bootstrap_mean, wilson_share
+from dkn_engine.statistics.intervals import MEDIAN, Estimate, mean_estimate, wilson_share
 from dkn_engine.statistics.paired_tests import ALPHA, holm, paired_p_value
 
 Conditions = tuple[tuple[str, str], ...]
@@ -47,8 +47,7 @@ class Row:
 
     Attributes:
         figure, group, conditions: of what.
-        mean, ci_low, ci_high, median: NaN where there is too little to say it.
-        n: units with a finite value.
+        mean, ci_low, ci_high, n, median, reason: see :class:`Estimate`.
         control: whether the group is one that a finding is held against.
     """
 
@@ -61,13 +60,14 @@ class Row:
     n: int
     median: float
     control: bool
+    reason: str = ""
 
     @property
     def shown(self) -> Estimate:
         """What tables and figures show: the mean, or the median where a mean would mislead."""
         if self.figure in MEDIANS and self.group != TREND:
-            return Estimate(self.median, np.nan, np.nan, self.n, self.median)
-        return Estimate(self.mean, self.ci_low, self.ci_high, self.n, self.median)
+            return Estimate.alone(self.median, self.n, MEDIAN, self.median)
+        return Estimate(self.mean, self.ci_low, self.ci_high, self.n, self.median, self.reason)
 
     @classmethod
     def of(
@@ -90,6 +90,7 @@ class Row:
             estimate.n,
             estimate.median,
             group in CONTROLS if control is None else control,
+            estimate.reason,
         )
 
 
@@ -99,7 +100,7 @@ class Comparison:
 
     Attributes:
         figure, conditions, group, against: of what.
-        mean, ci_low, ci_high: of the difference, 95 % interval over units.
+        mean, ci_low, ci_high, reason: of the difference over units, see :class:`Estimate`.
         n: pairs.
         p_value: two-sided, of a sign-flip permutation test; NaN with fewer than six pairs.
         p_corrected: Holm's correction over all comparisons of the table.
@@ -115,11 +116,27 @@ class Comparison:
     n: int
     p_value: float
     p_corrected: float = float("nan")
+    reason: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        figure: str,
+        groups: tuple[str, str],
+        conditions: Conditions,
+        estimate: Estimate,
+        p_value: float,
+    ) -> Comparison:
+        """A comparison of two groups by the estimate of their difference."""
+        e = estimate
+        return cls(
+            figure, *groups, conditions, e.mean, e.ci_low, e.ci_high, e.n, p_value, reason=e.reason
+        )
 
     @property
     def shown(self) -> Estimate:
         """The mean difference with its interval."""
-        return Estimate(self.mean, self.ci_low, self.ci_high, self.n)
+        return Estimate(self.mean, self.ci_low, self.ci_high, self.n, reason=self.reason)
 
     @property
     def different(self) -> bool:
@@ -144,7 +161,7 @@ class Table:
         analysis: its name.
         rows, comparisons: see there; comparisons carry corrected p-values.
         samples: the values behind the rows (empty for figures that are not means over units).
-        seed: of every draw and resampling.
+        seed: of every draw.
         settings: what it was made with, by name, as plain data.
         notes: what a reader must know, one sentence each.
     """
@@ -197,12 +214,12 @@ def tabulate(
     """Means of the samples with intervals, and the compared groups with corrected p-values.
 
     Rows are in the order in which the samples' figures, conditions and groups first appear. Values
-    that are all 0 or 1 are shares and get Wilson's interval, others a bootstrap over units.
+    that are all 0 or 1 are shares and get Wilson's interval, others that of :func:`mean_estimate`.
 
     Args:
         analysis: name.
         samples: see :class:`Sample`.
-        seed: of the resampling.
+        seed: of the flips of signs.
         compared: pairs of groups; a pair is compared wherever both groups were measured.
         tested: of which figures and conditions pairs are compared. Each test makes the correction
             of all the others stronger, so those of interest are best named beforehand.
@@ -217,7 +234,7 @@ def tabulate(
     samples, marked = tuple(samples), frozenset(controls)
     cells = _cells(samples)
     made = [
-        Row.of(figure, group, conditions, estimate(values.values(), seed), control=group in marked)
+        Row.of(figure, group, conditions, estimate(values.values()), control=group in marked)
         for (figure, conditions), groups in cells.items()
         for group, values in groups.items()
     ]
@@ -239,13 +256,13 @@ def tabulate(
     )
 
 
-def estimate(values: Iterable[float], seed: int) -> Estimate:
+def estimate(values: Iterable[float]) -> Estimate:
     """A share if all finite values are 0 or 1, else a mean; with its 95 % interval."""
     x = np.fromiter(values, dtype=np.float64)
     finite = x[np.isfinite(x)]
     if len(finite) and np.isin(finite, (0.0, 1.0)).all():
         return wilson_share(int(finite.sum()), len(finite))
-    return bootstrap_mean(finite, seed=seed)
+    return mean_estimate(finite)
 
 
 def compare(
@@ -259,10 +276,8 @@ def compare(
     (group, a), (against, b) = first, second
     both = [unit for unit in a if unit in b]
     difference = np.array([a[unit] - b[unit] for unit in both], dtype=np.float64)
-    difference = difference[np.isfinite(difference)]
-    e = bootstrap_mean(difference, seed=seed)
     p = paired_p_value(difference, seed=seed)
-    return Comparison(figure, group, against, conditions, e.mean, e.ci_low, e.ci_high, e.n, p)
+    return Comparison.of(figure, (group, against), conditions, mean_estimate(difference), p)
 
 
 def corrected(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:

@@ -287,13 +287,12 @@ def test_summaries_count_facts_and_average_over_those_with_components() -> None:
 def test_words_say_which_differences_are_larger_than_their_interval() -> None:
     dbscan, kmeans, pairs, chance, circular = clusterers_text.sentences(by_hand(10))
     assert dbscan.startswith(
-        "DBSCAN minus NTC: larger than its interval: share degenerate -1.00 [-1.00, -1.00], "
-        "partial drop -0.10"
+        "DBSCAN minus NTC: larger than its interval: share degenerate -1.00, partial drop -0.10"
     )
     assert "; not larger than its interval: full drop +0.00" in dbscan
     assert kmeans.startswith("k-means minus NTC: not larger than its interval: share degenerate")
     assert pairs == (
-        "AMIG pairs minus NTC: larger than its interval: share degenerate -1.00 [-1.00, -1.00]; "
+        "AMIG pairs minus NTC: larger than its interval: share degenerate -1.00; "
         "fewer than 6 facts to compare: partial drop, full drop, full minus partial drop."
     )
     assert "Of 12 of them about 0.6" in chance
@@ -307,7 +306,9 @@ def test_tables_fit_the_terminal(n: int, comparison: ClustererComparison) -> Non
         assert "nan" not in text
         assert text.endswith("\n")
     assert f"{n + 3} facts, of which the model knows {n}" in clusterers_text.render(by_hand(n))
-    assert "0.20 [0.20, 0.20]" in clusterers_text.render(by_hand(10))
+    # k-means: 0.15 and 0.25 in turn, so Student's interval of ten; NTC: 0.2 on all facts.
+    assert "0.20 [0.16, 0.24] → 0.50 " in clusterers_text.render(by_hand(10))
+    assert "NTC            10 0.20               → 0.50 " in clusterers_text.render(by_hand(10))
 
 
 def test_rows_have_a_figure_each() -> None:

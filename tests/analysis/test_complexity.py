@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
+from scipy import stats
 
 import dkn_engine as dkn
 from dkn_engine.analysis.experiments.complexity import long_forms
@@ -19,7 +19,6 @@ from dkn_engine.analysis.experiments.complexity.model_sizes import (
     ModelSize,
     complexity_of_models,
     model_size,
-    spearman,
 )
 from dkn_engine.analysis.experiments.complexity.text_complexity import text_complexity
 from dkn_engine.config import AttributionConfig, Config, FactsConfig
@@ -351,8 +350,10 @@ def test_a_degenerate_model_is_told_from_one_that_is_not(found: list[FactResult]
     assert table.comparison("partial_drop", "both", "either", sets="candidates").mean > 0.9
     assert table.comparison("redundancy", "both", "either", sets="candidates").mean < -5
     trend = table.row("degenerate", TREND)
-    assert (trend.mean, trend.ci_low, trend.ci_high, trend.n) == (-1.0, -1.0, -1.0, COPIES - 1)
-    assert table.row("components", TREND).mean == -1.0
+    assert (trend.mean, trend.ci_low, trend.n) == pytest.approx((-1, -1, COPIES - 1))
+    high = stats.binomtest(0, COPIES - 1).proportion_ci(0.95, method="wilson").high
+    assert trend.ci_high == pytest.approx(2 * high - 1)
+    assert table.row("components", TREND).mean == pytest.approx(-1.0)
     assert "relative_persistence" in {r.figure for r in table.rows}
     assert "persistence" not in {r.figure for r in table.rows}  # its unit is the model's own
     assert table.settings["known"] == {"either": COPIES, "both": COPIES - 1}
@@ -371,22 +372,19 @@ def test_trend_is_over_facts_known_to_all() -> None:
     results["b"][4] = FactResult("f4", "not_known")
     table = complexity_of_models(facts, results, sizes)
     kept = np.delete(p, 4, axis=0)
-    expected = spearmanr(np.tile([30, 10, 20], 11), kept.ravel()).statistic
+    expected = stats.spearmanr(np.tile([30, 10, 20], 11), kept.ravel()).statistic
     row = table.row("probability", TREND)
     assert row.mean == pytest.approx(expected, abs=1e-12)
-    assert row.ci_low < row.mean < row.ci_high
+    without = [
+        stats.spearmanr(np.tile([30, 10, 20], 10), np.delete(kept, i, axis=0).ravel()).statistic
+        for i in range(11)
+    ]
+    # Wilson's interval of (1 + rho) / 2 solves (end - rho)^2 = z^2 (1 - end^2) / size.
+    size = (1 - row.mean**2) / (10 * np.var(without))
+    for end in (row.ci_low, row.ci_high):
+        assert (end - row.mean) ** 2 == pytest.approx(1.959964**2 * (1 - end**2) / size, rel=1e-5)
     assert row.n == 11
     assert [c.against for c in table.comparisons if c.figure == "probability"] == ["a", "a"]
-
-
-@pytest.mark.parametrize("ties", [1, 3, 40])
-def test_spearman_is_scipys(ties: int) -> None:
-    rng = np.random.default_rng(ties)
-    x, y = (rng.integers(0, 40 // ties, size=50).astype(float) for _ in range(2))
-    if ties == 40:
-        assert math.isnan(spearman(x, y))
-        return
-    assert spearman(x, y) == pytest.approx(spearmanr(x, y).statistic, abs=1e-12)
 
 
 def test_equal_sizes_have_no_trend_and_keep_their_order(found: list[FactResult]) -> None:

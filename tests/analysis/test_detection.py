@@ -1,4 +1,4 @@
-"""Telling true from false by scores: against scikit-learn, and against loops over resamples."""
+"""Telling true from false by scores: against scikit-learn."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ from dkn_engine.analysis.experiments.fact_check.detection import (
     auroc,
     best_threshold,
     cross_fitted,
-    gap,
     precision_recall_f1,
-    resamples,
-    summarise,
 )
 
 
@@ -105,54 +102,3 @@ def test_labels_and_scores_of_a_fold_have_no_part_in_its_threshold(fold: int) ->
     assert before[mine][0] == best_threshold(scores[~mine], labels[~mine])
     # In those of the others it has.
     assert not np.array_equal(cross_fitted(scores, flipped, folds)[~mine], before[~mine])
-
-
-def test_resamples_draw_facts_with_both_statements() -> None:
-    """Weights of a resample give what its facts, written out one by one, give."""
-    scores, _ = drawn(20, seed=5)
-    labels, fact = np.tile([True, False], 10), np.repeat(np.arange(10), 2)
-    times = resamples(10, seed=2, n_resamples=30)
-    assert times.shape == (31, 10)
-    assert (times[0] == 1).all()
-    assert (times.sum(1) == 10).all()
-    found = auroc(scores, labels, times[:, fact])
-    for row, value in zip(times, found, strict=True):
-        listed = [i for i in range(20) for _ in range(int(row[fact[i]]))]
-        assert value == pytest.approx(metrics.roc_auc_score(labels[listed], scores[listed]))
-    np.testing.assert_array_equal(times, resamples(10, seed=2, n_resamples=30))
-
-
-def test_summaries_have_the_statistic_of_all_and_the_interval_of_resamples() -> None:
-    values = np.concatenate([[0.7], np.linspace(0, 1, 101), [math.nan]])
-    found = summarise(values, 9)
-    assert (found.mean, found.median, found.n) == (0.7, 0.5, 9)
-    assert (found.ci_low, found.ci_high) == pytest.approx((0.025, 0.975))
-    assert math.isnan(summarise(values, 5).ci_low)
-    assert math.isfinite(summarise(values, 6).ci_low)
-    assert math.isnan(summarise(np.full(3, math.nan), 9).mean)
-
-
-def test_a_gap_is_as_likely_as_resamples_say() -> None:
-    first = np.concatenate([[0.2], np.linspace(-0.1, 0.5, 999)])
-    found = gap(first, np.zeros(1000), 10)
-    below = (first[1:] <= 0).sum()
-    assert found.p_value == pytest.approx(2 * (below + 1) / 1000)
-    assert gap(-first, np.zeros(1000), 10).p_value == found.p_value
-    assert found.estimate.mean == 0.2
-    assert gap(first, first, 10).p_value == 1
-    assert gap(first + 1, np.zeros(1000), 10).p_value == pytest.approx(2 / 1000)
-    assert math.isnan(gap(first, np.zeros(1000), 5).p_value)  # too few facts
-
-
-def test_p_values_of_no_difference_are_seldom_small() -> None:
-    """Two scorers as good as each other, 200 times: about a twentieth below 0.05."""
-    random, small = np.random.default_rng(0), 0
-    labels, fact = np.tile([True, False], 40), np.repeat(np.arange(40), 2)
-    for seed in range(200):
-        weights = resamples(40, seed, 200)[:, fact]
-        first, second = (
-            auroc(random.standard_normal(80) + labels, labels, weights) for _ in range(2)
-        )
-        small += gap(first, second, 40).p_value < 0.05
-    # Binomial with 0.05 of 200; a bootstrap of 40 facts may be somewhat too bold.
-    assert 1 <= small <= 24

@@ -26,6 +26,7 @@ from dkn_engine.analysis.kept_tables import to_json
 from dkn_engine.config import FactsConfig
 from dkn_engine.errors import RunDirectoryError, UserError
 from dkn_engine.forward.encoding import encode_sequence
+from dkn_engine.statistics.intervals import COUNTED, TOO_FEW
 from dkn_engine.statistics.table import Table
 from dkn_engine.types import Component, Fact, FactResult
 from tests.support.guests import state
@@ -149,7 +150,7 @@ def test_overlap_with_what_changed(table: Table) -> None:
     for trained in ("mlp", "all"):
         for name in ("as many as D", "as many as N", "top 0.01", MOVED):
             found = table.row("overlap", "Rnd", trained=trained, changed=name)
-            assert (found.mean, found.ci_high, found.n) == (0, 0, 2)
+            assert (found.mean, found.n, found.reason) == (0, 2, TOO_FEW)
         mine = table.row("overlap", "D", trained=trained, changed=MOVED)
         chance = table.row("overlap", "D by chance", trained=trained, changed=MOVED)
         assert (mine.mean, mine.n) == (1, n)
@@ -375,7 +376,8 @@ def test_rows_of_an_overlap() -> None:
     assert by_group["D by chance"].mean == pytest.approx(3 * 0.4 / 4)
     assert by_group["D by chance, any layer"].mean == pytest.approx(0.2)
     rnd = by_group["Rnd"]
-    assert (rnd.mean, rnd.ci_low, rnd.ci_high, rnd.n) == (0.375, 0.25, 0.5, 2)
+    assert (rnd.mean, rnd.n, rnd.reason) == (0.375, 2, TOO_FEW)
+    assert by_group["D"].reason == COUNTED
     assert (compared.group, compared.against, compared.n) == ("D", "D by chance", 4)
     assert compared.mean == pytest.approx(0.5 - 0.3)
     assert compared.p_value == o.p_value

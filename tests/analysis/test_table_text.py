@@ -41,7 +41,7 @@ def test_figures_stand_group_beside_group_in_80_columns() -> None:
     assert max(map(width, found)) <= 80
     at = found.index("prob drop (suppress), by query")
     assert found[at + 1].split() == ["D", "N", "Rnd"]
-    assert found[at + 3].startswith("clean                   0.54 [0.52, 0.55] ")
+    assert found[at + 3].startswith("clean                   0.54 [0.51, 0.56] ")
     assert found[at + 5].split() == ["none"]
     at = found.index("log drop")
     assert found[at + 3].startswith("all  ")
@@ -76,7 +76,7 @@ def test_a_redundancy_is_shown_by_its_median_and_its_rank_correlation_as_it_is()
 def test_what_was_found_and_what_was_not() -> None:
     sentences = words.findings(table())
     assert sentences[0] == (
-        "prob drop (clean, suppress): D minus Rnd is +0.54 [0.52, 0.55], p 0.039, n 8: higher."
+        "prob drop (clean, suppress): D minus Rnd is +0.54 [0.51, 0.56], p 0.039, n 8: higher."
     )
     assert "D minus N is -0.20" in sentences[1]
     assert sentences[-2] == (

@@ -12,7 +12,7 @@ from scipy import stats
 from dkn_engine.analysis.neuron_groups import neuron_groups, with_dkn
 from dkn_engine.errors import UserError
 from dkn_engine.neurons import sort_neurons, union
-from dkn_engine.statistics.intervals import Estimate, bootstrap_statistic
+from dkn_engine.statistics.intervals import ALL_EQUAL, MEDIAN, TOO_FEW, Estimate, mean_interval
 from dkn_engine.statistics.paired_tests import holm, paired_p_value
 from dkn_engine.statistics.table import Comparison, Row, Sample, tabulate
 from dkn_engine.types import Component, Fact, FactResult
@@ -72,8 +72,9 @@ def test_rows_are_means_over_units_and_leave_out_what_is_not_defined() -> None:
     row = table.row("drop", "D", edit="suppress")
     assert row.mean == pytest.approx(0.6)
     assert (row.n, row.control) == (2, False)
-    assert math.isnan(row.ci_low)  # Of two values there is no interval.
+    assert math.isnan(row.ci_low)
     assert math.isnan(row.ci_high)
+    assert row.reason == row.shown.reason == TOO_FEW
     assert table.row("drop", "Rnd", edit="suppress").control
     with pytest.raises(KeyError, match="no row 'drop' of 'N'"):
         table.row("drop", "N", edit="suppress")
@@ -84,6 +85,22 @@ def test_rows_of_zeros_and_ones_are_shares_with_wilsons_interval() -> None:
     row = table.row("drop", "D", edit="suppress")
     low, high = stats.binomtest(3, 4).proportion_ci(method="wilson")
     assert (row.ci_low, row.ci_high) == pytest.approx((low, high))
+
+
+def test_rows_and_comparisons_have_intervals_or_the_reason() -> None:
+    d, rnd = np.random.default_rng(0).random((2, 9))
+    table = tabulate("a", samples({"D": list(d), "N": [0.3] * 9, "Rnd": list(rnd)}), seed=0)
+    row = table.row("drop", "D", edit="suppress")
+    assert (row.ci_low, row.ci_high) == (row.shown.ci_low, row.shown.ci_high) == mean_interval(d)
+    assert row.reason == ""
+    assert table.row("drop", "N", edit="suppress").shown.reason == ALL_EQUAL
+    c = table.comparison("drop", "D", "Rnd", edit="suppress")
+    assert (c.ci_low, c.ci_high) == pytest.approx(mean_interval(d - rnd))
+    equal = tabulate("a", samples({"D": [0.3] * 9, "N": [0.2] * 9}), seed=0).comparisons[0]
+    assert equal.shown.reason == ALL_EQUAL
+    assert equal.verdict == "higher"
+    median = tabulate("a", samples({"D": list(d)}, "redundancy"), seed=0).rows[0].shown
+    assert (median.mean, median.reason) == (np.median(d), MEDIAN)
 
 
 def test_groups_are_compared_over_the_units_of_both() -> None:
@@ -128,20 +145,6 @@ def test_table_of_nothing() -> None:
     table = tabulate("a", [], seed=0, rows=[Row.of("f", "D", (), Estimate(1, 0, 2, 3))])
     assert table.comparisons == ()
     assert table.row("f", "D").n == 3
-
-
-def test_bootstrap_of_a_statistic() -> None:
-    x = np.random.default_rng(0).normal(size=200)
-    e = bootstrap_statistic(lambda i: float(np.median(x[i])), len(x), n_resamples=2000)
-    assert e.mean == np.median(x)
-    reference = stats.bootstrap(
-        (x,), np.median, method="percentile", n_resamples=2000, rng=np.random.default_rng(5)
-    ).confidence_interval
-    # Ends of percentile intervals vary by about 0.01 between seeds here.
-    np.testing.assert_allclose([e.ci_low, e.ci_high], reference, atol=0.05)
-    one_class = bootstrap_statistic(lambda i: math.nan, 3)
-    assert math.isnan(one_class.ci_low)
-    assert bootstrap_statistic(lambda i: 1 / 0, 0).n == 0
 
 
 WIDTH = 40

@@ -28,7 +28,7 @@ from dkn_engine.models.layout import Layout, find_layout
 from dkn_engine.run.pipeline import iter_dkns
 from dkn_engine.run.stages import filling_facts
 from dkn_engine.seeds import generator
-from dkn_engine.statistics.intervals import FEWEST, Estimate, bootstrap_mean, wilson_share
+from dkn_engine.statistics.intervals import ALL_EQUAL, FEWEST, Estimate, mean_estimate, wilson_share
 from dkn_engine.topology.other_clusterers import CLUSTERERS, Located, cluster
 from dkn_engine.types import Component, Fact, FactResult, Progress
 
@@ -87,7 +87,7 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class MethodSummary:
-    """One clusterer over all known facts, with 95 % intervals (bootstrap over facts).
+    """One clusterer over all known facts, with 95 % intervals over facts.
 
     Attributes:
         method: name in :data:`dkn_engine.topology.other_clusterers.CLUSTERERS`.
@@ -208,7 +208,7 @@ def compare_clusterers(
             progress(i + 1, len(facts))
     if not known:
         raise UserError(f"the model knows none of the {len(facts)} facts: nothing to compare")
-    return compare_measurements(found, n_facts=len(facts), n_unusable=unusable, seed=config.seed)
+    return compare_measurements(found, n_facts=len(facts), n_unusable=unusable)
 
 
 def require_comparable(config: Config, methods: Sequence[str] | None = None) -> list[str]:
@@ -350,14 +350,13 @@ def _average(measured: Sequence[Measurement]) -> Measurement:
 
 
 def compare_measurements(
-    measurements: Iterable[Measurement], *, n_facts: int, n_unusable: int = 0, seed: int = 0
+    measurements: Iterable[Measurement], *, n_facts: int, n_unusable: int = 0
 ) -> ClustererComparison:
     """Summaries and paired differences of measurements; NTC's must be among them.
 
     Args:
         measurements: of any clusterers and facts, at most one of each.
         n_facts: facts that were given, known or not; ``n_unusable`` of them could not be asked.
-        seed: of the bootstrap.
 
     Raises:
         ValueError: no measurement of NTC.
@@ -373,9 +372,9 @@ def compare_measurements(
         n_facts=n_facts,
         n_known=len(basis),
         n_unusable=n_unusable,
-        methods=tuple(_summary(name, list(f.values()), seed) for name, f in by_method.items()),
+        methods=tuple(_summary(name, list(f.values())) for name, f in by_method.items()),
         differences=tuple(
-            _difference(name, figure, by_fact, basis, seed)
+            _difference(name, figure, by_fact, basis)
             for name, by_fact in by_method.items()
             if name != BASIS
             for figure in FIGURES
@@ -384,9 +383,9 @@ def compare_measurements(
     )
 
 
-def _summary(name: str, measured: Sequence[Measurement], seed: int) -> MethodSummary:
+def _summary(name: str, measured: Sequence[Measurement]) -> MethodSummary:
     def mean(field: str) -> Estimate:
-        return bootstrap_mean([getattr(m, field) for m in measured], seed=seed)
+        return mean_estimate(getattr(m, field) for m in measured)
 
     hits = sum(m.degenerate for m in measured)
     # Of several draws a share of a fact can be degenerate; then it is no count.
@@ -413,12 +412,12 @@ def _difference(
     figure: str,
     by_fact: dict[str, Measurement],
     basis: dict[str, Measurement],
-    seed: int,
 ) -> Difference:
-    estimate = bootstrap_mean(
-        [getattr(m, figure) - getattr(basis[fact], figure) for fact, m in by_fact.items()],
-        seed=seed,
+    estimate = mean_estimate(
+        getattr(m, figure) - getattr(basis[fact], figure) for fact, m in by_fact.items()
     )
     enough = estimate.n >= FEWEST
-    outside = estimate.ci_low > 0 or estimate.ci_high < 0
+    # Six or more differences that are all the same, and not 0, need no interval to be told from 0.
+    same = estimate.reason == ALL_EQUAL and estimate.mean != 0
+    outside = estimate.ci_low > 0 or estimate.ci_high < 0 or same
     return Difference(name, figure, estimate, enough, enough and outside)

@@ -16,7 +16,8 @@ from dkn_engine.analysis.neuron_groups import require_results_of
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.models.layout import find_layout
-from dkn_engine.statistics.intervals import Estimate, bootstrap_statistic
+from dkn_engine.statistics.intervals import COUNTED, Estimate
+from dkn_engine.statistics.jackknife import bounded_estimate, leave_one_out
 from dkn_engine.statistics.table import (
     COMPARED,
     TREND,
@@ -70,13 +71,13 @@ def complexity_of_models(
     Groups are the models, from small to large (equal ones in the order given); every other one is
     compared with the smallest. The group ``rho with parameters`` holds Spearman's rank correlation
     of a figure with the number of parameters, over all pairs of a model and a fact that every
-    model has a value of; its interval resamples facts, not models.
+    model has a value of; its interval is over facts, not models.
 
     Args:
         facts: asked in every model.
         results: of :func:`dkn_engine.find_dkns` on them, by the model's name; two at least.
         sizes: of the same models.
-        seed: of the resampling.
+        seed: of the tests.
 
     Raises:
         UserError: fewer than two models, names that differ, or results of other facts.
@@ -102,7 +103,7 @@ def complexity_of_models(
         samples,
         seed=seed,
         compared=(*((n, names[0]) for n in names[1:]), *COMPARED),
-        rows=(*_size_rows(names, sizes), *_trends(samples, names, sizes, seed)),
+        rows=(*_size_rows(names, sizes), *_trends(samples, names, sizes)),
         settings={
             "facts": len(facts),
             "known": known,
@@ -121,11 +122,11 @@ def _size_rows(names: Sequence[str], sizes: Mapping[str, ModelSize]) -> Iterator
     for figure in (f.name for f in dataclasses.fields(ModelSize)):
         for name in names:
             value = float(getattr(sizes[name], figure))
-            yield Row.of(figure, name, (), Estimate(value, math.nan, math.nan, 1, value))
+            yield Row.of(figure, name, (), Estimate.alone(value, 1, COUNTED, value))
 
 
 def _trends(
-    samples: Sequence[Sample], names: Sequence[str], sizes: Mapping[str, ModelSize], seed: int
+    samples: Sequence[Sample], names: Sequence[str], sizes: Mapping[str, ModelSize]
 ) -> Iterator[Row]:
     parameters = np.array([sizes[n].parameters for n in names], dtype=np.float64)
     if len(set(parameters)) < 2:
@@ -137,22 +138,22 @@ def _trends(
             of[s.group] = s.value
     for (figure, conditions), units in cells.items():
         whole = [[u[n] for n in names] for u in units.values() if len(u) == len(names)]
-        yield Row.of(figure, TREND, conditions, _trend(np.array(whole), parameters, seed))
+        yield Row.of(figure, TREND, conditions, _trend(np.array(whole), parameters))
 
 
-def _trend(values: NDArray[np.float64], parameters: NDArray[np.float64], seed: int) -> Estimate:
+def _trend(values: NDArray[np.float64], parameters: NDArray[np.float64]) -> Estimate:
     """Of values ``[n_facts, n_models]``; the rank correlation over all of them."""
+    from scipy.stats import spearmanr
 
-    def rho(facts: NDArray[np.int64]) -> float:
-        return spearman(np.tile(parameters, len(facts)), values[facts].ravel())
+    def rho(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        kept = (values[row > 0] for row in weights)
+        return np.array(
+            [
+                spearmanr(np.tile(parameters, len(v)), v.ravel()).statistic
+                if v.size and np.ptp(v)
+                else math.nan
+                for v in kept
+            ]
+        )
 
-    return bootstrap_statistic(rho, len(values), seed=seed)
-
-
-def spearman(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    """Rank correlation, ties at their mean rank; NaN where one of the two is constant."""
-    from scipy.stats import rankdata
-
-    a, b = (rankdata(v) - (len(v) + 1) / 2 for v in (x, y))
-    scale = math.sqrt(float(a @ a) * float(b @ b))
-    return float(a @ b) / scale if scale > 0 else math.nan
+    return bounded_estimate(leave_one_out(rho, np.arange(len(values))), lowest=-1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -14,7 +13,7 @@ from dkn_engine.analysis.experiments.evolvability.overlap import (
     overlap,
     top_changed,
 )
-from dkn_engine.statistics.intervals import Estimate
+from dkn_engine.statistics.intervals import COUNTED, Estimate, mean_estimate
 from dkn_engine.statistics.table import Comparison, Conditions, Row
 
 FIGURE = "overlap"
@@ -44,6 +43,9 @@ def overlap_rows(
 ) -> tuple[list[Row], list[Comparison]]:
     """Shares of the sets that are in a target, beside chance; random draws beside both.
 
+    Beside a set's own share, which is counted, there is no interval; beside chance there are the
+    ends between which 95 % of random sets lie, exactly; beside Rnd the interval of its mean.
+
     Args:
         sets: by the name of their group.
         draws: sets matched to the first of them.
@@ -55,7 +57,7 @@ def overlap_rows(
         matched = overlap(neurons, target)
         share = matched.observed / matched.size
         rows += [
-            _row(name, where, Estimate(share, math.nan, math.nan, matched.size, share)),
+            _row(name, where, Estimate.alone(share, matched.size, COUNTED, share)),
             _chance(f"{name} by chance", where, matched),
             _chance(
                 f"{name} by chance, any layer", where, overlap(neurons, target, by_layer=False)
@@ -63,11 +65,8 @@ def overlap_rows(
         ]
         comparisons.append(_against_chance(name, where, matched))
     if draws:
-        found = [float(target[d[:, 0], d[:, 1]].mean()) for d in draws]
-        middle = Estimate(
-            float(np.mean(found)), min(found), max(found), len(found), float(np.median(found))
-        )
-        rows.append(_row("Rnd", where, middle, control=True))
+        drawn = mean_estimate(target[d[:, 0], d[:, 1]].mean() for d in draws)
+        rows.append(_row("Rnd", where, drawn, control=True))
     return rows, comparisons
 
 

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-from dkn_engine.statistics.intervals import FEWEST, Estimate
 
 Reals = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
 def auroc(scores: Reals, labels: Bools, weights: Reals) -> Reals:
-    """Area under the ROC curve ``[R]`` of weighted statements; ties count half.
+    """Area under the ROC curve of weighted statements, ``[R]``; ties count half.
 
     Args:
         scores: ``[n]``, finite; higher is truer.
         labels: bool ``[n]``.
-        weights: ``[R, n]``, 0 or more; of R resamples.
+        weights: ``[R, n]``, 0 or more.
 
     Returns:
         NaN where one of the classes has no weight.
@@ -80,47 +77,3 @@ def cross_fitted(scores: Reals, labels: Bools, folds: NDArray[np.int64]) -> Real
         others = folds != fold
         found[~others] = best_threshold(scores[others], labels[others])
     return found
-
-
-def resamples(n: int, seed: int, n_resamples: int) -> Reals:
-    """How often each of n >= 1 facts comes in each resample, ``[1 + n_resamples, n]``.
-
-    In row 0 each comes once.
-    """
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(n, np.full(n, 1 / n), size=n_resamples)
-    return np.concatenate([np.ones((1, n)), drawn])
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """One statistic minus another over the same resamples, with its two-sided p-value."""
-
-    estimate: Estimate
-    p_value: float
-
-
-def summarise(values: Reals, n: int) -> Estimate:
-    """The statistic of all facts (row 0) with its percentile interval over the resamples.
-
-    No interval from fewer than six facts.
-    """
-    finite = values[1:][np.isfinite(values[1:])]
-    if n < FEWEST or not len(finite) or not np.isfinite(values[0]):
-        return Estimate(float(values[0]), math.nan, math.nan, n)
-    low, median, high = np.percentile(finite, [2.5, 50, 97.5])
-    return Estimate(float(values[0]), float(low), float(high), n, float(median))
-
-
-def gap(first: Reals, second: Reals, n: int) -> Gap:
-    """Bootstrap of the difference; no p-value of fewer than six facts.
-
-    The p-value is twice the share of resamples on the far side of 0, with one added to both counts
-    so that it is never 0 (Davison and Hinkley, Bootstrap Methods, section 4.2).
-    """
-    difference = first - second
-    finite = difference[1:][np.isfinite(difference[1:])]
-    if n < FEWEST or not len(finite):
-        return Gap(summarise(difference, n), math.nan)
-    sides = [(finite <= 0).sum() + 1, (finite >= 0).sum() + 1]
-    return Gap(summarise(difference, n), min(1.0, 2 * min(sides) / (len(finite) + 1)))

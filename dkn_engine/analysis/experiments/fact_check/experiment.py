@@ -67,7 +67,8 @@ def fact_check(
     other folds (``threshold=fitted``), or with asking also without one (``threshold=none``: yes is
     more probable than no); ``ranked_right``, whether a fact's true statement scores above its
     false one. Rnd is the mean over draws, each with its own threshold. Intervals and p-values
-    resample facts, with their two statements; thresholds and neurons stay as they were fitted.
+    leave out one fact at a time, with its two statements; thresholds and neurons stay as they were
+    fitted.
 
     Conditions: ``setting``; ``query``, the form of the statements; ``facts``: ``all`` that the
     scorer can score, or those ``with DKN``, which D scores, too. AUROC of D is compared with Rnd,
@@ -79,7 +80,7 @@ def fact_check(
             neurons of their own, and count in the practical setting.
         settings: what is stated and how it is scored; None for the defaults.
         config: of the run; None for the defaults.
-        seed: of false answers, folds, templates, random neurons and resampling.
+        seed: of false answers, folds, templates, random neurons and tests.
         progress: called with (statements scored, all statements).
         changes: of single settings, by their names.
 
@@ -125,7 +126,7 @@ def fact_check(
         asked = yes_over_no(model, tokenizer, sentences, template, config.facts)[None]
         for setting in SETTINGS:
             scores[setting][f"{ASK}{name}"] = asked
-    bench = Scored(statements, folds, seed, settings.n_resamples)
+    bench = Scored(statements, folds, seed)
     measured = [
         bench.measure(setting, form, scores[setting]) for setting in SETTINGS for form in queries
     ]

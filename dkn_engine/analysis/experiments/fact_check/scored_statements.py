@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dkn_engine.analysis.experiments.fact_check import detection
 from dkn_engine.analysis.experiments.fact_check.detection import Bools, Reals
 from dkn_engine.analysis.experiments.fact_check.statements import Statement
+from dkn_engine.statistics.jackknife import (
+    LeftOut,
+    bounded_estimate,
+    difference_estimate,
+    leave_one_out,
+)
 from dkn_engine.statistics.table import Comparison, Conditions, Row, Sample
 
 # Facts that a scorer can score, and those of them that D scores too.
@@ -33,7 +41,7 @@ class Scored:
     Args:
         statements: a true and a false one in turn.
         folds: of the facts, by their ids; a fold's threshold comes from the others.
-        seed, n_resamples: of the bootstrap over facts.
+        seed: of the tests' flips of signs.
     """
 
     def __init__(
@@ -41,10 +49,8 @@ class Scored:
         statements: Sequence[Statement],
         folds: Mapping[str, int],
         seed: int,
-        n_resamples: int,
     ) -> None:
-        self.seed, self.n_resamples = seed, n_resamples
-        self._resamples: dict[int, Reals] = {}  # by the number of facts
+        self.seed = seed
         self.facts = list(dict.fromkeys(s.fact_id for s in statements))
         number = {fact_id: i for i, fact_id in enumerate(self.facts)}
         self.form = np.array([s.form for s in statements])
@@ -68,19 +74,12 @@ class Scored:
             where = usable["D"] & usable[against]
             if where.any():
                 first, second = (self._auroc(scorers[n], where) for n in ("D", against))
-                gap = detection.gap(first, second, self._n(where))
-                e = gap.estimate
                 found.comparisons.append(
-                    Comparison(
+                    Comparison.of(
                         "auroc",
-                        "D",
-                        against,
+                        ("D", against),
                         (*under, ("facts", SAME)),
-                        e.mean,
-                        e.ci_low,
-                        e.ci_high,
-                        e.n,
-                        gap.p_value,
+                        *difference_estimate(first, second, seed=self.seed),
                     )
                 )
         return found
@@ -92,53 +91,37 @@ class Scored:
         found: Bools = (self.form == form) & ~bad
         return found
 
-    def _n(self, where: Bools) -> int:
-        return len(np.unique(self.fact[where]))
+    def _units(self, where: Bools) -> NDArray[np.int64]:
+        """The facts of some statements, numbered from 0 on."""
+        return np.unique(self.fact[where], return_inverse=True)[1]
 
-    def _weights(self, where: Bools) -> Reals:
-        """Resamples of the facts, as weights of their statements."""
-        each, fact = np.unique(self.fact[where], return_inverse=True)
-        n = len(each)
-        if n not in self._resamples:
-            self._resamples[n] = detection.resamples(n, self.seed, self.n_resamples)
-        return self._resamples[n][:, fact]
-
-    def _auroc(self, scores: Reals, where: Bools) -> Reals:
-        weights, label = self._weights(where), self.label[where]
-        draws = [detection.auroc(s, label, weights) for s in scores[:, where]]
-        found: Reals = np.mean(draws, axis=0)
-        return found
+    def _auroc(self, scores: Reals, where: Bools) -> LeftOut:
+        """The mean over draws, of all facts and without each of them."""
+        label = self.label[where]
+        draws = [partial(detection.auroc, s, label) for s in scores[:, where]]
+        return leave_one_out(partial(_mean, draws), self._units(where))
 
     def _rows(
         self, name: str, scores: Reals, where: Bools, conditions: Conditions
     ) -> Iterator[Row]:
-        n = self._n(where)
-        area = detection.summarise(self._auroc(scores, where), n)
-        yield Row.of("auroc", name, conditions, area)
-        yield from self._called(name, scores, where, conditions, "fitted", n)
-        if name.startswith(ASK):
-            yield from self._called(name, scores, where, conditions, "none", n)
+        yield Row.of("auroc", name, conditions, bounded_estimate(self._auroc(scores, where)))
+        for threshold in ("fitted", "none") if name.startswith(ASK) else ("fitted",):
+            under = (*conditions, ("threshold", threshold))
+            yield from self._called(name, scores[:, where], where, under)
 
     def _called(
-        self,
-        name: str,
-        scores: Reals,
-        where: Bools,
-        conditions: Conditions,
-        threshold: str,
-        n: int,
+        self, name: str, scores: Reals, where: Bools, conditions: Conditions
     ) -> Iterator[Row]:
-        weights, label = self._weights(where), self.label[where]
-        draws = []
-        for s in scores[:, where]:
-            limit = np.zeros(len(s))
-            if threshold == "fitted":
-                limit = detection.cross_fitted(s, label, self.fold[where])
-            draws.append(detection.precision_recall_f1(s > limit, label, weights))
-        for figure in draws[0]:
-            values = np.mean([d[figure] for d in draws], axis=0)
-            under = (*conditions, ("threshold", threshold))
-            yield Row.of(figure, name, under, detection.summarise(values, n))
+        """What is called true and is; thresholds stay when a fact is left out."""
+        label, fold, units = self.label[where], self.fold[where], self._units(where)
+        fitted = dict(conditions)["threshold"] == "fitted"
+        limits = [detection.cross_fitted(s, label, fold) if fitted else 0 * s for s in scores]
+        calls = scores > np.array(limits)
+        for figure in ("precision", "recall", "f1"):
+            draws = [partial(_figure, figure, c, label) for c in calls]
+            values = leave_one_out(partial(_mean, draws), units)
+            size = len(np.unique(units[calls.any(0)])) if figure == "precision" else None
+            yield Row.of(figure, name, conditions, bounded_estimate(values, size=size))
 
     def _ranked(
         self, name: str, scores: Reals, where: Bools, conditions: Conditions
@@ -148,3 +131,13 @@ class Scored:
         right = (np.sign(scores[:, true] - scores[:, false]) + 1).mean(0) / 2
         for fact, value in zip(self.fact[true], right, strict=True):
             yield Sample(self.facts[fact], name, "ranked_right", float(value), conditions)
+
+
+def _mean(draws: Sequence[Callable[[Reals], Reals]], weights: Reals) -> Reals:
+    """The mean over draws of a statistic under the same weights, ``[R]``."""
+    found: Reals = np.mean([statistic(weights) for statistic in draws], axis=0)
+    return found
+
+
+def _figure(figure: str, called: Bools, labels: Bools, weights: Reals) -> Reals:
+    return detection.precision_recall_f1(called, labels, weights)[figure]
