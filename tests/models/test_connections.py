@@ -1,7 +1,8 @@
-"""What located neurons write and read, against the weights looked up by hand."""
+"""What located neurons write and read, against what the models themselves compute."""
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -13,75 +14,107 @@ import dkn_engine as dkn
 from dkn_engine.config import TopologyConfig
 from dkn_engine.models.connections import connection_rows
 from dkn_engine.models.layout import find_layout
-from tests.support.tiny import WIDTH, tiny
+from tests.support.tiny import FAMILIES, WIDTH, act_of, down_of, norm_of, tiny
 
 # Out of order and with a layer twice, as descending scores give them.
 NEURONS = np.array([[2, 39], [0, 3], [2, 0], [1, 7], [0, 12]], dtype=np.int32)
+IDS = torch.arange(3, 9)[None]
 
 
-def mlp(name: str, model: Any, layer: int) -> Any:
-    return model.transformer.h[layer].mlp if name == "gpt2" else model.model.layers[layer].mlp
-
-
-def written(name: str, model: Any, layer: int, i: int) -> Any:
-    m = mlp(name, model, layer)
-    return m.c_proj.weight[i] if name == "gpt2" else m.down_proj.weight[:, i]
-
-
-def read(name: str, model: Any, layer: int, i: int, which: str = "gate") -> Any:
-    m = mlp(name, model, layer)
-    if name == "gpt2":
-        return m.c_fc.weight[:, i]
-    if name == "phi3":
-        return m.gate_up_proj.weight[i if which == "gate" else WIDTH + i]
-    return (m.gate_proj if which == "gate" else m.up_proj).weight[i]
-
-
-def rows(name: str, model: Any, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+def rows(model: Any, **options: Any) -> tuple[np.ndarray, np.ndarray]:
     found = connection_rows(find_layout(model), NEURONS, TopologyConfig(**options))
     assert [x.shape for x in found] == [(5, 24)] * 2
     assert [x.dtype for x in found] == [np.float32] * 2
     return found
 
 
-def by_hand(some: list[Tensor]) -> np.ndarray:
-    return torch.stack(some).detach().float().numpy()
+def written(name: str, model: Any, layer: int, i: int) -> Tensor:
+    """How the down projection's output moves with the neuron's activation."""
+    down, one = down_of(name, model, layer), torch.zeros(1, 1, WIDTH)
+    one[..., i] = 1
+    moved: Tensor = torch.func.jvp(down, (torch.zeros_like(one),), (one,))[1]
+    return moved.flatten()
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "phi3"])
-def test_rows_are_those_of_the_weights(name: str) -> None:
+def read(name: str, model: Any, layer: int, i: int, of: str = "gate") -> Tensor | None:
+    """The gradient of what the neuron gets with respect to what its MLP reads, by a forward.
+
+    What it gets is the input of its non-linearity (``gate``), or its activation where the
+    non-linearity gives 1 (``up``): None if that does not depend on what the MLP reads.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def begin(hidden: Tensor) -> Tensor:
+        seen["read"] = hidden.detach().requires_grad_()
+        return seen["read"]
+
+    def at_act(_module: Any, args: tuple[Tensor]) -> None:
+        seen["gate"] = args[0]
+
+    def at_down(_module: Any, args: tuple[Tensor]) -> None:
+        seen["up"] = args[0]
+
+    norm, act = norm_of(name, model, layer), act_of(name, model, layer)
+    with contextlib.ExitStack() as hooks:
+        if norm is None:
+            mlp = model.get_submodule(FAMILIES[name].down.format(layer).rpartition(".")[0])
+            hooks.callback(mlp.register_forward_pre_hook(lambda _m, a: begin(a[0])).remove)
+        else:
+            hooks.callback(norm.register_forward_hook(lambda _m, _a, out: begin(out)).remove)
+        hooks.callback(act.register_forward_pre_hook(at_act).remove)
+        if of == "up":
+            ones = act.register_forward_hook(lambda _m, _a, out: torch.ones_like(out))
+            hooks.callback(ones.remove)
+        down = down_of(name, model, layer)
+        hooks.callback(down.register_forward_pre_hook(at_down).remove)
+        model(input_ids=IDS)
+    if not seen[of].requires_grad:
+        return None
+    (gradient,) = torch.autograd.grad(seen[of].reshape(-1, WIDTH)[-1, i], seen["read"])
+    return gradient.reshape(-1, gradient.shape[-1])[-1]
+
+
+def is_gated(name: str, model: Any) -> bool:
+    return read(name, model, 0, 0, "up") is not None
+
+
+def stacked(vectors: list[Any]) -> np.ndarray:
+    return torch.stack(vectors).detach().numpy()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_rows_are_what_neurons_write_and_read(name: str) -> None:
     model = tiny(name, torch.float32)
-    w_out, w_in = rows(name, model)
+    w_out, w_in = rows(model)
     pairs = NEURONS.tolist()
-    np.testing.assert_array_equal(w_out, by_hand([written(name, model, l, i) for l, i in pairs]))
-    np.testing.assert_array_equal(w_in, by_hand([read(name, model, l, i) for l, i in pairs]))
+    np.testing.assert_array_equal(w_out, stacked([written(name, model, l, i) for l, i in pairs]))
+    np.testing.assert_array_equal(w_in, stacked([read(name, model, l, i) for l, i in pairs]))
 
 
-@pytest.mark.parametrize("name", ["llama", "phi3"])
-def test_the_up_rows_can_be_read_instead(name: str) -> None:
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_up_rows_can_be_read_instead_where_there_are_any(name: str) -> None:
     model = tiny(name, torch.float32)
-    _, w_in = rows(name, model, input_weights="up")
+    if not is_gated(name, model):
+        with pytest.raises(dkn.UnsupportedModelError, match="input_weights='up'"):
+            rows(model, input_weights="up")
+        return
+    _, w_in = rows(model, input_weights="up")
     expected = [read(name, model, l, i, "up") for l, i in NEURONS.tolist()]
-    np.testing.assert_array_equal(w_in, by_hand(expected))
+    np.testing.assert_array_equal(w_in, stacked(expected))
 
 
-def test_the_up_rows_of_a_plain_mlp_are_refused() -> None:
-    with pytest.raises(dkn.UnsupportedModelError, match="input_weights='up'"):
-        rows("gpt2", tiny("gpt2"), input_weights="up")
-
-
-@pytest.mark.parametrize("name", ["llama", "phi3"])
-def test_reversed_swaps_the_two_of_gated_models(name: str) -> None:
+@pytest.mark.parametrize("name", FAMILIES)
+def test_reversed_swaps_the_two_of_gated_models_alone(name: str) -> None:
     model = tiny(name, torch.float32)
-    forward, backward = rows(name, model), rows(name, model, direction="reversed")
-    np.testing.assert_array_equal(backward[0], forward[1])
-    np.testing.assert_array_equal(backward[1], forward[0])
+    forward, backward = rows(model), rows(model, direction="reversed")
+    expected = forward[::-1] if is_gated(name, model) else forward
+    np.testing.assert_array_equal(backward, expected)
 
 
-def test_reversed_leaves_plain_models_alone() -> None:
-    model = tiny("gpt2", torch.float32)
-    forward, backward = rows("gpt2", model), rows("gpt2", model, direction="reversed")
-    np.testing.assert_array_equal(backward, forward)
+def test_families_of_both_kinds_are_tried() -> None:
+    gated = {name for name in FAMILIES if is_gated(name, tiny(name, torch.float32))}
+    assert {"llama", "phi3"} <= gated
+    assert {"gpt2", "nemotron"} <= set(FAMILIES) - gated
 
 
 def test_a_hop_is_what_one_neuron_adds_to_the_next_ones_input() -> None:
