@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # Rows of a block entry: enough to fill a product of matrices, few enough that the rows' attention
 # to one another, most of it masked, costs little beside it.
-_BLOCK_ROWS = 256
+BLOCK_ROWS = 256
 
 
 class Copy(NamedTuple):
@@ -139,7 +139,12 @@ def _masked_sum(
 
 @torch.no_grad()
 def shared_masked_baselines(
-    engine: RowEngine, site: str, mask_id: int, max_tokens: int, most: int | None = None
+    engine: RowEngine,
+    site: str,
+    mask_id: int,
+    max_tokens: int,
+    most: int | None = None,
+    block_rows: int = BLOCK_ROWS,
 ) -> Tensor:
     """:func:`masked_baselines` with the prefix in front of each masked token computed once.
 
@@ -151,6 +156,7 @@ def shared_masked_baselines(
         engine: rows of the chunk.
         site, mask_id, most: as there.
         max_tokens: most rows in one pass.
+        block_rows: most rows of a block entry.
 
     Raises:
         SweepUnsupported: the copy with nothing masked does not reproduce the model's own forward.
@@ -158,7 +164,7 @@ def shared_masked_baselines(
     _check_inputs(engine, mask_id)
     contexts, (value, _) = engine.contexts, site_activation(engine.layout, engine.clean, site)
     total = _zeros(contexts, engine.layout, engine.clean.post.dtype)
-    entries = _entries(contexts, most)
+    entries = _entries(contexts, most, block_rows)
     while entries:
         # Entries of a pass are padded to the longest, which is the first.
         n = max(1, max_tokens // _rows_of(entries[0]))
@@ -197,7 +203,7 @@ def _ends(contexts: Contexts) -> list[int]:
     return ends
 
 
-def _entries(contexts: Contexts, most: int | None) -> list[list[Copy]]:
+def _entries(contexts: Contexts, most: int | None, block_rows: int) -> list[list[Copy]]:
     """Copies, a few of one sequence to an entry, the longest entry first."""
     shortest = min(range(len(contexts.n_prompt)), key=lambda b: contexts.n_prompt[b])
     entries: list[list[Copy]] = []
@@ -207,7 +213,7 @@ def _entries(contexts: Contexts, most: int | None) -> list[list[Copy]]:
             copies.append(Copy(b, max(0, n_prompt - 2), end, masked=False))
         entry: list[Copy] = []
         for copy in copies:
-            if entry and _rows_of(entry) + copy.n_rows > _BLOCK_ROWS:
+            if entry and _rows_of(entry) + copy.n_rows > block_rows:
                 entries.append(entry)
                 entry = []
             entry.append(copy)

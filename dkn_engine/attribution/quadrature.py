@@ -21,8 +21,8 @@ Array = NDArray[np.float64]
 # Both ends are nodes: alpha = 1 is the clean row, paid once for all layers; neighbouring panels
 # share theirs; and a panel's integral can be checked against the change of the objective.
 _X13 = (0.942882415695480, np.sqrt(2 / 3), 0.641853342345781, 1 / np.sqrt(5), 0.236383199662150)
-_NODES = np.array(sorted([-1.0, *(-x for x in _X13), 0.0, *_X13, 1.0])) / 2 + 0.5
-_LEVELS = {4: (0, 4, 8, 12), 7: (0, 2, 4, 6, 8, 10, 12), 13: tuple(range(13))}
+NODES = np.array(sorted([-1.0, *(-x for x in _X13), 0.0, *_X13, 1.0])) / 2 + 0.5
+LEVELS = {4: (0, 4, 8, 12), 7: (0, 2, 4, 6, 8, 10, 12), 13: tuple(range(13))}
 _FINER = {4: 7, 7: 13}
 
 
@@ -36,7 +36,7 @@ def interpolatory_weights(nodes: Array) -> Array:
     return np.linalg.solve(matrix, moments).astype(np.float64)
 
 
-_WEIGHTS = {n: interpolatory_weights(_NODES[list(index)]) for n, index in _LEVELS.items()}
+WEIGHTS = {n: interpolatory_weights(NODES[list(index)]) for n, index in LEVELS.items()}
 
 
 def _embedded(n: int) -> Array:
@@ -49,11 +49,11 @@ def _embedded(n: int) -> Array:
         return np.array([0.0, 0.5, 0.5, 0.0])
     coarser = next(m for m, finer in _FINER.items() if finer == n)
     weights = np.zeros(n)
-    weights[[_LEVELS[n].index(i) for i in _LEVELS[coarser]]] = _WEIGHTS[coarser]
+    weights[[LEVELS[n].index(i) for i in LEVELS[coarser]]] = WEIGHTS[coarser]
     return weights
 
 
-_DIFFERENCES = {n: _WEIGHTS[n] - _embedded(n) for n in _LEVELS}
+_DIFFERENCES = {n: WEIGHTS[n] - _embedded(n) for n in LEVELS}
 # What float arithmetic leaves open, in steps of the model's dtype, by comparison with the model's
 # own float64 run: of an activation (2 to 6 in tiny models, 11 in the demo model), and of a
 # gradient, relative to the whole (4 to 20).
@@ -154,7 +154,7 @@ class _Panel:
 
 
 def _panel(context: int, layer: int, a: float, b: float, n: int) -> _Panel:
-    return _Panel(context, layer, a, b, a + (b - a) * _NODES[list(_LEVELS[n])])
+    return _Panel(context, layer, a, b, a + (b - a) * NODES[list(LEVELS[n])])
 
 
 _Key = tuple[int, int, float]
@@ -377,7 +377,7 @@ def _measure(store: _Store, panels: list[_Panel], complete: bool) -> None:
     for p in panels:
         batches.setdefault((p.layer, p.n_nodes), []).append(p)
     for (_, n_nodes), batch in batches.items():
-        both = store.integrate(batch, np.stack([_WEIGHTS[n_nodes], _DIFFERENCES[n_nodes]]))
+        both = store.integrate(batch, np.stack([WEIGHTS[n_nodes], _DIFFERENCES[n_nodes]]))
         for panel, score, difference in zip(batch, both[0], both[1], strict=True):
             panel.score = score
             panel.error = float(np.linalg.norm(difference))

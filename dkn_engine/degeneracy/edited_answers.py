@@ -26,9 +26,6 @@ from dkn_engine.models.layout import Layout
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-# Most rows, and most token positions of full forwards, in one batch.
-_ROWS = 1024
-
 
 class Prompts:
     """The clean pass over a chunk of sequences, and their probabilities under edits.
@@ -43,6 +40,7 @@ class Prompts:
         positions: where edits act; see :class:`dkn_engine.FilterConfig`.
         backend: of the operations.
         warn: say so where rows cannot run and full forwards stand in; False if the caller has.
+        max_rows: most rows, and most token positions of full forwards, in one batch.
 
     Raises:
         UnsupportedModelError: the model is not causal.
@@ -63,6 +61,7 @@ class Prompts:
         positions: str = "answer",
         backend: str = "auto",
         warn: bool = True,
+        max_rows: int = 1024,
     ) -> None:
         require_causal(layout)
         self.model, self.layout, self.positions = model, layout, positions
@@ -75,7 +74,7 @@ class Prompts:
                 index = np.array(group[start:stop])
                 some = [sequences[i] for i in index]
                 say = warn and not self.stands_in
-                batch = _Batch(model, layout, some, positions, backend, say)
+                batch = _Batch(model, layout, some, positions, backend, say, max_rows)
                 self._batches.append((index, batch))
 
             in_batches(len(group), len(group), read, of="prompts", option="facts_per_chunk")
@@ -167,9 +166,10 @@ class _Batch:
         positions: str,
         backend: str,
         warn: bool,
+        max_rows: int,
     ) -> None:
         self.model, self.layout, self.positions = model, layout, positions
-        self.sequences = tuple(sequences)
+        self.sequences, self._max_rows = tuple(sequences), max_rows
         self.stands_in = False
         self.contexts = build_contexts(sequences, next(model.parameters()).device)
         with guest(model, grad=False):
@@ -205,7 +205,7 @@ class _Batch:
         """``[P, n]`` each, of the n sequences ``wanted``; at least one."""
         mine = np.flatnonzero(np.isin(self._sequence, wanted))
         chosen = torch.from_numpy(mine).to(self.contexts.ids.device)
-        step = max(1, _ROWS // len(mine))
+        step = max(1, self._max_rows // len(mine))
         table = np.zeros((len(edits), len(self._sequence)))
         hits = np.zeros(table.shape, dtype=bool)
 
@@ -226,7 +226,13 @@ class _Batch:
         if self.rows is not None:
             return row_log_probabilities(self.rows, edits, chosen, greedy=greedy)
         return forward_log_probabilities(
-            self.model, self.layout, self.contexts, edits, chosen, self.positions, _ROWS
+            self.model,
+            self.layout,
+            self.contexts,
+            edits,
+            chosen,
+            self.positions,
+            self._max_rows,
         )
 
     def as_model_is(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

@@ -46,7 +46,7 @@ def checked_rows(
     """
     engine = RowEngine(model, layout, contexts, clean, backend)
     with failures_mean_no_sweep():
-        _try(engine)
+        try_rows(engine)
     engine.row_layers = 0
     return engine
 
@@ -184,7 +184,7 @@ def _refuse(what: str, apart: float, allowed: float) -> None:
 
 
 @torch.no_grad()
-def _try(engine: RowEngine) -> None:
+def try_rows(engine: RowEngine) -> None:
     """Run clean rows as the sweep does, one row becoming two at the MLP's output of each layer."""
     context = torch.arange(len(engine.contexts), device=engine.contexts.ids.device)
     rows, check = RowSet(context.unsqueeze(1), aligned=True), Check(engine, context)

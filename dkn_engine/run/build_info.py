@@ -74,7 +74,7 @@ def build_info() -> dict[str, Any]:
         "dkn_engine": version(),
         "code": code_digest(),
         "python": f"{platform.python_version()} ({platform.machine()}, {sys.platform})",
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: version_of(name) for name in _PACKAGES},
         **_torch_info("torch" in refusals),
         "native_extension": _native_info(refusals.get(_NATIVE)),
         "backends": _backends(refusals),
@@ -163,7 +163,8 @@ def _triton() -> str:
     return f"cannot run here: {reason}" if reason else "runs (kernels)"
 
 
-def _version(name: str) -> str:
+def version_of(name: str) -> str:
+    """Of an installed package; ``not installed`` of another."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

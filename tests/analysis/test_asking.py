@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from dkn_engine.analysis.experiments.fact_check import asking
 from dkn_engine.analysis.experiments.fact_check.asking import yes_over_no
 from dkn_engine.config import FactsConfig
 from dkn_engine.errors import UserError
@@ -30,11 +29,12 @@ def by_hand(model: Any, ids: list[int], yes: int, no: int) -> float:
 @pytest.mark.parametrize("bos", [False, True])
 @pytest.mark.parametrize("name", ["gpt2", "llama", "opt"])
 def test_the_words_probabilities_are_compared_behind_the_question(
-    name: str, bos: bool, tokens: int, monkeypatch: pytest.MonkeyPatch
+    name: str, bos: bool, tokens: int
 ) -> None:
-    monkeypatch.setattr(asking, "_TOKENS", tokens)
     model = tiny(name)
-    found = yes_over_no(model, words_tokenizer(bos=bos), SENTENCES, TEMPLATE, FactsConfig())
+    found = yes_over_no(
+        model, words_tokenizer(bos=bos), SENTENCES, TEMPLATE, FactsConfig(), max_tokens=tokens
+    )
     for value, sentence in zip(found, SENTENCES, strict=True):
         ids = [*([1] if bos else []), 30, *(int(w[1:]) for w in sentence.split()), 31]
         assert value == pytest.approx(by_hand(model, ids, 40, 41), rel=1e-9)

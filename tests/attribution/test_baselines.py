@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from dkn_engine.attribution import baselines
 from dkn_engine.attribution.baselines import (
+    BLOCK_ROWS,
     masked_baselines,
     masked_positions,
     masked_rows,
@@ -44,18 +44,20 @@ def rows_of(model: Any) -> Iterator[RowEngine]:
         yield checked_rows(model, layout, contexts, clean, "auto")
 
 
-def both(engine: RowEngine, site: str, max_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+def both(
+    engine: RowEngine, site: str, max_tokens: int, block_rows: int = BLOCK_ROWS
+) -> tuple[torch.Tensor, torch.Tensor]:
     plain = masked_baselines(engine.model, engine.layout, engine.contexts, site, MASK_ID, 10_000)
-    return shared_masked_baselines(engine, site, MASK_ID, max_tokens), plain
+    shared = shared_masked_baselines(engine, site, MASK_ID, max_tokens, block_rows=block_rows)
+    return shared, plain
 
 
 @pytest.mark.parametrize("site", ["post", "pre"])
 @pytest.mark.parametrize(("block_rows", "max_tokens"), [(256, 4096), (10, 20), (1, 1)])
 def test_shared_prefixes_change_nothing(
-    engine: RowEngine, monkeypatch: pytest.MonkeyPatch, site: str, block_rows: int, max_tokens: int
+    engine: RowEngine, site: str, block_rows: int, max_tokens: int
 ) -> None:
-    monkeypatch.setattr(baselines, "_BLOCK_ROWS", block_rows)
-    shared, plain = both(engine, site, max_tokens)
+    shared, plain = both(engine, site, max_tokens, block_rows)
     assert shared.shape == plain.shape
     # Gemma 2's own attention rounds its weights to float32; ours keeps float64.
     rounds = "Gemma2" in type(engine.model).__name__

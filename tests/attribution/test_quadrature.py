@@ -16,9 +16,9 @@ from torch import Tensor
 
 from dkn_engine.attribution.paths import Ends, Points
 from dkn_engine.attribution.quadrature import (
-    _LEVELS,
-    _NODES,
-    _WEIGHTS,
+    LEVELS,
+    NODES,
+    WEIGHTS,
     Integrals,
     fixed_rule,
     integrate_adaptive,
@@ -265,7 +265,7 @@ def test_zero_scores_converge_at_once() -> None:
 def test_nested_rules_are_exact_for_polynomials(n: int) -> None:
     """Up to degree 5, 9 and 17: far beyond what the number of nodes alone would give."""
     degree = {4: 5, 7: 9, 13: 17}[n]
-    x, w = _NODES[list(_LEVELS[n])], _WEIGHTS[n]
+    x, w = NODES[list(LEVELS[n])], WEIGHTS[n]
     assert (w > 0).all()
     for k in range(degree + 1):
         assert abs((w * x**k).sum() - 1 / (k + 1)) < 1e-14

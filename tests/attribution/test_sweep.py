@@ -268,13 +268,13 @@ def test_rows_are_tried_before_where_a_place_among_them_may_matter(
 ) -> None:
     """In plain layers the clean rows of the climb are enough."""
     tried: list[object] = []
-    real = check._try
+    real = check.try_rows
 
     def counted(engine: Any) -> None:
         tried.append(engine)
         real(engine)
 
-    monkeypatch.setattr(check, "_try", counted)
+    monkeypatch.setattr(check, "try_rows", counted)
     model = tiny("llama")
     expected = attributed("llama", model, fixed())
     assert not tried

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from dkn_engine.degeneracy import edited_answers as prompts_module
 from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import Edit, combine, enhance, nothing, suppress
 from dkn_engine.degeneracy.edits_by_forwards import forward_log_probabilities
@@ -221,10 +220,10 @@ def test_some_sequences_are_columns_of_all(positions: str, chosen: list[int]) ->
 
 
 @pytest.mark.parametrize("rows", [1, 7, 20])
-def test_batches_of_edits_do_not_matter(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    prompts, edits = prompts_of("gpt2", model_of("gpt2"), "answer"), some_edits()
-    whole = prompts.probabilities(edits)
-    monkeypatch.setattr(prompts_module, "_ROWS", rows)
+def test_batches_of_edits_do_not_matter(rows: int) -> None:
+    model, edits = model_of("gpt2"), some_edits()
+    whole = prompts_of("gpt2", model, "answer").probabilities(edits)
+    prompts = Prompts(model, find_layout(model), sequences(), max_rows=rows)
     np.testing.assert_allclose(prompts.probabilities(edits), whole, rtol=1e-10)
 
 

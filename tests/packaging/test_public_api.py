@@ -157,4 +157,4 @@ def test_versions_name_what_numbers_depend_on() -> None:
 
 
 def test_a_package_that_is_not_installed_is_named_as_such() -> None:
-    assert info._version("no-such-package-at-all") == "not installed"
+    assert info.version_of("no-such-package-at-all") == "not installed"

@@ -121,10 +121,9 @@ def test_mistakes_are_the_users(folder: Path, facts: list[dkn.Fact], tmp_path: P
 
 @contextlib.contextmanager
 def pool(life: Any, n: int = 2) -> Iterator[WorkerPool]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel, "_serve", life)
-        with WorkerPool(None, n) as found:  # type: ignore[arg-type]
-            yield found
+    job: Any = None
+    with WorkerPool(job, n, life) as found:
+        yield found
     assert not children()
 
 
@@ -227,11 +226,11 @@ def test_a_workers_error_is_raised_as_itself_or_with_its_traceback(
             raise raised
 
     pipe: Any = Pipe()
-    parallel._serve(pipe, Broken(ModelSpec("none"), CONFIG, ()), 0)
+    parallel.serve(pipe, Broken(ModelSpec("none"), CONFIG, ()), 0)
     ((kind, content),) = pipe.said
     assert kind == "failed"
     with pytest.raises(expected, match=message):
-        raise pools._error(*content)
+        raise pools.error_of(*content)
 
 
 def test_workers_share_the_gpus() -> None:

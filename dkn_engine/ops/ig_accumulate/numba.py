@@ -16,7 +16,7 @@ from dkn_engine.ops._numba.loops import array
 Path = tuple[Tensor, Tensor, Tensor, Tensor | None, str]
 
 # Numbers of a block, 2 MB in float32: BLAS rearranges w_out for every block, so few wide ones.
-_BLOCK = 1 << 19
+BLOCK = 1 << 19
 
 
 def ig_accumulate(
@@ -26,6 +26,7 @@ def ig_accumulate(
     w_out: Tensor,
     factor: Tensor,
     path: Path | None,
+    block: int = BLOCK,
 ) -> Tensor:
     """See ``api.py``; the path holds the non-linearity's name.
 
@@ -46,10 +47,10 @@ def ig_accumulate(
     kind, along = loops.KINDS.index(path[4]), array(path[0], wide)
     start, change, up = (None if x is None else array(x, wide) for x in path[1:4])
     scores = g.new_zeros(weights.shape[0], *factor.shape)
-    size = max(16, _BLOCK // max(1, w_out.shape[0]))
+    size = max(16, block // max(1, w_out.shape[0]))
     for first in range(0, len(g), size):
-        block = slice(first, first + size)
-        rows = torch.mm(g[block], w_out.T)
-        given = (kind, along[block], by_point[block], where[block], start, change, up)
+        points = slice(first, first + size)
+        rows = torch.mm(g[points], w_out.T)
+        given = (kind, along[points], by_point[points], where[points], start, change, up)
         loops.run(loops.slope_sum, *given, rows.numpy(), scores.numpy())
     return scores.mul_(factor)

@@ -155,7 +155,7 @@ class Pool(ABC, Generic[W]):
                 raise WorkerError("workers loaded different models; did the model's files change?")
             return None
         if kind == "failed":
-            raise _error(*content)
+            raise error_of(*content)
         if kind == "progress":
             if on_progress is not None:
                 on_progress(worker.task, *content)
@@ -184,7 +184,7 @@ def failure(error: Exception, trace: str) -> tuple[str, tuple[str, str]]:
     return "failed", ("", trace)
 
 
-def _error(kind: str, text: str) -> Exception:
+def error_of(kind: str, text: str) -> Exception:
     """Inverse of :func:`failure`."""
     found = getattr(errors, kind, None)
     if isinstance(found, type) and issubclass(found, DknError):

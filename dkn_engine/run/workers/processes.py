@@ -7,7 +7,7 @@ import multiprocessing
 import signal
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import connection as pipes
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -82,16 +82,20 @@ class WorkerPool(Pool[_Process]):
     Args:
         job: what each is to do.
         n: number of processes.
+        life: what runs in each, given its end of the pipe, the job and its number.
     """
 
-    def __init__(self, job: Job, n: int) -> None:
+    def __init__(
+        self, job: Job, n: int, life: Callable[[Connection, Job, int], None] | None = None
+    ) -> None:
         super().__init__(n)
-        self._job, self._context = job, multiprocessing.get_context("spawn")
+        self._job, self._life = job, life or serve
+        self._context = multiprocessing.get_context("spawn")
 
     def _start(self, number: int) -> _Process:
         mine, other = self._context.Pipe()
         process = self._context.Process(
-            target=_serve, args=(other, self._job, number), daemon=True, name=f"worker {number}"
+            target=self._life, args=(other, self._job, number), daemon=True, name=f"worker {number}"
         )
         with _without_interrupts():
             process.start()
@@ -142,7 +146,7 @@ def _without_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _serve(pipe: Connection, job: Job, number: int) -> None:
+def serve(pipe: Connection, job: Job, number: int) -> None:
     """The life of a worker: until it is ended, or the process that began it is gone."""
     try:
         worker = job.start(number)

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-_TOKENS = 1024  # positions of one forward pass
 # A sentence's number, what the model reads, and the two tokens that are compared behind it.
 _Question = tuple[int, tuple[int, ...], tuple[int, int]]
 
@@ -32,6 +31,7 @@ def yes_over_no(
     sentences: Sequence[str],
     template: Mapping[str, str],
     config: FactsConfig,
+    max_tokens: int = 1024,
 ) -> NDArray[np.float64]:
     """log p(yes) - log p(no) float64 ``[n]``, of the words' first tokens behind each question.
 
@@ -43,6 +43,7 @@ def yes_over_no(
         sentences: statements.
         template: ``template`` with ``{statement}``, and the words ``yes`` and ``no``.
         config: how texts become tokens.
+        max_tokens: most token positions of one forward pass.
 
     Returns:
         NaN where a question cannot be encoded or the model gives none.
@@ -60,7 +61,7 @@ def yes_over_no(
     found = np.full(len(sentences), np.nan)
     device = next(model.parameters()).device
     with guest(model, grad=False):
-        for batch in _batches(model, asked):
+        for batch in _batches(model, asked, max_tokens):
             longest = max(len(ids) for _, ids, _ in batch)
             padded = [ids + ids[-1:] * (longest - len(ids)) for _, ids, _ in batch]
             rows = torch.arange(len(batch), device=device)
@@ -72,12 +73,14 @@ def yes_over_no(
     return found
 
 
-def _batches(model: nn.Module, asked: Sequence[_Question]) -> Iterator[list[_Question]]:
+def _batches(
+    model: nn.Module, asked: Sequence[_Question], max_tokens: int
+) -> Iterator[list[_Question]]:
     """Batches of like lengths, the longest first."""
     for group in length_groups(model, [len(ids) for _, ids, _ in asked]):
         rest = sorted((asked[i] for i in group), key=lambda a: (len(a[1]), a[0]))
         while rest:
-            n = max(1, _TOKENS // len(rest[-1][1]))
+            n = max(1, max_tokens // len(rest[-1][1]))
             yield rest[-n:]
             del rest[-n:]
 
