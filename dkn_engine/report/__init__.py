@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dkn_engine.files.plain_json import plain
 from dkn_engine.report.files import write_summary
-from dkn_engine.report.markdown import render_markdown
 from dkn_engine.report.records import fact_record
+from dkn_engine.report.render import render_markdown, render_report
 from dkn_engine.report.summary import (
     DropSummary,
     FamilySummary,
@@ -13,7 +13,6 @@ from dkn_engine.report.summary import (
     Summary,
     summarize,
 )
-from dkn_engine.report.table import render_report, render_summary, render_table
 from dkn_engine.statistics.intervals import Estimate, bootstrap_mean, wilson_share
 
 __all__ = [
@@ -27,8 +26,6 @@ __all__ = [
     "plain",
     "render_markdown",
     "render_report",
-    "render_summary",
-    "render_table",
     "summarize",
     "wilson_share",
     "write_summary",

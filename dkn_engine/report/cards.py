@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from dkn_engine.config import CONTROL_EXACT, CONTROL_SAMPLES
 from dkn_engine.report.columns import own_drops
-from dkn_engine.report.content import HtmlTable, Picture
+from dkn_engine.report.content import (
+    Block,
+    Card,
+    Cards,
+    Figure,
+    Figures,
+    Heading,
+    Item,
+    Paragraph,
+    Section,
+    Table,
+    cell_text,
+    number,
+    paragraphs,
+)
 from dkn_engine.report.family import about_family, component_name
 from dkn_engine.report.figures.subsets import has_drops, subset_drops
-from dkn_engine.report.html.markup import Markup, escape, join
-from dkn_engine.report.html.pictures import render_picture
-from dkn_engine.report.html.tables import cell_text, render_table
 from dkn_engine.report.rows import CONTROL_WORDS
-from dkn_engine.report.table import STATUS_WORDS, dkn_sizes
+from dkn_engine.report.run import FACTS, STATUS_WORDS, dkn_sizes
 from dkn_engine.types import Component, Drops, FactResult
 
 KINDS = {
@@ -30,116 +41,109 @@ _MOST_NAMED = 12  # neurons of a component
 _MOST_SUBSETS = 16  # listed one by one
 
 
-def kind_of(result: FactResult) -> str:
-    """A key of :data:`KINDS`."""
-    if result.status != "ok":
-        return result.status
-    return "dkn" if result.is_degenerate else "no_dkn"
-
-
-def render_card(result: FactResult, number: int, pictures: Sequence[Picture] = ()) -> Markup:
-    """A ``details`` element, closed.
+def fact_cards(
+    results: Sequence[FactResult], figures: Mapping[int, Sequence[Figure]], most: int
+) -> Section:
+    """The facts as cards.
 
     Args:
-        result: of any status.
-        number: of the fact in the run, from 1; unique in the page.
-        pictures: of this fact.
+        results: all results, in the order of the facts.
+        figures: by the fact's place in ``results``.
+        most: cards; the other facts are counted, and it is said where they are.
     """
-    kind = kind_of(result)
-    badge = {"dkn": f"DKN {dkn_sizes(result, 12)}", "no_dkn": "no DKN"}.get(kind)
-    chance = f"p = {cell_text(result.probability)}" if math.isfinite(result.probability) else ""
-    question = (
-        f"{escape(result.prompt)} → <strong>{escape(result.answer)}</strong>"
-        if result.prompt or result.answer
-        else escape(result.fact_id)
-    )
-    about = f"{result.fact_id} {result.relation or ''} {result.reason}"
-    lines = [
-        f'<details class="card" id="fact-{number}" data-kind="{kind}" '
-        f'data-about="{escape(about)}">',
-        f'<summary><span class="question" dir="auto">{question}</span>'
-        f'<span class="chance">{chance}</span>'
-        f'<span class="badge {kind}">{escape(badge or STATUS_WORDS[result.status])}</span>'
-        "</summary>",
-        '<div class="inside">',
-        _about(result),
-    ]
-    if pictures:
-        lines += [
-            '<div class="pictures">',
-            *(render_picture(p, f"fact-{number}-{i}-") for i, p in enumerate(pictures, 1)),
-            "</div>",
-        ]
+    if not results:
+        return Section(FACTS, [Paragraph("No facts.")])
+    shown = results[:most]
+    more = len(results) - len(shown)
+    cards = [_card(r, i + 1, figures.get(i, ())) for i, r in enumerate(shown)]
+    texts = ["Open a card for its components, every control, and the subsets suppressed."]
+    notes = []
+    if more:
+        texts.append(f"The first {len(shown):,} of {len(results):,} facts have a card.")
+        notes.append(
+            f"{more:,} more facts have no card here. They are in facts-*.parquet and the other "
+            f"tables of the run directory; “dkn-engine report --cards {len(results)}” gives each "
+            "a card."
+        )
+    blocks: list[Block] = [*paragraphs(texts), Cards(cards, KINDS), *paragraphs(notes, note=True)]
+    return Section(FACTS, blocks)
+
+
+def _card(result: FactResult, place: int, figures: Sequence[Figure]) -> Card:
+    kind: str = result.status
+    badge = STATUS_WORDS[result.status]
+    if result.status == "ok":
+        kind = "dkn" if result.is_degenerate else "no_dkn"
+        badge = f"DKN {dkn_sizes(result, 12)}" if result.is_degenerate else "no DKN"
+    blocks: list[Block] = [Figures(figures)] if figures else []
     if result.components:
-        lines += _parts(result)
+        blocks += _parts(result)
     elif result.status == "ok":
-        lines.append("<p>No candidate components: there is nothing to suppress.</p>")
-    return join([*lines, "</div>", "</details>"])
+        blocks.append(Paragraph("No candidate components: there is nothing to suppress."))
+    chance = f"p = {cell_text(result.probability)}" if math.isfinite(result.probability) else ""
+    about = f"{result.fact_id} {result.relation or ''} {result.reason}"
+    names = (result.prompt, result.answer, result.fact_id)
+    return Card(place, kind, badge, *names, chance, about, list(_items(result)), blocks)
 
 
-def _about(result: FactResult) -> str:
-    """The fact and its figures by name."""
-    long = {"Prompt": result.prompt, "Reason": result.reason}
-    layers = result.neurons[:, 0]
-    short: dict[str, object] = {
+def _items(result: FactResult) -> Iterator[Item]:
+    """The fact and its figures by name, without those that it does not have."""
+    every: dict[str, object] = {
+        "Prompt": result.prompt,
+        "Reason": result.reason,
         "Answer": result.answer,
         "Fact": result.fact_id,
         "Relation": result.relation,
         "Status": STATUS_WORDS[result.status],
-        "Probability of the answer": _finite(result.probability),
+        "Probability of the answer": result.probability,
         "Rank of its first token": result.rank or None,
+        "Knowledge neurons": _neurons(result),
+        "Attribution": _attribution(result),
     }
-    if len(result.neurons):
-        first, last = layers.min(), layers.max()
-        span = f"layer {first}" if first == last else f"layers {first} to {last}"
-        borderline = f", {len(result.borderline):,} borderline" if len(result.borderline) else ""
-        short["Knowledge neurons"] = f"{len(result.neurons):,} in {span}{borderline}"
-    if len(result.n_points):
-        short["Attribution"] = _attribution(result)
-    items = [_item(name, text, long=True) for name, text in long.items() if text]
-    items += [
-        _item(name, value, long=False) for name, value in short.items() if value not in (None, "")
-    ]
-    return f'<dl class="about">\n{join(items)}\n</dl>'
+    for name, value in every.items():
+        if value not in (None, "") and not (isinstance(value, float) and math.isnan(value)):
+            yield Item(name, value, long=name in {"Prompt", "Reason"})
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _item(name: str, value: object, *, long: bool) -> str:
-    kind = ' class="long"' if long else ""
-    return f'<div{kind}><dt>{escape(name)}</dt><dd dir="auto">{cell_text(value)}</dd></div>'
+def _neurons(result: FactResult) -> str:
+    if not len(result.neurons):
+        return ""
+    first, last = result.neurons[:, 0].min(), result.neurons[:, 0].max()
+    span = f"layer {first}" if first == last else f"layers {first} to {last}"
+    borderline = f", {len(result.borderline):,} borderline" if len(result.borderline) else ""
+    return f"{len(result.neurons):,} in {span}{borderline}"
 
 
 def _attribution(result: FactResult) -> str:
+    if not len(result.n_points):
+        return ""
     delta = np.abs(result.convergence_delta[np.isfinite(result.convergence_delta)])
     largest = f", largest delta {delta.max():.1e}" if delta.size else ""
     stopped = "" if result.converged else ", not converged in every layer"
     return f"{result.n_points.mean():.1f} points a layer{largest}{stopped}"
 
 
-def _parts(result: FactResult) -> list[str]:
+def _parts(result: FactResult) -> list[Block]:
     """Components, what suppressing them does, and the controls."""
-    about = f"<p>{escape(about_family(result))}</p>"
-    lines = ["<h3>Components</h3>", about, render_table(_components(result))]
+    blocks: list[Block] = [Heading("Components"), Paragraph(about_family(result))]
+    blocks.append(_components(result))
     if has_drops(result):
-        lines += ["<h3>Subsets suppressed</h3>", *map(render_table, _subsets(result))]
-    return [*lines, "<h3>Controls</h3>", *_controls(result)]
+        blocks += [Heading("Subsets suppressed"), *_subsets(result)]
+    blocks += [Heading("Controls"), _controls(result)]
+    return [*blocks, *paragraphs(list(_notes(result)), note=True)]
 
 
-def _components(result: FactResult) -> HtmlTable:
-    return HtmlTable(
-        (
-            "component",
-            "neurons",
-            "birth",
-            "death",
-            "persistence",
-            "p, all other candidates suppressed",
-            "drop if it alone is suppressed",
-            "its neurons, layer:index",
-        ),
+def _components(result: FactResult) -> Table:
+    names = (
+        "neurons",
+        "birth",
+        "death",
+        "persistence",
+        "p, all other candidates suppressed",
+        "drop if it alone is suppressed",
+    )
+    return Table(
+        ("component", *map(number, names), "its neurons, layer:index"),
         [
             (
                 component_name(i) + ("*" if i in result.dkn else ""),
@@ -149,7 +153,7 @@ def _components(result: FactResult) -> HtmlTable:
                 c.persistence,
                 c.probability_alone,
                 c.drop_if_suppressed,
-                _neurons(c),
+                _named(c),
             )
             for i, c in enumerate(result.components)
         ],
@@ -159,43 +163,37 @@ def _components(result: FactResult) -> HtmlTable:
     )
 
 
-def _neurons(component: Component) -> str:
+def _named(component: Component) -> str:
     named = [f"L{layer}:{index}" for layer, index in component.neurons[:_MOST_NAMED].tolist()]
     more = len(component.neurons) - len(named)
     return ", ".join(named) + (f" and {more:,} more" if more else "")
 
 
-def _subsets(result: FactResult) -> list[HtmlTable]:
+def _subsets(result: FactResult) -> Iterator[Table]:
     """The subsets of the DKN (else of all candidates, if few), and all subsets by their size."""
     drops = dict(zip(result.subset_masks.tolist(), subset_drops(result).tolist(), strict=True))
     p = dict(zip(result.subset_masks.tolist(), result.subset_probabilities.tolist(), strict=True))
     family = result.dkn if result.is_degenerate else tuple(range(len(result.components)))
     inside = sum(1 << i for i in family)
     own = sorted((m for m in drops if m & ~inside == 0), key=lambda m: (m.bit_count(), m))
-    tables = []
     if len(own) <= _MOST_SUBSETS:
-        of = "the DKN" if result.is_degenerate else "the candidates"
-        tables.append(
-            HtmlTable(
-                ("suppressed", "p of the answer", "relative drop"),
-                [(_members(m), p[m], drops[m]) for m in own],
-                f"Every subset of {of}",
-            )
+        yield Table(
+            ("suppressed", number("p of the answer"), number("relative drop")),
+            [(_members(m), p[m], drops[m]) for m in own],
+            f"Every subset of {'the DKN' if result.is_degenerate else 'the candidates'}",
         )
     if len(own) < len(drops) or len(own) > _MOST_SUBSETS:
         sizes = sorted({m.bit_count() for m in drops})
         by_size = [[d for m, d in drops.items() if m.bit_count() == size] for size in sizes]
-        tables.append(
-            HtmlTable(
-                ("components suppressed", "subsets", "smallest drop", "mean drop", "largest drop"),
-                [
-                    (str(size), len(d), min(d), sum(d) / len(d), max(d))
-                    for size, d in zip(sizes, by_size, strict=True)
-                ],
-                f"All {len(drops):,} measured subsets of the candidates, by size",
-            )
+        names = ("subsets", "smallest drop", "mean drop", "largest drop")
+        yield Table(
+            (number("components suppressed"), *map(number, names)),
+            [
+                (size, len(d), min(d), sum(d) / len(d), max(d))
+                for size, d in zip(sizes, by_size, strict=True)
+            ],
+            f"All {len(drops):,} measured subsets of the candidates, by size",
         )
-    return tables
 
 
 def _members(mask: int) -> str:
@@ -203,16 +201,16 @@ def _members(mask: int) -> str:
     return " + ".join(map(component_name, members)) or "nothing"
 
 
-def _controls(result: FactResult) -> list[str]:
+def _controls(result: FactResult) -> Table:
     of = "the DKN" if result.is_degenerate else "all candidates"
-    own = own_drops(result)
-    rows = [(f"{of[0].upper()}{of[1:]} on this prompt", own)]
+    rows = [(f"{of[0].upper()}{of[1:]} on this prompt", own_drops(result))]
     if result.is_degenerate and result.candidates is not None:
         rows.append(("All candidates on this prompt", result.candidates))
     first = len(rows)
     rows += [(CONTROL_WORDS[name], drops) for name, drops in result.controls.items()]
-    table = HtmlTable(
-        ("suppressed", "measurements", "partial drop", "full drop", "redundancy", "excess"),
+    names = ("measurements", "partial drop", "full drop", "redundancy", "excess")
+    return Table(
+        ("suppressed", *map(number, names)),
         [
             (
                 name,
@@ -228,7 +226,6 @@ def _controls(result: FactResult) -> list[str]:
         "neurons are as many in the same layers and none of the fact's own knowledge neurons",
         controls=range(first, len(rows)),
     )
-    return [render_table(table), *(f'<p class="note">{escape(n)}</p>' for n in _notes(result))]
 
 
 def _notes(result: FactResult) -> Iterator[str]:

@@ -10,23 +10,24 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.text import Text
 
 from dkn_engine.report import figures
-from dkn_engine.report.content import Picture
+from dkn_engine.report.clean import clean
+from dkn_engine.report.content import Figure
 from dkn_engine.report.rows import drop_rows
 from dkn_engine.report.summary import Summary
-from dkn_engine.report.text import clean, shorten
 from dkn_engine.statistics.words import number
 from dkn_engine.types import FactResult
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Drawing
 
 FOLDER = "figures"
 _MOST_SETS = 10  # of the overlap's rows
 
 
-def draw_run(folder: Path, results: Sequence[FactResult], summary: Summary) -> dict[str, Picture]:
+def draw_run(folder: Path, results: Sequence[FactResult], summary: Summary) -> dict[str, Figure]:
     """Draw and save the figures of a whole run: ``drops``, ``neurons``, ``overlap``.
 
     Args:
@@ -37,7 +38,7 @@ def draw_run(folder: Path, results: Sequence[FactResult], summary: Summary) -> d
     Raises:
         OSError: the folder cannot be written.
     """
-    made: dict[str, Picture] = {}
+    made: dict[str, Figure] = {}
     rows = [row for row in drop_rows(summary) if row[3].full_drop.n]
     if rows:
         means = [row.full_drop for _, _, _, row in rows]
@@ -66,7 +67,7 @@ def draw_run(folder: Path, results: Sequence[FactResult], summary: Summary) -> d
     return made
 
 
-def draw_fact(folder: Path, result: FactResult, place: int) -> list[Picture]:
+def draw_fact(folder: Path, result: FactResult, place: int) -> list[Figure]:
     """Draw and save one fact's barcode, subset map and layer map.
 
     Args:
@@ -107,7 +108,7 @@ def facts_to_draw(results: Sequence[FactResult], most: int) -> list[int]:
     return sorted(sorted(there, key=lambda i: not results[i].is_degenerate)[:most])
 
 
-def _neurons(results: Sequence[FactResult], stem: Path, of: str) -> Picture:
+def _neurons(results: Sequence[FactResult], stem: Path, of: str) -> Figure:
     members = [r.components[i].neurons for r in results for i in r.dkn]
     located = np.concatenate([r.neurons for r in results])
     dkn = np.concatenate([*members, np.empty((0, 2), dtype=np.int32)])
@@ -131,12 +132,18 @@ def _sets(results: Sequence[FactResult]) -> tuple[str, list[str], list[NDArray[n
     if len(sizes) > 1:
         kept = [name for name, _ in sizes.most_common(_MOST_SETS)]
         groups = [[r for r in results if r.relation == name] for name in kept]
-        names = [f"{shorten(name or '(none)', 24)} ({sizes[name]:,})" for name in kept]
+        names = [f"{_short(name or '(none)')} ({sizes[name]:,})" for name in kept]
         return "relation", names, [_codes(group) for group in groups]
     if 1 < len(results) <= _MOST_SETS:
-        names = [shorten(clean(r.fact_id), 24) for r in results]
+        names = [_short(r.fact_id) for r in results]
         return "fact", names, [_codes([r]) for r in results]
     return None
+
+
+def _short(name: str) -> str:
+    text = Text(clean(name))
+    text.truncate(24, overflow="ellipsis")
+    return text.plain
 
 
 def _codes(results: Sequence[FactResult]) -> NDArray[np.int64]:
@@ -145,7 +152,7 @@ def _codes(results: Sequence[FactResult]) -> NDArray[np.int64]:
     return np.unique(neurons[:, 0] << 32 | neurons[:, 1])
 
 
-def _overlap(of: str, names: list[str], sets: list[NDArray[np.int64]], stem: Path) -> Picture:
+def _overlap(of: str, names: list[str], sets: list[NDArray[np.int64]], stem: Path) -> Figure:
     shares = [[np.isin(a, b).mean() for b in sets] for a in sets]
     return _kept(
         figures.overlap(shares, names),
@@ -155,6 +162,6 @@ def _overlap(of: str, names: list[str], sets: list[NDArray[np.int64]], stem: Pat
     )
 
 
-def _kept(figure: Figure, stem: Path, alt: str, caption: str) -> Picture:
+def _kept(figure: Drawing, stem: Path, alt: str, caption: str) -> Figure:
     svg, _ = figures.save(figure, stem)
-    return Picture(svg.read_text(encoding="utf-8"), alt, caption)
+    return Figure(svg.read_text(encoding="utf-8"), alt, caption)

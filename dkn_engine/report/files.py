@@ -12,7 +12,7 @@ from dkn_engine.errors import RunDirectoryError
 from dkn_engine.files.atomic import write_files
 from dkn_engine.files.local_paths import local_path
 from dkn_engine.files.plain_json import plain
-from dkn_engine.report.markdown import render_markdown
+from dkn_engine.report.render import render_markdown
 from dkn_engine.report.summary import Summary
 from dkn_engine.store import RunPath, place_of, read_manifest
 from dkn_engine.types import FactResult

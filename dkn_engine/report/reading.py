@@ -9,6 +9,7 @@ from dkn_engine.config import CONTROL_EXACT, CONTROL_SAMPLES
 from dkn_engine.report.rows import drop_rows
 from dkn_engine.report.summary import FamilySummary, Summary
 from dkn_engine.statistics.intervals import FEWEST, Estimate
+from dkn_engine.statistics.words import number
 from dkn_engine.store.manifest import versions_of
 
 DEFINITIONS = (
@@ -40,15 +41,11 @@ def _named(versions: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
-def sentences(summary: Summary) -> list[str]:
-    """How to read a summary, from its own figures; nothing for a run without components."""
+def control_sentences(summary: Summary) -> list[str]:
+    """What the controls of the DKN families (else of the candidates) do and do not show."""
     if summary.dkn.n:
-        group, name = summary.dkn, "the DKN families"
-    elif summary.no_dkn.n:
-        group, name = summary.no_dkn, "the candidate components"
-    else:
-        return ["No fact has candidate components, so there is nothing to suppress or compare."]
-    return [*DEFINITIONS, *_controls(group, name), *caveats(summary), DISPUTED]
+        return _controls(summary.dkn, "the DKN families")
+    return _controls(summary.no_dkn, "the candidate components")
 
 
 def caveats(summary: Summary) -> list[str]:
@@ -115,8 +112,8 @@ def _controls(group: FamilySummary, name: str) -> list[str]:
     if "paraphrases" in full and full["paraphrases"].n:
         found.append(
             f"The prompt's own drops are what {name} were chosen by; on paraphrases that were "
-            f"not used for that, the full drop is {_mean(full['paraphrases'])} instead of "
-            f"{_mean(own)}."
+            f"not used for that, the full drop is {number(full['paraphrases'].mean)} instead of "
+            f"{number(own.mean)}."
         )
     if "mean_ablation" in full and full["mean_ablation"].n:
         found.append(_mean_ablation(full["mean_ablation"], own))
@@ -126,8 +123,8 @@ def _controls(group: FamilySummary, name: str) -> list[str]:
 def _random(control: Estimate, own: Estimate, name: str) -> str:
     start = (
         f"Random neurons, as many in the same layers and none of the fact's own knowledge neurons, "
-        f"give a full drop of {_mean(control)} "
-        f"against {_mean(own)} for {name}: "
+        f"give a full drop of {number(control.mean)} "
+        f"against {number(own.mean)} for {name}: "
     )
     if _below(control, own):
         return start + "it matters which neurons are suppressed, not only how many."
@@ -135,14 +132,14 @@ def _random(control: Estimate, own: Estimate, name: str) -> str:
 
 
 def _unrelated(control: Estimate, own: Estimate) -> str:
-    start = f"On unrelated facts the same neurons give {_mean(control)}: "
+    start = f"On unrelated facts the same neurons give {number(control.mean)}: "
     if _below(control, own):
         return start + "less than on their own fact."
     return start + "they are not specific to their own fact."
 
 
 def _mean_ablation(control: Estimate, own: Estimate) -> str:
-    start = f"With mean activations instead of zeros the full drop is {_mean(control)}"
+    start = f"With mean activations instead of zeros the full drop is {number(control.mean)}"
     if _below(control, own):
         return start + ": part of the effect is the zero itself."
     return start + "."
@@ -151,8 +148,3 @@ def _mean_ablation(control: Estimate, own: Estimate) -> str:
 def _below(control: Estimate, own: Estimate) -> bool:
     """Whether a control's interval lies wholly below the family's (False if either is unknown)."""
     return control.ci_high < own.ci_low
-
-
-def _mean(estimate: Estimate) -> str:
-    """Two digits after the point; adding 0.0 turns a rounded "-0.00" into "0.00"."""
-    return f"{round(estimate.mean, 2) + 0.0:.2f}"

@@ -1,63 +1,186 @@
-"""Text in terminal columns: East Asian characters take two, combining marks none."""
+"""A report for a terminal: as wide as it is, or 80 columns; in colour only where it is wanted."""
 
 from __future__ import annotations
 
-import unicodedata
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from io import StringIO
+from typing import TYPE_CHECKING
 
-ELLIPSIS = "…"
-_JOINER, _NON_JOINER = "\u200d", "\u200c"
-_VARIATION_SELECTORS = ("\ufe0e", "\ufe0f")
+from rich.cells import cell_len
+
+from dkn_engine.report.clean import clean
+from dkn_engine.report.content import (
+    Block,
+    Column,
+    Figures,
+    Heading,
+    Link,
+    Paragraph,
+    Points,
+    Section,
+    Table,
+    Tiles,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.text import Text
+
+COLUMNS = 80
+_PARAGRAPH = 100  # most columns of running text, that the eye finds the next line
+_GAP = 2  # columns between those of a table
 
 
-def clean(text: str) -> str:
-    """Text on one line that cannot steer a terminal.
+def to_text(sections: Sequence[Section], *, width: int | None = None) -> str:
+    """Sections as text, ending in a newline; what only a page has room for is left out.
 
-    White space becomes single spaces; control characters (escape sequences too) and lone
-    surrogates become "?". Marks on whose width terminals disagree are dropped: direction marks,
-    emoji variation selectors, and joiners between emoji.
+    Args:
+        sections: in order; an empty title has no heading.
+        width: most columns; None: the terminal's, or 80 if standard output is none. Colours and
+            bold letters are there on a terminal alone, and not under ``NO_COLOR``.
     """
-    kept: list[str] = []
-    for char in " ".join(text.split()):
-        category = unicodedata.category(char)
-        if category in {"Cc", "Cs"}:
-            kept.append("?")
-            continue
-        between_emoji = char == _JOINER and bool(kept) and char_width(kept[-1]) == 2
-        mark = category == "Cf" and char not in {_JOINER, _NON_JOINER}
-        if not (between_emoji or mark or char in _VARIATION_SELECTORS):
-            kept.append(char)
-    return "".join(kept)
+    console = _console(width)
+    parts = []
+    for section in sections:
+        found = [part for block in section.blocks for part in _block(block, console.width)]
+        if section.title and found:
+            from rich.rule import Rule
+
+            found.insert(0, Rule(_text(section.title, "bold"), align="left", style="dim"))
+        parts += found
+    for i, part in enumerate(parts):
+        if i:
+            console.print()
+        is_text = not hasattr(part, "columns") and not hasattr(part, "characters")
+        console.print(part, width=min(console.width, _PARAGRAPH) if is_text else None)
+    assert isinstance(console.file, StringIO)
+    return "".join(f"{line.rstrip()}\n" for line in console.file.getvalue().splitlines())
 
 
-def char_width(char: str) -> int:
-    """Columns of one character: 0, 1 or 2."""
-    if unicodedata.category(char) in {"Mn", "Me", "Cf"}:
-        return 0
-    if "\u1160" <= char <= "\u11ff":  # Vowels and finals that join the Hangul initial before.
-        return 0
-    return 2 if unicodedata.east_asian_width(char) in {"W", "F"} else 1
+def _console(width: int | None) -> Console:
+    """Writes into memory what standard output can show."""
+    from rich.console import Console
+
+    there = Console()
+    colors = None if there.no_color else there.color_system
+    if width is None:
+        is_terminal = sys.stdout is not None and sys.stdout.isatty()
+        width = shutil.get_terminal_size().columns if is_terminal else COLUMNS
+    return Console(
+        file=StringIO(),
+        width=width,
+        force_terminal=colors is not None,
+        force_jupyter=False,
+        color_system=colors,  # type: ignore[arg-type]  # The name that rich gave.
+        legacy_windows=False,
+        highlight=False,
+    )
 
 
-def width(text: str) -> int:
-    """Columns of a cleaned text."""
-    return len(text) if text.isascii() else sum(map(char_width, text))
+def _text(text: str, style: str = "") -> Text:
+    from rich.text import Text
+
+    return Text(clean(text), style, overflow="fold")
 
 
-def shorten(text: str, columns: int) -> str:
-    """A cleaned text in at most so many columns, an ellipsis marking what is missing."""
-    if width(text) <= columns:
-        return text
-    kept, used = [], 0
-    for char in text:
-        used += char_width(char)
-        if used > columns - 1:
+def _block(block: Block, width: int) -> Iterator[RenderableType]:
+    if isinstance(block, Paragraph):
+        yield _text(block.text, "dim" if block.note else "")
+    elif isinstance(block, Heading):
+        yield _text(block.text, "bold")
+    elif isinstance(block, Points) and block.texts:
+        yield _points(block)
+    elif isinstance(block, Tiles):
+        yield _tiles(block)
+    elif isinstance(block, Figures):
+        yield from (_text(f"Figure: {figure.alt}", "dim") for figure in block.figures)
+    elif isinstance(block, Table):
+        if block.caption:
+            yield _text(block.caption, "italic")
+        yield from _tables(block, width)
+
+
+def _points(block: Points) -> RenderableType:
+    from rich.table import Table as Grid
+
+    grid = Grid.grid(padding=(0, 1, 0, 0))
+    for text in block.texts:
+        grid.add_row("-", _text(text))
+    return grid
+
+
+def _tiles(block: Tiles) -> RenderableType:
+    from rich.table import Table as Grid
+
+    grid = Grid.grid(padding=(0, _GAP, 0, 0))
+    for tile in block.tiles:
+        grid.add_row(_text(tile.label), _text(tile.value, "bold"), _text(tile.note, "dim"))
+    return grid
+
+
+def _tables(table: Table, width: int) -> Iterator[RenderableType]:
+    """The table; if it is too wide, its columns in several, each with the first."""
+    cells = [[c.text if isinstance(c, Link) else c for c in row] for row in table.cells]
+    cells = [[clean(cell) for cell in row] for row in cells]
+    for i in table.controls:
+        cells[i][0] = f"  {cells[i][0]}"
+    sizes = [_size(c, [row[j] for row in cells]) for j, c in enumerate(table.head)]
+    blocks: list[list[int]] = [[0]]
+    for j in range(1, len(sizes)):
+        least = sum(sizes[k][0] + _GAP for k in blocks[-1]) + sizes[j][0]
+        if least > width and len(blocks[-1]) > 1:
+            blocks.append([0])
+        blocks[-1].append(j)
+    for block in blocks:
+        columns = [table.head[j] for j in block]
+        widths = _fitted([sizes[j] for j in block], width)
+        rows = [[row[j] for j in block] for row in cells]
+        yield _table(columns, widths, rows, set(table.controls))
+
+
+def _size(column: Column, cells: Sequence[str]) -> tuple[int, int]:
+    """Least and best width of a column."""
+    head = clean(column.short or column.name)
+    longest = max((cell_len(word) for word in head.split()), default=1)
+    best = max([longest, *map(cell_len, cells)])
+    if column.number:
+        return best, best
+    return min(best, max(longest, column.least)), best
+
+
+def _fitted(sizes: Sequence[tuple[int, int]], width: int) -> list[int]:
+    """Widths of columns that fit together, the widest one losing first."""
+    widths = [min(best, width) for _, best in sizes]
+    for _ in range(sum(widths) + _GAP * (len(widths) - 1) - width):
+        loose = [j for j, (least, _) in enumerate(sizes) if widths[j] > least]
+        if not loose:
             break
-        kept.append(char)
-    return ("".join(kept).rstrip() + ELLIPSIS) if columns > 0 else ""
+        widths[max(loose, key=widths.__getitem__)] -= 1
+    return widths
 
 
-def fit(text: str, columns: int, *, right: bool = False) -> str:
-    """Any text in exactly so many columns: cleaned, shortened, padded."""
-    text = shorten(clean(text), columns)
-    padding = " " * (columns - width(text))
-    return padding + text if right else text + padding
+def _table(
+    columns: Sequence[Column],
+    widths: Sequence[int],
+    rows: Sequence[Sequence[str]],
+    controls: set[int],
+) -> RenderableType:
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    made = RichTable(
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0)
+    )
+    for column, width in zip(columns, widths, strict=True):
+        name = clean(column.short or column.name)
+        made.add_column(Text(name), width=width, justify="right" if column.number else "left")
+    for i, row in enumerate(rows):
+        texts = [
+            Text(cell, no_wrap=c.one_line, overflow="ellipsis" if c.one_line else "fold")
+            for c, cell in zip(columns, row, strict=True)
+        ]
+        made.add_row(*texts, style="dim" if i in controls else "")
+    return made

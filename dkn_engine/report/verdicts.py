@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dkn_engine.report.content import HtmlTable
+from dkn_engine.report.content import Table, number
 from dkn_engine.report.rows import CONTROL_WORDS
 from dkn_engine.statistics.intervals import FEWEST, Estimate
 from dkn_engine.statistics.words import interval
@@ -83,10 +83,17 @@ def verdict_sentences(comparisons: Sequence[Comparison]) -> list[str]:
     return found
 
 
-def verdict_table(comparisons: Sequence[Comparison]) -> HtmlTable:
+def verdict_table(comparisons: Sequence[Comparison]) -> Table:
     """The comparisons as a table that ends in a verdict each."""
-    return HtmlTable(
-        ("family", "control", "difference [95% interval]", "facts", "p, corrected", "verdict"),
+    return Table(
+        (
+            "family",
+            "control",
+            "difference [95% interval]",
+            number("facts"),
+            number("p, corrected"),
+            "verdict",
+        ),
         [
             (
                 c.group,

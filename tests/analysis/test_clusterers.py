@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.cells import cell_len as width
 
 import dkn_engine as dkn
 from dkn_engine.analysis import (
@@ -28,7 +29,6 @@ from dkn_engine.degeneracy.edits import nothing, suppress
 from dkn_engine.facts import load_facts
 from dkn_engine.files import atomic as store_files
 from dkn_engine.forward.encoding import encode_sequence
-from dkn_engine.report.text import width
 from dkn_engine.topology import CLUSTERERS
 from tests.support.brute_force_edits import answer_probability
 from tests.support.planted import BOTH, EITHER, Planted, planted_model

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.cells import cell_len as width
 
 import dkn_engine
 from dkn_engine import facts
@@ -24,7 +25,6 @@ from dkn_engine.cli.settings import config_from_options
 from dkn_engine.config import Config
 from dkn_engine.errors import BackendError, FactError, UserError
 from dkn_engine.models.fingerprint import Identity
-from dkn_engine.report.text import width
 from dkn_engine.run import pipeline
 from dkn_engine.run.pipeline import Run, on_disk
 from dkn_engine.run.tasks import Task

@@ -14,27 +14,28 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dkn_engine.report import summarize
-from dkn_engine.report.figures import to_svg
-from dkn_engine.report.html import (
-    HtmlTable,
-    Markup,
-    Picture,
+from dkn_engine.report import render_markdown, summarize
+from dkn_engine.report.content import (
+    Figure,
+    Figures,
+    Fold,
+    Link,
+    Paragraph,
+    Points,
+    Report,
     Section,
+    Table,
     Tile,
-    escape,
-    files,
-    render_page,
-    render_run,
-    render_table,
-    write_page,
+    Tiles,
+    number,
 )
-from dkn_engine.report.markdown import render_markdown
+from dkn_engine.report.figures import to_svg
+from dkn_engine.report.html import files, render_page, render_run, write_page
 from dkn_engine.report.reading import versions_text
 from dkn_engine.types import FactResult
 from tests.report.test_figures import some_bars
 from tests.support.fact_results import known, several
-from tests.support.pages import Element, read
+from tests.support.pages import Element, Page, drawing, read
 
 MANIFEST: dict[str, Any] = {
     "model": {"name": "tiny <model>", "fingerprint": "abc"},
@@ -335,7 +336,7 @@ def test_a_fact_whose_probability_is_nothing_has_a_card_without_subsets(tmp_path
     page, _ = write_page(tmp_path, [fact], summarize([fact]))
     (card,) = cards(read(page.read_text(encoding="utf-8")))
     assert [h.text for h in card.all("h3")] == ["Components", "Controls"]
-    assert len(card.all("svg")) == 2
+    assert len(card.all("img")) == 2
 
 
 def test_relations_left_out_facts_and_provenance() -> None:
@@ -348,7 +349,7 @@ def test_relations_left_out_facts_and_provenance() -> None:
     (made,) = root.all("section", id="how-this-run-was-made")[0].all("div", kind="table")
     rows = dict(grid(made)[1:])
     assert rows["Seed"] == "7"
-    assert rows["Configuration"] == "123"
+    assert rows["Configuration"] == "123, in full in manifest.json"
     assert rows["Versions"] == "torch 2.13"
 
 
@@ -362,11 +363,12 @@ def test_page_with_figures_has_them_in_the_folder_and_inside(tmp_path: Path) -> 
     names |= {f"fact-0000{i}-{kind}" for i in (1, 3) for kind in ("barcode", "subsets", "neurons")}
     there = {p.name for p in (tmp_path / "figures").iterdir()}
     assert there == {f"{name}.{end}" for name in names for end in ("svg", "png")}
-    assert len(root.all("svg")) == len(names)
-    assert [len(c.all("svg")) for c in cards(root)] == [3, 0, 3, 0, 0, 0, 0]
-    for svg in root.all("svg"):
+    assert len(root.all("img")) == len(names)
+    assert [len(c.all("img")) for c in cards(root)] == [3, 0, 3, 0, 0, 0, 0]
+    drawn_files = {p.read_text(encoding="utf-8") for p in (tmp_path / "figures").glob("*.svg")}
+    for svg in root.all("img"):
         assert re.fullmatch(r"width:\d+\.\drem", svg.attributes["style"] or "")
-        assert "viewbox" in svg.attributes
+        assert drawing(svg) in drawn_files
     assert "has no figures" not in root.text
     again, _ = write_page(tmp_path, iter(results), summarize(results), fact_figures=2)
     assert again.read_bytes() == written
@@ -378,54 +380,59 @@ def test_page_without_matplotlib_says_so(tmp_path: Path, monkeypatch: pytest.Mon
     page, drawn = write_page(tmp_path, results, summarize(results))
     root = read(page.read_text(encoding="utf-8"))
     assert not drawn
-    assert not root.all("svg")
+    assert not root.all("img")
     assert "pip install matplotlib" in root.all("section", id="at-a-glance")[0].text
     assert len(cards(root)) == 7
     assert not (tmp_path / "figures").exists()
 
 
 def test_page_of_any_sections() -> None:
-    svg = to_svg(some_bars())
+    figure = Figure(to_svg(some_bars()), "bars", "a caption")
     sections = [
-        Section("Same & title", ["A <paragraph>."], [Tile("share", "50%", "n = 3")]),
-        Section("Same & title", pictures=[Picture(svg, "bars", "a caption")] * 2),
-        Section("Third", tables=[HtmlTable(["a"], [["x"]])], body=Markup("<p id='own'>own</p>")),
+        Section(
+            "Same & title", [Paragraph("A <paragraph>."), Tiles([Tile("share", "50%", "n = 3")])]
+        ),
+        Section("Same & title", [Figures([figure] * 2), Points(["one <i>", "two"])]),
+        Section("Third", [Table(["a"], [["x"]]), Fold("more", [Paragraph("in")], "a\n</pre>")]),
     ]
-    html = render_page("A <title>", "sub", sections)
+    html = render_page(Report("A <title>", "sub", sections))
     root = read(html)
-    assert html == render_page("A <title>", "sub", sections)
+    assert html == render_page(Report("A <title>", "sub", sections))
     assert root.all("h1")[0].text == "A <title>"
     assert [s.attributes["id"] for s in root.all("section")] == [
         *["same-title", "same-title-2", "third"]
     ]
     links = [a.attributes["href"] for a in root.all("nav")[0].all("a")]
     assert links == ["#same-title", "#same-title-2", "#third"]
-    assert len(root.all("svg")) == 2
-    assert root.all("p", id="own")[0].text == "own"
-    assert not read(render_page("t", "s", sections[:2])).all("nav")
-    with pytest.raises(ValueError, match="svg must be an SVG document; got 'no'"):
-        render_page("t", "s", [Section("x", pictures=[Picture("no", "x")])])
+    assert [drawing(image) for image in root.all("img")] == [figure.svg] * 2
+    assert [item.text for item in root.all("main")[0].all("li")] == ["one <i>", "two"]
+    (fold,) = root.all("details")
+    assert fold.all("pre")[0].pieces == ["a\n</pre>"]
+    assert not read(render_page(Report("t", "s", sections[:2]))).all("nav")
+    with pytest.raises(ValueError, match="svg must be an SVG document with a width; got 'no'"):
+        render_page(Report("t", "s", [Section("x", [Figures([Figure("no", "x")])])]))
 
 
 def test_table_aligns_numbers_marks_controls_and_scrolls_in_its_box() -> None:
-    table = HtmlTable(
-        ["group", "drop", "n", "note", "p"],
+    table = Table(
+        ["group", number("drop"), number("n"), "note", number("p")],
         [
             ["D <b>", 0.5, 1234, "text", float("nan")],
-            ["Rnd", -0.012345, 5, Markup("<em>html</em>"), 0.04],
+            ["Rnd", -0.012345, 5, Link("a <run>", "run/a b.html"), 0.04],
             ["none", 1234.5, None, "w" * 50, float("inf")],
         ],
         "What it <shows>",
         controls={1, 2},
     )
-    root = read(render_page("t", "s", [Section("x", tables=[table])]))
+    root = Page(render_page(Report("t", "s", [Section("x", [table])]))).root
     (box,) = root.all("div", kind="table")
     assert box.all("p", kind="caption")[0].text == "What it <shows>"
     assert grid(box)[1:] == [
         ["D <b>", "0.500", "1,234", "text", "–"],
-        ["Rnd", "-0.0123", "5", "html", "0.0400"],
+        ["Rnd", "-0.0123", "5", "a <run>", "0.0400"],
         ["none", "1,234", "", "w" * 50, "–"],
     ]
+    assert box.all("a")[0].attributes["href"] == "run/a b.html"
     assert [th.attributes.get("class") for th in box.all("thead")[0].all("th")] == [
         *[None, "number", "number", None, "number"]
     ]
@@ -437,14 +444,18 @@ def test_table_aligns_numbers_marks_controls_and_scrolls_in_its_box() -> None:
     (scroll,) = box.all("div", kind="scroll")
     assert (scroll.attributes["tabindex"], scroll.attributes["role"]) == ("0", "group")
     assert len(scroll.all("table")) == 1
-    with pytest.raises(ValueError, match="row 0 must have 2 cells, as the header; got 1"):
-        render_table(HtmlTable(["a", "b"], [["x"]]))
+    with pytest.raises(ValueError, match="row 0 must have 2 cells, as the columns; got 1"):
+        Table(["a", "b"], [["x"]])
 
 
-def test_escape_leaves_markup_alone() -> None:
-    assert escape('<a href="x">\'&\n b') == "&lt;a href=&quot;x&quot;&gt;&#x27;&amp; b"
-    assert escape(escape("<")) == "&lt;"
-    assert escape(None) == ""
+def test_no_figures_are_drawn_where_none_are_asked_for(tmp_path: Path) -> None:
+    results = several()
+    page, drawn = write_page(tmp_path, results, summarize(results), figures=False)
+    root = read(page.read_text(encoding="utf-8"))
+    assert not drawn
+    assert not root.all("img")
+    assert "matplotlib" not in root.text
+    assert not (tmp_path / "figures").exists()
 
 
 def test_style_sheet_serves_phones_paper_and_the_dark() -> None:
@@ -454,7 +465,7 @@ def test_style_sheet_serves_phones_paper_and_the_dark() -> None:
     for condition in ("(prefers-color-scheme: dark)", "print", "(prefers-reduced-motion: reduce)"):
         assert f"@media {condition}" in css
     assert re.search(r"\.scroll \{[^}]*overflow-x: auto", css)
-    assert re.search(r"figure svg \{[^}]*max-width: 100%", css)
+    assert re.search(r"figure img \{[^}]*max-width: 100%", css)
     root = run_page(several())
     viewport = [e for e in root.all("meta") if e.attributes.get("name") == "viewport"]
     assert viewport[0].attributes["content"] == "width=device-width, initial-scale=1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.cells import cell_len as width
 
 from dkn_engine.config import Config
 from dkn_engine.facts.scan import scan
@@ -18,13 +20,14 @@ from dkn_engine.report import (
     plain,
     render_markdown,
     render_report,
-    render_table,
     summarize,
     write_summary,
 )
+from dkn_engine.report.clean import clean
+from dkn_engine.report.content import Column, Section, Table, number
 from dkn_engine.report.files import read_summary
-from dkn_engine.report.reading import sentences
-from dkn_engine.report.text import clean, fit, shorten, width
+from dkn_engine.report.reading import control_sentences
+from dkn_engine.report.text import to_text
 from dkn_engine.statistics.intervals import TOO_FEW, mean_interval
 from dkn_engine.statistics.words import interval
 from dkn_engine.store import RunDirectory
@@ -185,24 +188,51 @@ NASTY = {
 
 
 @pytest.mark.parametrize("text", NASTY.values(), ids=NASTY)
-@pytest.mark.parametrize("columns", [1, 2, 9, 35])
-def test_fit_fills_exactly_its_columns(text: str, columns: int) -> None:
-    for right in (False, True):
-        got = fit(text, columns, right=right)
-        assert width(got) == columns
-        assert got.encode("utf-8").decode().isprintable() or "\u200c" in got or "\u200d" in got
+@pytest.mark.parametrize("columns", [12, 35, 80])
+def test_no_text_breaks_a_table_or_steers_the_terminal(text: str, columns: int) -> None:
+    rows = [(text, 1, text, text), ("plain", 22, "x", "y")]
+    names = (Column("cut", least=3, one_line=True), number("n"), "broken", Column("b", least=4))
+    found = to_text([Section(text, [Table(names, rows, text, controls={0})])], width=columns)
+    for line in found.splitlines():
+        assert width(line) <= columns
+        assert line.encode("utf-8").decode().isprintable() or "\u200c" in line or "\u200d" in line
 
 
-def test_width_by_hand() -> None:
-    assert width("abc") == 3
-    assert width("日本") == 4
-    assert width("e\u0301") == 1
-    assert width("\u1112\u1161\u11ab") == 2
-    assert shorten("日本語", 4) == "日…"
-    assert shorten("日本語", 6) == "日本語"
-    assert shorten("abc def", 5) == "abc…"
-    assert shorten("abc", 0) == ""
+def test_clean_by_hand() -> None:
     assert clean(" a\n\tb\u202ec\x1b[0m") == "a bc?[0m"
+
+
+def test_a_table_that_is_too_wide_goes_on_below_with_its_first_column() -> None:
+    table = Table(["name", *(number(f"figure {i}") for i in range(9))], [["row", *range(9)]])
+    lines = to_text([Section("", [table])], width=40).splitlines()
+    assert max(map(width, lines)) <= 40
+    assert [line.split() for line in lines if line.startswith("row")] == [
+        ["row", *"0123"],
+        ["row", *"4567"],
+        ["row", "8"],
+    ]
+
+
+def test_colours_are_there_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    sections = [Section("Title", [Table(["a"], [["x " * 60]])])]
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "100")
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    piped = to_text(sections)
+    assert "\x1b" not in piped
+    assert max(map(width, piped.splitlines())) == 80
+    monkeypatch.setattr("sys.stdout", Terminal())
+    shown = to_text(sections)
+    assert "\x1b[1mTitle" in shown
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain_text = to_text(sections)
+    assert "\x1b" not in plain_text
+    assert max(map(width, plain_text.splitlines())) == 100
 
 
 def nasty_results() -> list[FactResult]:
@@ -218,37 +248,48 @@ def nasty_results() -> list[FactResult]:
     return results
 
 
-def test_report_is_at_most_80_columns_wide() -> None:
+@pytest.mark.parametrize("columns", [40, 80, 120])
+def test_report_is_at_most_as_wide_as_asked_for(columns: int) -> None:
     results = nasty_results()
-    report = render_report(results, summarize(results, seconds=1e6), limit=None)
+    report = render_report(results, summarize(results, seconds=1e6), limit=None, width=columns)
     for line in report.splitlines():
-        assert width(line) <= 80, line
+        assert width(line) <= columns, line
+
+
+def facts_of(report: str) -> list[str]:
+    """The lines of the table of facts."""
+    lines = report.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("───")) + 1
+    return lines[start : lines.index("", start)]
 
 
 def test_columns_of_the_table_are_aligned() -> None:
-    table = render_table([r for r in nasty_results() if r.status == "ok"], limit=None)
-    rows = table.splitlines()[2:]
-    assert all(row.isprintable() or "\u200d" in row for row in rows)
-    # Probabilities of all rows end in column 41.
-    assert {width(row[: row.rindex(" 0.50 ") + 5]) for row in rows} == {41}
+    results = [r for r in nasty_results() if r.status == "ok"]
+    rows = facts_of(render_report(results, summarize(results), limit=None))
+    assert len(rows) == len(results)
+    assert len({width(row[: row.rindex(" 0.50 ") + 5]) for row in rows}) == 1
 
 
 def test_table_row_by_hand() -> None:
-    table = render_table(RESULTS)
-    rows = [" ".join(line.split()) for line in table.splitlines()[2:]]
-    assert rows[0] == "The capital of a is → Rome 0.50 7 2 2+3 0.20 → 0.60"
-    assert rows[1] == "The capital of b is → Rome 0.50 10 3 2+4 0.40 → 0.80"
-    assert rows[2] == "The capital of c is → Rome 0.50 9 2 – (0.30 → 0.30)"
-    assert rows[3] == "The capital of d is → Rome 0.50 2 0 – –"
-    assert rows[4] == "The capital of e is → Rome 0.50 not known: rank 4"
-    assert rows[5] == "f – skipped: prompt is longer than the c…"
-    assert "In brackets" in table
+    report = render_report(RESULTS, summarize(RESULTS), width=100)
+    rows = [" ".join(line.split()) for line in facts_of(report)]
+    assert rows == [
+        "The capital of a is Rome 0.50 7 2 2+3 0.20 → 0.60",
+        "The capital of b is Rome 0.50 10 3 2+4 0.40 → 0.80",
+        "The capital of c is Rome 0.50 9 2 – (0.30 → 0.30)",
+        "The capital of d is Rome 0.50 2 0 – –",
+        "The capital of e is Rome 0.50 not known rank 4",
+        "f – skipped prompt is longer than the context",
+    ]
+    assert "in brackets" in report
 
 
 def test_long_tables_are_cut_and_say_so() -> None:
-    table = render_table(RESULTS * 10, limit=7)
-    assert "… and 53 more facts" in table
-    assert table.count("→ Rome") + table.count("skipped") == 7
+    results = RESULTS * 10
+    for render in (render_report, render_markdown):
+        report = render(results, summarize(results), limit=7)
+        assert "… and 53 more facts" in report
+        assert (report.count("The capital of"), report.count("prompt is")) == (6, 1)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +324,7 @@ def controlled(random: float, unrelated: float, mean: float) -> list[str]:
         )
         for i in range(6)
     ]
-    return sentences(summarize(results))
+    return control_sentences(summarize(results))
 
 
 def test_sentences_follow_the_controls() -> None:
@@ -300,15 +341,17 @@ def test_sentences_follow_the_controls() -> None:
 
 def test_sentences_say_when_there_is_nothing_to_compare() -> None:
     one = [make("a", (2, 3), (0, 1), (0.2, 0.6, 2.0), controls={"random": Drops(0.0, 0.0)})]
-    assert "6 or more facts" in " ".join(sentences(summarize(one)))
+    assert "6 or more facts" in " ".join(control_sentences(summarize(one)))
     none = [make(x, (2, 3), (), (0.2, 0.6, 2.0)) for x in "ab"]
-    assert "No controls were measured" in " ".join(sentences(summarize(none)))
+    assert "No controls were measured" in " ".join(control_sentences(summarize(none)))
 
 
 def test_markdown_escapes_what_would_break_a_table() -> None:
-    result = make("a|b", (2, 2), (0, 1), (0.1, 0.5, 1.0), prompt="x | *y* <z>\n`q`", answer="_a_")
+    result = make(
+        "a|b", (2, 2), (0, 1), (0.1, 0.5, 1.0), prompt="x | *y* <z>\n`q` [k](u)", answer="_a_"
+    )
     text = render_markdown([result], summarize([result]))
-    assert r"x \| \*y\* \<z\> \`q\` → \_a\_" in text
+    assert r"| x \| \*y\* \<z\> \`q\` [k\](u) | \_a\_ |" in text
     tables = [line for line in text.splitlines() if line.startswith("|")]
     assert {line.replace(r"\|", "").count("|") for line in tables} == {7, 8}
 
@@ -327,9 +370,9 @@ def test_summary_files_are_written_into_a_run_directory(tmp_path: Path) -> None:
     for _ in range(2):
         markdown, data = write_summary(tmp_path, RESULTS, summarize(RESULTS), problems=problems)
     text = markdown.read_text(encoding="utf-8")
-    assert "demo (fingerprint `abc`)" in text
-    assert f"`{Config().hash}`" in text
-    assert "facts.jsonl:3: empty answer" in text
+    assert "| Model | demo (fingerprint abc) |" in text
+    assert f"| {Config().hash}, in full in manifest.json |" in text
+    assert "| facts.jsonl | 3 | empty answer |" in text
     assert read_summary(tmp_path) == json.loads(data.read_text())
     assert read_summary(tmp_path)["summary"]["n_degenerate"] == 2
     assert read_summary(tmp_path)["problems"] == problems

@@ -143,7 +143,9 @@ def killed_at(step: int, patch: pytest.MonkeyPatch, work: Callable[[], None]) ->
 
 
 # The manifest takes 3 changes, a part 9 and then 64 removals, but the last part 9 and 4.
-@pytest.mark.parametrize("step", [1, 2, 3, 4, 7, 8, 9, 11, 12, 13, 14, 45, 76, 77, 86, 149, 231, 235])
+@pytest.mark.parametrize(
+    "step", [1, 2, 3, 4, 7, 8, 9, 11, 12, 13, 14, 45, 76, 77, 86, 149, 231, 235]
+)
 def test_a_kill_at_any_change_leaves_a_readable_run(
     loose: Path,
     dense: Path,

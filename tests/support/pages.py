@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
+from urllib.parse import unquote
+from xml.etree import ElementTree as ET
 
 VOID = {"meta", "link", "input", "br", "hr", "img"}
 # Whose attributes make a browser fetch something.
@@ -77,6 +79,13 @@ class Page(HTMLParser):
         self._at.children.append(Element(tag, dict(attrs), self._at))
 
 
+def drawing(image: Element) -> str:
+    """The SVG document of an image."""
+    kind, _, data = (image.attributes["src"] or "").partition(",")
+    assert kind == "data:image/svg+xml"
+    return unquote(data)
+
+
 def read(html: str) -> Element:
     """The page's root, after checks that hold for every page."""
     page = Page(html)
@@ -95,7 +104,7 @@ def read(html: str) -> Element:
     assert levels[0] == 1
     assert levels.count(1) == 1
     assert all(b <= a + 1 for a, b in itertools.pairwise(levels)), levels
-    for svg in page.root.all("svg"):
-        assert svg.attributes["role"] == "img"
-        assert svg.attributes["aria-label"]
+    for image in page.root.all("img"):
+        assert image.attributes["alt"]
+        ET.fromstring(drawing(image))
     return page.root

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import re
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,29 +15,25 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 200
-_ID = re.compile(r'\bid="([^"]+)"')
-_REFERENCE = re.compile(r'(url\(#|href="#)([^)"]+)')
-_METADATA = re.compile(r"\s*<metadata>.*?</metadata>", re.DOTALL)
+_DRAWING = threading.Lock()
 
 
 def to_svg(figure: Figure) -> str:
-    """The figure as an SVG document.
+    """The figure as an SVG document, with the same identifiers each time."""
+    from matplotlib import rc_context
 
-    matplotlib makes up identifiers anew each time unless a global setting says otherwise; they
-    are numbered here instead.
-    """
     buffer = io.StringIO()
-    figure.savefig(
-        buffer, format="svg", dpi=DPI, facecolor=PAPER, transparent=False, metadata={"Date": None}
-    )
-    return renamed(_METADATA.sub("", buffer.getvalue()), "i")
-
-
-def renamed(svg: str, prefix: str) -> str:
-    """SVG with its identifiers numbered behind a prefix, each reference following its own."""
-    names = {old: f"{prefix}{i}" for i, old in enumerate(dict.fromkeys(_ID.findall(svg)), 1)}
-    svg = _ID.sub(lambda m: f'id="{names[m[1]]}"', svg)
-    return _REFERENCE.sub(lambda m: f"{m[1]}{names.get(m[2], m[2])}", svg)
+    # The salt of identifiers can be set for all figures only, and other threads draw, too.
+    with _DRAWING, rc_context({"svg.hashsalt": "dkn_engine"}):
+        figure.savefig(
+            buffer,
+            format="svg",
+            dpi=DPI,
+            facecolor=PAPER,
+            transparent=False,
+            metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
+        )
+    return buffer.getvalue()
 
 
 def to_png(figure: Figure) -> bytes:

@@ -10,15 +10,19 @@ from typing import Any
 from dkn_engine.errors import RunDirectoryError
 from dkn_engine.files.atomic import write_files
 from dkn_engine.files.local_paths import local_path
-from dkn_engine.report.content import Picture
+from dkn_engine.report.cards import fact_cards
+from dkn_engine.report.content import Figure
 from dkn_engine.report.drawings import FOLDER, draw_fact, draw_run, facts_to_draw
 from dkn_engine.report.figures.style import HOW_TO_GET, available
-from dkn_engine.report.run import CARDS, render_run
+from dkn_engine.report.html.page import render_page
+from dkn_engine.report.run import run_report
 from dkn_engine.report.summary import Summary
+from dkn_engine.report.verdicts import verdicts
 from dkn_engine.store import read_manifest
 from dkn_engine.types import FactResult
 
 PAGE = "report.html"
+CARDS = 200
 FACT_FIGURES = 12
 NO_FIGURES = f"{PAGE} has no figures, since matplotlib is not installed; to get them: {HOW_TO_GET}"
 
@@ -31,6 +35,7 @@ def write_page(
     problems: Sequence[Mapping[str, Any]] = (),
     cards: int = CARDS,
     fact_figures: int = FACT_FIGURES,
+    figures: bool = True,
 ) -> tuple[Path, bool]:
     """Draw the figures, then write the page, atomically.
 
@@ -42,6 +47,7 @@ def write_page(
         problems: facts that the loader left out (``file``, ``line``, ``id``, ``reason``).
         cards: most facts with a card.
         fact_figures: most facts with figures of their own: those with a DKN first.
+        figures: False draws none, which takes most of the time.
 
     Returns:
         The page's path, and whether it has figures: it has none without matplotlib, and says so.
@@ -55,25 +61,58 @@ def write_page(
     except RunDirectoryError:
         manifest = None
     held = [r if i < cards else in_short(r) for i, r in enumerate(results)]
-    pictures: dict[str, Picture] = {}
-    fact_pictures: dict[int, list[Picture]] = {}
-    if drawn := available():
+    drawn: dict[str, Figure] = {}
+    of_facts: dict[int, list[Figure]] = {}
+    if has_figures := figures and available():
         folder = directory / FOLDER
-        pictures = draw_run(folder, held, summary)
+        drawn = draw_run(folder, held, summary)
         for i in facts_to_draw(held[:cards], fact_figures):
-            fact_pictures[i] = draw_fact(folder, held[i], i + 1)
+            of_facts[i] = draw_fact(folder, held[i], i + 1)
     page = render_run(
         held,
         summary,
         manifest=manifest,
         problems=problems,
-        pictures=pictures,
-        fact_pictures=fact_pictures,
-        notes=() if drawn else (f"{NO_FIGURES}.",),
+        figures=drawn,
+        fact_figures=of_facts,
+        notes=() if has_figures or not figures else (f"{NO_FIGURES}.",),
         cards=cards,
     )
     write_files(directory, {PAGE: page.encode("utf-8")})
-    return directory / PAGE, drawn
+    return directory / PAGE, has_figures
+
+
+def render_run(
+    results: Sequence[FactResult],
+    summary: Summary,
+    *,
+    manifest: Mapping[str, Any] | None = None,
+    problems: Sequence[Mapping[str, Any]] = (),
+    figures: Mapping[str, Figure] | None = None,
+    fact_figures: Mapping[int, Sequence[Figure]] | None = None,
+    notes: Sequence[str] = (),
+    cards: int = CARDS,
+) -> str:
+    """The page of a run as HTML.
+
+    Args:
+        results: all results, in the order of the facts.
+        summary: of those results.
+        manifest, problems, figures, notes: as in :func:`dkn_engine.report.run.run_report`.
+        fact_figures: by the fact's place in ``results``.
+        cards: most cards.
+    """
+    return render_page(
+        run_report(
+            summary,
+            fact_cards(results, fact_figures or {}, cards),
+            manifest=manifest,
+            problems=problems,
+            comparisons=verdicts(results),
+            figures=figures,
+            notes=notes,
+        )
+    )
 
 
 def in_short(result: FactResult) -> FactResult:

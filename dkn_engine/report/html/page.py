@@ -1,4 +1,4 @@
-"""A page of sections: one file that needs nothing else, on paper, on a phone, in the dark."""
+"""A report as a page: one file that needs nothing else, on paper, on a phone, in the dark."""
 
 from __future__ import annotations
 
@@ -8,108 +8,94 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
+from typing import TYPE_CHECKING
+from urllib.parse import quote
 
-from dkn_engine.report.content import Section, Tile
-from dkn_engine.report.html.markup import Markup, escape
-from dkn_engine.report.html.pictures import render_picture
-from dkn_engine.report.html.tables import render_table
+from dkn_engine.report.clean import clean
+from dkn_engine.report.content import Report
 
-_FEWEST_FOR_CONTENTS = 3
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+_WIDTH = re.compile(r'<svg\b[^>]*?\bwidth="([\d.]+)pt"')
+_POINTS_A_REM = 12.0
+_PLAIN = " !$()*+,-./:;=?@[]_~"  # of a data URI
 
 
-def render_page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
+def render_page(report: Report) -> str:
     """A whole HTML document.
 
     A content security policy forbids it to load anything and to run any script but its own.
 
-    Args:
-        title: the one heading of the first level.
-        subtitle: below it, such as the model and the date.
-        sections: in order, each under a heading of the second level.
+    Raises:
+        ValueError: a figure's ``svg`` is none.
     """
-    names = _anchors([section.title for section in sections])
-    lines = [
-        "<!DOCTYPE html>",
-        '<html lang="en">',
-        "<head>",
-        '<meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{_policy()}">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        '<meta name="color-scheme" content="light dark">',
-        f"<title>{escape(title)}</title>",
-        '<link rel="icon" href="data:,">',
-        f"<style>\n{_part('page.css')}</style>",
-        "</head>",
-        "<body>",
-        f"<header>\n<h1>{escape(title)}</h1>",
-        f'<p class="subtitle">{escape(subtitle)}</p>\n</header>',
-    ]
-    if len(sections) >= _FEWEST_FOR_CONTENTS:
-        links = "\n".join(
-            f'<li><a href="#{name}">{escape(section.title)}</a></li>'
-            for name, section in zip(names, sections, strict=True)
+    anchors = _anchors([section.title for section in report.sections])
+    script = _part("page.js")
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            report=report,
+            sections=list(zip(anchors, report.sections, strict=True)),
+            style=_part("page.css"),
+            script=script,
+            script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         )
-        lines.append(f'<nav aria-label="Contents">\n<ul>\n{links}\n</ul>\n</nav>')
-    lines.append("<main>")
-    for number, (name, section) in enumerate(zip(names, sections, strict=True), 1):
-        lines.append(render_section(section, name, f"figure-{number}"))
-    lines += ["</main>", f"<script>{_part('page.js')}</script>", "</body>", "</html>"]
-    return "\n".join(lines) + "\n"
-
-
-def render_section(section: Section, anchor: str, prefix: str) -> Markup:
-    """One section.
-
-    Args:
-        section: to be rendered.
-        anchor: its identifier in the page.
-        prefix: of the identifiers in its figures.
-    """
-    lines = [f'<section id="{anchor}">', f"<h2>{escape(section.title)}</h2>"]
-    lines += [f"<p>{escape(paragraph)}</p>" for paragraph in section.text]
-    if section.tiles:
-        lines.append(_tiles(section.tiles))
-    pictures = [
-        render_picture(picture, f"{prefix}-{i}-") for i, picture in enumerate(section.pictures, 1)
-    ]
-    if pictures:
-        lines += ['<div class="pictures">', *pictures, "</div>"]
-    lines += [render_table(table) for table in section.tables]
-    lines += [section.body] if section.body else []
-    return Markup("\n".join([*lines, "</section>"]))
-
-
-def _tiles(tiles: Sequence[Tile]) -> str:
-    items = "\n".join(
-        f"<div><dt>{escape(tile.label)}</dt><dd>{escape(tile.value)}"
-        f"{f'<small>{escape(tile.note)}</small>' if tile.note else ''}</dd></div>"
-        for tile in tiles
     )
-    return f'<dl class="tiles">\n{items}\n</dl>'
+
+
+@cache
+def _environment() -> Environment:
+    """Templates whose every text is cleaned of control characters, then escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup, escape
+
+    environment = Environment(
+        loader=PackageLoader("dkn_engine.report.html", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=lambda v: clean(v) if isinstance(v, str) and not isinstance(v, Markup) else v,
+    )
+    environment.filters |= {"data_uri": _data_uri, "width_in_rem": _width_in_rem}
+    environment.filters["verbatim"] = escape  # Line breaks stay.
+    return environment
+
+
+def _data_uri(svg: str) -> Markup:
+    """An image of its own, whose identifiers meet no others; nothing of it needs escaping."""
+    from markupsafe import Markup
+
+    return Markup(f"data:image/svg+xml,{quote(svg, safe=_PLAIN)}")
+
+
+def _width_in_rem(svg: str) -> str:
+    found = _WIDTH.search(svg)
+    if found is None:
+        raise ValueError(f"svg must be an SVG document with a width; got {svg[:40]!r}")
+    return f"{float(found[1]) / _POINTS_A_REM:.1f}"
 
 
 def _anchors(titles: Sequence[str]) -> list[str]:
     """Identifiers from titles, equal titles numbered."""
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     for title in titles:
         base = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "section"
-        name, number = base, 1
-        while name in found:
-            number += 1
-            name = f"{base}-{number}"
-        found[name] = None
-    return list(found)
+        name, place = base, 1
+        while name in names:
+            place += 1
+            name = f"{base}-{place}"
+        names[name] = None
+    return list(names)
 
 
 @cache
-def _part(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+def _part(name: str) -> Markup:
+    """A file of the package that goes into the page as it is."""
+    from markupsafe import Markup
 
-
-@cache
-def _policy() -> str:
-    digest = base64.b64encode(hashlib.sha256(_part("page.js").encode()).digest()).decode()
-    return (
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{digest}'"
-    )
+    return Markup(resources.files(__package__).joinpath(name).read_text(encoding="utf-8"))

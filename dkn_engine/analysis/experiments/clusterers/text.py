@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,9 +13,11 @@ from dkn_engine.analysis.experiments.clusterers.experiment import (
     MethodSummary,
 )
 from dkn_engine.files.plain_json import plain
-from dkn_engine.report.table import COLUMNS
+from dkn_engine.report.content import Block, Points, Section, Table, number, paragraphs
+from dkn_engine.report.text import to_text
 from dkn_engine.statistics.intervals import FEWEST, Estimate
-from dkn_engine.statistics.words import interval
+from dkn_engine.statistics.words import DASH, interval
+from dkn_engine.statistics.words import number as short
 
 ROW_COLUMNS = (
     "method",
@@ -42,43 +43,61 @@ _FIELDS = (
 )
 
 
-def render(comparison: ClustererComparison) -> str:
-    """Tables of at most 80 columns and what they say in words, ending in a newline."""
+def render(comparison: ClustererComparison, *, width: int | None = None) -> str:
+    """Tables and what they say in words for a terminal, ending in a newline.
+
+    Args:
+        comparison: to be shown.
+        width: most columns; None: the terminal's, or 80 where there is none.
+    """
     left_out = f", {comparison.n_unusable} cannot be used" if comparison.n_unusable else ""
-    blocks = [
+    facts = (
         f"{comparison.n_facts} facts, of which the model knows {comparison.n_known}{left_out}; "
-        "means [95% interval over facts].",
-        "\n".join(_found(comparison.methods)),
-        "\n".join(_drops(comparison.methods)),
-        "\n".join(textwrap.fill(s, COLUMNS - 1) for s in sentences(comparison)),
+        "means [95% interval over facts]."
+    )
+    tables = [_clusters(comparison.methods), _drops(comparison.methods)]
+    blocks: list[Block] = [*paragraphs([facts]), *tables, Points(sentences(comparison))]
+    return to_text([Section("", blocks)], width=width)
+
+
+def _clusters(methods: Sequence[MethodSummary]) -> Table:
+    several = number("facts with two or more components", ">=2 comp.")
+    rows = [
+        (
+            LABELS[m.method],
+            m.n_with_two,
+            interval(m.degenerate),
+            interval(m.components, 1),
+            interval(m.neurons, 0),
+        )
+        for m in methods
     ]
-    return "\n\n".join(blocks) + "\n"
+    return Table(("clusterer", several, "degenerate", "components", "neurons"), rows)
 
 
-def _found(methods: Sequence[MethodSummary]) -> Iterator[str]:
-    yield f"{'Clusterer':<14}{'>=2 comp.':>9}  {'degenerate':<19} {'components':<16} neurons"
-    yield "─" * COLUMNS
-    for m in methods:
-        yield (
-            f"{LABELS[m.method]:<14}{m.n_with_two:>9}  {interval(m.degenerate):<19} "
-            f"{interval(m.components, 1):<16} {interval(m.neurons, 0)}"
+def _drops(methods: Sequence[MethodSummary]) -> Table:
+    rows = [
+        (
+            LABELS[m.method],
+            m.full_drop.n,
+            interval(m.partial_drop),
+            interval(m.full_drop),
+            m.dkn_full_drop.n,
+            *(DASH if not e.n else short(e.mean) for e in (m.dkn_partial_drop, m.dkn_full_drop)),
         )
-
-
-def _drops(methods: Sequence[MethodSummary]) -> Iterator[str]:
-    yield "Mean drop when some (partial) → when all (full) components are suppressed:"
-    yield (f"{'':<14}{'n':>3} {'all candidates':<18}   {'':<19}{'n':>3} DKNs alone").rstrip()
-    yield "─" * COLUMNS
-    for m in methods:
-        own = f"{interval(m.partial_drop):<18} → {interval(m.full_drop):<19}"
-        yield (
-            f"{LABELS[m.method]:<14}{m.full_drop.n:>3} {own}{m.dkn_full_drop.n:>3} "
-            f"{_short(m.dkn_partial_drop)} → {_short(m.dkn_full_drop)}"
-        )
-
-
-def _short(estimate: Estimate) -> str:
-    return f"{estimate.mean:.2f}" if estimate.n else "–"
+        for m in methods
+    ]
+    columns = (
+        "clusterer",
+        number("facts", "n"),
+        "partial drop",
+        "full drop",
+        number("DKNs"),
+        number("their partial drop"),
+        number("their full drop"),
+    )
+    caption = "Mean drop when some (partial) and when all (full) candidates are suppressed"
+    return Table(columns, rows, f"{caption}; on the right, of DKNs alone")
 
 
 def sentences(comparison: ClustererComparison) -> list[str]:

@@ -1,0 +1,56 @@
+"""A run's report as text and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dkn_engine.report.markdown import to_markdown
+from dkn_engine.report.run import FACTS, facts_table, run_report
+from dkn_engine.report.summary import Summary
+from dkn_engine.report.text import to_text
+from dkn_engine.types import FactResult
+
+MOST_ROWS = 1000  # of a file's table of facts
+_MOST_RELATIONS = 20  # in a terminal
+
+
+def render_report(
+    results: Sequence[FactResult],
+    summary: Summary,
+    *,
+    limit: int | None = 40,
+    width: int | None = None,
+) -> str:
+    """The report for a terminal, facts first, ending in a newline.
+
+    Args:
+        results: in the order of the rows; the first ``limit`` are enough.
+        summary: of all of them.
+        limit: most rows; None for all.
+        width: most columns; None: the terminal's, or 80 where there is none.
+    """
+    facts = facts_table(results, limit, summary.n_facts)
+    report = run_report(summary, facts, most_relations=_MOST_RELATIONS)
+    return to_text(sorted(report.sections, key=lambda s: s.title != FACTS), width=width)
+
+
+def render_markdown(
+    results: Sequence[FactResult],
+    summary: Summary,
+    *,
+    manifest: Mapping[str, Any] | None = None,
+    problems: Sequence[Mapping[str, Any]] = (),
+    limit: int | None = MOST_ROWS,
+) -> str:
+    """The report as Markdown.
+
+    Args:
+        results: in the order of the rows; the first ``limit`` are enough.
+        summary: of all of them.
+        manifest: of the run directory; model, configuration and versions are quoted from it.
+        problems: facts that the loader left out (``file``, ``line``, ``id``, ``reason``).
+        limit: most rows of the table of facts; None for all.
+    """
+    facts = facts_table(results, limit, summary.n_facts)
+    return to_markdown(run_report(summary, facts, manifest=manifest, problems=problems))
