@@ -38,7 +38,9 @@ def no_interval(estimate: Estimate) -> str:
     """Why an estimate has no interval; empty if it has one."""
     if math.isfinite(estimate.ci_low):
         return ""
-    return "too few facts for an interval" if estimate.n < FEWEST else "no interval"
+    if estimate.n < FEWEST:
+        return "too few facts for an interval"
+    return f"no interval, since {estimate.reason}" if estimate.reason else "no interval"
 
 
 def cell(row: Row | Comparison) -> str:

@@ -293,7 +293,7 @@ def test_shards_are_merged_into_few_files(loose: Path, wanted: list[Any], tmp_pa
         with open_run(shard, facts=FACTS, shard=Shard(i, 2)) as run:
             write_missing(run)
             run.finish()
-            with pytest.raises(UserError, match="cannot be compacted before .* merge its shards"):
+            with pytest.raises(UserError, match=r"cannot be compacted before .* merge its shards"):
                 run.compact()
     for _ in range(2):  # It can be called again.
         assert merge(tmp_path / "out", shards, compact=True) == len(FACTS)
