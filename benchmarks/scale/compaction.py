@@ -1,8 +1,7 @@
 """How long a run directory takes to read with its chunks in files of their own, and compacted.
 
 The results are made up, of the shape that the demo model gives: 30 layers, 25 neurons and 5
-components a fact. Run it with the numbers of facts:
-``python -m benchmarks.scale.compaction 50 500``.
+components a fact. ``python -m benchmarks.scale.compaction 50 500`` takes the numbers of facts.
 """
 
 from __future__ import annotations
@@ -27,9 +26,7 @@ def result_for(fact: Fact, rng: np.random.Generator) -> FactResult:
     """A known fact with a DKN and all controls."""
     codes = rng.choice(LAYERS * 1536, NEURONS, replace=False)
     neurons = np.stack([codes // 1536, codes % 1536], axis=1).astype(np.int32)
-    names = ("partial_drop", "full_drop", "redundancy", "partial_std", "full_std", "excess")
-    figures = dict(zip(names, rng.random(6).tolist(), strict=True))
-    drops = Drops(**figures, n=20, n_redundancy=20)
+    drops = Drops(0.1, 0.2, rng.random(), 20, 0.01, 0.02, rng.random(), 20)
     return FactResult(
         fact.id,
         "ok",

@@ -209,6 +209,11 @@ def _add_merge(subparsers: Any) -> None:
         nargs="+",
         help="run directories of all shards",
     )
+    parser.add_argument(
+        "--compact",
+        action="store_true",
+        help="put the chunks into few files, which are read faster (done by itself for 64 or more)",
+    )
     _add_output(parser)
 
 

@@ -19,7 +19,7 @@ def merge(args: argparse.Namespace) -> int:
 
     console = Console(quiet=args.quiet)
     console.step(1, 2, f"putting {len(args.directories)} run directories together ...")
-    store.merge(args.out, args.directories)
+    store.merge(args.out, args.directories, compact=args.compact)
     console.step(2, 2, "summing up ...")
     problems = read_summary(args.directories[0]).get("problems", [])
     overview = read_overview(store.iter_results(args.out))

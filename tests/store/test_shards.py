@@ -14,7 +14,7 @@ import dkn_engine as dkn
 from dkn_engine.cli import main as cli
 from dkn_engine.store import count_done, merge, plan, read_manifest
 from dkn_engine.store.plan import Shard
-from tests.run.test_pipeline import CONFIG, parquet
+from tests.run.test_pipeline import CONFIG, assert_equal, parquet
 from tests.support.saved import many_facts
 from tests.support.tiny import tiny
 from tests.support.words import words_tokenizer
@@ -166,6 +166,9 @@ def test_program(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert err.startswith("[1/2] putting 3 run directories together ...")
     assert (tmp_path / "out" / "summary.md").is_file()
     assert parquet(tmp_path / "out") == parquet(runs / "whole")
+    assert cli.main(["merge", str(tmp_path / "few"), *arguments, "--compact", "--quiet"]) == 0
+    assert len(parquet(tmp_path / "few")) == 4
+    assert_equal(dkn.read_results(tmp_path / "few"), dkn.read_results(runs / "whole"))
     assert cli.main(["merge", str(tmp_path / "other"), *arguments[:2]]) == 2
     assert "4 of 12 chunks" in capsys.readouterr().err
 
