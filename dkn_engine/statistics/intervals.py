@@ -1,7 +1,7 @@
 """Means and shares with 95 % intervals that cover at small numbers, and why there is none.
 
 What they cover was found by simulation (``tests/statistics/test_coverage.py``; a table of it is in
-``docs/statistics.md``).
+``docs/explanation/statistics.md``).
 """
 
 from __future__ import annotations

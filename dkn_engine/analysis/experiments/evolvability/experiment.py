@@ -375,7 +375,7 @@ def _notes(sets: _Sets, asked: _Asked, n_random: int) -> Iterator[str]:
     )
     yield (
         "Overlap: n counts neurons; the interval of chance is that of random sets, the interval of "
-        "Rnd its smallest and largest draw, and p-values are exact."
+        "Rnd that of its mean over draws, if they are six or more, and p-values are exact."
     )
     if "D" in sets.compared:
         sizes = " and ".join(f"{name} {len(s)}" for name, s in sets.compared.items())
