@@ -13,7 +13,7 @@ import importlib.util
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,14 +63,17 @@ _NORMAL, _CONTROL, _DEFINED = 1, 3, 4  # kinds of tokens
 _SPACE = "\u2581"
 
 
-def gemma_folder() -> Path:
+def gemma_folder(package: str = _PACKAGE) -> Path:
     """A folder that ``from_pretrained`` reads; made on first use (1.1 GB, float32).
+
+    Args:
+        package: what the names of the packages that hold the parts begin with.
 
     Raises:
         UserError: a package, its part of the file or the GGUF reader is missing, or the file is
             not the one expected; the message says what to install.
     """
-    return cached_folder(FOLDER, _convert)
+    return cached_folder(FOLDER, partial(_convert, package=package))
 
 
 def load_gemma3() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -96,7 +99,7 @@ def tell_licence() -> None:
     )
 
 
-def find_parts() -> list[Path]:
+def find_parts(package: str = _PACKAGE) -> list[Path]:
     """The parts of the file in the installed packages, which are not imported, in their order.
 
     Raises:
@@ -104,7 +107,7 @@ def find_parts() -> list[Path]:
     """
     found = []
     for i in range(_PARTS):
-        name = f"{_PACKAGE}-part{i + 1}"
+        name = f"{package}-part{i + 1}"
         spec = importlib.util.find_spec(name.replace("-", "_"))
         folders = (spec.submodule_search_locations or []) if spec is not None else []
         paths = [Path(f, "data", f"{_FILE}.part{i:02d}") for f in folders]
@@ -116,10 +119,10 @@ def find_parts() -> list[Path]:
     return found
 
 
-def _convert(folder: Path) -> None:
+def _convert(folder: Path, package: str) -> None:
     """Write configuration, weights and tokenizer."""
     source = folder / _FILE
-    _assemble(find_parts(), source)
+    _assemble(find_parts(package), source)
     reader = open_gguf(source, NAME)
     _save_config(reader, folder)
     _save_weights(reader, folder)

