@@ -13,7 +13,16 @@ import dkn_engine as dkn
 from dkn_engine.config import AttributionConfig
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.models.layout import find_layout
-from tests.support.attribution_runs import GENERAL, LEFT, attributed, fixed
+from tests.support.attribution_runs import (
+    FLOAT64,
+    GENERAL,
+    LEFT,
+    attributed,
+    fixed,
+    given_baselines,
+    require_brute_force,
+    tolerance,
+)
 from tests.support.brute_force_scores import BruteForce
 from tests.support.guests import state
 from tests.support.tiny import (
@@ -31,8 +40,6 @@ from tests.support.words import text, words_tokenizer
 
 GATED = ("llama", "qwen3", "gemma3", "phi3", "mistral", "olmo2", "smollm3", "granite", "gemma2")
 SITES = ("up", "gate_act")
-FLOAT64 = 1e-10
-EAGER = 10 * float(torch.finfo(torch.float32).eps)  # Gemma2's attention rounds to float32
 
 
 def test_these_families_are_the_gated_ones() -> None:
@@ -45,10 +52,8 @@ def test_masked_baseline_scores_equal_brute_force(name: str, site: str) -> None:
     model = tiny(name)
     found = attributed(name, model, fixed(site=site, quadrature="trapezoid"))
     assert found.path == ("general" if name in GENERAL else "sweep")
-    oracle = BruteForce(name, model, site)
-    for scores, one in zip(found.scores, sequences(), strict=True):
-        expected = oracle.scores(one, ([0, 0.5, 1], [0.25, 0.5, 0.25])).mean(0)
-        assert relative_error(scores, expected) < (EAGER if name == "gemma2" else FLOAT64)
+    rule = ([0, 0.5, 1], [0.25, 0.5, 0.25])
+    require_brute_force(found, name, model, site, rule=rule, allowed=tolerance(name))
 
 
 @pytest.mark.parametrize("baseline", ["zero", "given"])
@@ -56,14 +61,10 @@ def test_masked_baseline_scores_equal_brute_force(name: str, site: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "phi3"])
 def test_other_baselines_are_of_the_site_itself(name: str, site: str, baseline: str) -> None:
     model = tiny(name)
-    random = torch.Generator().manual_seed(5)
-    tables = torch.randn(3, N_LAYERS, WIDTH, generator=random, dtype=torch.float64)
-    given = tables if baseline == "given" else None
+    given = given_baselines() if baseline == "given" else None
     found = attributed(name, model, fixed(site=site, baseline=baseline), baselines=given)
-    oracle = BruteForce(name, model, site)
-    for scores, one, table in zip(found.scores, sequences(), tables, strict=True):
-        start = table if baseline == "given" else "zero"
-        assert relative_error(scores, oracle.scores(one, LEFT, start).mean(0)) < FLOAT64
+    starts = ("zero",) * 3 if given is None else list(given)
+    require_brute_force(found, name, model, site, starts=starts)
 
 
 @pytest.mark.parametrize("site", SITES)

@@ -16,12 +16,22 @@ from dkn_engine.errors import BackendError
 from dkn_engine.forward import row_check as check
 from dkn_engine.forward.patched_rows import RowEngine, RowSet
 from dkn_engine.forward.row_blocks import Block
-from tests.support.attribution_runs import GENERAL, LEFT, S, attributed, fixed
+from tests.support.attribution_runs import (
+    EAGER,
+    FLOAT64,
+    GENERAL,
+    LEFT,
+    S,
+    attributed,
+    fixed,
+    given_baselines,
+    require_brute_force,
+    tolerance,
+)
 from tests.support.brute_force_scores import BruteForce
 from tests.support.tiny import (
     FAMILIES,
     N_LAYERS,
-    WIDTH,
     relative_error,
     sequence,
     sequences,
@@ -29,16 +39,6 @@ from tests.support.tiny import (
 )
 
 SWEPT = ("gpt2", "llama", "qwen3", "gemma3", "gpt_neox", "phi3")
-# Both sides compute the same in float64, in another order ...
-FLOAT64 = 1e-10
-# ... but transformers' eager attention rounds its weights to float32, and these families use it
-# (Gemma2 for its caps) or multiply queries with keys in float32.
-ROUNDED = ("gemma2", "gptj", "gpt_neo")
-EAGER = 10 * float(torch.finfo(torch.float32).eps)
-
-
-def tolerance(name: str) -> float:
-    return EAGER if name in ROUNDED else FLOAT64
 
 
 @pytest.mark.parametrize("site", ["post", "pre"])
@@ -49,10 +49,7 @@ def test_masked_baseline_scores_equal_brute_force(name: str, site: str) -> None:
     model = tiny(name)
     found = attributed(name, model, fixed(site=site, quadrature="trapezoid"))
     assert found.path == ("general" if name in GENERAL else "sweep")
-    oracle = BruteForce(name, model, site)
-    for scores, one in zip(found.scores, sequences(), strict=True):
-        expected = oracle.scores(one, rule).mean(0)
-        assert relative_error(scores, expected) < tolerance(name)
+    require_brute_force(found, name, model, site, rule=rule, allowed=tolerance(name))
 
 
 @pytest.mark.parametrize("site", ["post", "pre"])
@@ -70,14 +67,10 @@ def test_float32_scores_are_within_1e_5_of_float64(name: str, site: str) -> None
 @pytest.mark.parametrize("name", ["gpt2", "llama", "opt"])
 def test_zero_and_given_baselines_equal_brute_force(name: str, site: str, baseline: str) -> None:
     model = tiny(name)
-    random = torch.Generator().manual_seed(5)
-    tables = torch.randn(3, N_LAYERS, WIDTH, generator=random, dtype=torch.float64)
-    given = tables if baseline == "given" else None
+    given = given_baselines() if baseline == "given" else None
     found = attributed(name, model, fixed(site=site, baseline=baseline), baselines=given)
-    oracle = BruteForce(name, model, site)
-    for scores, one, table in zip(found.scores, sequences(), tables, strict=True):
-        start = table if baseline == "given" else "zero"
-        assert relative_error(scores, oracle.scores(one, LEFT, start).mean(0)) < FLOAT64
+    starts = ("zero",) * 3 if given is None else list(given)
+    require_brute_force(found, name, model, site, starts=starts)
 
 
 def test_a_given_baseline_of_the_clean_activation_scores_zero() -> None:

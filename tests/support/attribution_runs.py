@@ -8,17 +8,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from dkn_engine.attribution.chunk import ChunkScores, attribute_chunk
 from dkn_engine.config import AttributionConfig
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.models.layout import find_layout
-from tests.support.tiny import MASK_ID, sequences
+from tests.support.brute_force_scores import BruteForce
+from tests.support.tiny import MASK_ID, N_LAYERS, WIDTH, relative_error, sequences
 
 # Their attention does not go through transformers' interface (OPT: its MLP has no batch axis).
 GENERAL = ("gptj", "falcon", "opt", "gpt_neo")
+# Both sides compute the same in float64, in another order ...
+FLOAT64 = 1e-10
+# ... but transformers' eager attention rounds its weights to float32, and these families use it
+# (Gemma2 for its caps) or multiply queries with keys in float32.
+ROUNDED = ("gemma2", "gptj", "gpt_neo")
+EAGER = 10 * float(torch.finfo(torch.float32).eps)
 S = 3
-LEFT = (np.arange(S) / S, np.full(S, 1 / S))
+Rule = tuple[Any, Any]
+LEFT: Rule = (np.arange(S) / S, np.full(S, 1 / S))
 
 
 def fixed(**options: Any) -> AttributionConfig:
@@ -38,3 +48,29 @@ def attributed(
     some = sequences() if some is None else some
     with general if name in GENERAL else contextlib.nullcontext():
         return attribute_chunk(model, find_layout(model), some, config, mask_id=MASK_ID, **options)
+
+
+def tolerance(name: str) -> float:
+    return EAGER if name in ROUNDED else FLOAT64
+
+
+def given_baselines() -> Tensor:
+    """A baseline for each of the usual three sequences, ``[3, L, F]``."""
+    random = torch.Generator().manual_seed(5)
+    return torch.randn(3, N_LAYERS, WIDTH, generator=random, dtype=torch.float64)
+
+
+def require_brute_force(
+    found: ChunkScores,
+    name: str,
+    model: Any,
+    site: str,
+    *,
+    rule: Rule = LEFT,
+    starts: Sequence[Any] = ("masked",) * 3,
+    allowed: float = FLOAT64,
+) -> None:
+    """The usual three sequences' scores are the oracle's, of paths that begin at ``starts``."""
+    oracle = BruteForce(name, model, site)
+    for scores, one, start in zip(found.scores, sequences(), starts, strict=True):
+        assert relative_error(scores, oracle.scores(one, rule, start).mean(0)) < allowed
