@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -31,10 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _without_program(argv: Sequence[str], broken: str) -> int:
-    from dkn_engine.cli.info import info
+    from dkn_engine.cli.info import InfoOptions, info
 
     if argv and argv[0] == "info":
-        return info(argparse.Namespace(directory=None, json="--json" in argv))
+        return info(InfoOptions(json="--json" in argv))
     sys.stderr.write(f"dkn-engine: error: {' '.join(broken.split())}\n")
     return 2
 

@@ -2,41 +2,113 @@
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dkn_engine.analysis.config import ANALYSES
+from dkn_engine.cli.arguments import option
 from dkn_engine.cli.console import Console, put
-from dkn_engine.cli.inputs import Threads, load_model, read_facts, tell_problems
-from dkn_engine.cli.settings import config_from_options
-from dkn_engine.config import Config
+from dkn_engine.cli.inputs import (
+    Problem,
+    fact_file,
+    load_model,
+    read_facts,
+    tell_problems,
+    torch_threads,
+)
+from dkn_engine.cli.options import Input, Output, Reading, Training, Work, changes
+from dkn_engine.cli.settings import PRESETS, require_not_set, settings_from_options
+from dkn_engine.config import Config, FactsConfig, Section
 from dkn_engine.errors import UserError
 from dkn_engine.types import Fact
 
 if TYPE_CHECKING:
     from dkn_engine.analysis.suite.cells import Cell
-    from dkn_engine.analysis.suite.engines import Engine
     from dkn_engine.analysis.suite.requests import Options
+    from dkn_engine.analysis.suite.tasks import InWorkers, Loaded
     from dkn_engine.statistics.table import Table
 
 _LINES = 60  # of each table's figures on the terminal; the rest is in the files
 
 
-def single(args: argparse.Namespace) -> int:
+@dataclass(frozen=True, kw_only=True)
+class SingleOptions:
+    """What ``analyze <analysis>`` is told."""
+
+    input: Input
+    work: Work
+    output: Output
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvolvabilityOptions:
+    """What ``analyze evolvability`` is told."""
+
+    input: Input
+    work: Work
+    training: Training
+    output: Output
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllOptions:
+    """Find DKNs and make every analysis for every model, file of facts and preset,
+    with tables, figures and a page. What is there already is not made again.
+    """
+
+    models: tuple[str, ...] = option(
+        "--models", "'demo', hub ids or local paths", nargs="+", metavar="M"
+    )
+    facts: tuple[str, ...] = option("--facts", "'demo' or files of facts", nargs="+", metavar="F")
+    presets: tuple[str, ...] = option(
+        "--presets",
+        f"of settings: {', '.join(PRESETS)} (default: default)",
+        default=("default",),
+        nargs="+",
+        choices=tuple(PRESETS),
+        metavar="P",
+    )
+    analyses: tuple[str, ...] = option(
+        "--analyses",
+        f"make these only: {', '.join(ANALYSES)}",
+        default=tuple(ANALYSES),
+        nargs="+",
+        choices=tuple(ANALYSES),
+        metavar="A",
+    )
+    changes: tuple[str, ...] = changes()
+    reading: Reading
+    work: Work
+    training: Training
+    output: Output
+
+
+def single(name: str, options: SingleOptions | EvolvabilityOptions) -> int:
     """``dkn-engine analyze <analysis>``: one analysis of one model, facts and configuration.
 
     Raises:
         UserError: options, facts, model or folder cannot be used, or the analysis refuses.
     """
-    return _run(args, [args.model], [args.facts], [args.preset], [args.analysis], strict=True)
+    given = options.input
+    suite = AllOptions(
+        models=(given.model,),
+        facts=(given.facts,),
+        presets=(given.preset,),
+        analyses=(name,),
+        changes=given.changes,
+        reading=given.reading,
+        work=options.work,
+        training=getattr(options, "training", Training()),
+        output=options.output,
+    )
+    return _run(suite, given.config, strict=True)
 
 
-def every(args: argparse.Namespace) -> int:
+def every(options: AllOptions) -> int:
     """``dkn-engine analyze all``: every analysis of every model, facts and preset.
 
     An analysis that refuses a run is noted; the others go on.
@@ -44,10 +116,19 @@ def every(args: argparse.Namespace) -> int:
     Raises:
         UserError: options, facts, model or folder cannot be used.
     """
-    from dkn_engine.analysis.suite.cells import ANALYSES
+    return _run(options, None, strict=options.reading.strict)
 
-    analyses = args.analyses or ANALYSES
-    return _run(args, args.models, args.facts, args.presets, analyses, strict=args.strict)
+
+def _settings(suite: AllOptions, file: str | None) -> tuple[dict[str, Config], dict[str, Section]]:
+    """The configuration of each preset, and the settings of each analysis."""
+    draws = suite.work.draws
+    sections = {name: ANALYSES[name].section() for name in suite.analyses}
+    for name, section in sections.items():
+        if draws is not None and hasattr(section, "n_random"):
+            require_not_set(suite.changes, f"{name}.n_random", "--draws")
+            sections[name] = section.of(section, n_random=draws)
+    made = {p: settings_from_options(p, file, suite.changes, sections) for p in suite.presets}
+    return {p: config for p, (config, _) in made.items()}, made[suite.presets[0]][1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,138 +137,112 @@ class _Source:
 
     name: str
     facts: Sequence[Fact]
-    problems: Sequence[Mapping[str, Any]]
+    problems: Sequence[Problem]
 
 
-def _run(
-    args: argparse.Namespace,
-    models: Sequence[str],
-    sources: Sequence[str],
-    presets: Sequence[str],
-    analyses: Sequence[str],
-    *,
-    strict: bool,
-) -> int:
+def _run(suite: AllOptions, file: str | None, *, strict: bool) -> int:
     from dkn_engine.analysis.suite.requests import Options
 
-    console = Console(quiet=args.quiet)
-    if args.out.exists() and not args.out.is_dir():
-        raise UserError(f"--out must be a folder; {args.out} is a file")
-    configs = {p: config_from_options(p, args.config, args.changes) for p in presets}
-    read = [_read(args, source, configs, console) for source in sources]
-    options = Options(args.draws, _new_facts(args, console), args.checkpoint)
-    with Threads(args.threads):
-        cells = dict(_cells(args, models, read, configs, analyses, options, console, strict))
-    across = _across(cells, models, sources, presets)
-    _write(args.out, cells, across, console)
-    _print(args, cells, across)
+    console, out = Console(quiet=suite.output.quiet), suite.work.out
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out must be a folder; {out} is a file")
+    configs, sections = _settings(suite, file)
+    read = [_read(suite.reading, source, configs, console) for source in suite.facts]
+    new_facts = _new_facts(suite.training, suite.reading, console)
+    options = Options(sections, new_facts, suite.training.checkpoint, strict)
+    with torch_threads(suite.reading.threads):
+        cells = dict(_cells(suite, read, configs, options, console))
+    across = _across(suite, cells)
+    _write(out, cells, across, console)
+    _print(suite, cells, across)
     return 0
 
 
-def _new_facts(args: argparse.Namespace, console: Console) -> tuple[Fact, ...] | None:
+def _new_facts(training: Training, reading: Reading, console: Console) -> tuple[Fact, ...] | None:
     """What evolvability teaches: all of its own file, whatever part of --facts is used."""
-    if args.new_facts is None:
-        if args.new_format is not None:
+    if training.new_facts is None:
+        if training.new_format is not None:
             raise UserError("--new-format is of --new-facts, which is not given")
         return None
-    console.say(f"reading new facts from {args.new_facts} ...")
-    facts, problems = read_facts(args.new_facts, args.new_format or "auto", strict=args.strict)
+    console.say(f"reading new facts from {training.new_facts} ...")
+    whole = replace(reading, format=training.new_format or "auto", limit=None)
+    facts, problems = read_facts(fact_file(training.new_facts, whole, FactsConfig()))
     tell_problems(console, problems, "--strict stops at the first")
     return tuple(facts)
 
 
 def _read(
-    args: argparse.Namespace, source: str, configs: Mapping[str, Config], console: Console
+    reading: Reading, source: str, configs: Mapping[str, Config], console: Console
 ) -> _Source:
     # How files are read is a setting; presets that differ in it cannot share a list of facts.
-    ways = {(config.facts.blank, config.facts.dates) for config in configs.values()}
-    if len(ways) > 1:
+    if len({(config.facts.blank, config.facts.dates) for config in configs.values()}) > 1:
         raise UserError(
             "--presets must read facts alike; of these some differ in facts.blank or facts.dates, "
             "what becomes of blanks inside of sentences and of dates: run them one by one"
         )
     console.say(f"reading facts from {source} ...")
-    ((blank, dates),) = ways
-    facts, problems = read_facts(
-        source, args.format, args.limit, blank=blank, dates=dates, strict=args.strict
-    )
+    config = next(iter(configs.values())).facts
+    facts, problems = read_facts(fact_file(source, reading, config))
     tell_problems(console, problems, "summary.md of the run lists them all")
     return _Source(source, facts, problems)
 
 
 def _cells(
-    args: argparse.Namespace,
-    models: Sequence[str],
+    suite: AllOptions,
     sources: Sequence[_Source],
     configs: Mapping[str, Config],
-    analyses: Sequence[str],
     options: Options,
     console: Console,
-    strict: bool,
 ) -> Iterator[tuple[str, Cell]]:
     """Every cell under its label."""
     from dkn_engine.analysis.suite.cells import analyze_cell
-    from dkn_engine.analysis.suite.engines import Watcher
     from dkn_engine.analysis.suite.labels import labels
     from dkn_engine.analysis.suite.requests import RUN
     from dkn_engine.report import summarize, write_summary
     from dkn_engine.report.html import write_page
 
-    watcher = Watcher(console.say, console.progress)
-    names = labels(models, [s.name for s in sources], list(configs))
-    for m, model_name in enumerate(models):
-        engine = _engine(args, model_name, console)
+    names = labels(suite.models, suite.facts, suite.presets)
+    for m, model_name in enumerate(suite.models):
+        model = _model(suite, model_name, console)
         for (s, source), preset in itertools.product(enumerate(sources), configs):
             label = names[m, s, preset]
             console.say(f"{label}:")
-            cell = analyze_cell(
-                args.out / label,
-                engine,
-                source.facts,
-                configs[preset],
-                analyses,
-                options,
-                watcher,
-                strict=strict,
-            )
-            run, summary = cell.folder / RUN, summarize(cell.results)
+            folder = suite.work.out / label
+            cell = analyze_cell(folder, source.facts, configs[preset], options, model, console)
+            run, summary = folder / RUN, summarize(cell.results)
             write_summary(run, cell.results, summary, problems=source.problems)
             write_page(run, cell.results, summary, problems=source.problems)
             yield label, cell
 
 
-def _engine(args: argparse.Namespace, model_name: str, console: Console) -> Engine:
+def _model(suite: AllOptions, name: str, console: Console) -> Loaded | InWorkers:
     """The model in this process, loaded once for all cells, or the processes that will load it."""
-    from dkn_engine.analysis.suite.engines import Here, InWorkers
+    from dkn_engine.analysis.suite.tasks import InWorkers, Loaded
     from dkn_engine.run.workers.job import ModelSpec
 
-    if args.workers > 1:
-        console.say(f"model {model_name}, in {args.workers} processes:")
-        spec = ModelSpec(model_name, args.device, args.dtype, args.threads or 1)
-        return InWorkers(spec, args.workers)
-    console.say(f"loading model {model_name} ...")
-    return Here(*load_model(model_name, args.device, args.dtype))
+    reading, workers = suite.reading, suite.work.workers
+    if workers > 1:
+        console.say(f"model {name}, in {workers} processes:")
+        spec = ModelSpec(name, reading.device, reading.dtype, reading.threads or 1)
+        return InWorkers(spec, workers)
+    console.say(f"loading model {name} ...")
+    return Loaded(*load_model(name, reading))
 
 
-def _across(
-    cells: Mapping[str, Cell],
-    models: Sequence[str],
-    sources: Sequence[str],
-    presets: Sequence[str],
-) -> dict[str, Table]:
+def _across(suite: AllOptions, cells: Mapping[str, Cell]) -> dict[str, Table]:
     """Degeneracy against model size, for each list of facts and preset."""
     from dkn_engine.analysis.suite.cells import compare_models
     from dkn_engine.analysis.suite.labels import labels, short_names
 
-    runs = labels(models, sources, presets)
-    names, origins = short_names(models), short_names(sources, files=True)
-    found: dict[str, Table] = {}
-    for (s, origin), preset in itertools.product(enumerate(origins), presets):
+    runs = labels(suite.models, suite.facts, suite.presets)
+    names, origins = short_names(suite.models), short_names(suite.facts, files=True)
+    tables: dict[str, Table] = {}
+    for (s, origin), preset in itertools.product(enumerate(origins), suite.presets):
         here = {name: cells[runs[m, s, preset]] for m, name in enumerate(names)}
         table = compare_models(here, next(iter(here.values())).seed)
         if table is not None:
-            found[f"{origin}-{preset}" if len(presets) > 1 else origin] = table
-    return found
+            tables[f"{origin}-{preset}" if len(suite.presets) > 1 else origin] = table
+    return tables
 
 
 def _write(
@@ -215,38 +270,36 @@ def _write(
 def _by_analysis(
     cells: Mapping[str, Cell], across: Mapping[str, Table]
 ) -> dict[str, dict[str, Table]]:
-    found: dict[str, dict[str, Table]] = {}
+    tables: dict[str, dict[str, Table]] = {}
     for label, cell in cells.items():
         for name, table in cell.tables.items():
-            found.setdefault(name, {})[label] = table
+            tables.setdefault(name, {})[label] = table
     for label, table in across.items():
-        found.setdefault(table.analysis, {})[label] = table
-    return found
+        tables.setdefault(table.analysis, {})[label] = table
+    return tables
 
 
-def _print(
-    args: argparse.Namespace, cells: Mapping[str, Cell], across: Mapping[str, Table]
-) -> None:
+def _print(suite: AllOptions, cells: Mapping[str, Cell], across: Mapping[str, Table]) -> None:
     from dkn_engine.analysis.kept_tables import to_json
     from dkn_engine.analysis.suite.headlines import headline_rows
     from dkn_engine.analysis.table_text import render, words
 
-    every = _by_analysis(cells, across)
-    if args.json:
-        document = {
+    by_analysis = _by_analysis(cells, across)
+    if suite.output.json:
+        document: dict[str, Any] = {
             "analyses": {
                 name: {label: json.loads(to_json(t)) for label, t in tables.items()}
-                for name, tables in every.items()
+                for name, tables in by_analysis.items()
             },
             "not_made": {label: cell.refused for label, cell in cells.items()},
         }
         put(json.dumps(document, indent=1, allow_nan=False) + "\n")
         return
-    for name, tables in every.items():
+    for name, tables in by_analysis.items():
         for label, table in tables.items():
-            short = dataclasses.replace(table, rows=headline_rows(table))
+            short = replace(table, rows=headline_rows(table))
             put(f"{words(name).upper()}: {label}\n{render(short, limit=_LINES)}\n")
     for label, cell in cells.items():
         for name, reason in cell.refused.items():
             put(f"{words(name)} of {label} was not made: {reason}\n")
-    put(f"All figures are in {args.out}: report.html, and .csv files of each analysis\n")
+    put(f"All figures are in {suite.work.out}: report.html, and .csv files of each analysis\n")

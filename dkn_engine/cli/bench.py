@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+from dkn_engine.cli.arguments import option, switch
 from dkn_engine.errors import UserError
 
 
-def bench(args: argparse.Namespace) -> int:
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """Measure the engine beside its peers on the demo model, and print the table
+    of targets. Takes some minutes; run it alone on the machine.
+    """
+
+    cases: tuple[str, ...] = option(
+        "cases", "what to measure (default: all)", default=(), nargs="*", metavar="CASE"
+    )
+    list: bool = switch("--list", "name the cases")
+    table: bool = switch("--table", "print the last table, measure nothing")
+
+
+def bench(options: BenchOptions) -> int:
     """``dkn-engine bench``: the benchmarks of a source checkout, in a process of their own.
 
     Raises:
@@ -22,6 +36,6 @@ def bench(args: argparse.Namespace) -> int:
             "the benchmarks travel with the sources, not with the installed package; "
             "run 'make bench' in a checkout"
         )
-    options = [f"--{name}" for name in ("list", "table") if getattr(args, name)]
-    command = [sys.executable, "-m", "benchmarks.speed.run", *options, *args.cases]
+    switches = [*(["--list"] if options.list else []), *(["--table"] if options.table else [])]
+    command = [sys.executable, "-m", "benchmarks.speed.run", *switches, *options.cases]
     return subprocess.run(command, cwd=root, check=False).returncode

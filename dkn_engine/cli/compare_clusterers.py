@@ -1,24 +1,67 @@
-"""The commands of ``dkn-engine analyze``, each from parsed options to an exit code."""
+"""``dkn-engine analyze clusterers``: NTC beside other clusterers on the same neurons."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from dkn_engine.analysis.config import ClusterersConfig
+from dkn_engine.cli.arguments import folder, number, option
 from dkn_engine.cli.console import Console, put
-from dkn_engine.cli.inputs import Threads, load_model, read_facts, tell_problems
-from dkn_engine.cli.settings import config_from_options
+from dkn_engine.cli.inputs import fact_file, load_model, read_facts, tell_problems, torch_threads
+from dkn_engine.cli.options import Input, Output
+from dkn_engine.cli.settings import require_not_set, settings_from_options
+from dkn_engine.config import Config
 from dkn_engine.errors import UserError
 
 if TYPE_CHECKING:
     from dkn_engine.analysis import ClustererComparison
 
 
-def clusterers(args: argparse.Namespace) -> int:
+@dataclass(frozen=True, kw_only=True)
+class ClusterersOptions:
+    """Group the same neurons by NTC, DBSCAN, HDBSCAN, average linkage, k-means,
+    AMIG pairs and at random, and put all through the same functional filter.
+    """
+
+    input: Input
+    out: Path | None = option(
+        "--out",
+        "for the tables, and a run that can be continued",
+        default=None,
+        metavar="DIR",
+        type=folder,
+    )
+    methods: tuple[str, ...] = option(
+        "--method",
+        "compare with this clusterer only; may be repeated (default: all)",
+        default=(),
+        action="append",
+        metavar="NAME",
+    )
+    draws: int | None = number("--draws", f"of random sets (default: {ClusterersConfig().n_draws})")
+    output: Output
+
+    def settings(self) -> tuple[Config, ClusterersConfig]:
+        """The configuration of the run, and the settings of the comparison."""
+        given, section = self.input, ClusterersConfig()
+        for name, flag, value in (
+            ("methods", "--method", self.methods or None),
+            ("n_draws", "--draws", self.draws),
+        ):
+            if value is not None:
+                require_not_set(given.changes, f"clusterers.{name}", flag)
+                section = section.of(section, **{name: value})
+        config, sections = settings_from_options(
+            given.preset, given.config, given.changes, {"clusterers": section}
+        )
+        return config, sections["clusterers"]
+
+
+def clusterers(options: ClusterersOptions) -> int:
     """``dkn-engine analyze clusterers``: NTC beside other clusterers on the same neurons.
 
     Raises:
@@ -28,26 +71,19 @@ def clusterers(args: argparse.Namespace) -> int:
     from dkn_engine.analysis.experiments.clusterers import text as clusterers_text
     from dkn_engine.store import require_same_config
 
-    console = Console(quiet=args.quiet)
-    config = config_from_options(args.preset, args.config, args.changes)
-    analysis.require_comparable(config, args.methods)
-    run = None if args.out is None else _folder(args.out) / "run"
+    console, given, out = Console(quiet=options.output.quiet), options.input, options.out
+    config, settings = options.settings()
+    analysis.require_comparable(config, settings.methods)
+    run = None if out is None else _made_folder(out) / "run"
     if run is not None:
         # Also checked later, but a large model takes minutes to load.
         require_same_config(run, analysis.without_controls(config))
-    console.step(1, 3, f"reading facts from {args.facts} ...")
-    facts, problems = read_facts(
-        args.facts,
-        args.format,
-        args.limit,
-        blank=config.facts.blank,
-        dates=config.facts.dates,
-        strict=args.strict,
-    )
+    console.step(1, 3, f"reading facts from {given.facts} ...")
+    facts, problems = read_facts(fact_file(given.facts, given.reading, config.facts))
     tell_problems(console, problems, "--json lists them all")
-    console.step(2, 3, f"loading model {args.model} ...")
-    with Threads(args.threads):
-        model, tokenizer = load_model(args.model, args.device, args.dtype)
+    console.step(2, 3, f"loading model {given.model} ...")
+    with torch_threads(given.reading.threads):
+        model, tokenizer = load_model(given.model, given.reading)
         console.step(3, 3, f"comparing clusterers on {len(facts)} facts ...")
         with console.progress(len(facts)) as progress:
             comparison = analysis.compare_clusterers(
@@ -55,24 +91,31 @@ def clusterers(args: argparse.Namespace) -> int:
                 tokenizer,
                 facts,
                 config,
-                methods=args.methods,
-                n_draws=args.draws,
+                settings,
                 out=run,
-                strict=args.strict,
+                strict=given.reading.strict,
                 progress=progress,
             )
-    if args.out is not None:
-        write_clusterers(args.out, comparison)
-    if args.json:
-        put(_document(args, config.hash, clusterers_text.document(comparison), problems))
+    if out is not None:
+        write_clusterers(out, comparison)
+    if options.output.json:
+        document = {
+            "analysis": "clusterers",
+            "model": given.model,
+            "facts": given.facts,
+            "config_hash": config.hash,
+            **clusterers_text.document(comparison),
+            "problems": problems,
+        }
+        put(json.dumps(document, indent=2, allow_nan=False) + "\n")
     else:
         put(clusterers_text.render(comparison))
-        if args.out is not None:
-            put(f"\nFiles in {args.out}: clusterers.csv, clusterers_facts.csv, run/\n")
+        if out is not None:
+            put(f"\nFiles in {out}: clusterers.csv, clusterers_facts.csv, run/\n")
     return 0
 
 
-def _folder(path: Path) -> Path:
+def _made_folder(path: Path) -> Path:
     if path.exists() and not path.is_dir():
         raise UserError(f"--out must be a folder; {path} is a file")
     path.mkdir(parents=True, exist_ok=True)
@@ -105,20 +148,3 @@ def write_clusterers(folder: Path, comparison: ClustererComparison) -> None:
             "clusterers_facts.csv": facts.encode("utf-8", "backslashreplace"),
         },
     )
-
-
-def _document(
-    args: argparse.Namespace,
-    config_hash: str,
-    comparison: Mapping[str, Any],
-    problems: Sequence[Mapping[str, Any]],
-) -> str:
-    document = {
-        "analysis": "clusterers",
-        "model": args.model,
-        "facts": args.facts,
-        "config_hash": config_hash,
-        **comparison,
-        "problems": list(problems),
-    }
-    return json.dumps(document, indent=2, allow_nan=False) + "\n"

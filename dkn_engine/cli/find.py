@@ -5,28 +5,90 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from dkn_engine.cli.arguments import number, option, run_path
 from dkn_engine.cli.console import Console
 from dkn_engine.cli.inputs import (
-    Threads,
+    Problem,
+    fact_file,
     load_model,
     plain_problems,
+    readable,
     refuse_no_facts,
     tell_problems,
+    torch_threads,
 )
+from dkn_engine.cli.options import Input, Output
 from dkn_engine.cli.results import ROWS, Overview, read_overview, show_results
 from dkn_engine.cli.settings import config_from_options
 from dkn_engine.config import Config
 from dkn_engine.errors import UserError
+from dkn_engine.store import RunPath
+from dkn_engine.store.plan import WHOLE, Shard
 from dkn_engine.types import FactResult, Progress
 
 if TYPE_CHECKING:
     from dkn_engine.run.pipeline import Run
-    from dkn_engine.store import RunPath
 
 
-def find(args: argparse.Namespace) -> int:
+def _shard(text: str) -> Shard:
+    index, _, of = text.partition("/")
+    if not (index.isdecimal() and of.isdecimal() and int(index) < int(of)):
+        raise argparse.ArgumentTypeError(
+            f"must be I/N with I from 0 to N - 1, as in 0/4; got {text!r}"
+        )
+    return Shard(int(index), int(of))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FindOptions:
+    """Find the degenerate knowledge neurons of facts and write a run directory."""
+
+    input: Input
+    out: RunPath = option(
+        "--out",
+        "run directory, new or to continue: a folder, or a URL that fsspec knows",
+        metavar="DIR",
+        type=run_path,
+    )
+    relations: tuple[str, ...] = option(
+        "--relation",
+        "use facts of this relation only; may be repeated",
+        default=(),
+        action="append",
+        metavar="R",
+    )
+    where: str | None = option(
+        "--where",
+        "count facts as known above this probability only (or known>=P)",
+        default=None,
+        metavar="known>P",
+    )
+    workers: int | None = number(
+        "--workers", "compute in N processes of --threads threads, 1 if not given"
+    )
+    ray: str | None = option(
+        "--ray",
+        "compute on a Ray cluster (default: one on this machine), by a worker for each "
+        "GPU or CPU, or by --workers of them",
+        default=None,
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+    )
+    shard: Shard = option(
+        "--shard",
+        "compute part I of N (from 0), for 'merge' to put together",
+        default=WHOLE,
+        type=_shard,
+        metavar="I/N",
+    )
+    output: Output
+
+
+def find(options: FindOptions) -> int:
     """``dkn-engine find``: facts to DKNs in a run directory, with the table at the end.
 
     Raises:
@@ -34,79 +96,67 @@ def find(args: argparse.Namespace) -> int:
     """
     from dkn_engine.store import require_same_config
 
-    console = Console(quiet=args.quiet)
-    config = config_from_options(args.preset, args.config, args.changes, args.where)
+    console, given = Console(quiet=options.output.quiet), options.input
+    config = config_from_options(given.preset, given.config, given.changes, options.where)
     # Also checked later, but a large model takes minutes to load.
-    require_same_config(args.out, config)
-    console.step(1, 4, f"reading facts from {args.facts} ...")
-    run, problems = _prepare(args, config)
+    require_same_config(options.out, config)
+    console.step(1, 4, f"reading facts from {given.facts} ...")
+    run, problems = _prepare(options, config)
     tell_problems(console, problems, counted=True)
-    if args.ray is not None or (args.workers or 1) > 1:
-        where = "" if args.ray is None else " on Ray"
-        console.step(2, 4, f"starting workers{where} that load {args.model} ...")
-        overview, seconds = _find_all(args.out, _in_workers(args, run), run, console)
+    if options.ray is not None or (options.workers or 1) > 1:
+        where = "" if options.ray is None else " on Ray"
+        console.step(2, 4, f"starting workers{where} that load {given.model} ...")
+        overview, seconds = _find_all(options.out, _in_workers(options, run), run, console)
     else:
-        console.step(2, 4, f"loading model {args.model} ...")
-        with Threads(args.threads):
-            overview, seconds = _find_all(args.out, _here(args, run), run, console)
+        console.step(2, 4, f"loading model {given.model} ...")
+        with torch_threads(given.reading.threads):
+            overview, seconds = _find_all(options.out, _here(options, run), run, console)
     console.step(4, 4, "summing up ...")
-    show_results(args.out, overview, problems, seconds, as_json=args.json, limit=ROWS)
-    if args.strict:
+    show_results(options.out, overview, problems, seconds, options.output, ROWS)
+    if given.reading.strict:
         _require_usable(overview)
     return 0
 
 
-def _prepare(args: argparse.Namespace, config: Config) -> tuple[Run, list[dict[str, Any]]]:
+def _prepare(options: FindOptions, config: Config) -> tuple[Run, list[Problem]]:
     """What the run is about, and what the loader says about facts it had to leave out."""
-    from dkn_engine.facts.scan import FactFile
     from dkn_engine.run.pipeline import prepare
 
-    facts = FactFile(
-        args.facts,
-        args.format,
-        args.limit,
-        tuple(args.relations),
-        blank=config.facts.blank,
-        dates=config.facts.dates,
-        strict=args.strict,
-    )
-    try:
-        run = prepare(facts, config, args.shard)
-    except OSError as error:
-        raise UserError(
-            f"facts {args.facts!r} cannot be read: {error.strerror or error}"
-        ) from error
+    given = options.input
+    facts = fact_file(given.facts, given.reading, config.facts, options.relations)
+    with readable(facts):
+        run = prepare(facts, config, options.shard)
     problems = plain_problems(facts.problems)
     if not run.plan.n_facts:
-        refuse_no_facts(args.facts, problems, args.relations)
+        refuse_no_facts(facts, problems)
     return run, problems
 
 
 _Find = Callable[[Progress], Iterator[FactResult]]
 
 
-def _here(args: argparse.Namespace, run: Run) -> _Find:
+def _here(options: FindOptions, run: Run) -> _Find:
     """The run in this process; loads the model now."""
     from dkn_engine.run.pipeline import iter_run
 
-    model, tokenizer = load_model(args.model, args.device, args.dtype)
-    return lambda progress: iter_run(model, tokenizer, run, args.out, progress=progress)
+    model, tokenizer = load_model(options.input.model, options.input.reading)
+    return lambda progress: iter_run(model, tokenizer, run, options.out, progress=progress)
 
 
-def _in_workers(args: argparse.Namespace, run: Run) -> _Find:
+def _in_workers(options: FindOptions, run: Run) -> _Find:
     """The run in processes, which load the model when they start."""
     from dkn_engine.run.workers.job import ModelSpec
     from dkn_engine.run.workers.processes import iter_run_in_workers
+    from dkn_engine.run.workers.ray import iter_run_on_ray
 
-    spec = ModelSpec(args.model, args.device, args.dtype, args.threads or 1)
-    if args.ray is not None:
-        from dkn_engine.run.workers.ray import iter_run_on_ray
-
+    reading, out, ray, workers = options.input.reading, options.out, options.ray, options.workers
+    spec = ModelSpec(options.input.model, reading.device, reading.dtype, reading.threads or 1)
+    if ray is not None:
         return lambda progress: iter_run_on_ray(
-            spec, run, args.out, address=args.ray, workers=args.workers, progress=progress
+            spec, run, out, address=ray, workers=workers, progress=progress
         )
     return lambda progress: iter_run_in_workers(
-        spec, run, args.out, workers=args.workers, progress=progress
+        spec, run, out, workers=workers or 1, progress=progress
     )
 
 

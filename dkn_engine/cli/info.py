@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from dkn_engine.cli.arguments import option, run_path, switch
 from dkn_engine.cli.console import put
 
 
-def info(args: argparse.Namespace) -> int:
+@dataclass(frozen=True, kw_only=True)
+class InfoOptions:
+    """Say what is installed, which backends can run, and what a run
+    directory holds.
+    """
+
+    directory: str | Path | None = option(
+        "directory", "a run directory", default=None, nargs="?", metavar="DIR", type=run_path
+    )
+    json: bool = switch("--json", "print JSON")
+
+
+def info(options: InfoOptions) -> int:
     """``dkn-engine info``: what is installed, and what a run directory holds.
 
     Raises:
@@ -19,19 +33,19 @@ def info(args: argparse.Namespace) -> int:
     import dkn_engine
 
     information: dict[str, Any] = dict(dkn_engine.build_info())
-    if args.directory is not None:
+    if options.directory is not None:
         from dkn_engine.store import count_done, read_manifest
 
-        manifest = read_manifest(args.directory)
-        done, total = count_done(args.directory)
+        manifest = read_manifest(options.directory)
+        done, total = count_done(options.directory)
         information["run_directory"] = {
-            "path": str(args.directory),
+            "path": str(options.directory),
             "model": manifest["model"]["name"],
             "facts_done": f"{done} of {total}",
             "config_hash": manifest["config_hash"],
             "created": manifest["created"],
         }
-    if args.json:
+    if options.json:
         put(json.dumps(information, indent=2, default=str) + "\n")
         return 0
     rows = list(_flat(information))

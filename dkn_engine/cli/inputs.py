@@ -2,65 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from dkn_engine.cli.console import Console
+from dkn_engine.cli.options import Reading
+from dkn_engine.config import FactsConfig
 from dkn_engine.errors import UserError
+from dkn_engine.facts import FactProblem
+from dkn_engine.facts.scan import FactFile
 from dkn_engine.types import Fact
 
+Problem = dict[str, Any]  # file, line, id and reason of what a loader left out
 
-def read_facts(
-    source: str,
-    kind: str = "auto",
-    limit: int | None = None,
-    *,
-    blank: str = "skip",
-    dates: str = "auto",
-    strict: bool = False,
-) -> tuple[list[Fact], list[dict[str, Any]]]:
+
+def fact_file(
+    source: str, options: Reading, config: FactsConfig, relations: Sequence[str] = ()
+) -> FactFile:
+    """The facts of an option, which nothing has read yet."""
+    return FactFile(
+        source,
+        options.format,
+        options.limit,
+        tuple(relations),
+        blank=config.blank,
+        dates=config.dates,
+        strict=options.strict,
+    )
+
+
+def read_facts(file: FactFile) -> tuple[list[Fact], list[Problem]]:
     """The facts, and what the loader says about those it had to leave out.
-
-    Args:
-        source, kind, limit, blank, dates, strict: see :func:`dkn_engine.facts.iter_facts`, where
-            ``kind`` is ``format``.
 
     Raises:
         UserError: there is no fact that can be used.
     """
-    from dkn_engine.facts import iter_facts
-
-    found: list[Any] = []
-    try:
-        read = iter_facts(
-            source, kind, limit, blank=blank, dates=dates, strict=strict, problems=found
-        )
-        facts = list(read)
-    except OSError as error:
-        raise UserError(f"facts {source!r} cannot be read: {error.strerror or error}") from error
+    found: list[FactProblem] = []
+    with readable(file):
+        facts = list(file.read(found))
     problems = plain_problems(found)
     if not facts:
-        refuse_no_facts(source, problems)
+        refuse_no_facts(file, problems)
     return facts, problems
 
 
-def plain_problems(found: Iterable[Any]) -> list[dict[str, Any]]:
-    return [
-        {name: _json_value(getattr(p, name, None)) for name in ("file", "line", "id", "reason")}
-        for p in found
-    ]
+@contextlib.contextmanager
+def readable(file: FactFile) -> Iterator[None]:
+    """A block that reads facts; that they cannot be read is a mistake of the user."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"facts {str(file.source)!r} cannot be read: {reason}") from error
 
 
-def refuse_no_facts(
-    source: str, problems: Sequence[Mapping[str, Any]], relations: Sequence[str] = ()
-) -> NoReturn:
-    wanted = f" of the relation {' or '.join(relations)}" if relations else ""
+def plain_problems(found: Sequence[FactProblem]) -> list[Problem]:
+    """Problems as JSON has them."""
+    return [{"file": p.file, "line": p.line, "id": p.id, "reason": p.reason} for p in found]
+
+
+def refuse_no_facts(file: FactFile, problems: Sequence[Problem]) -> NoReturn:
+    """Say that there is no fact, and what may be the reason."""
+    wanted = f" of the relation {' or '.join(file.relations)}" if file.relations else ""
     first = f"; the first of {len(problems)}: {_problem_line(problems[0])}" if problems else ""
-    raise UserError(f"facts {source!r} hold no fact{wanted} that can be used{first}")
-
-
-def _json_value(value: Any) -> Any:
-    return value if value is None or isinstance(value, int | str) else str(value)
+    raise UserError(f"facts {str(file.source)!r} hold no fact{wanted} that can be used{first}")
 
 
 def _problem_line(problem: Mapping[str, Any]) -> str:
@@ -70,7 +76,7 @@ def _problem_line(problem: Mapping[str, Any]) -> str:
 
 def tell_problems(
     console: Console,
-    problems: Sequence[Mapping[str, Any]],
+    problems: Sequence[Problem],
     rest: str = "summary.md will list them all",
     *,
     counted: bool = False,
@@ -80,42 +86,36 @@ def tell_problems(
     A quiet console says in one line how many, unless they are ``counted`` in what is printed later.
     """
     if console.quiet and problems and not counted:
-        some = f"{len(problems)} facts are" if len(problems) > 1 else "1 fact is"
-        console.warn(f"{some} left out, first {_problem_line(problems[0])}; {rest}")
+        number = f"{len(problems)} facts are" if len(problems) > 1 else "1 fact is"
+        console.warn(f"{number} left out, first {_problem_line(problems[0])}; {rest}")
     for problem in problems[:3]:
         console.say(f"  left out: {_problem_line(problem)}")
     if len(problems) > 3:
         console.say(f"  ... and {len(problems) - 3} more; {rest}")
 
 
-def load_model(name: str, device: str, dtype: str) -> tuple[Any, Any]:
+def load_model(name: str, options: Reading) -> tuple[Any, Any]:
     """Model and tokenizer as the options say."""
-    import dkn_engine
+    from dkn_engine.models import load
 
     try:
-        model, tokenizer = dkn_engine.load_model(name, device=device, dtype=dtype)
+        return load.load_model(name, options.device, options.dtype)
     except OSError as error:
         first = str(error).strip().partition("\n")[0]
         raise UserError(f"model {name!r} cannot be loaded: {first}") from error
-    return model, tokenizer
 
 
-class Threads:
-    """Torch's CPU threads inside a ``with`` statement; as they were after it."""
+@contextlib.contextmanager
+def torch_threads(threads: int | None) -> Iterator[None]:
+    """Torch's CPU threads inside a block; as they were after it. None changes nothing."""
+    if threads is None:
+        yield
+        return
+    import torch
 
-    def __init__(self, threads: int | None) -> None:
-        self._threads = threads
-        self._before = 0
-
-    def __enter__(self) -> None:
-        if self._threads is not None:
-            import torch
-
-            self._before = torch.get_num_threads()
-            torch.set_num_threads(self._threads)
-
-    def __exit__(self, *_: object) -> None:
-        if self._threads is not None:
-            import torch
-
-            torch.set_num_threads(self._before)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 
+from dkn_engine.cli.arguments import option, run_path, switch
 from dkn_engine.cli.console import Console
+from dkn_engine.cli.options import Output
 from dkn_engine.cli.results import ROWS, read_overview, show_results
+from dkn_engine.store import RunPath
 
 
-def merge(args: argparse.Namespace) -> int:
+@dataclass(frozen=True, kw_only=True)
+class MergeOptions:
+    """Put the run directories of 'find --shard' together. The result is that of
+    a run without shards.
+    """
+
+    out: RunPath = option("out", "run directory to make", metavar="OUT", type=run_path)
+    directories: tuple[RunPath, ...] = option(
+        "directories", "run directories of all shards", nargs="+", metavar="DIR", type=run_path
+    )
+    compact: bool = switch(
+        "--compact",
+        "put the chunks into few files, which are read faster (done by itself for 64 or more)",
+    )
+    output: Output
+
+
+def merge(options: MergeOptions) -> int:
     """``dkn-engine merge``: one run directory out of those of shards, with the table at the end.
 
     Raises:
@@ -17,11 +37,11 @@ def merge(args: argparse.Namespace) -> int:
     from dkn_engine import store
     from dkn_engine.report.files import read_summary
 
-    console = Console(quiet=args.quiet)
-    console.step(1, 2, f"putting {len(args.directories)} run directories together ...")
-    store.merge(args.out, args.directories, compact=args.compact)
+    console, directories = Console(quiet=options.output.quiet), options.directories
+    console.step(1, 2, f"putting {len(directories)} run directories together ...")
+    store.merge(options.out, list(directories), compact=options.compact)
     console.step(2, 2, "summing up ...")
-    problems = read_summary(args.directories[0]).get("problems", [])
-    overview = read_overview(store.iter_results(args.out))
-    show_results(args.out, overview, problems, None, as_json=args.json, limit=ROWS)
+    problems = read_summary(directories[0]).get("problems", [])
+    overview = read_overview(store.iter_results(options.out))
+    show_results(options.out, overview, problems, None, options.output, ROWS)
     return 0

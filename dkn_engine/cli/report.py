@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from dkn_engine.cli.arguments import natural, number, option, run_path, switch
 from dkn_engine.cli.console import Console
+from dkn_engine.cli.options import Output
 from dkn_engine.cli.results import HELD, ROWS, read_overview, show_results
+from dkn_engine.report.html import CARDS, FACT_FIGURES
+from dkn_engine.store import RunPath
 from dkn_engine.types import FactResult
 
 if TYPE_CHECKING:
     from dkn_engine.report import Summary
 
 
-def report(args: argparse.Namespace) -> int:
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Print the results of a run directory, rewrite its summary.md and
+    summary.json, and write report.html, one page that needs no network, with its
+    figures as SVG and PNG in figures/. Works while the run goes on.
+    """
+
+    directory: RunPath = option("directory", "a run directory", metavar="DIR", type=run_path)
+    all: bool = switch("--all", "print every fact, not only the first")
+    cards: int = number(
+        "--cards", f"give the first N facts a card in the page (default: {CARDS})", default=CARDS
+    )
+    fact_figures: int = number(
+        "--fact-figures",
+        f"draw figures of N of them, those with a DKN first (default: {FACT_FIGURES})",
+        default=FACT_FIGURES,
+        type=natural,
+    )
+    output: Output
+
+
+def report(options: ReportOptions) -> int:
     """``dkn-engine report``: a run directory's results again, complete or not.
 
     Raises:
@@ -24,32 +48,32 @@ def report(args: argparse.Namespace) -> int:
     from dkn_engine.report.files import read_summary
     from dkn_engine.store import Snapshot, count_done
 
-    console = Console(quiet=args.quiet)
-    done, total = count_done(args.directory)
+    console = Console(quiet=options.output.quiet)
+    done, total = count_done(options.directory)
     if done < total:
         console.say(
             f"{done} of {total} facts are there; the command that began the run continues it"
         )
-    results = Snapshot(args.directory)
-    overview = read_overview(results, None if args.all else HELD)
+    results = Snapshot(options.directory)
+    overview = read_overview(results, None if options.all else HELD)
     # What only the run itself knew.
-    earlier = read_summary(args.directory)
+    earlier = read_summary(options.directory)
     figures = earlier.get("summary", {})
     seconds = figures.get("seconds") if figures.get("n_facts") == overview.summary.n_facts else None
     problems = earlier.get("problems", [])
-    limit = None if args.all else ROWS
+    limit = None if options.all else ROWS
     try:
-        show_results(args.directory, overview, problems, seconds, as_json=args.json, limit=limit)
+        show_results(options.directory, overview, problems, seconds, options.output, limit)
     except PermissionError as error:  # Someone else's run can still be read.
         console.warn(f"the summary was not rewritten: {error.filename}: {error.strerror}")
         return 0
     summary = replace(overview.summary, seconds=seconds, n_left_out=len(problems))
-    _write_page(args, results, summary, problems, console)
+    _write_page(options, results, summary, problems, console)
     return 0
 
 
 def _write_page(
-    args: argparse.Namespace,
+    options: ReportOptions,
     results: Iterable[FactResult],
     summary: Summary,
     problems: Sequence[Mapping[str, Any]],
@@ -60,16 +84,16 @@ def _write_page(
     from dkn_engine.store import as_folder, place_of
 
     console.say("drawing figures and writing the page ...")
-    with as_folder(args.directory, "manifest.json") as folder:
+    with as_folder(options.directory, "manifest.json") as folder:
         written, drawn = write_page(
             folder,
             results,
             summary,
             problems=problems,
-            cards=args.cards,
-            fact_figures=args.fact_figures,
+            cards=options.cards,
+            fact_figures=options.fact_figures,
         )
-    place = place_of(args.directory)
+    place = place_of(options.directory)
     page = place.at(written.name)
     if drawn:
         console.say(f"{page} is written, its figures are in {place.at('figures')}")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dkn_engine.cli.console import put
+from dkn_engine.cli.options import Output
 from dkn_engine.types import FactResult
 
 if TYPE_CHECKING:
@@ -57,8 +58,7 @@ def show_results(
     overview: Overview,
     problems: Sequence[Mapping[str, Any]],
     seconds: float | None,
-    *,
-    as_json: bool,
+    output: Output,
     limit: int | None,
 ) -> None:
     """Write the summary files, then print the results as a table or one JSON document."""
@@ -72,7 +72,7 @@ def show_results(
             write_summary(folder, overview.first, summary, problems=problems)
     except OSError as error:  # The results shall be seen all the same.
         refused = error
-    if as_json:
+    if output.json:
         _put_document(directory, summary, problems)
     else:
         put(f"{render_report(overview.first, summary, limit=limit)}\n{_files(directory)}\n")

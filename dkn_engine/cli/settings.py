@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from dkn_engine.config import Config
+from dkn_engine.config import Config, Section, read_table
 from dkn_engine.errors import UserError
 
+S = TypeVar("S", bound=Section)
 PRESETS = {"default": Config, "paper": Config.paper, "released": Config.released}
-
 
 _LEAST = "filter.min_probability"
 _WHERE = re.compile(r"\s*known\s*(>=?)\s*(\S+)\s*")
@@ -37,20 +37,52 @@ def config_from_options(
         UserError: no such preset, the file cannot be read, a key is unknown, or a value is not
             allowed.
     """
+    if where is not None:
+        require_not_set(changes, _LEAST, "--where")
+        # What is set last counts, and what is a number is read as one.
+        changes = [*changes, f"{_LEAST}={_least_probability(where)!r}"]
+    return settings_from_options(preset, file, changes, {})[0]
+
+
+def settings_from_options(
+    preset: str, file: str | Path | None, changes: Sequence[str], sections: Mapping[str, S]
+) -> tuple[Config, dict[str, S]]:
+    """As :func:`config_from_options`, with sections of others beside those of a run.
+
+    Args:
+        preset, file, changes: see there; a file may hold tables of the sections.
+        sections: by name, with the values that they have if nothing changes them.
+    """
     if preset not in PRESETS:
         raise UserError(f"preset must be one of {', '.join(PRESETS)}; got {preset!r}")
-    config = PRESETS[preset]() if file is None else Config.load(file)
-    if not changes and where is None:
-        return config
+    data = PRESETS[preset]().to_dict() | {name: s.to_dict() for name, s in sections.items()}
+    if file is not None:
+        data |= _file_data(file, sections)
     # All changes before any check: some values are only allowed together.
-    data = config.to_dict()
     for change in changes:
         _assign(data, change)
-    if where is not None:
-        if any(change.partition("=")[0].strip() == _LEAST for change in changes):
-            raise UserError(f"--where and --set {_LEAST} say the same thing; give one of them")
-        data["filter"]["min_probability"] = _least_probability(where)
-    return Config.from_dict(data)
+    changed = {name: type(s).from_dict(data.pop(name), name) for name, s in sections.items()}
+    return Config.from_dict(data), changed
+
+
+def _file_data(file: str | Path, sections: Mapping[str, Section]) -> dict[str, Any]:
+    """The configuration of a run and those sections that a file holds, as plain data."""
+    table = read_table(file)
+    try:
+        others = {
+            name: type(section).from_dict(table.pop(name), name).to_dict()
+            for name, section in sections.items()
+            if name in table
+        }
+        return Config.from_dict(table).to_dict() | others
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+
+
+def require_not_set(changes: Sequence[str], key: str, option: str) -> None:
+    """Refuse an option that says what ``--set`` of a key says, too."""
+    if any(change.partition("=")[0].strip() == key for change in changes):
+        raise UserError(f"{option} and --set {key} say the same thing; give one of them")
 
 
 def _least_probability(where: str) -> float:
@@ -79,7 +111,10 @@ def _assign(data: dict[str, Any], change: str) -> None:
     if name not in node or isinstance(node[name], dict):
         known = ", ".join(k for k, v in node.items() if not isinstance(v, dict))
         raise UserError(f"--set {key.strip()}: unknown key {name!r}; known: {known}")
-    node[name] = _convert(key.strip(), _parse(text.strip()), node[name])
+    value = _parse(text.strip())
+    if isinstance(node[name], list) and not isinstance(value, list):
+        value = [_parse(part.strip()) for part in text.split(",")]
+    node[name] = _convert(key.strip(), value, node[name])
 
 
 def _parse(text: str) -> Any:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_DTYPES = ("float32", "float64", "bfloat16", "float16")
+DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
 def load_model(
@@ -181,9 +181,9 @@ def _dtype(dtype: str | torch.dtype, device: torch.device) -> Any:
 
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else "auto"
-    found = getattr(torch, dtype) if isinstance(dtype, str) and dtype in _DTYPES else dtype
+    found = getattr(torch, dtype) if isinstance(dtype, str) and dtype in DTYPES else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise UserError(f"dtype must be auto, {', '.join(_DTYPES)}; got {dtype!r}")
+        raise UserError(f"dtype must be auto, {', '.join(DTYPES)}; got {dtype!r}")
     return found
 
 

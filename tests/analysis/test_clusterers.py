@@ -29,6 +29,7 @@ from dkn_engine.degeneracy.edits import nothing, suppress
 from dkn_engine.facts import load_facts
 from dkn_engine.files import atomic as store_files
 from dkn_engine.forward.encoding import encode_sequence
+from dkn_engine.models import load
 from dkn_engine.topology import CLUSTERERS
 from tests.support.brute_force_edits import answer_probability
 from tests.support.planted import BOTH, EITHER, Planted, planted_model
@@ -332,9 +333,7 @@ class Program:
     """The program with the planted model and its facts."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, model: Any, tmp_path: Any) -> None:
-        monkeypatch.setattr(
-            dkn, "load_model", lambda *_, **__: (model, words_tokenizer()), raising=False
-        )
+        monkeypatch.setattr(load, "load_model", lambda *_: (model, words_tokenizer()))
         self.facts = tmp_path / "facts.jsonl"
         self.write(FACTS)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
 import json
@@ -15,12 +14,14 @@ from typing import Any
 import pytest
 
 import dkn_engine as dkn
+from dkn_engine.analysis.config import ANALYSES, SharingConfig
 from dkn_engine.analysis.kept_tables import read_table, to_bytes
-from dkn_engine.analysis.suite.cells import ANALYSES, analyze_cell
-from dkn_engine.analysis.suite.engines import Here, Watcher
+from dkn_engine.analysis.suite.cells import analyze_cell
 from dkn_engine.analysis.suite.headlines import HEADLINES, Headline
 from dkn_engine.analysis.suite.requests import Options
+from dkn_engine.analysis.suite.tasks import Loaded
 from dkn_engine.cli import main as cli
+from dkn_engine.cli.console import Console
 from dkn_engine.cli.settings import config_from_options
 from dkn_engine.errors import UserError
 from dkn_engine.facts import write_facts
@@ -180,29 +181,28 @@ def test_what_a_worker_refuses_is_noted_or_raised(
     assert line.startswith("dkn-engine: error: the model knows none of the 1 facts")
 
 
-def test_other_options_make_other_tables(tmp_path: Path) -> None:
-    watcher = Watcher(lambda _: None, lambda _: contextlib.nullcontext(lambda *_: None))
-    engine = Here(planted_model(), words_tokenizer())
-    for draws in (20, 21):
-        analyze_cell(
-            tmp_path,
-            engine,
-            [EITHER.fact, BOTH.fact],
-            config_from_options(changes=[s for s in SETTINGS if s != "--set"]),
-            ["sharing"],
-            Options(n_random=draws),
-            watcher,
-        )
-        _, made_from = read_table(tmp_path / "sharing.parquet")
-        assert made_from["n_random"] == draws
-
-
-def cell_of_sharing(folder: Path) -> Any:
-    watcher = Watcher(lambda _: None, lambda _: contextlib.nullcontext(lambda *_: None))
-    engine = Here(planted_model(), words_tokenizer())
+def cell_of_sharing(folder: Path, n_random: int = 20) -> Any:
     config = config_from_options(changes=[s for s in SETTINGS if s != "--set"])
-    facts = [EITHER.fact, BOTH.fact]
-    return analyze_cell(folder, engine, facts, config, ["sharing"], Options(20), watcher)
+    return analyze_cell(
+        folder,
+        [EITHER.fact, BOTH.fact],
+        config,
+        Options({"sharing": SharingConfig(n_random=n_random)}),
+        Loaded(planted_model(), words_tokenizer()),
+        Console(quiet=True),
+    )
+
+
+def test_other_settings_make_other_tables(tmp_path: Path) -> None:
+    path = tmp_path / "sharing.parquet"
+    times = []
+    for draws in (20, 21, 21):
+        cell_of_sharing(tmp_path, draws)
+        table, made_from = read_table(path)
+        assert table.settings["n_random"] == draws
+        assert made_from["settings"] == {"n_random": draws}
+        times.append(path.stat().st_mtime_ns)
+    assert times[0] < times[1] == times[2]
 
 
 def test_a_table_that_cannot_be_read_is_made_again(

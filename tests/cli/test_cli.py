@@ -1,145 +1,120 @@
-"""The program with a fake model and pipeline: output, progress, exit codes, one-line errors."""
+"""The program on a tiny saved model: output, progress, exit codes, one-line errors."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from rich.cells import cell_len as width
 
 import dkn_engine
-from dkn_engine import facts
+from dkn_engine.analysis.config import EvolvabilityConfig, RobustnessConfig
 from dkn_engine.cli import bench
 from dkn_engine.cli import main as cli
 from dkn_engine.cli.console import Console, duration
-from dkn_engine.cli.settings import config_from_options
+from dkn_engine.cli.settings import config_from_options, settings_from_options
 from dkn_engine.config import Config
-from dkn_engine.errors import BackendError, FactError, UserError
-from dkn_engine.models.fingerprint import Identity
-from dkn_engine.run import pipeline
-from dkn_engine.run.pipeline import Run, on_disk
-from dkn_engine.run.tasks import Task
+from dkn_engine.errors import BackendError, UserError
+from dkn_engine.facts import write_facts
+from dkn_engine.models import load
+from dkn_engine.run.stages import Stages
 from dkn_engine.store import read_manifest, read_results
-from dkn_engine.store.tables import chunk_files
-from dkn_engine.types import Component, Drops, Fact, FactResult
+from dkn_engine.types import Fact
+from tests.support.planted import BOTH, EITHER, planted_model
 from tests.support.words import words_tokenizer
+
+FACTS = [
+    replace(EITHER.fact, id="f0"),
+    replace(BOTH.fact, id="f1"),
+    replace(EITHER.fact, id="f2"),
+    Fact("f3", "w7 w10", "w30"),
+    replace(BOTH.fact, id="f4"),
+]
+SETTINGS = [
+    *("--set", "facts_per_chunk=2"),
+    *("--set", "selection.threshold=0.4"),
+    *("--set", "topology.end=largest_merge"),
+    *("--set", "topology.end_value=none"),
+    *("--set", "topology.allow_root=false"),
+    *("--set", "filter.min_alone=0.5"),
+    *("--set", "filter.max_none=0.5"),
+    *("--set", "filter.n_random=2"),
+    *("--set", "filter.fill_reference=false"),
+]
+SAID = f"{EITHER.fact.prompt} → {EITHER.fact.answer}"
+BROKEN = '{"id": "x%d", "prompt": "w4 w9"}\n'  # without an answer
 
 
 @dataclass(frozen=True)
-class Problem:
-    file: Path
-    line: int | None
-    id: str | None
-    reason: str
+class Given:
+    """A saved model, a file of facts and a finished run of both, with what it printed."""
+
+    model: Path
+    facts: Path
+    run: Path
+    out: str
+    err: str
+
+    def find(self, out: Path, *more: str) -> int:
+        """Later options of one name count."""
+        command = ["find", "--model", str(self.model), "--facts", str(self.facts)]
+        return cli.main([*command, "--out", str(out), *SETTINGS, *more])
 
 
-def result_for(fact: Fact) -> FactResult:
-    if fact.id == "f3":
-        return FactResult(
-            fact.id, "not_known", "rank 7", fact.prompt, fact.answer, fact.relation, 0.01, 7
-        )
-    pair = np.array([[0, 1], [1, 2]], np.int32)
-    return FactResult(
-        fact.id,
-        "ok",
-        prompt=fact.prompt,
-        answer=fact.answer,
-        probability=0.8,
-        rank=1,
-        neurons=np.concatenate([pair, pair + 1]),
-        scores=np.ones(4, np.float32),
-        components=(Component(pair, 0, 1, 1), Component(pair + 1, 0, 1, 1)),
-        dkn=(0, 1),
-        partial_drop=0.25,
-        full_drop=0.75,
-        redundancy=1.5,
-        candidates=Drops(0.25, 0.75, 1.5),
-        controls={"random": Drops(0.0, 0.01, n=20)},
-        convergence_delta=np.full(3, 1e-6, np.float32),
-        n_points=np.full(3, 5, np.int32),
-        path="sweep",
-    )
+def save(folder: Path, noise: float = 0.01) -> Path:
+    planted_model(noise).save_pretrained(folder)
+    words_tokenizer().save_pretrained(folder)
+    return folder
 
 
-class Engine:
-    """Stands in for facts, models and the pipeline; tests change its parts."""
-
-    def __init__(self) -> None:
-        self.calls: dict[str, Any] = {}
-        self.problems: list[Problem] = []
-        self.load: Callable[[], None] = lambda: None
-        self.before_chunk: Callable[[int], None] = lambda i: None
-        self.result = result_for
-
-    def iter_facts(
-        self,
-        source: str,
-        format: str = "auto",
-        limit: int | None = None,
-        *,
-        blank: str = "skip",
-        dates: str = "auto",
-        strict: bool = False,
-        problems: list[Problem] | None = None,
-    ) -> Iterator[Fact]:
-        self.calls["facts"] = (source, format, limit, blank, dates, strict)
-        if source == "missing.jsonl":
-            Path(source).read_text()
-        if strict and self.problems:
-            raise FactError(f"{self.problems[0].file}: {self.problems[0].reason}")
-        assert problems is not None
-        problems.extend(self.problems)
-        for i in range(0 if source == "empty" else min(limit or 5, 5)):
-            yield Fact(f"f{i}", f"The capital of land {i} is", "Rome")
-
-    def load_model(self, name: str, device: str = "auto", dtype: str = "auto") -> tuple[str, str]:
-        self.calls["model"] = (name, device, dtype)
-        self.load()
-        return "model", "tokenizer"
-
-    def iter_run(
-        self,
-        model: str,
-        tokenizer: str,
-        run: Run,
-        out: Path,
-        *,
-        progress: Callable[[int, int], None],
-    ) -> Iterator[FactResult]:
-        self.calls["config"] = run.config
-        name = str(self.calls["model"][0])
-        identity = Identity(name, name)
-
-        def compute(tasks: Iterator[Task]) -> Iterator[tuple[int, dict[str, bytes]]]:
-            for task in tasks:
-                self.before_chunk(task.chunk)
-                results = [self.result(f) for f in task.facts]
-                yield task.chunk, chunk_files(results, task.positions, run.config.hash)
-
-        return on_disk(run, out, identity, words_tokenizer(), compute, progress)
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
+    folder = tmp_path_factory.mktemp("given")
+    write_facts(folder / "facts.jsonl", FACTS)
+    made = Given(save(folder / "model"), folder / "facts.jsonl", folder / "run", "", "")
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as err,
+    ):
+        assert made.find(made.run) == 0
+    return replace(made, out=out.getvalue(), err=err.getvalue())
 
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
-    engine = Engine()
-    monkeypatch.setattr(facts, "iter_facts", engine.iter_facts)
-    monkeypatch.setattr(pipeline, "iter_run", engine.iter_run)
-    monkeypatch.setattr(dkn_engine, "load_model", engine.load_model, raising=False)
-    return engine
+def run(given: Given, tmp_path: Path) -> Path:
+    """The finished run, to be changed."""
+    return Path(shutil.copytree(given.run, tmp_path / "run"))
 
 
-def find(out: Path, *more: str) -> int:
-    arguments = ["--model", "demo", "--facts", "demo", "--out", str(out)]
-    return cli.main(["find", *arguments, "--set", "facts_per_chunk=2", *more])
+def broken_facts(folder: Path, n: int, facts: list[Fact] = FACTS) -> Path:
+    """Facts, and behind them entries of which none is one."""
+    path = folder / "facts.jsonl"
+    write_facts(path, facts)
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(BROKEN % i for i in range(n))
+    return path
+
+
+def before_chunks(monkeypatch: pytest.MonkeyPatch, told: Callable[[int], None]) -> None:
+    """Call ``told`` with the number of each chunk before it is computed."""
+    files = Stages.files
+
+    def watched(stages: Stages, task: Any) -> Any:
+        told(task.chunk)
+        return files(stages, task)
+
+    monkeypatch.setattr(Stages, "files", watched)
 
 
 def one_error_line(capsys: pytest.CaptureFixture[str], quiet: bool = True) -> str:
@@ -151,56 +126,59 @@ def one_error_line(capsys: pytest.CaptureFixture[str], quiet: bool = True) -> st
     return lines[-1]
 
 
-def test_find_prints_the_table_and_writes_the_run(
-    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert find(tmp_path / "run") == 0
-    out, err = capsys.readouterr()
-    assert "The capital of land 0 is → Rome" in out
-    assert "4 of 4 known facts, 100%" in out
-    assert "not known: rank 7" in out
-    assert all(width(line) <= 80 or str(tmp_path) in line for line in out.splitlines())
-    steps = [line for line in err.splitlines() if line.startswith("[")]
+def test_find_prints_the_table_and_writes_the_run(given: Given) -> None:
+    assert SAID in given.out
+    assert "4 known" in given.out
+    assert "2 of 4 known facts, 50%" in given.out
+    assert "not known: rank" in given.out
+    assert all(width(line) <= 80 or str(given.run) in line for line in given.out.splitlines())
+    steps = [line for line in given.err.splitlines() if line.startswith("[")]
     assert [s[:6] for s in steps] == ["[1/4] ", "[2/4] ", "[3/4] ", "[4/4] "]
-    assert len(read_results(tmp_path / "run")) == 5
-    assert (tmp_path / "run" / "summary.md").is_file()
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["summary"]["seconds"] > 0
+    assert len(read_results(given.run)) == 5
+    assert (given.run / "summary.md").is_file()
+    assert json.loads((given.run / "summary.json").read_text())["summary"]["seconds"] > 0
 
 
-def test_find_passes_its_options_on(engine: Engine, tmp_path: Path) -> None:
-    code = find(
+def test_find_passes_its_options_on(
+    given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Any] = []
+    original = load.load_model
+
+    def watched(*how: Any) -> Any:
+        loaded.append(how)
+        return original(*how)
+
+    monkeypatch.setattr(load, "load_model", watched)
+    code = given.find(
         tmp_path,
-        *["--format", "jsonl", "--limit", "3", "--device", "cpu", "--dtype", "float32"],
-        *["--preset", "released", "--set", "filter.n_random=7", "--quiet"],
+        *["--format", "jsonl", "--limit", "3", "--device", "cpu", "--dtype", "float64"],
+        *["--preset", "paper", "--set", "filter.n_random=3", "--quiet"],
     )
     assert code == 0
-    assert engine.calls["facts"] == ("demo", "jsonl", 3, "literal", "auto", False)
-    assert engine.calls["model"] == ("demo", "cpu", "float32")
-    assert engine.calls["config"].filter.n_random == 7
-    assert engine.calls["config"].attribution.site == "pre"
+    manifest = read_manifest(tmp_path)
+    assert [r.fact_id for r in read_results(tmp_path)] == ["f0", "f1", "f2"]
+    assert loaded == [(str(given.model), "cpu", "float64")]
+    assert manifest["config"]["filter"]["n_random"] == 3
+    assert given.find(tmp_path / "other", "--quiet", "--format", "lama") == 2
 
 
-def test_log_has_plain_lines_without_a_terminal(
-    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert find(tmp_path) == 0
-    err = capsys.readouterr().err
-    assert "\r" not in err
-    assert "\x1b" not in err
-    progress = [line for line in err.splitlines() if "/5 facts" in line]
+def test_log_has_plain_lines_without_a_terminal(given: Given) -> None:
+    assert "\r" not in given.err
+    assert "\x1b" not in given.err
+    progress = [line for line in given.err.splitlines() if line.startswith("  5/5 facts")]
     assert len(progress) == 1
-    assert progress[0].startswith("  5/5 facts, ")
     assert progress[0].endswith("facts/s, 0 s left")
 
 
 def test_bar_on_a_terminal(
-    engine: Engine,
+    given: Given,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert find(tmp_path) == 0
+    assert given.find(tmp_path) == 0
     err = capsys.readouterr().err
     assert "5/5" in err
     assert "fact/s" in err
@@ -249,75 +227,80 @@ def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_quiet_find_says_nothing_on_stderr(
-    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_quiet_find_says_nothing_on_stderr_and_json_is_one_document(
+    given: Given, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert find(tmp_path, "--quiet") == 0
-    assert capsys.readouterr().err == ""
-
-
-def test_json_is_one_document(
-    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    engine.problems = [Problem(Path("facts.jsonl"), 3, None, "empty answer")]
-    assert find(tmp_path, "--json") == 0
-    document = json.loads(capsys.readouterr().out)
+    facts = broken_facts(tmp_path, 1)
+    assert given.find(tmp_path / "run", "--facts", str(facts), "--quiet", "--json") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    document = json.loads(out)
     assert document["summary"]["n_facts"] == 5
     assert [f["fact_id"] for f in document["facts"]] == ["f0", "f1", "f2", "f3", "f4"]
-    assert document["facts"][0]["components"][0]["neurons"] == [[0, 1], [1, 2]]
-    assert document["model"]["name"] == "demo"
+    found = [c["neurons"] for c in document["facts"][0]["components"]]
+    assert sorted(map(sorted, found)) == sorted(sorted(map(list, s)) for s in EITHER.sets)
+    assert document["model"]["name"] == str(given.model)
     assert document["problems"] == [
-        {"file": "facts.jsonl", "line": 3, "id": None, "reason": "empty answer"}
+        {"file": str(facts), "line": 6, "id": "x0", "reason": "missing key 'answer'"}
     ]
 
 
 def test_interrupted_run_goes_on(
-    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    given: Given,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def interrupt(i: int) -> None:
-        if i == 1:
+    def interrupt(chunk: int) -> None:
+        if chunk == 1:
             raise KeyboardInterrupt
 
-    engine.before_chunk = interrupt
-    assert find(tmp_path) == 130
+    with monkeypatch.context() as patch:
+        before_chunks(patch, interrupt)
+        assert given.find(tmp_path) == 130
     line = one_error_line(capsys, quiet=False)
     assert line == "dkn-engine: interrupted; rerun the same command to continue"
 
     assert cli.main(["report", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
     assert "2 of 5 facts are there" in err
-    assert out.count("→ Rome") == 2
+    assert out.count(" → w") == 2
 
     seen: list[int] = []
-    engine.before_chunk = seen.append
-    assert find(tmp_path) == 0
+    before_chunks(monkeypatch, seen.append)
+    assert given.find(tmp_path) == 0
     assert seen == [1, 2]
     out, err = capsys.readouterr()
     assert "finding DKNs of 5 facts, 2 of them are there" in err
-    assert out.count("→ Rome") == 5
+    assert out.count(" → w") == 5
     assert "Time:" not in out
 
 
 def test_other_settings_in_the_same_directory_are_refused_before_the_model_is_loaded(
-    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    given: Given,
+    run: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    assert find(tmp_path, "--quiet") == 0
-    capsys.readouterr()
-    del engine.calls["model"]
-    assert find(tmp_path, "--set", "seed=1") == 2
-    assert "configuration: seed was 0, is now 1" in one_error_line(capsys)
-    assert "model" not in engine.calls
-    assert find(tmp_path, "--quiet", "--limit", "3") == 2
+    assert given.find(run, "--quiet", "--limit", "3") == 2
     assert "facts: were 5, are now 3" in one_error_line(capsys)
-    assert find(tmp_path, "--quiet", "--model", "other") == 2
-    assert "model: was demo" in one_error_line(capsys)
+    assert given.find(run, "--quiet", "--model", str(save(tmp_path / "other", 0.02))) == 2
+    assert f"model: was {given.model}" in one_error_line(capsys)
+
+    def fail(*_: object) -> None:
+        raise AssertionError("the model is loaded")
+
+    monkeypatch.setattr(load, "load_model", fail)
+    assert given.find(run, "--set", "seed=1") == 2
+    assert "configuration: seed was 0, is now 1" in one_error_line(capsys)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--facts", "missing.jsonl"], "facts 'missing.jsonl' cannot be read: No such file"),
-        (["--facts", "empty"], "facts 'empty' hold no fact"),
+        (["--facts", "broken.jsonl"], "facts 'broken.jsonl' hold no fact that can be used; the"),
         (["--format", "xml"], "argument --format: invalid choice: 'xml'"),
         (["--limit", "0"], "must be a positive integer; got '0'"),
         (["--config", "missing.toml"], "config missing.toml cannot be read"),
@@ -337,7 +320,7 @@ def test_other_settings_in_the_same_directory_are_refused_before_the_model_is_lo
     ],
 )
 def test_mistake_is_one_line_and_code_2(
-    engine: Engine,
+    given: Given,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -345,7 +328,9 @@ def test_mistake_is_one_line_and_code_2(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert find(tmp_path / "run", "--quiet", *arguments) == 2
+    (tmp_path / "broken.jsonl").write_text(BROKEN % 0)
+    command = ["find", "--model", str(given.model), "--facts", str(given.facts), "--out", "run"]
+    assert cli.main([*command, "--quiet", *arguments]) == 2
     assert message in one_error_line(capsys)
     assert capsys.readouterr().out == ""
 
@@ -366,177 +351,181 @@ def test_wrong_command_line_is_one_line_and_code_2(
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (OSError("moon is not a local folder\nand more\n"), "'demo' cannot be loaded: moon is not"),
+        (
+            OSError("moon is not a local folder\nand more\n"),
+            "cannot be loaded: moon is not a local",
+        ),
         (UserError("first\nsecond"), "error: first second"),
         (BackendError("no triton here"), "error: no triton here"),
         (OSError(errno.ENOSPC, "No space left on device", "facts-0"), "No space left"),
     ],
 )
 def test_model_that_cannot_be_loaded_is_one_line(
-    engine: Engine,
+    given: Given,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
     error: Exception,
     message: str,
 ) -> None:
-    def fail() -> None:
+    def fail(*_: object) -> None:
         raise error
 
-    engine.load = fail
-    assert find(tmp_path, "--quiet") == 2
+    monkeypatch.setattr(load, "load_model", fail)
+    assert given.find(tmp_path, "--quiet") == 2
     assert message in one_error_line(capsys)
 
 
-def test_full_disk_is_one_line(
-    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def full(i: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "facts-00000.parquet.tmp")
-
-    engine.before_chunk = full
-    assert find(tmp_path, "--quiet") == 2
-    assert one_error_line(capsys).endswith("facts-00000.parquet.tmp: No space left on device")
-
-
-def test_bug_shows_its_traceback(engine: Engine, tmp_path: Path) -> None:
-    def bug(i: int) -> None:
-        raise IndexError("a bug")
-
-    engine.before_chunk = bug
-    with pytest.raises(IndexError, match="a bug"):
-        find(tmp_path, "--quiet")
-
-
-def test_bad_facts_are_told_and_not_fatal(
-    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    engine.problems = [Problem(Path("facts.jsonl"), i, f"x{i}", "empty answer") for i in range(5)]
-    assert find(tmp_path) == 0
-    err = capsys.readouterr().err
-    assert "left out: facts.jsonl:0:x0: empty answer" in err
-    assert "... and 2 more" in err
-    assert cli.main(["report", str(tmp_path)]) == 0
-    assert "facts.jsonl:4 x4: empty answer" in (tmp_path / "summary.md").read_text()
-
-
-@pytest.mark.parametrize("n", [0, 3])
-def test_the_headline_counts_what_was_left_out_also_if_quiet(
-    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str], n: int
-) -> None:
-    engine.problems = [Problem(Path("facts.jsonl"), i, f"x{i}", "empty answer") for i in range(n)]
-    head = "5 facts (3 left out: see summary.md): 4 known" if n else "5 facts: 4 known"
-    for command in (["find"], ["report", str(tmp_path), "--quiet"]):
-        code = find(tmp_path, "--quiet") if command == ["find"] else cli.main(command)
-        assert code == 0
-        out, err = capsys.readouterr()
-        assert head in out
-        assert err == ""
-        written = (tmp_path / "summary.md").read_text()
-        assert ("5 facts (3 left out: listed below): 4 known" if n else head) in written
-        assert json.loads((tmp_path / "summary.json").read_text())["summary"]["n_left_out"] == n
-    assert ("3 left out by the loader" in (tmp_path / "report.html").read_text()) == (n > 0)
-
-
-def test_the_date_is_a_setting(engine: Engine, tmp_path: Path) -> None:
-    assert find(tmp_path, "--quiet", "--set", "facts.dates=prompt") == 0
-    assert engine.calls["facts"][4] == "prompt"
-
-
-def test_strict_stops_at_a_bad_fact(
-    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    engine.problems = [Problem(Path("facts.jsonl"), 3, "x", "empty answer")]
-    assert find(tmp_path / "run", "--strict", "--quiet") == 2
-    assert "facts.jsonl: empty answer" in one_error_line(capsys)
-    assert not (tmp_path / "run").exists()
-
-
-def test_strict_fails_if_a_fact_could_not_be_computed(
-    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    engine.result = lambda fact: FactResult(fact.id, "skipped", "prompt is too long")
-    assert find(tmp_path, "--quiet") == 0
-    capsys.readouterr()
-    assert find(tmp_path, "--quiet", "--strict") == 2
-    assert "5 facts could not be used; the first: f0: prompt is too long" in one_error_line(capsys)
-
-
-def test_report_repeats_the_table_and_rewrites_the_summary(
-    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert find(tmp_path, "--quiet") == 0
-    printed = capsys.readouterr().out
-    written = {name: (tmp_path / name).read_text() for name in ("summary.md", "summary.json")}
-    (tmp_path / "summary.md").unlink()
-    assert cli.main(["report", str(tmp_path), "--all"]) == 0
-    assert capsys.readouterr().out == printed
-    assert {name: (tmp_path / name).read_text() for name in written} == written
-    assert cli.main(["report", str(tmp_path), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["summary"]["n_degenerate"] == 4
-
-
-def test_report_of_a_directory_that_cannot_be_written_still_prints(
-    engine: Engine,
+def test_full_disk_is_one_line_and_a_bug_shows_its_traceback(
+    given: Given,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert find(tmp_path, "--quiet") == 0
-    capsys.readouterr()
+    errors: list[Exception] = [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "facts-00000.parquet.tmp"),
+        IndexError("a bug"),
+    ]
 
+    def fail(_chunk: int) -> None:
+        raise errors.pop(0)
+
+    before_chunks(monkeypatch, fail)
+    assert given.find(tmp_path, "--quiet") == 2
+    assert one_error_line(capsys).endswith("facts-00000.parquet.tmp: No space left on device")
+    with pytest.raises(IndexError, match="a bug"):
+        given.find(tmp_path, "--quiet")
+
+
+def test_bad_facts_are_told_and_not_fatal(
+    given: Given, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts, out = broken_facts(tmp_path, 5, FACTS[:1]), tmp_path / "run"
+    assert given.find(out, "--facts", str(facts)) == 0
+    err = capsys.readouterr().err
+    assert f"left out: {facts}:2:x0: missing key 'answer'" in err
+    assert "... and 2 more" in err
+    assert cli.main(["report", str(out)]) == 0
+    assert f"{facts}:6 x4: missing key 'answer'" in (out / "summary.md").read_text()
+
+
+@pytest.mark.parametrize("n", [0, 3])
+def test_the_headline_counts_what_was_left_out_also_if_quiet(
+    given: Given, tmp_path: Path, capsys: pytest.CaptureFixture[str], n: int
+) -> None:
+    facts, run = broken_facts(tmp_path, n, FACTS[:1]), tmp_path / "run"
+    head = "1 fact (3 left out: see summary.md): 1 known" if n else "1 fact: 1 known"
+    for command in ("find", "report"):
+        if command == "find":
+            assert given.find(run, "--facts", str(facts), "--quiet") == 0
+        else:
+            assert cli.main(["report", str(run), "--quiet"]) == 0
+        out, err = capsys.readouterr()
+        assert head in out
+        assert err == ""
+        written = (run / "summary.md").read_text()
+        assert ("1 fact (3 left out: listed below): 1 known" if n else head) in written
+        assert json.loads((run / "summary.json").read_text())["summary"]["n_left_out"] == n
+    assert ("3 left out by the loader" in (run / "report.html").read_text()) == (n > 0)
+
+
+def test_the_date_is_a_setting(given: Given, tmp_path: Path) -> None:
+    facts = tmp_path / "facts.jsonl"
+    write_facts(facts, [replace(EITHER.fact, date="2012")])
+    for dates, prompt in (
+        ("prompt", f"In 2012, {EITHER.fact.prompt}"),
+        ("auto", EITHER.fact.prompt),
+    ):
+        out = tmp_path / dates
+        asked = ["--facts", str(facts), "--quiet", "--set", f"facts.dates={dates}"]
+        assert given.find(out, *asked) == 0
+        (result,) = read_results(out)
+        assert result.prompt == prompt
+
+
+def test_strict_stops_at_a_bad_fact(
+    given: Given, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = broken_facts(tmp_path, 1)
+    assert given.find(tmp_path / "run", "--facts", str(facts), "--strict", "--quiet") == 2
+    assert f"{facts}:6:x0: missing key 'answer'" in one_error_line(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_strict_fails_if_a_fact_could_not_be_computed(
+    given: Given, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts, out = tmp_path / "facts.jsonl", tmp_path / "run"
+    write_facts(facts, [*FACTS[:1], Fact("long", "w9 " * 40 + "w10", "w15")])
+    assert given.find(out, "--facts", str(facts), "--quiet") == 0
+    capsys.readouterr()
+    assert given.find(out, "--facts", str(facts), "--quiet", "--strict") == 2
+    assert "--strict: 1 facts could not be used; the first: long: " in one_error_line(capsys)
+
+
+def test_report_repeats_the_table_and_rewrites_the_summary(
+    given: Given, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = {name: (run / name).read_text() for name in ("summary.md", "summary.json")}
+    (run / "summary.md").unlink()
+    assert cli.main(["report", str(run), "--all"]) == 0
+    tail = "\nFiles in "  # where the two are elsewhere
+    assert capsys.readouterr().out.partition(tail)[0] == given.out.partition(tail)[0]
+    assert {name: (run / name).read_text() for name in written} == written
+    assert cli.main(["report", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["summary"]["n_degenerate"] == 2
+
+
+def test_report_of_a_directory_that_cannot_be_written_still_prints(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", "summary.md.tmp")
 
     monkeypatch.setattr("dkn_engine.report.files.write_files", refuse)
-    assert cli.main(["report", str(tmp_path)]) == 0
+    assert cli.main(["report", str(run)]) == 0
     out, err = capsys.readouterr()
-    assert "→ Rome" in out
+    assert SAID in out
     assert err == "the summary was not rewritten: summary.md.tmp: Permission denied\n"
 
 
 def test_report_writes_the_page_and_its_figures(
-    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert find(tmp_path, "--quiet") == 0
-    capsys.readouterr()
-    assert cli.main(["report", str(tmp_path), "--cards", "3", "--fact-figures", "0"]) == 0
+    assert cli.main(["report", str(run), "--cards", "3", "--fact-figures", "0"]) == 0
     out, err = capsys.readouterr()
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = (run / "report.html").read_text(encoding="utf-8")
     assert page.count('<details class="card"') == 3
     assert "2 more facts have no card here" in page
-    assert {p.name for p in (tmp_path / "figures").iterdir()} >= {"drops.svg", "drops.png"}
+    assert {p.name for p in (run / "figures").iterdir()} >= {"drops.svg", "drops.png"}
     assert "report.html" not in out
     assert err.splitlines()[-1] == (
-        f"{tmp_path / 'report.html'} is written, its figures are in {tmp_path / 'figures'}"
+        f"{run / 'report.html'} is written, its figures are in {run / 'figures'}"
     )
-    assert cli.main(["report", str(tmp_path), "--fact-figures", "-1"]) == 2
+    assert cli.main(["report", str(run), "--fact-figures", "-1"]) == 2
     assert "must be a positive integer; got '-1'" in one_error_line(capsys)
 
 
-def test_report_without_matplotlib_says_how_to_get_figures(
-    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert find(tmp_path, "--quiet") == 0
+def test_report_without_matplotlib_says_how_to_get_figures(run: Path) -> None:
     code = (
         "import sys; sys.modules['matplotlib'] = None\n"
         "from dkn_engine.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", code, "report", str(tmp_path), "--quiet"]
+    command = [sys.executable, "-c", code, "report", str(run), "--quiet"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0
     assert done.stderr == (
         "report.html has no figures, since matplotlib is not installed; to get them: "
         "pip install matplotlib\n"
     )
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = (run / "report.html").read_text(encoding="utf-8")
     assert page.count('<details class="card"') == 5
     assert "<svg" not in page
-    assert not (tmp_path / "figures").exists()
+    assert not (run / "figures").exists()
 
 
 def test_info_as_text_and_json(
-    engine: Engine,
-    tmp_path: Path,
+    given: Given,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -549,13 +538,11 @@ def test_info_as_text_and_json(
         "backends.triton  no GPU",
         "gpus             none",
     ]
-    assert find(tmp_path, "--quiet") == 0
-    capsys.readouterr()
-    assert cli.main(["info", str(tmp_path), "--json"]) == 0
+    assert cli.main(["info", str(given.run), "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["backends"] == information["backends"]
     assert data["run_directory"]["facts_done"] == "5 of 5"
-    assert data["run_directory"]["config_hash"] == read_manifest(tmp_path)["config_hash"]
+    assert data["run_directory"]["config_hash"] == read_manifest(given.run)["config_hash"]
 
 
 @pytest.mark.parametrize("command", [[], ["find"], ["report"], ["info"]])
@@ -570,12 +557,14 @@ def test_help_fits_80_columns(
     assert cli.main(["--version"]) == 0
 
 
-def test_threads_are_as_they_were(engine: Engine, tmp_path: Path) -> None:
+def test_threads_are_as_they_were(
+    given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch = pytest.importorskip("torch")
     before = torch.get_num_threads()
     seen: list[int] = []
-    engine.before_chunk = lambda i: seen.append(torch.get_num_threads())
-    assert find(tmp_path, "--threads", str(before + 1), "--quiet") == 0
+    before_chunks(monkeypatch, lambda _: seen.append(torch.get_num_threads()))
+    assert given.find(tmp_path, "--threads", str(before + 1), "--quiet") == 0
     assert seen == [before + 1] * 3
     assert torch.get_num_threads() == before
 
@@ -631,24 +620,22 @@ def test_module_runs_without_a_traceback(tmp_path: Path) -> None:
     assert err == f"dkn-engine: error: {tmp_path} is not a run directory: no manifest.json there\n"
 
 
-def test_reader_that_goes_away_is_no_error(engine: Engine, tmp_path: Path) -> None:
-    assert find(tmp_path, "--quiet") == 0
+def test_reader_that_goes_away_is_no_error(run: Path) -> None:
     read, write = os.pipe()
     os.close(read)
-    with program("report", str(tmp_path), stdout=write) as process:
+    with program("report", str(run), stdout=write) as process:
         os.close(write)
         _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (141, "")
 
 
-def test_narrow_encoding_is_no_error(engine: Engine, tmp_path: Path) -> None:
-    assert find(tmp_path, "--quiet") == 0
+def test_narrow_encoding_is_no_error(run: Path) -> None:
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    command = ["report", str(tmp_path), "--quiet"]
+    command = ["report", str(run), "--quiet"]
     with program(*command, stdout=subprocess.PIPE, env=environment) as process:
         out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
-    assert "The capital of land 0 is ? Rome" in out
+    assert SAID.replace("→", "?") in out
 
 
 def test_bench_names_its_cases_and_refuses_others(capfd: pytest.CaptureFixture[str]) -> None:
@@ -673,3 +660,50 @@ def test_a_preset_that_is_none_is_named() -> None:
         UserError, match="preset must be one of default, paper, released; got 'papr'"
     ):
         config_from_options("papr")
+
+
+def test_settings_of_analyses_are_set_and_read_from_files(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text("seed = 3\n[evolvability]\nsteps = 7\nshares = [0.1]\n")
+    sections = {"evolvability": EvolvabilityConfig(), "robustness": RobustnessConfig()}
+    changes = [
+        *("seed=4", "robustness.factors=2,-1", "robustness.on=answer", "evolvability.lr=1"),
+        "evolvability.rates.D=[0.5, 1]",
+    ]
+    config, changed = settings_from_options("default", file, changes, sections)
+    assert config.seed == 4
+    assert changed["robustness"] == RobustnessConfig(factors=(2.0, -1.0), on=("answer",))
+    evolvability = changed["evolvability"]
+    assert isinstance(evolvability, EvolvabilityConfig)
+    assert (evolvability.steps, evolvability.shares, evolvability.lr) == (7, (0.1,), 1.0)
+    assert evolvability.rates == {**EvolvabilityConfig().rates, "D": (0.5, 1.0)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "evolvability.steps=3"], "evolvability.steps: unknown section; known: facts, "),
+        (["--set", "robustness.steps=3"], "unknown key 'steps'; known: n_random, kinds, per_kind"),
+        (["--set", "robustness.kinds=swap"], "kinds must be among replace, add, delete, each once"),
+        (["--set", "robustness.per_kind=0"], "per_kind must be an integer of at least 1; got 0"),
+        (
+            ["--set", "robustness.n_random=2", "--draws", "3"],
+            "say the same thing; give one of them",
+        ),
+        (["--config", "a.toml"], "a.toml: robustness must be a table; got 3"),
+    ],
+)
+def test_wrong_settings_of_an_analysis_are_one_line(
+    given: Given,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.toml").write_text("robustness = 3\n")
+    names = ["--model", str(given.model), "--facts", str(given.facts), "--out", "out", "--quiet"]
+    assert cli.main(["analyze", "robustness", *names, *arguments]) == 2
+    assert message in one_error_line(capsys)
+    assert not (tmp_path / "out").exists()

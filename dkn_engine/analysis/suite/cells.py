@@ -8,28 +8,35 @@ the same things is read, not made again, and one that cannot be read is made aga
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dkn_engine.analysis.experiments.complexity.model_sizes import ModelSize, complexity_of_models
 from dkn_engine.analysis.kept_tables import SUFFIX, read_table, to_bytes
-from dkn_engine.analysis.suite.engines import Engine, Watcher
-from dkn_engine.analysis.suite.requests import RUN, Options, Refusal, Request
+from dkn_engine.analysis.suite.requests import RUN, Options, Request
+from dkn_engine.analysis.suite.tasks import (
+    InWorkers,
+    Loaded,
+    Watcher,
+    find,
+    map_tasks,
+    size_of,
+    workers_of,
+)
 from dkn_engine.config import Config
 from dkn_engine.errors import UserError
 from dkn_engine.files.atomic import write_files
 from dkn_engine.files.plain_json import plain
 from dkn_engine.run.build_info import versions
+from dkn_engine.run.pipeline import prepare
 from dkn_engine.statistics.table import Table
 from dkn_engine.store import read_manifest
 from dkn_engine.store.manifest import versions_of
 from dkn_engine.types import Fact, FactResult
 
 logger = logging.getLogger(__name__)
-
-ANALYSES = ("robustness", "fact_check", "evolvability", "complexity", "sharing")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,87 +65,81 @@ class Cell:
 
 def analyze_cell(
     folder: Path,
-    engine: Engine,
     facts: Sequence[Fact],
     config: Config,
-    analyses: Sequence[str],
     options: Options,
+    model: Loaded | InWorkers,
     watcher: Watcher,
-    *,
-    strict: bool = False,
 ) -> Cell:
     """Find the DKNs of a cell, then make the analyses that are not there yet.
 
     Args:
         folder: of the cell; made if absent.
-        engine: has the model.
         facts, config: see :func:`dkn_engine.find_dkns`. The configuration's seed is that of the
             analyses.
-        analyses: names of :data:`ANALYSES`, begun in this order.
-        options: see there.
-        watcher: see there.
-        strict: raise what an analysis refuses; otherwise note it and go on.
+        options: which analyses, and how.
+        model: in this process or in several.
+        watcher: is told how far it is.
 
     Raises:
-        UserError: an unknown analysis, a folder in the place of its table, or what ``find_dkns``
-            raises.
+        UserError: a folder in the place of a table, or what ``find_dkns`` raises.
         OSError: the folder cannot be written.
     """
-    for name in analyses:
-        if name not in ANALYSES:
-            raise UserError(f"analysis must be one of {', '.join(ANALYSES)}; got {name!r}")
     folder.mkdir(parents=True, exist_ok=True)
-    _require_places(folder, analyses)
-    with engine.on(facts, config) as work:
+    _require_places(folder, options.analyses)
+    run = prepare(facts, config)
+    with workers_of(model, run) as pool:
         watcher.say(f"  finding DKNs of {len(facts)} facts ...")
         with watcher.progress(len(facts)) as progress:
-            results = tuple(work.find(folder / RUN, progress))
+            results = tuple(find(model, pool, run, folder / RUN, progress))
+        size = size_of(model, pool)
         made_from = _made_from(folder, config, options)
-        tables = _kept(folder, analyses, made_from)
+        tables = _kept(folder, made_from)
         for name in tables:
             watcher.say(f"  {name.replace('_', ' ')}: is there")
         requests = [
-            Request(name, folder, tuple(facts), config, options, strict)
-            for name in analyses
+            Request(name, folder, tuple(facts), config, options)
+            for name in options.analyses
             if name not in tables
         ]
         refused: dict[str, str] = {}
-        for request, made in work.tables(requests, results, watcher):
-            if isinstance(made, Refusal):
-                watcher.say(f"  {request}: not made: {made.reason}")
-                refused[request.name] = made.reason
+        for request, made in map_tasks(model, pool, requests, results, watcher):
+            if isinstance(made, str):
+                watcher.say(f"  {request}: not made: {made}")
+                refused[request.name] = made
             else:
-                _keep(folder, request.name, made, made_from)
+                _keep(folder, request.name, made, made_from[request.name])
                 tables[request.name] = made
-    tables = {name: tables[name] for name in analyses if name in tables}
+    tables = {name: tables[name] for name in options.analyses if name in tables}
     name = read_manifest(folder / RUN)["model"]["name"]
-    return Cell(folder, name, work.size, config.seed, tuple(facts), results, tables, refused)
+    return Cell(folder, name, size, config.seed, tuple(facts), results, tables, refused)
 
 
-def _made_from(folder: Path, config: Config, options: Options) -> dict[str, Any]:
-    """What a table depends on; another value of any of it means another table."""
+def _made_from(folder: Path, config: Config, options: Options) -> dict[str, dict[str, Any]]:
+    """What each table depends on; another value of any of it means another table."""
     manifest = read_manifest(folder / RUN)
-    made: dict[str, Any] = plain(
+    run: dict[str, Any] = plain(
         {
             "config_hash": config.hash,
             "model": manifest["model"]["fingerprint"],
             "traits": manifest.get("traits"),
             "facts": manifest["facts"],
-            "n_random": options.n_random,
-            "new_facts": options.new_facts,
             "version": versions()["dkn_engine"],
             "code": versions()["code"],
             # Also of the code that found the results, which may have been other.
             "run": versions_of(manifest),
         }
     )
+    made = {n: run | {"settings": s.to_dict()} for n, s in options.analyses.items()}
+    if "evolvability" in made:
+        made["evolvability"]["new_facts"] = plain(options.new_facts)
     return made
 
 
-def _kept(folder: Path, analyses: Sequence[str], made_from: Mapping[str, Any]) -> dict[str, Table]:
+def _kept(folder: Path, made_from: Mapping[str, Mapping[str, Any]]) -> dict[str, Table]:
     """Tables on disk that were made from the same things; what cannot be read is not there."""
-    found: dict[str, Table] = {}
-    for name in analyses:
+    tables: dict[str, Table] = {}
+    for name, expected in made_from.items():
         path = folder / f"{name}{SUFFIX}"
         if path.exists():
             try:
@@ -149,12 +150,12 @@ def _kept(folder: Path, analyses: Sequence[str], made_from: Mapping[str, Any]) -
                 logger.warning("%s; it is made again", error)
                 continue
             # Another commit with the same code makes the same table.
-            if isinstance(made, dict) and made | {"version": made_from["version"]} == made_from:
-                found[name] = table
-    return found
+            if isinstance(made, dict) and made | {"version": expected["version"]} == expected:
+                tables[name] = table
+    return tables
 
 
-def _require_places(folder: Path, analyses: Sequence[str]) -> None:
+def _require_places(folder: Path, analyses: Iterable[str]) -> None:
     """Say before hours of work what no table could be written over."""
     for name in analyses:
         path = folder / f"{name}{SUFFIX}"

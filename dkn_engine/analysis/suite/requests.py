@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dkn_engine.config import Config
+from dkn_engine.analysis.config import ANALYSES
+from dkn_engine.config import Config, Section
 from dkn_engine.errors import DknError, UserError
 from dkn_engine.statistics.table import Table
+from dkn_engine.store import read_results
 from dkn_engine.types import Fact, FactResult, Progress
 
 if TYPE_CHECKING:
@@ -21,34 +23,36 @@ RUN = "run"
 
 @dataclass(frozen=True)
 class Options:
-    """What analyses take beside a run.
+    """What is made of a run.
 
     Attributes:
-        n_random: draws of random neurons; None for each analysis's own number.
+        analyses: settings of the analyses, by their names in :data:`ANALYSES`; begun in this order.
         new_facts: what evolvability teaches; None for the packaged ones.
         checkpoint: keep the states of trainings beside the tables, so that one that was stopped
             goes on; three times the size of the model.
+        strict: raise what an analysis refuses; otherwise note it and go on.
     """
 
-    n_random: int | None = None
+    analyses: Mapping[str, Section]
     new_facts: tuple[Fact, ...] | None = None
     checkpoint: bool = False
+    strict: bool = False
 
     def __post_init__(self) -> None:
-        if self.n_random is not None and self.n_random < 1:
-            raise UserError(f"n_random must be at least 1; got {self.n_random}")
+        for name in self.analyses:
+            if name not in ANALYSES:
+                raise UserError(f"analysis must be one of {', '.join(ANALYSES)}; got {name!r}")
 
 
 @dataclass(frozen=True)
 class Request:
-    """A table to make.
+    """A table to make, by whatever process has the model.
 
     Attributes:
         name: of the analysis, a function of :mod:`dkn_engine.analysis`.
         folder: of the cell.
         facts, config: of its run; the configuration's seed is that of the analysis.
         options: see there.
-        strict: raise what the analysis refuses.
     """
 
     name: str
@@ -56,22 +60,15 @@ class Request:
     facts: tuple[Fact, ...]
     config: Config
     options: Options
-    strict: bool
-
-    @property
-    def run(self) -> Path:
-        """The run directory."""
-        return self.folder / RUN
 
     def __str__(self) -> str:
         return self.name.replace("_", " ")
 
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a table was not made."""
-
-    reason: str
+    def __call__(
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, progress: Progress
+    ) -> Table | str:
+        """As :func:`make`, of the results on disk."""
+        return make(self, model, tokenizer, read_results(self.folder / RUN), progress)
 
 
 def make(
@@ -80,7 +77,7 @@ def make(
     tokenizer: PreTrainedTokenizerBase,
     results: Sequence[FactResult],
     progress: Progress,
-) -> Table | Refusal:
+) -> Table | str:
     """The table, or why the analysis refuses the run.
 
     Args:
@@ -93,32 +90,28 @@ def make(
     """
     from dkn_engine import analysis
 
+    name, folder, options = request.name, request.folder, request.options
+    more: dict[str, Any] = {}
+    if name in {"robustness", "fact_check", "complexity"}:
+        more["config"] = request.config
+    if name == "complexity":
+        more["out"] = folder / "long"
+    if name == "evolvability":
+        more["new_facts"] = options.new_facts
+        more["checkpoint"] = folder / "training" if options.checkpoint else None
     try:
-        table: Table = getattr(analysis, request.name)(
+        table: Table = getattr(analysis, name)(
             model,
             tokenizer,
             request.facts,
             results,
+            settings=options.analyses[name],
             seed=request.config.seed,
             progress=progress,
-            **dict(_own(request)),
+            **more,
         )
     except DknError as error:
-        if request.strict:
+        if options.strict:
             raise
-        return Refusal(str(error))
+        return str(error)
     return table
-
-
-def _own(request: Request) -> Iterator[tuple[str, Any]]:
-    """Arguments that not all analyses take."""
-    name, options = request.name, request.options
-    if options.n_random is not None and name != "complexity":
-        yield "n_random", options.n_random
-    if name in {"robustness", "fact_check", "complexity"}:
-        yield "config", request.config
-    if name == "complexity":
-        yield "out", request.folder / "long"
-    if name == "evolvability":
-        yield "new_facts", options.new_facts
-        yield "checkpoint", request.folder / "training" if options.checkpoint else None

@@ -79,9 +79,12 @@ class ChunkWorker:
         """What becomes of a task: of a chunk, its tables as Parquet files by table name.
 
         Args:
-            task: a :class:`dkn_engine.store.plan.Task`.
+            task: a chunk's :class:`dkn_engine.store.plan.Task`; or a function of (model, tokenizer,
+                tell), whose value is what becomes of it.
             tell: takes how far it is, (done, total); a chunk is too short for that.
         """
+        if callable(task):
+            return task(self.model, self.tokenizer, tell)
         files: Files = self._stages.files(task)
         return files
 

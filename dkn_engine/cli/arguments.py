@@ -1,0 +1,113 @@
+"""Frozen dataclasses of options, from which a parser is built and which it then fills.
+
+A field made by :func:`option` says what argparse is told of it; any other field is such a dataclass
+itself, a group that several commands share. Nothing behind the parser sees a ``Namespace``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from dkn_engine.errors import UserError
+from dkn_engine.files.local_paths import local_path
+
+T = TypeVar("T")
+
+
+def option(name: str, help: str, *, default: Any = MISSING, group: str = "", **told: Any) -> Any:
+    """A field that the command line gives.
+
+    Args:
+        name: with its dashes; of an argument without any, the field's own.
+        help: for people.
+        default: of the field; an option without one is required.
+        group: of fields of the same group only one may be given.
+        told: ``add_argument``'s other arguments. What can be given several times is a tuple.
+    """
+    several = told.get("nargs") in {"+", "*"} or told.get("action") == "append"
+    if name.startswith("-"):
+        told |= {"required": True} if default is MISSING else {}
+    if default is not MISSING and not several:
+        told["default"] = default
+    metadata = {"name": name, "group": group, "several": several, "told": told | {"help": help}}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def switch(name: str, help: str) -> Any:
+    """A field that is False unless its option is there."""
+    return option(name, help, default=False, action="store_true")
+
+
+def number(name: str, help: str, *, default: Any = None, type: Any = None) -> Any:
+    """A field for an integer, of 1 or more unless ``type`` says otherwise."""
+    return option(name, help, default=default, type=type or positive, metavar="N")
+
+
+def add_arguments(parser: argparse.ArgumentParser, options: Any) -> None:
+    """Let a parser take the options of a dataclass, in the order of its fields."""
+    hints = get_type_hints(options)
+    groups: dict[str, Any] = {"": parser}
+    for f in dataclasses.fields(options):
+        if not f.metadata:
+            add_arguments(parser, hints[f.name])
+            continue
+        name, group, told = f.metadata["name"], f.metadata["group"], f.metadata["told"]
+        if group not in groups:
+            groups[group] = parser.add_mutually_exclusive_group()
+        if name.startswith("-"):
+            told = told | {"dest": f.name}
+        groups[group].add_argument(name, **told)
+
+
+def make_options(options: type[T], given: argparse.Namespace) -> T:
+    """The dataclass with what the parser was given."""
+    hints = get_type_hints(options)
+    values: dict[str, Any] = {}
+    for f in dataclasses.fields(options):  # type: ignore[arg-type]  # T is a dataclass
+        if not f.metadata:
+            values[f.name] = make_options(hints[f.name], given)
+        else:
+            value = getattr(given, f.name)
+            if f.metadata["several"]:
+                value = tuple(value or (() if f.default is MISSING else f.default))
+            values[f.name] = value
+    return options(**values)
+
+
+def natural(text: str) -> int:
+    """An integer of 0 or more."""
+    return 0 if text.strip() == "0" else positive(text)
+
+
+def positive(text: str) -> int:
+    """An integer of 1 or more."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive integer; got {text!r}")
+    return value
+
+
+def run_path(text: str) -> str | Path:
+    """A run directory: a folder, or a URL."""
+    return text if "://" in text else _at_home(text)
+
+
+def folder(text: str) -> Path:
+    """A folder of this machine."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"must be a folder of this machine; got {text!r}")
+    return _at_home(text)
+
+
+def _at_home(text: str) -> Path:
+    try:
+        return local_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
