@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from typing import Literal, NamedTuple, get_args
 
 from dkn_engine.config import Section, count
@@ -87,6 +87,32 @@ class FactCheckConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainingConfig(Section):
+    """How one set of weights is trained.
+
+    Attributes:
+        steps: of the optimiser, at most.
+        lr: learning rate.
+        stop_loss: the first step before which the loss of its facts is this or less is the last;
+            None: after all steps.
+        batch_size: facts a step, drawn without replacement until all were seen; None: all.
+        checkpoint_every: steps from one kept state to the next; the last step's is always kept.
+    """
+
+    steps: int = count(MISSING)
+    lr: float
+    stop_loss: float | None = None
+    batch_size: int | None = count(None)
+    checkpoint_every: int = count(10)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("lr", "stop_loss"):
+            value = getattr(self, name)
+            self._require(name, value is None or 0 < value < math.inf, "a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvolvabilityConfig(Section):
     """How sets of neurons are trained on new facts, and which ones count as changed.
 
@@ -122,6 +148,11 @@ class EvolvabilityConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        ok = self.stop_loss is None or self.stop_loss > 0
+        self._require("stop_loss", ok, "none or a positive number")
+        ok = all(0 <= share <= 1 for share in self.shares)
+        self._require("shares", ok, "numbers from 0 to 1")
+        self._require("threshold", 0 <= self.threshold <= 1, "from 0 to 1")
         name, given = ("rates", self.rates) if self.lr is None else ("lr", self.lr)
         if isinstance(given, Mapping) and not (set(given) == set(TRAINED) and all(given.values())):
             sets = ", ".join(TRAINED)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dkn_engine.analysis.config import TrainingConfig
 from dkn_engine.analysis.experiments.evolvability.answers import (
     answer_logits,
     batches,
@@ -29,7 +30,7 @@ from dkn_engine.analysis.experiments.evolvability.trainable import (
     trainable_blocks,
 )
 from dkn_engine.analysis.experiments.evolvability.training_checkpoint import Checkpoint
-from dkn_engine.config import FactsConfig, integer
+from dkn_engine.config import FactsConfig
 from dkn_engine.errors import DknError, UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.files.local_paths import local_path
@@ -41,7 +42,7 @@ from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import Layout, find_layout
 from dkn_engine.models.model_lock import locked
 from dkn_engine.seeds import generator
-from dkn_engine.types import Fact, Progress
+from dkn_engine.types import Progress
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,15 +88,12 @@ def finetuned(
     tokenizer: PreTrainedTokenizerBase,
     facts: Facts,
     trainable: Trainable,
+    settings: TrainingConfig | None = None,
     *,
-    steps: int,
-    lr: float,
-    stop_loss: float | None = None,
-    batch_size: int | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
-    checkpoint_every: int = 10,
     progress: Progress | None = None,
+    **changes: Any,
 ) -> Iterator[FineTuning]:
     """Train the model on facts for the length of the block; afterwards it is as it was.
 
@@ -109,31 +107,30 @@ def finetuned(
         facts: prompts and answers; their paraphrases are not trained on.
         trainable: neurons int ``[n, 2]`` (layer, index): their rows of the gate and up projections
             (with biases) and of the down projection; ``"mlp"``: those of all neurons; ``"all"``.
-        steps: of the optimiser, at most.
-        lr: learning rate.
-        stop_loss: the first step before which the loss of its facts is this or less is the last.
-        batch_size: facts a step, drawn without replacement until all were seen; None: all.
+        settings: of the training; None: those that ``changes`` give.
         seed: of the order of facts.
         checkpoint: directory of the training's state. What is found there goes on, to the same
             weights, bit for bit, as without the interruption.
-        checkpoint_every: steps from one state to the next; the last step's is always kept.
         progress: called as ``progress(done, steps)``; at the end with ``done == steps``.
+        changes: of single settings, by their names; ``steps`` and ``lr`` have no default.
 
     Yields:
         What was trained; the model carries the trained weights until the block ends or raises,
         and calls on it in other threads wait for that.
 
     Raises:
-        UserError: an argument that is not allowed, no fact, a checkpoint of another training, or
+        UserError: a setting that is not allowed, no fact, a checkpoint of another training, or
             another training of the model that is open in this thread.
         FactError: a fact that cannot be encoded.
         UnsupportedModelError: a layout that the engine does not know, or an MLP's weight on which
             the answers do not depend.
         Diverged: the loss is not finite.
     """
+    settings = TrainingConfig.of(settings, **changes)
     config = FactsConfig()
     facts = fact_list(facts, config)
-    _check(facts, steps, lr, stop_loss, batch_size, checkpoint_every)
+    if not facts:
+        raise UserError("facts must hold at least one fact to train on; got none")
     layout = find_layout(model)
     sequences = [
         encode_sequence(model, tokenizer, f.prompt, f.answer, config=config, fact_id=f.id)
@@ -141,37 +138,19 @@ def finetuned(
     ]
     with locked(model), _alone(layout):
         blocks = trainable_blocks(model, layout, trainable)
-        plan = _Plan(sequences, steps, float(lr), stop_loss, batch_size, seed)
+        plan = _Plan(sequences, settings, seed)
         keeper = None
         if checkpoint is not None:
             identity = plan.identity() | {
                 "weights": model_traits(model)["weights"],
                 "trained weights": places_digest(blocks),
             }
-            keeper = _Keeper(Checkpoint(local_path(checkpoint), identity), checkpoint_every)
+            every = settings.checkpoint_every
+            keeper = _Keeper(Checkpoint(local_path(checkpoint), identity), every)
         with standing_in(model, blocks):
             losses, n_state = _train(model, blocks, plan, keeper, progress)
             n = sum(b.values.numel() for b in blocks)
             yield FineTuning(losses, n, n_state, layout, tuple(blocks))
-
-
-def _check(
-    facts: Sequence[Fact],
-    steps: int,
-    lr: float,
-    stop_loss: float | None,
-    batch_size: int | None,
-    every: int,
-) -> None:
-    if not facts:
-        raise UserError("facts must hold at least one fact to train on; got none")
-    for name, value in (("steps", steps), ("batch_size", batch_size), ("checkpoint_every", every)):
-        whole = integer(value)
-        if (whole is None or whole < 1) and not (name == "batch_size" and value is None):
-            raise UserError(f"{name} must be an integer of 1 or more; got {value!r}")
-    for name, real in (("lr", lr), ("stop_loss", 1.0 if stop_loss is None else stop_loss)):
-        if isinstance(real, bool) or not isinstance(real, int | float) or not 0 < real < math.inf:
-            raise UserError(f"{name} must be a positive number; got {real!r}")
 
 
 @contextlib.contextmanager
@@ -191,36 +170,34 @@ class _Plan:
     """Which facts are trained on in which step, and how."""
 
     sequences: Sequence[AnswerSequence]
-    steps: int
-    lr: float
-    stop_loss: float | None
-    batch_size: int | None
+    settings: TrainingConfig
     seed: int
 
     def identity(self) -> dict[str, Any]:
         tokens = json.dumps([[s.ids, s.n_prompt, s.targets] for s in self.sequences])
         return {
             "facts": hashlib.sha256(tokens.encode()).hexdigest(),
-            "steps": self.steps,
-            "lr": self.lr,
-            "stop_loss": self.stop_loss,
-            "batch_size": self.batch_size,
+            "steps": self.settings.steps,
+            "lr": self.settings.lr,
+            "stop_loss": self.settings.stop_loss,
+            "batch_size": self.settings.batch_size,
             "seed": self.seed,
         }
 
     def done(self, losses: Sequence[float]) -> bool:
         """Whether the step of the last of these losses is the last one."""
-        last = losses[-1] if losses and self.stop_loss is not None else math.inf
-        return len(losses) >= self.steps or (self.stop_loss is not None and last <= self.stop_loss)
+        enough = self.settings.stop_loss
+        learnt = enough is not None and len(losses) > 0 and losses[-1] <= enough
+        return learnt or len(losses) >= self.settings.steps
 
     def batch(self, step: int) -> list[AnswerSequence]:
         """The facts of a step, which depend on nothing but the seed and the step."""
-        n = len(self.sequences)
-        if self.batch_size is None or self.batch_size >= n:
+        n, size = len(self.sequences), self.settings.batch_size
+        if size is None or size >= n:
             return list(self.sequences)
-        epoch, part = divmod(step, -(-n // self.batch_size))
+        epoch, part = divmod(step, -(-n // size))
         order = generator(self.seed, "fine-tuning", str(epoch)).permutation(n)
-        chosen = order[part * self.batch_size : (part + 1) * self.batch_size]
+        chosen = order[part * size : (part + 1) * size]
         return [self.sequences[i] for i in chosen]
 
 
@@ -242,12 +219,12 @@ def _train(
     """Losses of the steps, and how many values the optimiser holds."""
     fused = all(b.values.device.type in {"cpu", "cuda"} for b in blocks)
     optimiser = torch.optim.AdamW(
-        [b.values for b in blocks], lr=plan.lr, weight_decay=0.0, fused=fused
+        [b.values for b in blocks], lr=plan.settings.lr, weight_decay=0.0, fused=fused
     )
     with guest(model, grad=True), differentiable(blocks):
         losses = [] if keeper is None else keeper.checkpoint.load(blocks, optimiser).tolist()
         if progress is not None and plan.done(losses):
-            progress(plan.steps, plan.steps)
+            progress(plan.settings.steps, plan.settings.steps)
         while not plan.done(losses):
             losses.append(_gradients(model, blocks, plan.batch(len(losses))))
             if not math.isfinite(losses[-1]):
@@ -260,7 +237,7 @@ def _train(
             if keeper is not None and (done or len(losses) % keeper.every == 0):
                 keeper.checkpoint.save(blocks, optimiser, losses)
             if progress is not None:
-                progress(plan.steps if done else len(losses), plan.steps)
+                progress(plan.settings.steps if done else len(losses), plan.settings.steps)
     n_state = sum(
         value.numel()
         for state in optimiser.state.values()
