@@ -121,11 +121,8 @@ def fact_check(
         ),
     }
     scores = _scores(coder, layout, statements, sets, n_random, attribution, progress)
-    for name, template in templates.items():
-        sentences = [s.sentence for s in statements]
-        asked = yes_over_no(model, tokenizer, sentences, template, config.facts)[None]
-        for setting in SETTINGS:
-            scores[setting][f"{ASK}{name}"] = asked
+    asked = _asked(coder, statements, templates)
+    scores = {setting: {**by_scorer, **asked} for setting, by_scorer in scores.items()}
     bench = Scored(statements, folds, seed)
     measured = [
         bench.measure(setting, form, scores[setting]) for setting in SETTINGS for form in queries
@@ -214,6 +211,18 @@ def _scores(
     with np.errstate(divide="ignore"):
         prob = np.log(probability)[None]
     return {setting: {**scores, PROB: prob} for setting, scores in found.items()}
+
+
+def _asked(
+    coder: _Coder, statements: Sequence[Statement], templates: Mapping[str, Mapping[str, str]]
+) -> dict[str, Reals]:
+    """By scorer ``[1, n_statements]``: what the model says when it is asked."""
+    sentences = [s.sentence for s in statements]
+    model, tokenizer, config = coder.model, coder.tokenizer, coder.config.facts
+    return {
+        f"{ASK}{name}": yes_over_no(model, tokenizer, sentences, template, config)[None]
+        for name, template in templates.items()
+    }
 
 
 def _neuron_scores(
