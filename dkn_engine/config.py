@@ -18,7 +18,10 @@ from dkn_engine.errors import UserError
 from dkn_engine.files.local_paths import local_path
 from dkn_engine.files.strict_json import parse_json
 
+Blank = Literal["skip", "literal"]
+Dates = Literal["auto", "prompt", "omit"]
 Site = Literal["post", "pre", "up", "gate_act"]
+Positions = Literal["answer", "answer_all", "all"]
 AUTO, END_OF_TEXT = "auto", "end_of_text"
 Backend = Literal["auto", "reference", "triton", "numba", "native"]
 
@@ -191,14 +194,14 @@ class FactsConfig(Section):
             prompts of TempLAMA's files, whose entries differ by it, and of no others.
     """
 
-    blank: Literal["skip", "literal"] = "skip"
+    blank: Blank = "skip"
     answer_space: bool = True
     answer_special_tokens: bool = False
     teacher_forced: bool = True
     continuation: Literal["clean", "edited", "edited_text"] = "clean"
     repeat_first_token: bool = False
     aliases: bool = False
-    dates: Literal["auto", "prompt", "omit"] = "auto"
+    dates: Dates = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -409,7 +412,7 @@ class FilterConfig(Section):
     exact_limit: int = 12
     n_samples: int = 4096
     suppress_value: Literal["zero", "mean"] = "zero"
-    positions: Literal["answer", "answer_all", "all"] = "answer"
+    positions: Positions = "answer"
     n_random: int = 20
     n_unrelated: int = 3
     fill_reference: bool = True

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dkn_engine.attribution.sites import require_own_act, require_site, site_module
-from dkn_engine.config import Backend, FactsConfig
+from dkn_engine.config import Backend, FactsConfig, Positions
 from dkn_engine.degeneracy import edits
 from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import Edit
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Neurons = ArrayLike | Mapping[str, ArrayLike | None] | None
-Positions = Literal["answer", "answer_all", "all"]
 On = Literal["activations", "weights", "output_weights", "input_and_output_weights"]
 Site = Literal["post", "pre"]
 _WEIGHTS: dict[str, Which] = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dkn_engine.config import Blank
 from dkn_engine.facts.json_records import (
     BadEntry,
-    Blank,
     Read,
     convert_records,
     distinct,

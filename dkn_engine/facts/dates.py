@@ -7,11 +7,8 @@ they are one question with several answers.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 from dkn_engine.types import Fact
-
-Dates = Literal["auto", "prompt", "omit"]
 
 
 def dated(fact: Fact) -> Fact:

@@ -12,12 +12,12 @@ from typing import IO, Any, Literal, cast
 
 import numpy as np
 
+from dkn_engine.config import Blank
 from dkn_engine.errors import FactError
 from dkn_engine.files.strict_json import decoder, parse_json
 from dkn_engine.files.visible_text import without_space
 from dkn_engine.types import Fact
 
-Blank = Literal["skip", "literal"]
 _GZIP = b"\x1f\x8b"
 
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dkn_engine.config import Blank
 from dkn_engine.facts.json_records import (
     BadEntry,
-    Blank,
     Read,
     convert_records,
     label,

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dkn_engine.config import Blank
 from dkn_engine.errors import FactError
 from dkn_engine.facts.json_records import (
     BadEntry,
-    Blank,
     FactProblem,
     Read,
     convert_records,

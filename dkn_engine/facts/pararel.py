@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dkn_engine.config import Blank
 from dkn_engine.errors import FactError
 from dkn_engine.facts.json_records import (
     BadEntry,
-    Blank,
     FactProblem,
     Located,
     Read,

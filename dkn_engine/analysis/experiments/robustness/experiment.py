@@ -25,9 +25,8 @@ from dkn_engine.analysis.experiments.robustness.treatments import (
     treatments,
 )
 from dkn_engine.analysis.neuron_groups import NeuronGroups, neuron_groups, with_dkn
-from dkn_engine.config import Config
+from dkn_engine.config import Config, Positions
 from dkn_engine.degeneracy.edits import suppress
-from dkn_engine.degeneracy.interventions import Positions
 from dkn_engine.degeneracy.reference_facts import Reference, build_reference
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, fact_list
