@@ -131,13 +131,7 @@ def _settings(suite: AllOptions, file: str | None) -> tuple[dict[str, Config], d
     return {p: config for p, (config, _) in made.items()}, made[suite.presets[0]][1]
 
 
-@dataclass(frozen=True, eq=False)
-class _Source:
-    """Facts of the grid under the name that its cells have."""
-
-    name: str
-    facts: Sequence[Fact]
-    problems: Sequence[Problem]
+_Facts = tuple[list[Fact], list[Problem]]  # and what was left out of them
 
 
 def _run(suite: AllOptions, file: str | None, *, strict: bool) -> int:
@@ -171,9 +165,7 @@ def _new_facts(training: Training, reading: Reading, console: Console) -> tuple[
     return tuple(facts)
 
 
-def _read(
-    reading: Reading, source: str, configs: Mapping[str, Config], console: Console
-) -> _Source:
+def _read(reading: Reading, source: str, configs: Mapping[str, Config], console: Console) -> _Facts:
     # How files are read is a setting; presets that differ in it cannot share a list of facts.
     if len({(config.facts.blank, config.facts.dates) for config in configs.values()}) > 1:
         raise UserError(
@@ -184,12 +176,12 @@ def _read(
     config = next(iter(configs.values())).facts
     facts, problems = read_facts(fact_file(source, reading, config))
     tell_problems(console, problems, "summary.md of the run lists them all")
-    return _Source(source, facts, problems)
+    return facts, problems
 
 
 def _cells(
     suite: AllOptions,
-    sources: Sequence[_Source],
+    sources: Sequence[_Facts],
     configs: Mapping[str, Config],
     options: Options,
     console: Console,
@@ -204,14 +196,14 @@ def _cells(
     names = labels(suite.models, suite.facts, suite.presets)
     for m, model_name in enumerate(suite.models):
         model = _model(suite, model_name, console)
-        for (s, source), preset in itertools.product(enumerate(sources), configs):
+        for (s, (facts, problems)), preset in itertools.product(enumerate(sources), configs):
             label = names[m, s, preset]
             console.say(f"{label}:")
             folder = suite.work.out / label
-            cell = analyze_cell(folder, source.facts, configs[preset], options, model, console)
+            cell = analyze_cell(folder, facts, configs[preset], options, model, console)
             run, summary = folder / RUN, summarize(cell.results)
-            write_summary(run, cell.results, summary, problems=source.problems)
-            write_page(run, cell.results, summary, problems=source.problems)
+            write_summary(run, cell.results, summary, problems=problems)
+            write_page(run, cell.results, summary, problems=problems)
             yield label, cell
 
 
