@@ -337,6 +337,26 @@ def test_facts_do_not_depend_on_each_other(model: Any) -> None:
         assert mine[key(s)] == pytest.approx(s.value, rel=1e-5, abs=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("changed", "options"),
+    [("Rnd", {"n_random": 4}), ("unrelated", {"n_unrelated": 0}), ("perturbed", {"per_kind": 2})],
+)
+def test_the_number_of_one_kind_of_draws_changes_no_other(
+    model: Any, changed: str, options: dict[str, Any]
+) -> None:
+    few = {"values": ("zero",), "factors": (), "on": ("all",), "n_random": 3, "per_kind": 1}
+    one, other = (
+        {(s.unit, *key(s)): s.value for s in measured(model, [NEEDS_BOTH, WORDY], **given).samples}
+        for given in (few, few | options)
+    )
+    kept = [k for k in one if changed not in {k[1], dict(k[3]).get("query")}]
+    assert kept
+    assert len(kept) < len(one)
+    for k in kept:
+        # To rounding, which depends on what else is in a batch.
+        assert other[k] == pytest.approx(one[k], rel=1e-5, abs=1e-7, nan_ok=True), k
+
+
 def key(s: Sample) -> tuple[Any, ...]:
     return s.group, s.figure, s.conditions
 

@@ -15,6 +15,7 @@ from dkn_engine.analysis.experiments.sharing.experiment import (
     sharing,
 )
 from dkn_engine.errors import UserError
+from dkn_engine.neurons import random_sets
 from dkn_engine.types import Component, Fact, FactResult
 from tests.support.tiny import WIDTH, tiny
 from tests.support.words import words_tokenizer
@@ -169,6 +170,22 @@ def test_draws_depend_on_the_seed_and_the_fact_alone() -> None:
     forward, back = range(len(facts)), range(len(facts) - 1, -1, -1)
     assert found(forward, 5) == found(back, 5)
     assert found(forward, 5) != found(forward, 6)
+
+
+def test_more_draws_begin_with_the_same_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, results = drawn(2, n_facts=1)
+    asked: list[np.ndarray] = []
+
+    def remember(*given: Any) -> list[np.ndarray]:
+        found = random_sets(*given)
+        asked.append(np.concatenate(found))
+        return found
+
+    monkeypatch.setattr("dkn_engine.analysis.experiments.sharing.experiment.random_sets", remember)
+    for n_random in (20, 23):
+        component_sharing(facts, results, 12, n_random=n_random)
+    assert len(asked) == 43
+    np.testing.assert_array_equal(asked[:20], asked[20:40])
 
 
 def test_one_fact_and_none() -> None:
