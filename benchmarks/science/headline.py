@@ -20,7 +20,7 @@ import torch
 
 import dkn_engine as dkn
 from dkn_engine.files.csv import csv_text, write_csv
-from dkn_engine.report import Estimate, Summary, bootstrap_mean, summarize
+from dkn_engine.report import Estimate, Summary, mean_estimate, summarize
 from dkn_engine.types import Drops
 
 SETS = ("demo", "demo-unselected")
@@ -74,7 +74,7 @@ def alone(results: Sequence[dkn.FactResult]) -> Estimate:
 
     What a component needs of the fact's other knowledge neurons shows in what it keeps without.
     """
-    return bootstrap_mean(
+    return mean_estimate(
         [r.rest_suppressed[:-1].max() / r.probability for r in results if r.is_degenerate]
     )
 

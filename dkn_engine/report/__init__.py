@@ -13,7 +13,7 @@ from dkn_engine.report.summary import (
     Summary,
     summarize,
 )
-from dkn_engine.statistics.intervals import Estimate, bootstrap_mean, wilson_share
+from dkn_engine.statistics.intervals import Estimate, mean_estimate, wilson_share
 
 __all__ = [
     "DropSummary",
@@ -21,8 +21,8 @@ __all__ = [
     "FamilySummary",
     "RelationSummary",
     "Summary",
-    "bootstrap_mean",
     "fact_record",
+    "mean_estimate",
     "plain",
     "render_markdown",
     "render_report",

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dkn_engine.config import CONTROL_EXACT
 from dkn_engine.files.plain_json import plain
 from dkn_engine.report.columns import DROPS, STATUSES, Columns
-from dkn_engine.statistics.intervals import Estimate, bootstrap_mean, wilson_share
+from dkn_engine.statistics.intervals import Estimate, mean_estimate, wilson_share
 from dkn_engine.types import CONTROLS, FactResult
 
 Column = NDArray[np.float64]
@@ -132,14 +132,11 @@ class Summary:
         return data
 
 
-def summarize(
-    results: Iterable[FactResult], *, seed: int = 0, seconds: float | None = None
-) -> Summary:
+def summarize(results: Iterable[FactResult], *, seconds: float | None = None) -> Summary:
     """The headline figures of results, with 95 % intervals.
 
     Args:
         results: of any status, also none at all; read once and not held.
-        seed: of the bootstrap.
         seconds: wall-clock time to be reported with them.
     """
     held = Columns()
@@ -158,11 +155,11 @@ def summarize(
         degenerate=wilson_share(n_degenerate, n_known),
         n_with_candidates=n_several,
         with_candidates=wilson_share(n_several, n_known),
-        neurons=bootstrap_mean(c["n_neurons"][known], seed=seed),
-        components=bootstrap_mean(c["n_components"][known], seed=seed),
-        dkn=_family(c, degenerate, "own", seed, CONTROLS),
-        no_dkn=_family(c, with_candidates & ~degenerate, "own", seed, CONTROLS),
-        candidates=_family(c, with_candidates, "candidates", seed, ()),
+        neurons=mean_estimate(c["n_neurons"][known]),
+        components=mean_estimate(c["n_components"][known]),
+        dkn=_family(c, degenerate, "own", CONTROLS),
+        no_dkn=_family(c, with_candidates & ~degenerate, "own", CONTROLS),
+        candidates=_family(c, with_candidates, "candidates", ()),
         **_attribution_quality(c, held.paths),
         n_sampled_controls=_count(with_candidates & (c["family_size"] > CONTROL_EXACT)),
         n_paraphrases=int(c["n_paraphrases"].sum()),
@@ -184,22 +181,22 @@ def _largest(values: Column) -> int | None:
 
 
 def _family(
-    c: Mapping[str, Column], rows: Rows, group: str, seed: int, controls: Sequence[str]
+    c: Mapping[str, Column], rows: Rows, group: str, controls: Sequence[str]
 ) -> FamilySummary:
     return FamilySummary(
         n=_count(rows),
-        drops=_drops(c, rows, group, seed),
+        drops=_drops(c, rows, group),
         controls={
-            name: _drops(c, rows, name, seed)
+            name: _drops(c, rows, name)
             for name in controls
             if (c[f"{name}.there"][rows] == 1).any()
         },
     )
 
 
-def _drops(c: Mapping[str, Column], rows: Rows, group: str, seed: int) -> DropSummary:
+def _drops(c: Mapping[str, Column], rows: Rows, group: str) -> DropSummary:
     there = rows & (c[f"{group}.there"] == 1)
-    estimates = (bootstrap_mean(c[f"{group}.{name}"][there], seed=seed) for name in DROPS)
+    estimates = (mean_estimate(c[f"{group}.{name}"][there]) for name in DROPS)
     return DropSummary(*estimates)
 
 

@@ -134,8 +134,3 @@ def _unskewed(end: float, s: float) -> float:
     if abs(s) < _SAME:
         return end
     return 3 * (float(np.cbrt(1 + s * (end - s / 6))) - 1) / s
-
-
-def bootstrap_mean(values: Iterable[float], *, seed: int = 0) -> Estimate:
-    """The former name of :func:`mean_estimate`, which draws nothing: ``seed`` has no effect."""
-    return mean_estimate(values)

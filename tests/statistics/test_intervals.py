@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from dkn_engine.statistics import intervals
 from dkn_engine.statistics.intervals import (
     ALL_EQUAL,
     NOT_DEFINED,
@@ -114,11 +113,6 @@ def test_equal_values_have_no_interval_and_the_reason(value: float) -> None:
     assert (found.n, found.reason) == (10, ALL_EQUAL)
     assert math.isnan(found.ci_low)
     assert math.isnan(found.ci_high)
-
-
-def test_the_former_name_gives_the_same() -> None:
-    x = np.random.default_rng(2).normal(size=9)
-    assert intervals.bootstrap_mean(x, seed=3) == mean_estimate(x)
 
 
 @pytest.mark.parametrize(
