@@ -147,4 +147,4 @@ def _mean_ablation(control: Estimate, own: Estimate) -> str:
 
 def _below(control: Estimate, own: Estimate) -> bool:
     """Whether a control's interval lies wholly below the family's (False if either is unknown)."""
-    return control.ci_high < own.ci_low
+    return control.bounds[1] < own.bounds[0]

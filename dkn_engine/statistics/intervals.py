@@ -52,6 +52,16 @@ class Estimate:
         """An estimate without an interval, and why it has none."""
         return cls(mean, math.nan, math.nan, n, median, reason)
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """What tells it from other estimates: its interval, or the value that all values have.
+
+        Both NaN, which compare as False, where there is neither.
+        """
+        if self.reason == ALL_EQUAL:
+            return self.mean, self.mean
+        return self.ci_low, self.ci_high
+
 
 def wilson_share(hits: int, n: int) -> Estimate:
     """A share with Wilson's score interval, which stays in [0, 1] and is given for any n >= 1.

@@ -341,6 +341,16 @@ def test_sentences_follow_the_controls() -> None:
     assert "the zero itself" in bad
 
 
+def test_drops_that_are_equal_on_all_facts_are_told_from_controls() -> None:
+    """They have no interval, and need none."""
+    for drop, found in ((0.7, "it matters which"), (0.02, "does not tell them from chance")):
+        results = [
+            make(f"f{i}", (2, 2), (0, 1), (0.0, drop, 1.5), controls={"random": Drops(0.0, at)})
+            for i, at in enumerate(np.linspace(0, 0.1, 6))
+        ]
+        assert found in " ".join(control_sentences(summarize(results)))
+
+
 def test_sentences_say_when_there_is_nothing_to_compare() -> None:
     one = [make("a", (2, 3), (0, 1), (0.2, 0.6, 2.0), controls={"random": Drops(0.0, 0.0)})]
     assert "6 or more facts" in " ".join(control_sentences(summarize(one)))

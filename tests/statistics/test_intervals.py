@@ -113,6 +113,10 @@ def test_equal_values_have_no_interval_and_the_reason(value: float) -> None:
     assert (found.n, found.reason) == (10, ALL_EQUAL)
     assert math.isnan(found.ci_low)
     assert math.isnan(found.ci_high)
+    assert found.bounds == (found.mean, found.mean)
+    few, six = mean_estimate([value] * 5), mean_estimate(value + np.arange(6.0))
+    assert all(math.isnan(end) for end in few.bounds)
+    assert six.bounds == (six.ci_low, six.ci_high)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from dkn_engine.models.layout import Layout, find_layout
 from dkn_engine.run.pipeline import iter_dkns
 from dkn_engine.run.stages import filling_facts
 from dkn_engine.seeds import generator
-from dkn_engine.statistics.intervals import ALL_EQUAL, FEWEST, Estimate, mean_estimate, wilson_share
+from dkn_engine.statistics.intervals import FEWEST, Estimate, mean_estimate, wilson_share
 from dkn_engine.topology.other_clusterers import CLUSTERERS, Located, cluster
 from dkn_engine.types import Component, Fact, FactResult, Progress
 
@@ -124,7 +124,8 @@ class Difference:
         method, figure: of what; figures are the keys of :data:`FIGURES`.
         estimate: mean difference with its 95 % interval.
         enough: whether there are at least six pairs, without which nothing is said.
-        larger_than_interval: whether the interval leaves out 0.
+        larger_than_interval: whether the interval leaves out 0; of equal differences, whether they
+            are not 0.
     """
 
     method: str
@@ -417,7 +418,6 @@ def _difference(
         getattr(m, figure) - getattr(basis[fact], figure) for fact, m in by_fact.items()
     )
     enough = estimate.n >= FEWEST
-    # Six or more differences that are all the same, and not 0, need no interval to be told from 0.
-    same = estimate.reason == ALL_EQUAL and estimate.mean != 0
-    outside = estimate.ci_low > 0 or estimate.ci_high < 0 or same
+    low, high = estimate.bounds
+    outside = low > 0 or high < 0
     return Difference(name, figure, estimate, enough, enough and outside)
