@@ -40,10 +40,7 @@ def write_summary(
         OSError: the directory cannot be written.
     """
     directory = local_path(directory)
-    try:
-        manifest = read_manifest(directory)
-    except RunDirectoryError:
-        manifest = None
+    manifest = manifest_of(directory)
     summary = replace(summary, n_left_out=len(problems))
     data = {
         "model": manifest and manifest["model"],
@@ -67,3 +64,11 @@ def read_summary(directory: RunPath) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
+
+
+def manifest_of(directory: Path) -> dict[str, Any] | None:
+    """The manifest of a run directory; None of any other directory."""
+    try:
+        return read_manifest(directory)
+    except RunDirectoryError:
+        return None

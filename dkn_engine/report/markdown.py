@@ -46,7 +46,7 @@ def _block(block: Block) -> Iterator[list[str]]:
         yield [escape(block.text)]
     elif isinstance(block, Heading):
         yield [f"### {escape(block.text)}"]
-    elif isinstance(block, Points):
+    elif isinstance(block, Points) and block.texts:
         yield [f"- {escape(text)}" for text in block.texts]
     elif isinstance(block, Tiles):
         yield [

@@ -32,9 +32,9 @@ from dkn_engine.report.reading import (
 )
 from dkn_engine.report.rows import drop_rows
 from dkn_engine.report.summary import Summary
-from dkn_engine.report.verdicts import verdict_sentences, verdict_table
+from dkn_engine.report.verdicts import FULL_DROPS, comparison_table
 from dkn_engine.statistics.intervals import Estimate
-from dkn_engine.statistics.words import DASH, interval, no_interval
+from dkn_engine.statistics.words import DASH, interval, no_interval, sentence
 from dkn_engine.statistics.words import number as short
 from dkn_engine.types import FactResult
 
@@ -150,7 +150,7 @@ def _glance(
     comparisons: Sequence[Comparison],
     notes: Sequence[str],
 ) -> list[Block]:
-    texts = [DISPUTED, *verdict_sentences(comparisons), *notes]
+    texts = [DISPUTED, *notes]
     if summary.n_known and not summary.n_degenerate:
         texts.insert(0, "No fact has a DKN: no degenerate family of components was found.")
     if summary.n_facts and not summary.n_known:
@@ -158,7 +158,8 @@ def _glance(
     if manifest is not None and manifest["facts"]["n"] > summary.n_facts:
         total = manifest["facts"]["n"]
         texts.append(f"{summary.n_facts:,} of the {total:,} facts of the run are there so far.")
-    return [Tiles([*_counts(summary), *_means(summary), *_work(summary)]), *paragraphs(texts)]
+    tiles = Tiles([*_counts(summary), *_means(summary), *_work(summary)])
+    return [tiles, *paragraphs(texts), Points([sentence(c) for c in comparisons])]
 
 
 def _counts(summary: Summary) -> list[Tile]:
@@ -252,12 +253,11 @@ def _drops(
         "controls of the family above them",
         controls=[i for i, (_, is_control, _, _) in enumerate(rows) if is_control],
     )
-    tables = [table, verdict_table(comparisons)] if comparisons else [table]
+    tables = [table, comparison_table(comparisons, FULL_DROPS)] if comparisons else [table]
     # Verdicts are paired over facts, and say the same more surely than intervals do.
     said = [*([] if comparisons else control_sentences(summary)), *caveats(summary)]
-    points = [Points(said)] if said else []
     drawn = [Figures([figures["drops"]])] if "drops" in figures else []
-    return [*drawn, *tables, *paragraphs(DEFINITIONS), *points]
+    return [*drawn, *tables, *paragraphs(DEFINITIONS), Points(said)]
 
 
 def _relations(summary: Summary, most: int | None) -> list[Block]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from io import StringIO
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
+from rich.text import Text
 
 from dkn_engine.report.clean import clean
 from dkn_engine.report.content import (
@@ -26,7 +27,6 @@ from dkn_engine.report.content import (
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-    from rich.text import Text
 
 COLUMNS = 80
 _PARAGRAPH = 100  # most columns of running text, that the eye finds the next line
@@ -53,7 +53,7 @@ def to_text(sections: Sequence[Section], *, width: int | None = None) -> str:
     for i, part in enumerate(parts):
         if i:
             console.print()
-        is_text = not hasattr(part, "columns") and not hasattr(part, "characters")
+        is_text = isinstance(part, Text)
         console.print(part, width=min(console.width, _PARAGRAPH) if is_text else None)
     assert isinstance(console.file, StringIO)
     return "".join(f"{line.rstrip()}\n" for line in console.file.getvalue().splitlines())
@@ -80,8 +80,6 @@ def _console(width: int | None) -> Console:
 
 
 def _text(text: str, style: str = "") -> Text:
-    from rich.text import Text
-
     return Text(clean(text), style, overflow="fold")
 
 
@@ -91,9 +89,12 @@ def _block(block: Block, width: int) -> Iterator[RenderableType]:
     elif isinstance(block, Heading):
         yield _text(block.text, "bold")
     elif isinstance(block, Points) and block.texts:
-        yield _points(block)
+        yield _grid(([_text("-"), _text(text)] for text in block.texts), 1)
     elif isinstance(block, Tiles):
-        yield _tiles(block)
+        yield _grid(
+            ([_text(t.label), _text(t.value, "bold"), _text(t.note, "dim")] for t in block.tiles),
+            _GAP,
+        )
     elif isinstance(block, Figures):
         yield from (_text(f"Figure: {figure.alt}", "dim") for figure in block.figures)
     elif isinstance(block, Table):
@@ -102,21 +103,13 @@ def _block(block: Block, width: int) -> Iterator[RenderableType]:
         yield from _tables(block, width)
 
 
-def _points(block: Points) -> RenderableType:
+def _grid(rows: Iterable[Sequence[Text]], gap: int) -> RenderableType:
+    """Rows without lines or headings."""
     from rich.table import Table as Grid
 
-    grid = Grid.grid(padding=(0, 1, 0, 0))
-    for text in block.texts:
-        grid.add_row("-", _text(text))
-    return grid
-
-
-def _tiles(block: Tiles) -> RenderableType:
-    from rich.table import Table as Grid
-
-    grid = Grid.grid(padding=(0, _GAP, 0, 0))
-    for tile in block.tiles:
-        grid.add_row(_text(tile.label), _text(tile.value, "bold"), _text(tile.note, "dim"))
+    grid = Grid.grid(padding=(0, gap, 0, 0))
+    for row in rows:
+        grid.add_row(*row)
     return grid
 
 
@@ -169,7 +162,6 @@ def _table(
 ) -> RenderableType:
     from rich import box
     from rich.table import Table as RichTable
-    from rich.text import Text
 
     made = RichTable(
         box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0)

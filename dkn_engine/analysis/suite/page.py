@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from dkn_engine.analysis.suite.cells import Cell
@@ -26,10 +26,11 @@ from dkn_engine.report.content import (
 )
 from dkn_engine.report.html import render_page
 from dkn_engine.report.reading import DISPUTED
+from dkn_engine.report.verdicts import comparison_table
 from dkn_engine.statistics import table as statistics
 from dkn_engine.statistics.intervals import wilson_share
 from dkn_engine.statistics.words import cell as shown
-from dkn_engine.statistics.words import counted, where, words
+from dkn_engine.statistics.words import counted, words
 
 PAGE, FIGURES = "report.html", "figures"
 TITLE = "Analyses of degenerate knowledge neurons"
@@ -107,7 +108,7 @@ def _section(table: statistics.Table, label: str, several: bool, drawn: Path | N
         bars = [_bars(table, headline, stem) for headline in HEADLINES.get(table.analysis, ())]
         blocks += [Figures(made)] if (made := [b for b in bars if b is not None]) else []
     if table.comparisons:
-        blocks.append(_comparisons(table.comparisons))
+        blocks.append(comparison_table(table.comparisons, "Paired comparisons"))
     settings = [("seed", str(table.seed)), *((words(k), str(v)) for k, v in table.settings.items())]
     every = [*figure_tables(table.rows), Table(("setting", "value"), settings)]
     blocks.append(Fold("All figures and settings", every))
@@ -137,25 +138,6 @@ def _bars(table: statistics.Table, headline: Headline, stem: Path) -> Figure | N
     under = "; ".join(f"{k}: {v.replace('|', ', ')}" for k, v in headline.keep.items() if v)
     caption = f"{_sentence(headline.axis)}{f' ({words(under)})' if under else ''}."
     return Figure(svg.read_text(encoding="utf-8"), f"Bars with intervals: {means}", caption)
-
-
-def _comparisons(comparisons: Sequence[statistics.Comparison]) -> Table:
-    head = ("figure", "conditions", "groups", "difference")
-    numbers = (number("n"), number("p"), number("p corrected"))
-    rows = [
-        (
-            words(c.figure),
-            where(c.conditions),
-            f"{words(c.group)} minus {words(c.against)}",
-            shown(c),
-            c.n,
-            c.p_value,
-            c.p_corrected,
-            c.verdict,
-        )
-        for c in comparisons
-    ]
-    return Table((*head, *numbers, "verdict"), rows, "Paired comparisons")
 
 
 def _runs(cells: Mapping[str, Cell], folder: Path) -> Table:

@@ -22,6 +22,7 @@ from dkn_engine.report.figures.style import (
 )
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -60,35 +61,14 @@ def bars(
             raise ValueError(f"{name} must have one entry a label, {n_groups}; got {size}")
     figure = new_figure(0.75 + 0.3 * n_groups + (0.25 if title else 0))
     axes = figure.subplots()
-    at = np.arange(n_groups)
     for i, is_control in enumerate(flags):
         if math.isfinite(mean[i]):
-            axes.barh(
-                i,
-                mean[i],
-                height=0.68,
-                color=PAPER if is_control else MAIN,
-                edgecolor=INK,
-                linewidth=0.8,
-                hatch=HATCH if is_control else None,
-            )
-    for i in np.flatnonzero(np.isfinite(low) & np.isfinite(high) & np.isfinite(mean)).tolist():
-        # A white line under the ink keeps the whisker visible on a hatch.
-        axes.plot([low[i], high[i]], [i, i], color=PAPER, linewidth=3.2, solid_capstyle="butt")
-        axes.plot([low[i], high[i]], [i, i], color=INK, linewidth=1.3, marker="|", markersize=7)
+            _bar(axes, i, mean[i], is_control)
+            if math.isfinite(low[i]) and math.isfinite(high[i]):
+                _whisker(axes, i, low[i], high[i])
+        _beside(axes, i, float(mean[i]), None if n is None else n[i])
     axes.axvline(0, color=INK, linewidth=0.8)
-    for i in range(n_groups):
-        axes.annotate(
-            _figures(float(mean[i]), None if n is None else n[i]),
-            (1, i),
-            xycoords=("axes fraction", "data"),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=SMALL,
-            color=INK,
-        )
-    axes.set_yticks(at, labels)
+    axes.set_yticks(np.arange(n_groups), labels)
     axes.set_ylim(n_groups - 0.4, -0.6)
     dress(axes, axis, grid="x")
     axes.tick_params(axis="y", length=0)
@@ -96,6 +76,30 @@ def bars(
     axes.set_title(title, fontsize=FONT, color=INK)
     literal(axes)
     return figure
+
+
+def _bar(axes: Axes, at: int, mean: float, is_control: bool) -> None:
+    color, hatch = (PAPER, HATCH) if is_control else (MAIN, None)
+    axes.barh(at, mean, height=0.68, color=color, edgecolor=INK, linewidth=0.8, hatch=hatch)
+
+
+def _whisker(axes: Axes, at: int, low: float, high: float) -> None:
+    """A white line under the ink keeps it visible on a hatch."""
+    axes.plot([low, high], [at, at], color=PAPER, linewidth=3.2, solid_capstyle="butt")
+    axes.plot([low, high], [at, at], color=INK, linewidth=1.3, marker="|", markersize=7)
+
+
+def _beside(axes: Axes, at: int, mean: float, n: int | None) -> None:
+    axes.annotate(
+        _figures(mean, n),
+        (1, at),
+        xycoords=("axes fraction", "data"),
+        xytext=(6, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=SMALL,
+        color=INK,
+    )
 
 
 def _figures(mean: float, n: int | None) -> str:

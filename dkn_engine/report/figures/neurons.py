@@ -18,6 +18,7 @@ from dkn_engine.report.figures.style import (
 )
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _CROWD = 300  # of DKN neurons, from where their marks are smaller
@@ -54,29 +55,9 @@ def neuron_map(
         )
     figure = new_figure(min(5.2, max(2.4, 1.1 + 0.09 * layers)))
     place, counts = figure.subplots(1, 2, sharey=True, width_ratios=[3, 1])
-    place.plot(
-        every[:, 1],
-        every[:, 0],
-        linestyle="none",
-        marker=".",
-        markersize=4,
-        color=MIDDLE,
-        markeredgewidth=0,
-        label=f"N, knowledge neurons ({len(every):,})",
-        rasterized=len(every) > MOST_VECTORS,
-    )
-    place.plot(
-        dkn[:, 1],
-        dkn[:, 0],
-        linestyle="none",
-        marker="D",
-        markersize=4.5 if len(dkn) <= _CROWD else 2.5,
-        markerfacecolor=DARK,
-        markeredgecolor=PAPER,
-        markeredgewidth=0.5,
-        label=f"D, neurons of DKNs ({len(dkn):,})",
-        rasterized=len(dkn) > MOST_VECTORS,
-    )
+    _marks(place, every, f"N, knowledge neurons ({len(every):,})", MIDDLE, ".", 4)
+    size = 4.5 if len(dkn) <= _CROWD else 2.5
+    _marks(place, dkn, f"D, neurons of DKNs ({len(dkn):,})", DARK, "D", size)
     at = np.arange(layers)
     for neurons, color in ((every, MIDDLE), (dkn, DARK)):
         counts.barh(at, np.bincount(neurons[:, 0], minlength=layers), height=0.8, color=color)
@@ -89,6 +70,23 @@ def neuron_map(
         axis.get_major_locator().set_params(integer=True)
     legend(place)
     return figure
+
+
+def _marks(
+    axes: Axes, neurons: NDArray[np.int64], label: str, color: str, marker: str, size: float
+) -> None:
+    axes.plot(
+        neurons[:, 1],
+        neurons[:, 0],
+        linestyle="none",
+        marker=marker,
+        markersize=size,
+        color=color,
+        markeredgecolor=PAPER,
+        markeredgewidth=0.5 if marker == "D" else 0,
+        label=label,
+        rasterized=len(neurons) > MOST_VECTORS,
+    )
 
 
 def _unique(neurons: ArrayLike) -> NDArray[np.int64]:

@@ -7,18 +7,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dkn_engine.errors import RunDirectoryError
 from dkn_engine.files.atomic import write_files
 from dkn_engine.files.local_paths import local_path
 from dkn_engine.report.cards import fact_cards
 from dkn_engine.report.content import Figure
 from dkn_engine.report.drawings import FOLDER, draw_fact, draw_run, facts_to_draw
 from dkn_engine.report.figures.style import HOW_TO_GET, available
+from dkn_engine.report.files import manifest_of
 from dkn_engine.report.html.page import render_page
 from dkn_engine.report.run import run_report
 from dkn_engine.report.summary import Summary
 from dkn_engine.report.verdicts import verdicts
-from dkn_engine.store import read_manifest
 from dkn_engine.types import FactResult
 
 PAGE = "report.html"
@@ -56,10 +55,6 @@ def write_page(
         OSError: the directory cannot be written.
     """
     directory = local_path(directory)
-    try:
-        manifest = read_manifest(directory)
-    except RunDirectoryError:
-        manifest = None
     held = [r if i < cards else in_short(r) for i, r in enumerate(results)]
     drawn: dict[str, Figure] = {}
     of_facts: dict[int, list[Figure]] = {}
@@ -71,7 +66,7 @@ def write_page(
     page = render_run(
         held,
         summary,
-        manifest=manifest,
+        manifest=manifest_of(directory),
         problems=problems,
         figures=drawn,
         fact_figures=of_facts,
