@@ -54,6 +54,11 @@ def caveats(summary: Summary) -> list[str]:
     groups = {f: getattr(summary, f).n for f in ("dkn", "no_dkn", "candidates")}
     if any(0 < n < FEWEST for n in groups.values()):
         found.append(f"A mean of fewer than {FEWEST} facts has no interval.")
+    drops = [e for *_, row in drop_rows(summary) for e in (row.partial_drop, row.full_drop)]
+    found += [
+        f"Other means without an interval have none since {reason}."
+        for reason in dict.fromkeys(e.reason for e in drops if e.n >= FEWEST and e.reason)
+    ]
     found += _undefined(summary)
     if summary.n_sampled_controls:
         found.append(
