@@ -218,7 +218,7 @@ def _model(suite: AllOptions, name: str, console: Console) -> Loaded | InWorkers
         spec = ModelSpec(name, reading.device, reading.dtype, reading.threads or 1)
         return InWorkers(spec, workers)
     console.say(f"loading model {name} ...")
-    return Loaded(*load_model(name, reading))
+    return Loaded(*load_model(name, reading, console))
 
 
 def _across(suite: AllOptions, cells: Mapping[str, Cell]) -> dict[str, Table]:

@@ -83,7 +83,7 @@ def clusterers(options: ClusterersOptions) -> int:
     tell_problems(console, problems, "--json lists them all")
     console.step(2, 3, f"loading model {given.model} ...")
     with torch_threads(given.reading.threads):
-        model, tokenizer = load_model(given.model, given.reading)
+        model, tokenizer = load_model(given.model, given.reading, console)
         console.step(3, 3, f"comparing clusterers on {len(facts)} facts ...")
         with console.progress(len(facts)) as progress:
             comparison = analysis.compare_clusterers(

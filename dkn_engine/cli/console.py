@@ -32,6 +32,11 @@ class Console:
         """Whether nothing but warnings is said."""
         return self._quiet
 
+    @property
+    def draws(self) -> bool:
+        """Whether there are bars: on a terminal, unless it is quiet."""
+        return not self._quiet and sys.stderr.isatty()
+
     def say(self, text: str) -> None:
         """One line about what is going on."""
         if not self._quiet:
@@ -61,7 +66,7 @@ class Console:
         """
         if self._quiet:
             yield lambda done, total: None
-        elif sys.stderr.isatty():
+        elif self.draws:
             self._drawing = True
             try:
                 with _bar(total, done) as progress:

@@ -110,7 +110,7 @@ def find(options: FindOptions) -> int:
     else:
         console.step(2, 4, f"loading model {given.model} ...")
         with torch_threads(given.reading.threads):
-            overview, seconds = _find_all(options.out, _here(options, run), run, console)
+            overview, seconds = _find_all(options.out, _here(options, run, console), run, console)
     console.step(4, 4, "summing up ...")
     show_results(options.out, overview, problems, seconds, options.output, ROWS)
     if given.reading.strict:
@@ -135,11 +135,11 @@ def _prepare(options: FindOptions, config: Config) -> tuple[Run, list[Problem]]:
 _Find = Callable[[Progress], Iterator[FactResult]]
 
 
-def _here(options: FindOptions, run: Run) -> _Find:
+def _here(options: FindOptions, run: Run, console: Console) -> _Find:
     """The run in this process; loads the model now."""
     from dkn_engine.run.pipeline import iter_run
 
-    model, tokenizer = load_model(options.input.model, options.input.reading)
+    model, tokenizer = load_model(options.input.model, options.input.reading, console)
     return lambda progress: iter_run(model, tokenizer, run, options.out, progress=progress)
 
 

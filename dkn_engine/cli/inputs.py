@@ -94,12 +94,13 @@ def tell_problems(
         console.say(f"  ... and {len(problems) - 3} more; {rest}")
 
 
-def load_model(name: str, options: Reading) -> tuple[Any, Any]:
-    """Model and tokenizer as the options say."""
+def load_model(name: str, options: Reading, console: Console) -> tuple[Any, Any]:
+    """Model and tokenizer as the options say; bars of their loading are for terminals only."""
     from dkn_engine.models import load
 
     try:
-        return load.load_model(name, options.device, options.dtype)
+        with contextlib.nullcontext() if console.draws else load.quiet():
+            return load.load_model(name, options.device, options.dtype)
     except OSError as error:
         first = str(error).strip().partition("\n")[0]
         raise UserError(f"model {name!r} cannot be loaded: {first}") from error
