@@ -28,6 +28,7 @@ from dkn_engine.config import Config
 from dkn_engine.errors import BackendError, UserError
 from dkn_engine.facts import write_facts
 from dkn_engine.models import load
+from dkn_engine.models.load import quiet
 from dkn_engine.run.stages import Stages
 from dkn_engine.store import read_manifest, read_results
 from dkn_engine.types import Fact
@@ -73,7 +74,8 @@ class Given:
 
 
 def save(folder: Path, noise: float = 0.01) -> Path:
-    planted_model(noise).save_pretrained(folder)
+    with quiet():
+        planted_model(noise).save_pretrained(folder)
     words_tokenizer().save_pretrained(folder)
     return folder
 
