@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from dkn_engine.errors import UserError
 from dkn_engine.files.plain_json import plain
-from dkn_engine.statistics.table import Comparison, Row, Sample, Table
+from dkn_engine.statistics.table import Comparison, Conditions, Row, Sample, Table
 from dkn_engine.statistics.words import findings
 from dkn_engine.store.schema import to_parquet
 
@@ -80,10 +80,9 @@ def _schema() -> pa.Schema:
 
     pair = pa.list_(pa.list_(pa.string()))
     types = {str: pa.string(), int: pa.int64(), bool: pa.bool_(), float: pa.float64()}
+    types[Conditions] = pair
     columns = {
-        name: pa.list_(
-            pa.struct([(n, types.get(h, pair)) for n, h in get_type_hints(kind).items()])
-        )
+        name: pa.list_(pa.struct([(n, types[h]) for n, h in get_type_hints(kind).items()]))
         for name, kind in _RECORDS.items()
     }
     text = pa.string()

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from dkn_engine.files.csv import csv_text
-from dkn_engine.statistics.table import Conditions, Table
-
-_ROW = ("mean", "ci_low", "ci_high", "n", "median", "control")
-_COMPARISON = ("mean", "ci_low", "ci_high", "n", "p_value", "p_corrected", "verdict")
+from dkn_engine.statistics.table import Table
 
 
 def rows_csv(tables: Mapping[str, Table]) -> str:
@@ -18,60 +15,45 @@ def rows_csv(tables: Mapping[str, Table]) -> str:
     Columns: ``run``, ``figure``, one for each condition, ``group``, ``mean``, ``ci_low``,
     ``ci_high``, ``n``, ``median``, ``control``, ``seed``.
     """
-    every = [(run, t.seed, r) for run, t in tables.items() for r in t.rows]
-    names = _names(r.conditions for _, _, r in every)
-    head = ("run", "figure", *names, "group", *_ROW, "seed")
-    body = (
-        (run, r.figure, *_values(r.conditions, names), r.group, *_numbers(r, _ROW), seed)
-        for run, seed, r in every
-    )
-    return csv_text(head, body)
+    columns = ("mean", "ci_low", "ci_high", "n", "median", "control")
+    return _csv(tables, "rows", ("figure",), dict.fromkeys(columns))
 
 
 def comparisons_csv(tables: Mapping[str, Table]) -> str:
     """All comparisons, in the same form, with both p-values and the verdict in words."""
-    every = [(run, t.seed, c) for run, t in tables.items() for c in t.comparisons]
-    names = _names(c.conditions for _, _, c in every)
-    head = ("run", "figure", *names, "group", "against", *_COMPARISON, "seed")
-    body = (
-        (
-            run,
-            c.figure,
-            *_values(c.conditions, names),
-            c.group,
-            c.against,
-            *_numbers(c, _COMPARISON),
-            seed,
-        )
-        for run, seed, c in every
-    )
-    return csv_text(head, body)
+    columns = ("against", "mean", "ci_low", "ci_high", "n", "p_value", "p_corrected", "verdict")
+    return _csv(tables, "comparisons", ("figure",), dict.fromkeys(columns))
 
 
 def samples_csv(tables: Mapping[str, Table]) -> str:
     """The values behind the rows, one a line, in the column ``measured``."""
-    every = [(run, t.seed, s) for run, t in tables.items() for s in t.samples]
-    names = _names(s.conditions for _, _, s in every)
-    head = ("run", "unit", "figure", *names, "group", "measured", "seed")
-    body = (
-        (run, s.unit, s.figure, *_values(s.conditions, names), s.group, _number(s.value), seed)
-        for run, seed, s in every
-    )
-    return csv_text(head, body)
+    return _csv(tables, "samples", ("unit", "figure"), {"measured": "value"})
 
 
-def _names(conditions: Iterable[Conditions]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for one in conditions for name, _ in one))
+def _csv(
+    tables: Mapping[str, Table],
+    kind: str,
+    before: tuple[str, ...],
+    behind: Mapping[str, str | None],
+) -> str:
+    """All records of a kind, one a line: columns ``before`` the conditions and ``behind`` them.
 
+    The latter are of the attribute that stands beside the column's name, if it is another.
+    """
+    records = [(run, t.seed, r) for run, t in tables.items() for r in getattr(t, kind)]
+    names = tuple(dict.fromkeys(name for _, _, r in records for name, _ in r.conditions))
 
-def _values(conditions: Conditions, names: Sequence[str]) -> Iterator[str]:
-    here = dict(conditions)
-    return (here.get(name, "") for name in names)
+    def line(run: str, seed: int, record: Any) -> list[object]:
+        conditions = dict(record.conditions)
+        values = [getattr(record, attribute or name) for name, attribute in behind.items()]
+        return [
+            run,
+            *(getattr(record, name) for name in before),
+            *(conditions.get(name, "") for name in names),
+            record.group,
+            *(f"{value:.6g}" if isinstance(value, float) else value for value in values),
+            seed,
+        ]
 
-
-def _numbers(record: Any, names: Sequence[str]) -> Iterator[object]:
-    return (_number(getattr(record, name)) for name in names)
-
-
-def _number(value: object) -> object:
-    return f"{value:.6g}" if isinstance(value, float) else value
+    head = ("run", *before, *names, "group", *behind, "seed")
+    return csv_text(head, (line(*record) for record in records))
