@@ -109,7 +109,9 @@ def find(
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
             if pid:
                 break
-            done = sum(1 for _ in out.glob("facts-*.parquet")) / chunks
+            # At its end the run puts its chunks into fewer files.
+            now = sum(1 for _ in out.glob("facts-*.parquet")) / chunks
+            done = max(now, samples[-1][0] if samples else 0.0)
             samples.append((done, resident(process.pid)))
             if kill_at is not None and done >= kill_at:
                 os.killpg(process.pid, signal.SIGKILL)
