@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from dkn_engine.config import CONTROL_EXACT, CONTROL_SAMPLES
-from dkn_engine.report.columns import own_drops
+from dkn_engine.report.columns import CONTROL_WORDS, own_drops
 from dkn_engine.report.content import (
     Block,
     Card,
@@ -26,7 +26,6 @@ from dkn_engine.report.content import (
 )
 from dkn_engine.report.family import about_family, component_name
 from dkn_engine.report.figures.subsets import has_drops, subset_drops
-from dkn_engine.report.rows import CONTROL_WORDS
 from dkn_engine.report.run import FACTS, STATUS_WORDS, dkn_sizes
 from dkn_engine.types import Component, Drops, FactResult
 

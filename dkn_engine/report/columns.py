@@ -17,6 +17,12 @@ STATUSES: tuple[str, ...] = get_args(Status)
 DROPS = ("partial_drop", "full_drop", "redundancy", "excess")
 # "own": of the DKN, or of all candidates where there is none.
 GROUPS = ("own", "candidates", *CONTROLS)
+CONTROL_WORDS = {
+    "random": "random neurons",
+    "paraphrases": "held-out paraphrases",
+    "unrelated": "unrelated facts",
+    "mean_ablation": "mean, not zero",
+}
 _COLUMNS = (
     "status",
     "relation",

@@ -7,9 +7,8 @@ from typing import Any
 
 from dkn_engine.config import CONTROL_EXACT, CONTROL_SAMPLES
 from dkn_engine.report.rows import drop_rows
-from dkn_engine.report.summary import FamilySummary, Summary
-from dkn_engine.statistics.intervals import FEWEST, Estimate
-from dkn_engine.statistics.words import number
+from dkn_engine.report.summary import Summary
+from dkn_engine.statistics.intervals import FEWEST
 from dkn_engine.store.manifest import versions_of
 
 DEFINITIONS = (
@@ -20,6 +19,15 @@ DEFINITIONS = (
     "if components cover for one another, 1 if they are independent, below 1 if each is needed. "
     "Excess is the same two log-drops' difference, 0 for independent components; it is there too "
     "where single components cost nothing and so have no redundancy.",
+    "Random neurons are as many in the same layers and none of the fact's own knowledge neurons: "
+    "a larger drop than theirs says that it matters which neurons are suppressed, not only how "
+    "many. A larger one than on unrelated facts says that they are specific to their own fact. The "
+    "prompt's own drops are what families were chosen by; held-out paraphrases were not used for "
+    "that. A larger drop than with mean activations instead of zeros is in part the zero's own.",
+)
+FULL_DROPS = (
+    "Full drop minus the control's on the same facts; two-sided sign-flip test, corrected (Holm) "
+    f"for the number of rows; at least {FEWEST} facts are needed to say anything"
 )
 DISPUTED = (
     "Whether facts live in single neurons is disputed: read these figures as what an intervention "
@@ -41,13 +49,6 @@ def _named(versions: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
-def control_sentences(summary: Summary) -> list[str]:
-    """What the controls of the DKN families (else of the candidates) do and do not show."""
-    if summary.dkn.n:
-        return _controls(summary.dkn, "the DKN families")
-    return _controls(summary.no_dkn, "the candidate components")
-
-
 def caveats(summary: Summary) -> list[str]:
     """What the figures leave out, and what their controls were measured on."""
     found = []
@@ -59,6 +60,8 @@ def caveats(summary: Summary) -> list[str]:
         f"Other means without an interval have none since {reason}."
         for reason in dict.fromkeys(e.reason for e in drops if e.n >= FEWEST and e.reason)
     ]
+    if drops and not summary.comparisons:
+        found.append("No controls were measured, so these drops cannot be told from chance.")
     found += _undefined(summary)
     if summary.n_sampled_controls:
         found.append(
@@ -100,56 +103,3 @@ def _undefined(summary: Summary) -> list[str]:
         "The redundancy is not defined, and its median leaves facts out, where suppressing single "
         f"components costs nothing: {'; '.join(left_out)}."
     ]
-
-
-def _controls(group: FamilySummary, name: str) -> list[str]:
-    own = group.drops.full_drop
-    if not group.controls:
-        return ["No controls were measured, so these drops cannot be told from chance."]
-    if own.n < FEWEST:
-        return [f"The controls need {FEWEST} or more facts to compare; {name} come from {own.n}."]
-    full = {control: drops.full_drop for control, drops in group.controls.items()}
-    found = []
-    if "random" in full and full["random"].n:
-        found.append(_random(full["random"], own, name))
-    if "unrelated" in full and full["unrelated"].n:
-        found.append(_unrelated(full["unrelated"], own))
-    if "paraphrases" in full and full["paraphrases"].n:
-        found.append(
-            f"The prompt's own drops are what {name} were chosen by; on paraphrases that were "
-            f"not used for that, the full drop is {number(full['paraphrases'].mean)} instead of "
-            f"{number(own.mean)}."
-        )
-    if "mean_ablation" in full and full["mean_ablation"].n:
-        found.append(_mean_ablation(full["mean_ablation"], own))
-    return found
-
-
-def _random(control: Estimate, own: Estimate, name: str) -> str:
-    start = (
-        f"Random neurons, as many in the same layers and none of the fact's own knowledge neurons, "
-        f"give a full drop of {number(control.mean)} "
-        f"against {number(own.mean)} for {name}: "
-    )
-    if _below(control, own):
-        return start + "it matters which neurons are suppressed, not only how many."
-    return start + "this run does not tell them from chance."
-
-
-def _unrelated(control: Estimate, own: Estimate) -> str:
-    start = f"On unrelated facts the same neurons give {number(control.mean)}: "
-    if _below(control, own):
-        return start + "less than on their own fact."
-    return start + "they are not specific to their own fact."
-
-
-def _mean_ablation(control: Estimate, own: Estimate) -> str:
-    start = f"With mean activations instead of zeros the full drop is {number(control.mean)}"
-    if _below(control, own):
-        return start + ": part of the effect is the zero itself."
-    return start + "."
-
-
-def _below(control: Estimate, own: Estimate) -> bool:
-    """Whether a control's interval lies wholly below the family's (False if either is unknown)."""
-    return control.bounds[1] < own.bounds[0]

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dkn_engine.report.columns import CONTROL_WORDS
 from dkn_engine.report.summary import DropSummary, Summary
-
-CONTROL_WORDS = {
-    "random": "random neurons",
-    "paraphrases": "held-out paraphrases",
-    "unrelated": "unrelated facts",
-    "mean_ablation": "mean, not zero",
-}
 
 
 def drop_rows(summary: Summary) -> Iterator[tuple[str, bool, int, DropSummary]]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from dkn_engine.report.comparisons import comparison_table
 from dkn_engine.report.content import (
     Block,
     Column,
@@ -26,20 +27,16 @@ from dkn_engine.report.content import (
 from dkn_engine.report.reading import (
     DEFINITIONS,
     DISPUTED,
+    FULL_DROPS,
     caveats,
-    control_sentences,
     versions_text,
 )
 from dkn_engine.report.rows import drop_rows
 from dkn_engine.report.summary import Summary
-from dkn_engine.report.verdicts import FULL_DROPS, comparison_table
 from dkn_engine.statistics.intervals import Estimate
 from dkn_engine.statistics.words import DASH, interval, no_interval, sentence
 from dkn_engine.statistics.words import number as short
 from dkn_engine.types import FactResult
-
-if TYPE_CHECKING:
-    from dkn_engine.statistics.table import Comparison
 
 TITLE = "Degenerate knowledge neurons"
 FACTS = "Facts"
@@ -52,7 +49,6 @@ def run_report(
     *,
     manifest: Mapping[str, Any] | None = None,
     problems: Sequence[Mapping[str, Any]] = (),
-    comparisons: Sequence[Comparison] = (),
     figures: Mapping[str, Figure] | None = None,
     notes: Sequence[str] = (),
     most_relations: int | None = None,
@@ -64,15 +60,14 @@ def run_report(
         facts: table (:func:`facts_table`) or cards (``cards.fact_cards``) of them.
         manifest: of the run directory; model, configuration and versions are quoted from it.
         problems: facts that the loader left out (``file``, ``line``, ``id``, ``reason``).
-        comparisons: of full drops with their controls' (``verdicts.verdicts``).
         figures: ``drops``, ``neurons`` and ``overlap``, those that were drawn.
         notes: said at the start, such as why there are no figures.
         most_relations: rows of their table; None for all.
     """
     drawn = figures or {}
-    sections = [Section("At a glance", _glance(summary, manifest, comparisons, notes))]
+    sections = [Section("At a glance", _glance(summary, manifest, notes))]
     if summary.n_facts:
-        sections.append(Section("Drops and controls", _drops(summary, comparisons, drawn)))
+        sections.append(Section("Drops and controls", _drops(summary, drawn)))
     where = [drawn[name] for name in ("neurons", "overlap") if name in drawn]
     if where:
         sections.append(Section("Where the neurons lie", [Figures(where)]))
@@ -145,10 +140,7 @@ def _subtitle(summary: Summary, manifest: Mapping[str, Any] | None) -> str:
 
 
 def _glance(
-    summary: Summary,
-    manifest: Mapping[str, Any] | None,
-    comparisons: Sequence[Comparison],
-    notes: Sequence[str],
+    summary: Summary, manifest: Mapping[str, Any] | None, notes: Sequence[str]
 ) -> list[Block]:
     texts = [DISPUTED, *notes]
     if summary.n_known and not summary.n_degenerate:
@@ -159,7 +151,7 @@ def _glance(
         total = manifest["facts"]["n"]
         texts.append(f"{summary.n_facts:,} of the {total:,} facts of the run are there so far.")
     tiles = Tiles([*_counts(summary), *_means(summary), *_work(summary)])
-    return [tiles, *paragraphs(texts), Points([sentence(c) for c in comparisons])]
+    return [tiles, *paragraphs(texts), Points([sentence(c) for c in summary.comparisons])]
 
 
 def _counts(summary: Summary) -> list[Tile]:
@@ -223,9 +215,7 @@ def _mean(label: str, estimate: Estimate, digits: int = 2) -> Tile:
     return Tile(label, value, f"{no_interval(estimate) or note}, n = {estimate.n:,}")
 
 
-def _drops(
-    summary: Summary, comparisons: Sequence[Comparison], figures: Mapping[str, Figure]
-) -> list[Block]:
+def _drops(summary: Summary, figures: Mapping[str, Figure]) -> list[Block]:
     rows = list(drop_rows(summary))
     if not rows:
         return [Paragraph("No fact has candidate components: nothing to suppress or compare.")]
@@ -253,11 +243,10 @@ def _drops(
         "controls of the family above them",
         controls=[i for i, (_, is_control, _, _) in enumerate(rows) if is_control],
     )
-    tables = [table, comparison_table(comparisons, FULL_DROPS)] if comparisons else [table]
-    # Verdicts are paired over facts, and say the same more surely than intervals do.
-    said = [*([] if comparisons else control_sentences(summary)), *caveats(summary)]
+    compared = [comparison_table(summary.comparisons, FULL_DROPS)] if summary.comparisons else []
     drawn = [Figures([figures["drops"]])] if "drops" in figures else []
-    return [*drawn, *tables, *paragraphs(DEFINITIONS), Points(said)]
+    caveat = Points(caveats(summary))
+    return [*drawn, table, *compared, *paragraphs(DEFINITIONS), caveat]
 
 
 def _relations(summary: Summary, most: int | None) -> list[Block]:

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 
 from dkn_engine.config import CONTROL_EXACT
 from dkn_engine.files.plain_json import plain
-from dkn_engine.report.columns import DROPS, STATUSES, Columns
+from dkn_engine.report.columns import CONTROL_WORDS, DROPS, STATUSES, Columns
 from dkn_engine.statistics.intervals import Estimate, mean_estimate, wilson_share
+from dkn_engine.statistics.table import Comparison, compare, corrected
 from dkn_engine.types import CONTROLS, FactResult
 
 Column = NDArray[np.float64]
 Rows = NDArray[np.bool_]
+_SEED = 0  # of the flips of signs
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,8 @@ class Summary:
         n_reference, n_reference_packaged: facts that unrelated facts and mean activations are taken
             from, and how many of them are packaged English ones, not of the run; None if no result
             says so.
+        comparisons: full drop of the DKNs (of the candidates, for facts without one) minus each
+            control's, paired over facts; p-values corrected for their number.
         by_relation: most facts first; facts without a relation under the empty name.
         seconds: wall-clock time of the run, if known.
         n_left_out: entries that the loader left out; they are not among the facts.
@@ -117,6 +121,7 @@ class Summary:
     n_paraphrases_not_known: int
     n_reference: int | None
     n_reference_packaged: int | None
+    comparisons: tuple[Comparison, ...]
     by_relation: tuple[RelationSummary, ...]
     seconds: float | None = None
     n_left_out: int = 0
@@ -166,6 +171,7 @@ def summarize(results: Iterable[FactResult], *, seconds: float | None = None) ->
         n_paraphrases_not_known=int(np.nansum(c["n_paraphrases_not_known"])),
         n_reference=_largest(c["n_reference"]),
         n_reference_packaged=_largest(c["n_reference_packaged"]),
+        comparisons=_comparisons(c, degenerate, with_candidates & ~degenerate),
         by_relation=_by_relation(c, held.relations, known, degenerate),
         seconds=seconds,
     )
@@ -198,6 +204,19 @@ def _drops(c: Mapping[str, Column], rows: Rows, group: str) -> DropSummary:
     there = rows & (c[f"{group}.there"] == 1)
     estimates = (mean_estimate(c[f"{group}.{name}"][there]) for name in DROPS)
     return DropSummary(*estimates)
+
+
+def _comparisons(c: Mapping[str, Column], degenerate: Rows, no_dkn: Rows) -> tuple[Comparison, ...]:
+    comparisons = []
+    for family, rows in (("DKN families", degenerate), ("candidates without a DKN", no_dkn)):
+        for name, words in CONTROL_WORDS.items():
+            there = np.flatnonzero(rows & (c[f"{name}.there"] == 1))
+            own, control = (
+                {str(i): c[f"{group}.full_drop"][i] for i in there} for group in ("own", name)
+            )
+            if there.size:
+                comparisons.append(compare("full drop", (), (family, own), (words, control), _SEED))
+    return corrected(comparisons)
 
 
 def _attribution_quality(c: Mapping[str, Column], paths: Mapping[str, int]) -> dict[str, Any]:

@@ -91,9 +91,10 @@ def sentence(c: Comparison) -> str:
     under = where(c.conditions)
     # "+0.30 [0.20, 0.40]": what is left out of the interval is how sure the sign is.
     sign = "+" if c.mean > 0 else ""
+    p = f", p {c.p_corrected:.2g}" if math.isfinite(c.p_corrected) else ""
     return (
         f"{words(c.figure)}{f' ({under})' if under else ''}: {words(c.group)} minus "
-        f"{words(c.against)} is {sign}{cell(c)}, p {c.p_corrected:.2g}, n {c.n}: {c.verdict}."
+        f"{words(c.against)} is {sign}{cell(c)}{p}, n {c.n}: {c.verdict}."
     )
 
 

@@ -26,7 +26,6 @@ from dkn_engine.report import (
 from dkn_engine.report.clean import clean
 from dkn_engine.report.content import Column, Section, Table, number
 from dkn_engine.report.files import read_summary
-from dkn_engine.report.reading import control_sentences
 from dkn_engine.report.text import to_text
 from dkn_engine.statistics.intervals import TOO_FEW, mean_interval
 from dkn_engine.statistics.words import interval
@@ -310,7 +309,8 @@ def test_interval_fits_its_column(estimate: Estimate, text: str) -> None:
     assert len(text) <= 20
 
 
-def controlled(random: float, unrelated: float, mean: float) -> list[str]:
+def controlled(random: float, unrelated: float, mean: float) -> dict[str, str]:
+    """The verdict on each control."""
     results = [
         make(
             f"f{i}",
@@ -324,38 +324,44 @@ def controlled(random: float, unrelated: float, mean: float) -> list[str]:
                 "paraphrases": Drops(0.0, 0.4),
             },
         )
-        for i in range(6)
+        for i in range(10)
     ]
-    return control_sentences(summarize(results))
+    return {c.against: c.verdict for c in summarize(results).comparisons}
 
 
-def test_sentences_follow_the_controls() -> None:
-    good = " ".join(controlled(0.0, 0.1, 0.72))
-    assert "it matters which neurons" in good
-    assert "less than on their own fact" in good
-    assert "the zero itself" not in good
-    assert "0.40 instead of 0.75" in good
-    bad = " ".join(controlled(0.72, 0.73, 0.2))
-    assert "does not tell them from chance" in bad
-    assert "not specific to their own fact" in bad
-    assert "the zero itself" in bad
+def test_verdicts_follow_the_controls() -> None:
+    assert controlled(0.0, 0.1, 0.72) == {
+        "random neurons": "higher",
+        "held-out paraphrases": "higher",
+        "unrelated facts": "higher",
+        "mean, not zero": "higher",
+    }
+    assert controlled(0.9, 0.9, 0.2) == {
+        "random neurons": "lower",
+        "held-out paraphrases": "higher",
+        "unrelated facts": "lower",
+        "mean, not zero": "higher",
+    }
 
 
 def test_drops_that_are_equal_on_all_facts_are_told_from_controls() -> None:
     """They have no interval, and need none."""
-    for drop, found in ((0.7, "it matters which"), (0.02, "does not tell them from chance")):
+    for drop, found in ((0.7, "higher"), (0.02, "no difference found")):
         results = [
             make(f"f{i}", (2, 2), (0, 1), (0.0, drop, 1.5), controls={"random": Drops(0.0, at)})
             for i, at in enumerate(np.linspace(0, 0.1, 6))
         ]
-        assert found in " ".join(control_sentences(summarize(results)))
+        (compared,) = summarize(results).comparisons
+        assert compared.verdict == found
 
 
-def test_sentences_say_when_there_is_nothing_to_compare() -> None:
+@pytest.mark.parametrize("render", [render_report, render_markdown])
+def test_a_report_says_when_there_is_nothing_to_compare(render: Any) -> None:
     one = [make("a", (2, 3), (0, 1), (0.2, 0.6, 2.0), controls={"random": Drops(0.0, 0.0)})]
-    assert "6 or more facts" in " ".join(control_sentences(summarize(one)))
+    said = " ".join(render(one, summarize(one)).split())
+    assert "full drop: DKN families minus random neurons is +0.60, n 1: too few" in said
     none = [make(x, (2, 3), (), (0.2, 0.6, 2.0)) for x in "ab"]
-    assert "No controls were measured" in " ".join(control_sentences(summarize(none)))
+    assert "No controls were measured" in " ".join(render(none, summarize(none)).split())
 
 
 def test_markdown_escapes_what_would_break_a_table() -> None:

@@ -10,6 +10,7 @@ from dkn_engine.analysis.suite.headlines import HEADLINES, Headline
 from dkn_engine.analysis.suite.requests import RUN
 from dkn_engine.analysis.table_text import figure_tables
 from dkn_engine.report import figures
+from dkn_engine.report.comparisons import comparison_table
 from dkn_engine.report.content import (
     Block,
     Figure,
@@ -26,7 +27,6 @@ from dkn_engine.report.content import (
 )
 from dkn_engine.report.html import render_page
 from dkn_engine.report.reading import DISPUTED
-from dkn_engine.report.verdicts import comparison_table
 from dkn_engine.statistics import table as statistics
 from dkn_engine.statistics.intervals import wilson_share
 from dkn_engine.statistics.words import cell as shown

@@ -17,7 +17,6 @@ from dkn_engine.report.files import manifest_of
 from dkn_engine.report.html.page import render_page
 from dkn_engine.report.run import run_report
 from dkn_engine.report.summary import Summary
-from dkn_engine.report.verdicts import verdicts
 from dkn_engine.types import FactResult
 
 PAGE = "report.html"
@@ -103,7 +102,6 @@ def render_run(
             fact_cards(results, fact_figures or {}, cards),
             manifest=manifest,
             problems=problems,
-            comparisons=verdicts(results),
             figures=figures,
             notes=notes,
         )
