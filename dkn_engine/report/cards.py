@@ -64,8 +64,10 @@ def fact_cards(
             f"tables of the run directory; “dkn-engine report --cards {len(results)}” gives each "
             "a card."
         )
-    blocks: list[Block] = [*paragraphs(texts), Cards(cards, KINDS), *paragraphs(notes, note=True)]
-    return Section(FACTS, blocks)
+    there = {card.kind for card in cards}
+    kinds = {kind: words for kind, words in KINDS.items() if kind in there}
+    listed = Cards(cards, kinds)
+    return Section(FACTS, [*paragraphs(texts), listed, *paragraphs(notes, note=True)])
 
 
 def _card(result: FactResult, place: int, figures: Sequence[Figure]) -> Card:
@@ -101,7 +103,7 @@ def _items(result: FactResult) -> Iterator[Item]:
     }
     for name, value in every.items():
         if value not in (None, "") and not (isinstance(value, float) and math.isnan(value)):
-            yield Item(name, value, long=name in {"Prompt", "Reason"})
+            yield Item(name, cell_text(value), long=name in {"Prompt", "Reason"})
 
 
 def _neurons(result: FactResult) -> str:

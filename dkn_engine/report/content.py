@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from dkn_engine.statistics.words import DASH
@@ -145,13 +145,8 @@ class Item:
     """A named value of a card; a ``long`` one has a line of its own."""
 
     name: str
-    value: object
+    text: str
     long: bool = False
-
-    @property
-    def text(self) -> str:
-        """The value as in a table."""
-        return cell_text(self.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,17 +178,11 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Cards:
-    """Cards of facts, with a bar to find them; only a page has room for them."""
+    """Cards of facts, with a bar to find them by their ``kinds``; only a page has room for them."""
 
     kind: ClassVar[str] = "cards"
     cards: Sequence[Card]
-    kinds: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def kinds_there(self) -> dict[str, str]:
-        """The kinds of these cards, in the order of ``kinds``."""
-        there = {card.kind for card in self.cards}
-        return {kind: words for kind, words in self.kinds.items() if kind in there}
+    kinds: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)

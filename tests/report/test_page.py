@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dkn_engine.report import render_markdown, summarize
+from dkn_engine.report import Summary, render_markdown, summarize
+from dkn_engine.report.cards import fact_cards
 from dkn_engine.report.content import (
     Figure,
     Figures,
@@ -30,8 +31,9 @@ from dkn_engine.report.content import (
     number,
 )
 from dkn_engine.report.figures import to_svg
-from dkn_engine.report.html import files, render_page, render_run, write_page
+from dkn_engine.report.html import files, render_page, write_page
 from dkn_engine.report.reading import versions_text
+from dkn_engine.report.run import run_report
 from dkn_engine.types import FactResult
 from tests.report.test_figures import some_bars
 from tests.support.fact_results import known, several
@@ -50,6 +52,10 @@ HOSTILE = "<script>alert('x')</script> & \"quotes\" \x1b[31m\ud800 $x$"
 
 def cards(root: Element) -> list[Element]:
     return root.all("details", kind="card")
+
+
+def render_run(results: list[FactResult], summary: Summary, **more: Any) -> str:
+    return render_page(run_report(summary, fact_cards(results, {}, 200), **more))
 
 
 def run_page(results: list[FactResult], **more: Any) -> Element:

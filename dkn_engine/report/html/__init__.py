@@ -5,22 +5,7 @@
 
 from __future__ import annotations
 
-from dkn_engine.report.html.files import (
-    CARDS,
-    FACT_FIGURES,
-    NO_FIGURES,
-    PAGE,
-    render_run,
-    write_page,
-)
+from dkn_engine.report.html.files import CARDS, FACT_FIGURES, NO_FIGURES, PAGE, write_page
 from dkn_engine.report.html.page import render_page
 
-__all__ = [
-    "CARDS",
-    "FACT_FIGURES",
-    "NO_FIGURES",
-    "PAGE",
-    "render_page",
-    "render_run",
-    "write_page",
-]
+__all__ = ["CARDS", "FACT_FIGURES", "NO_FIGURES", "PAGE", "render_page", "write_page"]

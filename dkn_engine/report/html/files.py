@@ -62,50 +62,17 @@ def write_page(
         drawn = draw_run(folder, held, summary)
         for i in facts_to_draw(held[:cards], fact_figures):
             of_facts[i] = draw_fact(folder, held[i], i + 1)
-    page = render_run(
-        held,
+    report = run_report(
         summary,
+        fact_cards(held, of_facts, cards),
         manifest=manifest_of(directory),
         problems=problems,
         figures=drawn,
-        fact_figures=of_facts,
         notes=() if has_figures or not figures else (f"{NO_FIGURES}.",),
-        cards=cards,
     )
+    page = render_page(report)
     write_files(directory, {PAGE: page.encode("utf-8")})
     return directory / PAGE, has_figures
-
-
-def render_run(
-    results: Sequence[FactResult],
-    summary: Summary,
-    *,
-    manifest: Mapping[str, Any] | None = None,
-    problems: Sequence[Mapping[str, Any]] = (),
-    figures: Mapping[str, Figure] | None = None,
-    fact_figures: Mapping[int, Sequence[Figure]] | None = None,
-    notes: Sequence[str] = (),
-    cards: int = CARDS,
-) -> str:
-    """The page of a run as HTML.
-
-    Args:
-        results: all results, in the order of the facts.
-        summary: of those results.
-        manifest, problems, figures, notes: as in :func:`dkn_engine.report.run.run_report`.
-        fact_figures: by the fact's place in ``results``.
-        cards: most cards.
-    """
-    return render_page(
-        run_report(
-            summary,
-            fact_cards(results, fact_figures or {}, cards),
-            manifest=manifest,
-            problems=problems,
-            figures=figures,
-            notes=notes,
-        )
-    )
 
 
 def in_short(result: FactResult) -> FactResult:
