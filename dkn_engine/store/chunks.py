@@ -117,7 +117,7 @@ def is_whole(place: Place, plan: Plan, part: Part) -> bool:
         DamagedChunk: it is there and damaged.
         RunDirectoryError: the system does not let a file be read.
     """
-    files = _files(place, part)
+    files = read_files(place, part)
     if files is None:
         return False
     if not _as_noted(place, plan, part, files):
@@ -132,7 +132,7 @@ def read_part(place: Place, manifest: Mapping[str, Any], part: Part) -> dict[str
         DamagedChunk: it is damaged.
         RunDirectoryError: it is of another run, or the system does not let a file be read.
     """
-    files = _files(place, part)
+    files = read_files(place, part)
     if files is None:
         return None
     plan = plan_of(manifest)
@@ -147,7 +147,13 @@ def read_part(place: Place, manifest: Mapping[str, Any], part: Part) -> dict[str
     return tables
 
 
-def _files(place: Place, part: Part) -> dict[str, bytes] | None:
+def read_files(place: Place, part: Part) -> dict[str, bytes] | None:
+    """A part's files by table, unchecked; None if its last file is not there yet.
+
+    Raises:
+        DamagedChunk: another file is not there.
+        RunDirectoryError: the system does not let a file be read.
+    """
     # The last file first: a part that is being written is not there.
     last = _read(place, part.file(_FACTS))
     if last is None:

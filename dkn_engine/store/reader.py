@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from dkn_engine.errors import RunDirectoryError
 from dkn_engine.store import manifest as manifests
 from dkn_engine.store import tables
-from dkn_engine.store.chunks import DamagedChunk, Part, is_whole, own_parts, read_part
+from dkn_engine.store.chunks import DamagedChunk, Part, is_whole, own_parts, read_files, read_part
 from dkn_engine.store.places import Place
-from dkn_engine.store.schema import TABLES
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -89,10 +88,15 @@ class Reader:
         Raises:
             RunDirectoryError: see :meth:`rows`; or it is not there.
         """
-        part = self.parts[chunk]
-        if part.compacted:
-            return tables.to_files(self.rows([chunk]))
-        return {table: self._place.read(part.file(table)) for table in TABLES}
+
+        def whole(part: Part) -> dict[str, bytes] | None:
+            if part.compacted:
+                return tables.to_files(self.rows([chunk]))
+            return read_files(self._place, part)
+
+        for files, _ in self._use([chunk], whole):
+            return files
+        raise RunDirectoryError(f"{self._place}: chunk {chunk} is not there any more")
 
     def _is_whole(self, part: Part) -> bool | None:
         return is_whole(self._place, self.plan, part) or None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 import dkn_engine as dkn
 from dkn_engine.cli import main as cli
 from dkn_engine.store import count_done, merge, plan, read_manifest
+from dkn_engine.store.directory import MANY_CHUNKS
 from dkn_engine.store.plan import Shard
 from tests.run.test_pipeline import CONFIG, assert_equal, parquet
 from tests.support.saved import many_facts
@@ -156,6 +158,19 @@ def test_a_shard_does_not_continue_another(runs: Path, tmp_path: Path) -> None:
         with pytest.raises(dkn.RunDirectoryError, match=f"another shard: was 1/3, is now {now}"):
             dkn.find_dkns(model, words_tokenizer(), many_facts(model, N), CONFIG, out, shard=shard)
     assert parquet(out) == before
+
+
+def test_a_run_of_many_chunks_ends_in_few_files(tmp_path: Path) -> None:
+    model, tokenizer = tiny(MODEL, torch.float32), words_tokenizer()
+    facts = many_facts(model, MANY_CHUNKS)
+    config = dataclasses.replace(CONFIG, facts_per_chunk=1)
+    results = dkn.iter_dkns(model, tokenizer, facts, config, tmp_path)
+    found = [next(results)]
+    assert len(parquet(tmp_path)) < 4 * MANY_CHUNKS
+    found += results
+    assert len(parquet(tmp_path)) == 4
+    assert_equal(found, dkn.find_dkns(model, tokenizer, facts, config))
+    assert_equal(found, dkn.find_dkns(model, tokenizer, facts, config, tmp_path))
 
 
 def test_program(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
