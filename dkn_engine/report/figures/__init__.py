@@ -7,11 +7,11 @@ state knows of: safe in notebooks and threads, ``rcParams`` untouched. matplotli
 
 from __future__ import annotations
 
-from dkn_engine.report.figures.barcode import barcode
-from dkn_engine.report.figures.bars import bars
+from dkn_engine.report.figures.bar_chart import bars
 from dkn_engine.report.figures.files import save, to_png, to_svg
+from dkn_engine.report.figures.lifetimes import barcode
 from dkn_engine.report.figures.neurons import neuron_map
-from dkn_engine.report.figures.overlap import overlap
+from dkn_engine.report.figures.share_matrix import overlap
 from dkn_engine.report.figures.style import available
 from dkn_engine.report.figures.subsets import has_drops, subset_drops, subset_map
 
