@@ -38,8 +38,9 @@ test: $(TEST) $(NATIVE) test-native
 	$(PARALLEL) -m "not slow" $(PYTEST_ARGS)
 
 # What takes milliseconds a test: no builds, no demo model, no interpreted kernels, few processes.
-# About 75 s of processor time; a test file that needs more than 10 does not belong here.
-QUICK := tests/test_*.py tests/facts tests/files tests/statistics tests/topology tests/models \
+# About 45 s of processor time, and the start of two processes; a file that needs more than 10 s
+# does not belong here.
+QUICK := tests/test_*.py tests/facts tests/files tests/statistics tests/topology \
 	tests/ops/test_*.py --ignore=tests/facts/test_given_facts.py
 
 quick: $(TEST) $(NATIVE)
