@@ -177,7 +177,7 @@ def test_program(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     arguments = [str(p) for p in parts(runs)]
     assert cli.main(["merge", str(tmp_path / "out"), *arguments]) == 0
     out, err = capsys.readouterr()
-    assert f"{N} facts: " in out
+    assert f" of {N} " in out
     assert err.startswith("[1/2] putting 3 run directories together ...")
     assert (tmp_path / "out" / "summary.md").is_file()
     assert parquet(tmp_path / "out") == parquet(runs / "whole")
