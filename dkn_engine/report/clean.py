@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import unicodedata
 
-from rich.cells import cell_len
-
 _JOINER, _NON_JOINER = "\u200d", "\u200c"
 _VARIATION_SELECTORS = ("\ufe0e", "\ufe0f")
 
@@ -26,7 +24,9 @@ def clean(text: str) -> str:
         if category in {"Cc", "Cs"}:
             kept.append("?")
             continue
-        between_emoji = char == _JOINER and bool(kept) and cell_len(kept[-1]) == 2
+        between_emoji = (
+            char == _JOINER and bool(kept) and unicodedata.east_asian_width(kept[-1]) in "WF"
+        )
         mark = category == "Cf" and char not in {_JOINER, _NON_JOINER}
         if not (between_emoji or mark or char in _VARIATION_SELECTORS):
             kept.append(char)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.text import Text
 
 from dkn_engine.report import figures
 from dkn_engine.report.clean import clean
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
 FOLDER = "figures"
 _MOST_SETS = 10  # of the overlap's rows
+_LONGEST = 24  # letters of their names
 
 
 def draw_run(folder: Path, results: Sequence[FactResult], summary: Summary) -> dict[str, Figure]:
@@ -141,9 +141,8 @@ def _sets(results: Sequence[FactResult]) -> tuple[str, list[str], list[NDArray[n
 
 
 def _short(name: str) -> str:
-    text = Text(clean(name))
-    text.truncate(24, overflow="ellipsis")
-    return text.plain
+    text = clean(name)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
 def _codes(results: Sequence[FactResult]) -> NDArray[np.int64]:

@@ -8,9 +8,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from io import StringIO
 from typing import TYPE_CHECKING
 
-from rich.cells import cell_len
-from rich.text import Text
-
 from dkn_engine.report.clean import clean
 from dkn_engine.report.content import (
     Block,
@@ -27,6 +24,7 @@ from dkn_engine.report.content import (
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.text import Text
 
 COLUMNS = 80
 _PARAGRAPH = 100  # most columns of running text, that the eye finds the next line
@@ -41,15 +39,16 @@ def to_text(sections: Sequence[Section], *, width: int | None = None) -> str:
         width: most columns; None: the terminal's, or 80 if standard output is none. Colours and
             bold letters are there on a terminal alone, and not under ``NO_COLOR``.
     """
-    console = _console(width)
-    parts = []
-    for section in sections:
-        found = [part for block in section.blocks for part in _block(block, console.width)]
-        if section.title and found:
-            from rich.rule import Rule
+    from rich.rule import Rule
+    from rich.text import Text
 
-            found.insert(0, Rule(_text(section.title, "bold"), align="left", style="dim"))
-        parts += found
+    console = _console(width)
+    parts: list[RenderableType] = []
+    for section in sections:
+        blocks = [part for block in section.blocks for part in _block(block, console.width)]
+        if section.title and blocks:
+            parts.append(Rule(_text(section.title, "bold"), align="left", style="dim"))
+        parts += blocks
     for i, part in enumerate(parts):
         if i:
             console.print()
@@ -80,6 +79,8 @@ def _console(width: int | None) -> Console:
 
 
 def _text(text: str, style: str = "") -> Text:
+    from rich.text import Text
+
     return Text(clean(text), style, overflow="fold")
 
 
@@ -135,6 +136,8 @@ def _tables(table: Table, width: int) -> Iterator[RenderableType]:
 
 def _size(column: Column, cells: Sequence[str]) -> tuple[int, int]:
     """Least and best width of a column."""
+    from rich.cells import cell_len
+
     head = clean(column.short or column.name)
     longest = max((cell_len(word) for word in head.split()), default=1)
     best = max([longest, *map(cell_len, cells)])
@@ -162,6 +165,7 @@ def _table(
 ) -> RenderableType:
     from rich import box
     from rich.table import Table as RichTable
+    from rich.text import Text
 
     made = RichTable(
         box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0)
