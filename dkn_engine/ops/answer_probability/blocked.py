@@ -7,10 +7,12 @@ back while they are in the processor's cache; the running maximum is that of Mil
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from dkn_engine.ops.answer_probability.tail import Head
+from dkn_engine.ops.answer_probability.tail import Head, behind_norm
 
 # Tokens of a block: measured best, or within 1 % of it, for 8 to 720 rows of the demo model.
 BLOCK = 1536
@@ -26,17 +28,8 @@ def answer_probability(
 ) -> tuple[Tensor, Tensor | None]:
     if not hidden.shape[0]:
         return hidden.new_empty(0), torch.empty_like(hidden) if gradient else None
-    with torch.set_grad_enabled(gradient):
-        leaf = hidden.detach().requires_grad_(gradient)
-        normed = head.norm(leaf)
-    log_p, slope = _log_probability(head, normed.detach(), targets, gradient, block)
-    value = log_p if objective == "log_probability" else log_p.exp()
-    if slope is None:
-        return value, None
-    if objective == "probability":
-        slope = slope * value.unsqueeze(1)
-    (found,) = torch.autograd.grad(normed, leaf, slope)
-    return value, found
+    closed_form = partial(_log_probability, block=block)
+    return behind_norm(closed_form, head, hidden, targets, objective, gradient)
 
 
 @torch.no_grad()

@@ -59,3 +59,29 @@ class Tail:
         if self._head is None:
             self._head = self._take_apart()
         return self._head
+
+
+def behind_norm(
+    log_probability: Callable[..., tuple[torch.Tensor, torch.Tensor | None]],
+    head: Head,
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    objective: str,
+    gradient: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The objective ``[N]`` and its gradient ``[N, d]``, by a closed form of all behind the norm.
+
+    ``log_probability(head, x, targets, gradient)`` gives log p and, if asked for, its gradient in
+    the normed hidden states ``x [N, d]``.
+    """
+    with torch.set_grad_enabled(gradient):
+        leaf = hidden.detach().requires_grad_(gradient)
+        normed = head.norm(leaf)
+    log_p, slope = log_probability(head, normed.detach(), targets, gradient)
+    value = log_p if objective == "log_probability" else log_p.exp()
+    if slope is None:
+        return value, None
+    if objective == "probability":
+        slope = slope * value.unsqueeze(1)
+    (found,) = torch.autograd.grad(normed, leaf, slope.to(normed.dtype))
+    return value, found

@@ -18,15 +18,13 @@ maximum is kept online (Milakov and Gimelshein, Online normalizer calculation fo
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 
 from dkn_engine.ops._triton import blocks
 from dkn_engine.ops._triton.blocks import dot, power_of_2, tanh
-from dkn_engine.ops.answer_probability.tail import Head
+from dkn_engine.ops.answer_probability.tail import Head, behind_norm
 
 # Tokens whose exponentials are held at once, for the gradient.
 BLOCK = 8192
@@ -157,26 +155,12 @@ def block_sizes(n: int, d: int, short: bool) -> tuple[dict[str, int], dict[str, 
     return project, collect
 
 
-class TokenLogProbability(torch.autograd.Function):
-    """log p ``[N]`` of each row's target; differentiable in the normed hidden states ``[N, d]``."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, head: Head, targets: torch.Tensor) -> torch.Tensor:
-        log_p, gradient = _one_pass(x, head, targets, bool(ctx.needs_input_grad[0]))
-        ctx.dtype = x.dtype
-        if gradient is not None:
-            ctx.save_for_backward(gradient)
-        return log_p
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
-        (gradient,) = ctx.saved_tensors
-        return (gradient * grad_outputs[0].unsqueeze(-1)).to(ctx.dtype), None, None
-
-
-def _one_pass(
-    x: torch.Tensor, head: Head, targets: torch.Tensor, gradient: bool
+@torch.no_grad()
+def _log_probability(
+    head: Head, x: torch.Tensor, targets: torch.Tensor, gradient: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Log-probability ``[N]`` of the targets, and its gradient ``[N, d]`` in ``x``, in float32."""
+    targets = targets.contiguous()
     (n, d), v = x.shape, head.weight.shape[0]
     sizes, _ = block_sizes(n, d, x.element_size() == 2)
     # A target outside the vocabulary is met by no program; NaN shows it.
@@ -249,15 +233,4 @@ def _collect(
 def answer_probability(
     head: Head, hidden: torch.Tensor, targets: torch.Tensor, objective: str, gradient: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    with torch.set_grad_enabled(gradient):
-        h = hidden.detach().requires_grad_(gradient)
-        log_p = token_log_probability(head.norm(h), head, targets)
-        value = log_p if objective == "log_probability" else log_p.exp()
-        found = torch.autograd.grad(value.sum(), h)[0] if gradient else None
-    return value.detach(), found
-
-
-def token_log_probability(x: torch.Tensor, head: Head, targets: torch.Tensor) -> torch.Tensor:
-    """``[N]`` in float32, of normed hidden states ``[N, d]``."""
-    found: torch.Tensor = TokenLogProbability.apply(x, head, targets.contiguous())
-    return found
+    return behind_norm(_log_probability, head, hidden, targets, objective, gradient)
