@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.config import CONTROL_EXACT, CONTROL_SAMPLES
 from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import Edit, suppress
-from dkn_engine.degeneracy.lattice import Lattice, drops, subset_masks
+from dkn_engine.degeneracy.lattice import Lattice, drops
 from dkn_engine.neurons import random_sets
 from dkn_engine.types import Drops
 
@@ -42,11 +41,6 @@ def subset_edits(
     owner = np.repeat(np.arange(len(sets)), [len(s) for s in sets])
     on = (masks[:, None] >> owner) & 1 == 1
     return [Edit(whole.neurons[at], whole.factor[at], whole.offset[at]) for at in on]
-
-
-def control_masks(q: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """The subsets on which all controls of a family of ``q`` sets are measured."""
-    return subset_masks(q, CONTROL_EXACT, CONTROL_SAMPLES, rng)
 
 
 def random_control(

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.config import Config, FilterConfig
+from dkn_engine.config import CONTROL_EXACT, CONTROL_SAMPLES, Config, FilterConfig
 from dkn_engine.degeneracy import controls
 from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.lattice import Lattice, degenerate_family, drops, mask_of, subset_masks
 from dkn_engine.degeneracy.reference_facts import Reference, knows
 from dkn_engine.degeneracy.released_filter import released_family
+from dkn_engine.neurons import encode
 from dkn_engine.seeds import generator
 from dkn_engine.types import Component, Degeneracy, Drops, Fact
 
@@ -68,17 +67,13 @@ def examine(
     )
     if not sets:
         return degeneracy
-    family = _Family(fact, [sets[i] for i in members], means, config)
+    family = [sets[i] for i in members]
     known = None if paraphrases is None else knows(paraphrases, config.filter)
-    measured = {
-        "random": family.random(prompts, sequence, located),
-        "paraphrases": family.on_paraphrases(paraphrases, known),
-        "unrelated": family.on_unrelated(reference),
-        "mean_ablation": family.with_means(prompts, sequence, reference),
-    }
     return dataclasses.replace(
         degeneracy,
-        controls={name: d for name, d in measured.items() if d is not None},
+        controls=_controls(
+            prompts, sequence, family, located, fact, config, paraphrases, reference
+        ),
         n_paraphrases_not_known=None if known is None else int((~known).sum()),
         n_reference=None if reference is None else len(reference.facts),
         n_reference_packaged=None if reference is None else reference.n_filled,
@@ -143,67 +138,42 @@ def _rest(
     """Probabilities ``[members + 1]`` of each member alone, then of none, all KNs else off."""
     if not family:
         return np.empty(0)
-    kept = [{(int(l), int(i)) for l, i in members} for members in family] + [set()]
-    edits = []
-    for members in kept:
-        off = [n for n in located if (int(n[0]), int(n[1])) not in members]
-        edits.append(suppress(np.array(off, dtype=np.int32).reshape(-1, 2), means))
+    codes = encode(located)
+    off = [located[~np.isin(codes, encode(kept))] for kept in (*family, located[:0])]
+    edits = [suppress(neurons, means) for neurons in off]
     return prompts.probabilities(edits, [sequence])[:, 0]
 
 
-@dataclass(frozen=True)
-class _Family:
-    """The DKN, or all candidates, of a fact, to be suppressed in its controls.
+def _controls(
+    prompts: Prompts,
+    sequence: int,
+    sets: controls.Sets,
+    located: NDArray[np.int32],
+    fact: Fact,
+    config: Config,
+    paraphrases: Prompts | None,
+    reference: Reference | None,
+) -> dict[str, Drops]:
+    """Drops by the control's name, with the sets of the DKN (or of all candidates) suppressed."""
 
-    Attributes:
-        fact: whose they are.
-        sets: of neurons.
-        means: what suppressed activations become; None for zero.
-        config: of the run.
-    """
+    def draws(name: str) -> np.random.Generator:
+        return generator(config.seed, fact.id, name)
 
-    fact: Fact
-    sets: controls.Sets
-    means: NDArray[np.float64] | None
-    config: Config
-
-    @functools.cached_property
-    def masks(self) -> NDArray[np.int64]:
-        """The subsets that all controls are measured on."""
-        return controls.control_masks(len(self.sets), self._draws("control subsets"))
-
-    def random(self, prompts: Prompts, sequence: int, located: NDArray[np.int32]) -> Drops | None:
-        """Random sets matched by size and layer instead."""
-        n, draws = self.config.filter.n_random, self._draws("random neurons")
-        return controls.random_control(
-            prompts, sequence, self.sets, located, self.masks, n, draws, self.means
+    means, settings = _means(reference, config.filter), config.filter
+    masks = subset_masks(len(sets), CONTROL_EXACT, CONTROL_SAMPLES, draws("control subsets"))
+    random, n_random = draws("random neurons"), settings.n_random
+    measured = {
+        "random": controls.random_control(
+            prompts, sequence, sets, located, masks, n_random, random, means
         )
-
-    def on_paraphrases(
-        self, paraphrases: Prompts | None, known: NDArray[np.bool_] | None
-    ) -> Drops | None:
-        """On the paraphrases that the model answers too."""
-        if paraphrases is None or known is None:
-            return None
-        which = np.flatnonzero(known).tolist()
-        return controls.elsewhere(paraphrases, which, self.sets, self.masks, self.means)
-
-    def on_unrelated(self, reference: Reference | None) -> Drops | None:
-        """On facts of other subjects and relations."""
-        if reference is None:
-            return None
-        n, draws = self.config.filter.n_unrelated, self._draws("unrelated facts")
-        others = reference.unrelated(self.fact, n, draws)
-        return controls.elsewhere(reference.prompts, others, self.sets, self.masks, self.means)
-
-    def with_means(
-        self, prompts: Prompts, sequence: int, reference: Reference | None
-    ) -> Drops | None:
-        """With means over the reference prompts, if those are enough, in the place of zero."""
-        if reference is None or not reference.is_enough:
-            return None
-        means = reference.means
-        return drops(controls.lattice_of(prompts, sequence, self.sets, self.masks, means))
-
-    def _draws(self, name: str) -> np.random.Generator:
-        return generator(self.config.seed, self.fact.id, name)
+    }
+    if paraphrases is not None:
+        known = np.flatnonzero(knows(paraphrases, settings)).tolist()
+        measured["paraphrases"] = controls.elsewhere(paraphrases, known, sets, masks, means)
+    if reference is not None:
+        others = reference.unrelated(fact, settings.n_unrelated, draws("unrelated facts"))
+        measured["unrelated"] = controls.elsewhere(reference.prompts, others, sets, masks, means)
+    if reference is not None and reference.is_enough:
+        ablated = controls.lattice_of(prompts, sequence, sets, masks, reference.means)
+        measured["mean_ablation"] = drops(ablated)
+    return {name: d for name, d in measured.items() if d is not None}
