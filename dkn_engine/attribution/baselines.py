@@ -50,7 +50,7 @@ def masked_positions(n_prompt: int, most: int | None) -> list[int]:
 
 def masked_rows(contexts: Contexts, most: int | None) -> int:
     """Positions of all masked copies of a chunk, each from its masked token on."""
-    ends = _ends(contexts)
+    ends = contexts.ends().tolist()
     return sum(
         end - j + 1
         for n_prompt, end in zip(contexts.n_prompt, ends, strict=True)
@@ -196,18 +196,11 @@ def _check_inputs(engine: RowEngine, mask_id: int) -> None:
     check.require(lambda _: "enter the first layer, in masked copies,")
 
 
-def _ends(contexts: Contexts) -> list[int]:
-    """Of each sequence, the last position that is looked at."""
-    last = torch.zeros(len(contexts.n_prompt), dtype=torch.int64, device=contexts.ids.device)
-    ends: list[int] = last.scatter_reduce_(0, contexts.sequence, contexts.position, "amax").tolist()
-    return ends
-
-
 def _entries(contexts: Contexts, most: int | None, block_rows: int) -> list[list[Copy]]:
     """Copies, a few of one sequence to an entry, the longest entry first."""
     shortest = min(range(len(contexts.n_prompt)), key=lambda b: contexts.n_prompt[b])
     entries: list[list[Copy]] = []
-    for b, (n_prompt, end) in enumerate(zip(contexts.n_prompt, _ends(contexts), strict=True)):
+    for b, (n_prompt, end) in enumerate(zip(contexts.n_prompt, contexts.ends().tolist(), strict=True)):
         copies = [Copy(b, j, end) for j in masked_positions(n_prompt, most)]
         if b == shortest:
             copies.append(Copy(b, max(0, n_prompt - 2), end, masked=False))

@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Edit:
     """What changes at the input of the down projections (the ``post`` site).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,7 @@ def forward_log_probabilities(
     shape = len(edits), len(chosen)
     log_p = torch.empty(shape, device=chosen.device)
     first = torch.empty(shape, dtype=torch.bool, device=chosen.device)
-    ends = _last_positions(contexts)
+    ends = contexts.ends()
 
     def evaluate(start: int, stop: int) -> None:
         nonlocal log_p
@@ -71,12 +72,6 @@ def forward_log_probabilities(
 
     in_batches(len(entries), step, evaluate)
     return log_p, first
-
-
-def _last_positions(contexts: Contexts) -> Tensor:
-    """int64 ``[B]``: where the last token of each answer is predicted, the sequence's own end."""
-    last = torch.zeros_like(contexts.ids[:, 0])
-    return last.scatter_reduce(0, contexts.sequence, contexts.position, "amax")
 
 
 def _sharing(contexts: Contexts, chosen: Tensor, positions: str) -> list[list[int]]:
@@ -115,15 +110,23 @@ def _forward(
 
     The batch has an edit, a context of its sequence (``leader``) and a row of ``mask`` an entry.
     """
-    handles = [
-        layout.mlps[layer].down.register_forward_pre_hook(change_at(edit, mask))
-        for layer, edit in by_layer(edits).items()
-    ]
-    with hooks(handles):
+    with edited(layout, edits, mask):
         ids = contexts.ids[contexts.sequence[leader], : mask.shape[1]]
         logits = position_logits(model, ids, entry, contexts.position[context])
     log_p, n_above = log_probabilities(logits, contexts.target[context])
     return log_p, (n_above == 0) & ~log_p.isnan()
+
+
+def edited(
+    layout: Layout, edits: Sequence[Edit], mask: Tensor
+) -> contextlib.AbstractContextManager[None]:
+    """Forward passes of a batch in the block have its edits, one an entry, where ``mask`` says."""
+    return hooks(
+        [
+            layout.mlps[layer].down.register_forward_pre_hook(change_at(edit, mask))
+            for layer, edit in by_layer(edits).items()
+        ]
+    )
 
 
 def change_at(edit: LayerEdit, mask: Tensor) -> Any:

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dkn_engine.degeneracy.edits import Edit, by_layer
-from dkn_engine.degeneracy.edits_by_forwards import change_at
+from dkn_engine.degeneracy.edits import Edit
+from dkn_engine.degeneracy.edits_by_forwards import edited
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.continuation import ById, Continuation, Tokens
 from dkn_engine.forward.prefill import position_logits
 from dkn_engine.forward.shrinking_batches import in_batches
-from dkn_engine.models.guest import guest, hooks
+from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import Layout
 
 if TYPE_CHECKING:
@@ -85,9 +85,5 @@ def _last_logits(
     at = torch.arange(longest, device=device)
     start = last if first is None else last.clamp(max=first)
     mask = (at >= start.unsqueeze(1)) & (at <= last.unsqueeze(1))
-    handles = [
-        layout.mlps[l].down.register_forward_pre_hook(change_at(edit, mask))
-        for l, edit in by_layer(edits).items()
-    ]
-    with hooks(handles):
+    with edited(layout, edits, mask):
         return position_logits(model, ids, torch.arange(len(ids), device=device), last).double()

@@ -84,6 +84,11 @@ class Contexts:
         """What a module gives or is given at the contexts, ``[C, n]`` of ``[B, T, n]``."""
         return by_position(x, self.ids.shape)[self.sequence, self.position]
 
+    def ends(self) -> torch.Tensor:
+        """int64 ``[B]``, the last position of each sequence that is looked at."""
+        last = torch.zeros_like(self.ids[:, 0])
+        return last.scatter_reduce(0, self.sequence, self.position, "amax")
+
     def take(self, index: torch.Tensor) -> Contexts:
         """Some of the contexts, in the same sequences."""
         return replace(
