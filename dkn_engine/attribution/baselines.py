@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from dkn_engine.attribution.sites import site_activation, watch
+from dkn_engine.attribution.sites import site_activation
 from dkn_engine.forward.contexts import Contexts, by_position
 from dkn_engine.forward.head import layer_inputs
 from dkn_engine.forward.patched_rows import RowEngine
@@ -130,7 +130,7 @@ def _masked_sum(
 
         return add
 
-    with hooks([watch(mlp, site, keep(i)) for i, mlp in enumerate(layout.mlps)]):
+    with hooks([mlp.watch(site, keep(i)) for i, mlp in enumerate(layout.mlps)]):
         # The whole model, since what is around its decoder may add to what the decoder sees; of
         # the logits, which nobody reads, as few as it can be asked for.
         position_logits(model, ids, entry[:1], entry[:1])
@@ -200,7 +200,9 @@ def _entries(contexts: Contexts, most: int | None, block_rows: int) -> list[list
     """Copies, a few of one sequence to an entry, the longest entry first."""
     shortest = min(range(len(contexts.n_prompt)), key=lambda b: contexts.n_prompt[b])
     entries: list[list[Copy]] = []
-    for b, (n_prompt, end) in enumerate(zip(contexts.n_prompt, contexts.ends().tolist(), strict=True)):
+    for b, (n_prompt, end) in enumerate(
+        zip(contexts.n_prompt, contexts.ends().tolist(), strict=True)
+    ):
         copies = [Copy(b, j, end) for j in masked_positions(n_prompt, most)]
         if b == shortest:
             copies.append(Copy(b, max(0, n_prompt - 2), end, masked=False))
@@ -255,7 +257,7 @@ def _block_sum(
 
     with engine.active():
         for layer, mlp in enumerate(engine.layout.mlps):
-            with hooks([watch(mlp, site, keep(layer))]):
+            with hooks([mlp.watch(site, keep(layer))]):
                 hidden = engine.run_layer(layer, hidden, block)
     check.require(lambda layer: f"beside those of masked copies leave the MLP of layer {layer}")
     return found

@@ -2,41 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.forward.prefill import Prefill
-from dkn_engine.models.layout import Layout, Mlp
+from dkn_engine.models.layout import Layout
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 # From these the MLP's output is linear, so a straight path stays straight in model space.
 STRAIGHT = ("post", "up", "gate_act")
-
-
-def watch(mlp: Mlp, site: str, keep: Callable[[Tensor], None]) -> Any:
-    """Hook ``keep(activation)`` on one layer's site; the handle."""
-    if site == "up":
-        up = mlp.up
-        assert up is not None
-        return up.register_forward_hook(lambda _module, _args, output: keep(mlp.up_of(output)))
-    if site == "gate_act":
-        return _act(mlp).register_forward_hook(lambda _module, _args, output: keep(output))
-    return site_module(mlp, site).register_forward_pre_hook(lambda _module, args: keep(args[0]))
-
-
-def site_module(mlp: Mlp, site: str) -> nn.Module:
-    """The module whose input is the site: ``post`` or ``pre``."""
-    return mlp.down if site == "post" else _act(mlp)
-
-
-def _act(mlp: Mlp) -> nn.Module:
-    assert mlp.act is not None
-    return mlp.act
 
 
 def require_site(layout: Layout, site: str) -> None:
@@ -90,7 +68,8 @@ def site_activation(layout: Layout, clean: Prefill, site: str) -> tuple[Tensor, 
         return clean.post, None
     if clean.pre is None:
         _refuse_act(site)
-    activated = torch.stack([_act(m)(clean.pre[:, i]) for i, m in enumerate(layout.mlps)], dim=1)
+    acts = [mlp.site_module("pre") for mlp in layout.mlps]
+    activated = torch.stack([act(clean.pre[:, i]) for i, act in enumerate(acts)], dim=1)
     _require_product(activated, clean, site)
     if site == "up":
         assert clean.up is not None

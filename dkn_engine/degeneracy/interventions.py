@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dkn_engine.attribution.sites import require_own_act, require_site, site_module
+from dkn_engine.attribution.sites import require_own_act, require_site
 from dkn_engine.config import Backend, FactsConfig, Positions
 from dkn_engine.degeneracy import edits
 from dkn_engine.degeneracy.edited_answers import Prompts
@@ -244,7 +244,7 @@ def _everywhere(
         edits.change(x.unsqueeze(-2), edit)
         return (x, *args[1:])
 
-    module = site_module(layout.mlps[layer], site)
+    module = layout.mlps[layer].site_module(site)
     return [
         *refuse_unless_run(layout, layer, [module]),
         module.register_forward_pre_hook(hook),

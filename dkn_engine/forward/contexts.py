@@ -86,7 +86,7 @@ class Contexts:
 
     def ends(self) -> torch.Tensor:
         """int64 ``[B]``, the last position of each sequence that is looked at."""
-        last = torch.zeros_like(self.ids[:, 0])
+        last = self.ids.new_zeros(len(self.n_prompt))
         return last.scatter_reduce(0, self.sequence, self.position, "amax")
 
     def take(self, index: torch.Tensor) -> Contexts:

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -68,22 +68,15 @@ class Prefill:
         )
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Recorder:
-    """Collects what one forward pass shows, layer by layer."""
+    """Keeps what the attention of one forward pass is given, layer by layer."""
 
     layer_of: dict[int, int]
     original: str
     keys: list[Any]
     values: list[Any]
     attention: list[dict[str, Any]]
-    calls: list[Any] = field(default_factory=list)
-
-    def attend(self, module: nn.Module, query: Any, key: Any, value: Any, *args: Any, **kw: Any):  # type: ignore[no-untyped-def]
-        layer = self.layer_of[id(module)]
-        self.keys[layer], self.values[layer] = key, value
-        self.attention[layer] = dict(kw)
-        return _original_attention(module, self.original)(module, query, key, value, *args, **kw)
 
 
 def _original_attention(module: nn.Module, name: str) -> Callable[..., Any]:
@@ -115,8 +108,13 @@ def of_this_thread(local: threading.local, name: str) -> Any:
     return found
 
 
-def _record_attention(module: nn.Module, *args: Any, **kw: Any) -> Any:
-    return of_this_thread(_local, "recorder").attend(module, *args, **kw)
+def _record_attention(
+    module: nn.Module, query: Any, key: Any, value: Any, *args: Any, **kw: Any
+) -> Any:
+    kept: _Recorder = of_this_thread(_local, "recorder")
+    layer = kept.layer_of[id(module)]
+    kept.keys[layer], kept.values[layer], kept.attention[layer] = key, value, kw
+    return _original_attention(module, kept.original)(module, query, key, value, *args, **kw)
 
 
 def _record_mask(*args: Any, **kw: Any) -> Any:
@@ -149,8 +147,7 @@ def prefill(model: nn.Module, layout: Layout, contexts: Contexts) -> Prefill:
     n = layout.n_layers
     register(RECORD, _record_attention, _record_mask)
     layer_of = {id(m): i for i, layer in enumerate(layout.layers) for m in layer.modules()}
-    grabbed = _Activations(layout, contexts)
-    hidden, calls = _Kept(n), _Kept(n)
+    hidden, calls, post, pre, up = (_Kept(n) for _ in range(5))
 
     def enter(layer: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -161,10 +158,19 @@ def prefill(model: nn.Module, layout: Layout, contexts: Contexts) -> Prefill:
 
         return hook
 
+    def keep(kept: _Kept, layer: int) -> Callable[[torch.Tensor], None]:
+        return lambda x: kept.put(layer, contexts.rows(x))
+
     handles = [
         m.register_forward_pre_hook(enter(i), with_kwargs=True) for i, m in enumerate(layout.layers)
     ]
-    with _recording(model) as original, hooks(handles + grabbed.handles()):
+    for i, mlp in enumerate(layout.mlps):
+        handles.append(mlp.watch("post", keep(post, i)))
+        if mlp.act is not None:
+            handles.append(mlp.watch("pre", keep(pre, i)))
+        if mlp.up is not None:
+            handles.append(mlp.watch("up", keep(up, i)))
+    with _recording(model) as original, hooks(handles):
         recorder = _Recorder(layer_of, original, [None] * n, [None] * n, [{}] * n)
         _local.recorder = recorder
         try:
@@ -173,14 +179,13 @@ def prefill(model: nn.Module, layout: Layout, contexts: Contexts) -> Prefill:
             _local.recorder = None
     for i, layer in enumerate(layout.layers):
         require_once(layout, i, layer, hidden.runs[i])
-        require_once(layout, i, layout.mlps[i].down, grabbed.post.runs[i])
-    post, pre, up = grabbed.stacked()
+        require_once(layout, i, layout.mlps[i].down, post.runs[i])
     return Prefill(
         log_p,
         rank,
-        post,
-        pre,
-        up,
+        post.stacked(),
+        pre.stacked(),
+        up.stacked(),
         hidden.values,
         recorder.keys,
         recorder.values,
@@ -233,41 +238,6 @@ class _Kept:
         self.values[layer] = value
         self.runs[layer] += 1
 
-
-class _Activations:
-    """Hooks that keep the MLP's inner activations at the contexts' positions."""
-
-    def __init__(self, layout: Layout, contexts: Contexts) -> None:
-        self.layout, self.contexts = layout, contexts
-        n = layout.n_layers
-        self.post, self.pre, self.up = _Kept(n), _Kept(n), _Kept(n)
-
-    def handles(self) -> list[Any]:
-        found = []
-        for i, mlp in enumerate(self.layout.mlps):
-            found.append(mlp.down.register_forward_pre_hook(self._input(self.post, i)))
-            if mlp.act is not None:
-                found.append(mlp.act.register_forward_pre_hook(self._input(self.pre, i)))
-            if mlp.up is not None:
-                found.append(mlp.up.register_forward_hook(self._up(i)))
-        return found
-
-    def _input(self, kept: _Kept, i: int) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            kept.put(i, self.contexts.rows(args[0]))
-
-        return hook
-
-    def _up(self, i: int) -> Callable[..., None]:
-        def hook(_module: nn.Module, _args: Any, output: torch.Tensor) -> None:
-            self.up.put(i, self.contexts.rows(self.layout.mlps[i].up_of(output)))
-
-        return hook
-
-    def stacked(self) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        def stack(kept: _Kept) -> torch.Tensor | None:
-            return None if set(kept.runs) != {1} else torch.stack(kept.values, dim=1)
-
-        post = stack(self.post)
-        assert post is not None
-        return post, stack(self.pre), stack(self.up)
+    def stacked(self) -> Any:
+        """``[C, L, ...]``; None unless something came once in each layer."""
+        return torch.stack(self.values, dim=1) if set(self.runs) == {1} else None

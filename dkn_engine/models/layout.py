@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from dkn_engine.models.torch_internals import children, is_compiled, own_forward
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from torch.utils.hooks import RemovableHandle
 
 # Names of the projection out of the MLP, of the one into the non-linearity, and of the
 # non-linearity, as transformers spells them. A dot leads into a sub-module of the layer.
@@ -62,6 +64,23 @@ class Mlp:
     def up_of(self, output: torch.Tensor) -> torch.Tensor:
         """The linear factor ``[..., F]`` in the output of :attr:`up`."""
         return output.chunk(2, dim=-1)[1] if self.fused else output
+
+    def site_module(self, site: str) -> nn.Module:
+        """The module whose input is the site: ``post`` or ``pre``."""
+        module = self.down if site == "post" else self.act
+        assert module is not None
+        return module
+
+    def watch(self, site: str, keep: Callable[[torch.Tensor], None]) -> RemovableHandle:
+        """Hook ``keep(activation)`` on a site that the MLP has; the handle."""
+        if site == "up":
+            assert self.up is not None
+            return self.up.register_forward_hook(lambda _module, _args, y: keep(self.up_of(y)))
+        if site == "gate_act":
+            act = self.site_module("pre")
+            return act.register_forward_hook(lambda _module, _args, y: keep(y))
+        module = self.site_module(site)
+        return module.register_forward_pre_hook(lambda _module, args: keep(args[0]))
 
     def w_out(self, index: Any) -> torch.Tensor:
         """Rows ``[n, d]``: what each neuron of ``index`` adds to the MLP's output."""
