@@ -30,9 +30,9 @@ def info(options: InfoOptions) -> int:
     Raises:
         RunDirectoryError: a directory was given that is not a run directory.
     """
-    import dkn_engine
+    from dkn_engine.run.build_info import build_info
 
-    information: dict[str, Any] = dict(dkn_engine.build_info())
+    information: dict[str, Any] = build_info()
     if options.directory is not None:
         from dkn_engine.store import count_done, read_manifest
 

@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 from rich.cells import cell_len as width
 
-import dkn_engine
 from dkn_engine.analysis.config import EvolvabilityConfig, RobustnessConfig
 from dkn_engine.cli import bench
 from dkn_engine.cli import main as cli
@@ -352,7 +351,7 @@ def test_wrong_command_line_is_one_line_and_code_2(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(dkn_engine, "build_info", dict, raising=False)
+    monkeypatch.setattr("dkn_engine.run.build_info.build_info", dict)
     assert cli.main(arguments) == 2
     one_error_line(capsys)
 
@@ -541,7 +540,7 @@ def test_info_as_text_and_json(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     information = {"version": "0.1.0", "backends": {"numba": True, "triton": "no GPU"}, "gpus": []}
-    monkeypatch.setattr(dkn_engine, "build_info", lambda: information, raising=False)
+    monkeypatch.setattr("dkn_engine.run.build_info.build_info", lambda: information)
     assert cli.main(["info"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "version          0.1.0",
