@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dkn_engine.config import integer
 
-Weights = NDArray[np.float32] | NDArray[np.float64]
+_MOST = np.iinfo(np.int64).max
 
 
 def as_weights(w_out: ArrayLike, w_in: ArrayLike) -> tuple[Any, Any]:
@@ -58,6 +58,12 @@ def without_rounding(array: NDArray[np.float64], given: np.dtype[Any]) -> NDArra
     return np.where(close | close.T, np.maximum(array, array.T), array)
 
 
+def finite_quantile(lengths: NDArray[np.float64], quantile: float) -> float | None:
+    """A quantile of the finite ones among some lengths; None if there are none."""
+    finite = lengths[np.isfinite(lengths)]
+    return float(np.quantile(finite, quantile)) if len(finite) else None
+
+
 def as_span(max_span: int | None) -> int:
     """Most layers that a distance crosses, as the core takes it: 0 for no limit.
 
@@ -65,14 +71,7 @@ def as_span(max_span: int | None) -> int:
         TypeError: neither an integer nor None.
         ValueError: less than 1.
     """
-    if max_span is None:
-        return 0
-    found = integer(max_span)
-    if found is None:
-        raise TypeError(f"max_span must be an integer or None; got {max_span!r}")
-    if found < 1:
-        raise ValueError(f"max_span must be at least 1 or None; got {found}")
-    return min(found, np.iinfo(np.int64).max)
+    return 0 if max_span is None else min(_positive("max_span", max_span, " or None"), _MOST)
 
 
 def as_threads(n_threads: int) -> int:
@@ -82,9 +81,13 @@ def as_threads(n_threads: int) -> int:
         TypeError: not an integer.
         ValueError: less than 1.
     """
-    found = integer(n_threads)
-    if found is None:
-        raise TypeError(f"n_threads must be an integer; got {n_threads!r}")
-    if found < 1:
-        raise ValueError(f"n_threads must be at least 1; got {found}")
-    return found
+    return _positive("n_threads", n_threads)
+
+
+def _positive(name: str, given: Any, otherwise: str = "") -> int:
+    number = integer(given)
+    if number is None:
+        raise TypeError(f"{name} must be an integer{otherwise}; got {given!r}")
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1{otherwise}; got {number}")
+    return number

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dkn_engine.config import TopologyConfig
 from dkn_engine.neurons import as_neurons, sort_neurons
+from dkn_engine.topology.arrays import finite_quantile
 from dkn_engine.topology.component_forest import ComponentForest, components
 from dkn_engine.topology.tree import MergeTree
 from dkn_engine.types import Component
@@ -66,9 +67,7 @@ def filtration_end(
         raise ValueError(f"end_value must be a number with end={config.end!r}; got None")
     if config.end == "radius":
         return config.end_value
-    lengths = np.asarray(adjacent_distances, dtype=np.float64)
-    finite = lengths[np.isfinite(lengths)]
-    return float(np.quantile(finite, config.end_value)) if len(finite) else None
+    return finite_quantile(np.asarray(adjacent_distances, dtype=np.float64), config.end_value)
 
 
 def eligible(forest: ComponentForest, config: TopologyConfig) -> NDArray[np.bool_]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,13 +48,8 @@ def merge_trees(graphs: Iterable[Graph], n_threads: int = 1) -> list[MergeTree]:
     """
     n_threads = as_threads(n_threads)
     arrays = _as_graphs(graphs)
-    trees: dict[int, MergeTree] = {}
-    for chosen in _by_dtype(arrays):
-        found = _native.layer_trees([arrays[g] for g in chosen], n_threads)
-        trees |= {
-            g: MergeTree(len(arrays[g][0]), *tree) for g, tree in zip(chosen, found, strict=True)
-        }
-    return [trees[g] for g in range(len(arrays))]
+    trees = _by_core(arrays, lambda part: _native.layer_trees(part, n_threads))
+    return [MergeTree(len(a[0]), *tree) for a, tree in zip(arrays, trees, strict=True)]
 
 
 def analyze_graphs(
@@ -90,16 +85,19 @@ def analyze_graphs(
     limit, n_threads = as_span(max_span), as_threads(n_threads)
     arrays = _as_graphs(graphs)
     ends = _as_ends(end, len(arrays))
-    found: dict[int, GraphTopology] = {}
-    for chosen in _by_dtype(arrays):
-        parts = _native.layer_graphs([arrays[g] for g in chosen], with_distances, limit, n_threads)
-        for g, (tree_arrays, lengths, matrix) in zip(chosen, parts, strict=True):
-            tree = MergeTree(len(arrays[g][0]), *tree_arrays)
-            forest = components(
-                tree, min_component_size=min_component_size, condense=condense, end=ends[g]
-            )
-            found[g] = GraphTopology(tree, forest, lengths, matrix if with_distances else None)
-    return [found[g] for g in range(len(arrays))]
+    graphs_of_core = _by_core(
+        arrays, lambda part: _native.layer_graphs(part, with_distances, limit, n_threads)
+    )
+    analyzed = []
+    for (points, *_), last, (tree_arrays, lengths, matrix) in zip(
+        arrays, ends, graphs_of_core, strict=True
+    ):
+        tree = MergeTree(len(points), *tree_arrays)
+        forest = components(
+            tree, min_component_size=min_component_size, condense=condense, end=last
+        )
+        analyzed.append(GraphTopology(tree, forest, lengths, matrix if with_distances else None))
+    return analyzed
 
 
 def _as_graphs(graphs: Iterable[Graph]) -> list[_Arrays]:
@@ -113,17 +111,17 @@ def _as_graphs(graphs: Iterable[Graph]) -> list[_Arrays]:
     return arrays
 
 
-def _by_dtype(arrays: list[_Arrays]) -> list[list[int]]:
-    """Numbers of the graphs of each dtype.
+def _by_core(arrays: list[_Arrays], core: Callable[[list[_Arrays]], list[Any]]) -> list[Any]:
+    """What the core makes of each graph.
 
     One call of the core holds one dtype, so that no float32 graph is copied for the sake of
     another.
     """
-    groups = [
-        [g for g, (_, w_out, _) in enumerate(arrays) if w_out.dtype == dtype]
-        for dtype in (np.float32, np.float64)
-    ]
-    return [group for group in groups if group]
+    made: dict[int, Any] = {}
+    for dtype in (np.float32, np.float64):
+        chosen = [g for g, (_, w_out, _) in enumerate(arrays) if w_out.dtype == dtype]
+        made |= zip(chosen, core([arrays[g] for g in chosen]) if chosen else [], strict=True)
+    return [made[g] for g in range(len(arrays))]
 
 
 def _as_ends(end: float | Sequence[float | None] | None, n_graphs: int) -> list[float | None]:

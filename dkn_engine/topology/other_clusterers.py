@@ -29,13 +29,15 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dkn_engine.config import Section, TopologyConfig
+from dkn_engine.config import Section, TopologyConfig, count
 from dkn_engine.errors import UserError
 from dkn_engine.neurons import as_neurons, sort_neurons
+from dkn_engine.topology.arrays import finite_quantile
 from dkn_engine.topology.clustering import find_candidates
 from dkn_engine.topology.graph import adjacent_distances, distances
 from dkn_engine.topology.released import UNREACHABLE, cluster_distances
@@ -80,22 +82,22 @@ class ClustererOptions(Section):
     """
 
     dbscan_quantile: float = 0.1
-    dbscan_radius: str = "adjacent"
-    dbscan_min_samples: int = 2
+    dbscan_radius: Literal["adjacent", "nearest"] = "adjacent"
+    dbscan_min_samples: int = count(2)
     dbscan_min_share: float = 0.0
-    hdbscan_min_cluster_size: int = 2
-    hdbscan_min_samples: int = 1
-    hdbscan_select: str = "leaf"
+    hdbscan_min_cluster_size: int = count(2, least=2)
+    hdbscan_min_samples: int = count(1)
+    hdbscan_select: Literal["leaf", "eom"] = "leaf"
     hierarchical_quantile: float = 0.1
-    hierarchical_cut: str = "adjacent"
-    kmeans_clusters: int = 16
+    hierarchical_cut: Literal["adjacent", "pairs"] = "adjacent"
+    kmeans_clusters: int = count(16)
     kmeans_share: float = 0.0
-    kmeans_dimensions: int = 8
+    kmeans_dimensions: int = count(8)
     kmeans_variance: float | None = None
-    kmeans_restarts: int = 10
+    kmeans_restarts: int = count(10)
     far_quantile: float = 0.5
     unreachable: float | None = None
-    pair_neurons: int = 32
+    pair_neurons: int = count(32, least=2)
 
     @classmethod
     def published(cls) -> ClustererOptions:
@@ -123,22 +125,6 @@ class ClustererOptions(Section):
         super().__post_init__()
         for name in ("dbscan_quantile", "hierarchical_quantile", "far_quantile"):
             self._require(name, 0 < getattr(self, name) <= 1, "in (0, 1]")
-        for name, least in (
-            ("dbscan_min_samples", 1),
-            ("hdbscan_min_cluster_size", 2),
-            ("hdbscan_min_samples", 1),
-            ("kmeans_clusters", 1),
-            ("kmeans_dimensions", 1),
-            ("kmeans_restarts", 1),
-            ("pair_neurons", 2),
-        ):
-            self._require(name, getattr(self, name) >= least, f"at least {least}")
-        for name, words in (
-            ("hdbscan_select", ("leaf", "eom")),
-            ("dbscan_radius", ("adjacent", "nearest")),
-            ("hierarchical_cut", ("adjacent", "pairs")),
-        ):
-            self._require(name, getattr(self, name) in words, " or ".join(map(repr, words)))
         for name in ("dbscan_min_share", "kmeans_share"):
             self._require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
         share, number = self.kmeans_variance, self.unreachable
@@ -190,9 +176,7 @@ class Located:
 
     def radius(self, quantile: float) -> float | None:
         """A quantile of the finite adjacent distances, as for ``ntc``; None if there are none."""
-        lengths = adjacent_distances(self.points, self.w_out, self.w_in)
-        finite = lengths[np.isfinite(lengths)]
-        return float(np.quantile(finite, quantile)) if len(finite) else None
+        return finite_quantile(adjacent_distances(self.points, self.w_out, self.w_in), quantile)
 
     def finite_matrix(self) -> NDArray[np.float64] | None:
         """Distances with a number for what counts as unreachable; None if everything does.
@@ -202,10 +186,9 @@ class Located:
         if self.options.unreachable is not None:
             return np.where(np.isfinite(self.matrix), self.matrix, self.options.unreachable)
         lengths = self.matrix[np.triu_indices(len(self.points), k=1)]
-        lengths = lengths[np.isfinite(lengths)]
-        if not len(lengths):
+        limit = finite_quantile(lengths, self.options.far_quantile)
+        if limit is None:
             return None
-        limit = float(np.quantile(lengths, self.options.far_quantile))
         return np.where(self.matrix <= limit, self.matrix, 2 * limit)
 
 
@@ -271,9 +254,7 @@ def _dbscan(located: Located) -> tuple[Component, ...]:
 def _nearest(matrix: NDArray[np.float64], quantile: float) -> float | None:
     """A quantile of every neuron's distance to the one nearest to it; None if none has one."""
     others = np.where(np.eye(len(matrix), dtype=bool), np.inf, matrix)
-    lengths = others.min(axis=1, initial=np.inf)
-    finite = lengths[np.isfinite(lengths)]
-    return float(np.quantile(finite, quantile)) if len(finite) else None
+    return finite_quantile(others.min(axis=1, initial=np.inf), quantile)
 
 
 def _hdbscan(located: Located) -> tuple[Component, ...]:
