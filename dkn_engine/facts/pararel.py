@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +47,8 @@ def is_folder(path: Path) -> bool:
 
 def _read_bags(path: Path, blank: Blank) -> Read:
     """One fact a bag ``[[prompt, answer, relation], ...]``."""
-    count = -1
-
-    def convert(value: Any, _: int) -> Fact:
-        nonlocal count
-        count += 1
-        return _convert_bag(value, count, blank)
-
-    return convert_records(path, convert)
+    numbers = itertools.count()
+    return convert_records(path, lambda value, _: _convert_bag(value, next(numbers), blank))
 
 
 def _convert_bag(bag: Any, number: int, blank: Blank) -> Fact:
@@ -78,14 +71,6 @@ def _convert_bag(bag: Any, number: int, blank: Blank) -> Fact:
     return Fact(name, prompt, answers.pop(), relation=relation, paraphrases=tuple(others))
 
 
-@dataclass(frozen=True, slots=True)
-class _Relation:
-    """The patterns of one relation, each with one [X] or more and one [Y]."""
-
-    name: str
-    patterns: tuple[str, ...]
-
-
 def _subfolder(path: Path, names: tuple[str, ...]) -> Path | None:
     return next((path / name for name in names if (path / name).is_dir()), None)
 
@@ -106,27 +91,19 @@ def _read_relation(patterns: Path, vocab: Path, blank: Blank) -> Read:
     if not vocab.is_file():
         yield FactProblem(str(vocab), None, None, f"missing: {patterns} has no vocabulary")
         return
-    kept: list[str] = []
-    for item in _read_patterns(patterns):
-        if isinstance(item, FactProblem):
-            yield item
-        else:
-            kept.append(item)
-    yield from _read_vocab(vocab, _Relation(patterns.stem, tuple(kept)), blank)
-
-
-def _read_patterns(path: Path) -> Iterator[str | FactProblem]:
-    for record in iter_records(path):
+    templates: list[str] = []
+    for record in iter_records(patterns):
         if isinstance(record, FactProblem):
             yield record
             continue
         try:
-            pattern = text(table(record.value), "pattern")
-            check_template(pattern)
+            template = text(table(record.value), "pattern")
+            check_template(template)
         except BadEntry as error:
-            yield FactProblem(str(path), record.line, None, error.reason)
+            yield FactProblem(str(patterns), record.line, None, error.reason)
         else:
-            yield pattern
+            templates.append(template)
+    yield from _read_vocab(vocab, patterns.stem, tuple(templates), blank)
 
 
 def check_template(template: str) -> None:
@@ -146,25 +123,27 @@ def fill_templates(templates: tuple[str, ...], subject: str, blank: Blank) -> tu
     return tuple(p.replace(_SUBJECT, subject) for p in prompts)
 
 
-def _read_vocab(path: Path, relation: _Relation, blank: Blank) -> Read:
-    if not relation.patterns:
-        yield FactProblem(str(path), None, None, f"no pattern of {relation.name} can be used")
+def _read_vocab(path: Path, relation: str, templates: tuple[str, ...], blank: Blank) -> Read:
+    if not templates:
+        yield FactProblem(str(path), None, None, f"no pattern of {relation} can be used")
         return
-    for item in convert_records(path, lambda value, line: _convert(value, line, relation, blank)):
+
+    def convert(value: Any, line: int) -> Fact:
+        entry = table(value)
+        name = entry_id(entry) or f"{relation}_{line}"
+        try:
+            subject, answer = text(entry, "sub_label"), text(entry, "obj_label")
+            prompt, *others = fill_templates(templates, subject, blank)
+        except BadEntry as error:
+            raise BadEntry(error.reason, id=name, kind=error.kind) from None
+        named = label(entry, "predicate_id") or relation
+        return Fact(
+            name, prompt, answer, subject=subject, relation=named, paraphrases=tuple(others)
+        )
+
+    for item in convert_records(path, convert):
         if isinstance(item, Located) or item.kind != "blank":
             yield item
         else:  # Every entry would say the same.
-            yield FactProblem(item.file, None, None, f"{relation.name}: {item.reason}", "blank")
+            yield FactProblem(item.file, None, None, f"{relation}: {item.reason}", "blank")
             return
-
-
-def _convert(value: Any, line: int, relation: _Relation, blank: Blank) -> Fact:
-    entry = table(value)
-    name = entry_id(entry) or f"{relation.name}_{line}"
-    try:
-        subject, answer = text(entry, "sub_label"), text(entry, "obj_label")
-        prompt, *others = fill_templates(relation.patterns, subject, blank)
-    except BadEntry as error:
-        raise BadEntry(error.reason, id=name, kind=error.kind) from None
-    named = label(entry, "predicate_id") or relation.name
-    return Fact(name, prompt, answer, subject=subject, relation=named, paraphrases=tuple(others))

@@ -6,7 +6,6 @@ import dataclasses
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from dkn_engine.errors import FactError
 from dkn_engine.facts import jsonl
@@ -42,7 +41,8 @@ def write_facts(path: str | Path, facts: Facts) -> None:
 def _lines(facts: Iterable[Fact]) -> Iterator[str]:
     seen: set[str] = set()
     for fact in facts:
-        entry = _plain(fact)
+        # The fields that are set, in the order of the class.
+        entry = {k: v for k, v in dataclasses.asdict(fact).items() if v not in (None, ())}
         try:
             jsonl.convert(entry)  # As the file will be read.
         except BadEntry as error:
@@ -53,8 +53,3 @@ def _lines(facts: Iterable[Fact]) -> Iterator[str]:
         yield json.dumps(entry, ensure_ascii=False) + "\n"
     if not seen:
         raise FactError("facts must hold at least one fact, or the file is empty; got none")
-
-
-def _plain(fact: Fact) -> dict[str, Any]:
-    """The fields that are set, in the order of the class."""
-    return {k: v for k, v in dataclasses.asdict(fact).items() if v not in (None, ())}

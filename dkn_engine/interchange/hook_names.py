@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from dkn_engine.errors import UnsupportedModelError, UserError
 from dkn_engine.models.layout import Mlp, find_layout
@@ -102,20 +102,13 @@ def _place(mlp: Mlp, site: str) -> tuple[nn.Module, str]:
 
 def _by_layer(neurons: ArrayLike) -> dict[int, list[int]]:
     """Indices by layer, layers ascending, indices in the order given."""
-    table = _checked(neurons)
-    found: dict[int, list[int]] = {}
-    for layer in sorted(set(table[:, 0].tolist())):
-        found[layer] = table[table[:, 0] == layer, 1].tolist()
-    return found
-
-
-def _checked(neurons: ArrayLike) -> NDArray[np.integer]:
     table = np.asarray(neurons)
     if table.size == 0:
-        return np.empty((0, 2), dtype=np.int64)
+        return {}
     if table.dtype.kind not in "iu" or table.ndim != 2 or table.shape[1] != 2 or table.min() < 0:
         raise UserError(
             "neurons must be integers [n, 2], columns layer and index, from 0; got "
             f"{table.dtype} {list(table.shape)}"
         )
-    return table
+    layers = np.unique(table[:, 0]).tolist()
+    return {layer: table[table[:, 0] == layer, 1].tolist() for layer in layers}

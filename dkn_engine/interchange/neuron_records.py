@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,8 +94,3 @@ def short(value: object) -> str:
 def same_set(a: NDArray[np.int32], b: NDArray[np.int32]) -> bool:
     """Whether two clusters hold the same neurons, in whatever order."""
     return sorted(map(tuple, pairs(a))) == sorted(map(tuple, pairs(b)))
-
-
-def index_of(cluster: NDArray[np.int32], clusters: Sequence[NDArray[np.int32]]) -> int | None:
-    """Where a cluster is among others, or None."""
-    return next((i for i, other in enumerate(clusters) if same_set(cluster, other)), None)

@@ -16,9 +16,9 @@ from dkn_engine.interchange.json_files import read_object, write_text
 from dkn_engine.interchange.neuron_records import (
     FactNeurons,
     fact_neurons,
-    index_of,
     pairs,
     parse_pairs,
+    same_set,
     short,
 )
 from dkn_engine.types import FactResult
@@ -93,7 +93,7 @@ def _parse(fact_id: str, entry: object, key: str, where: str) -> FactNeurons:
     candidates = _clusters(entry, _CANDIDATES, where) if _CANDIDATES in entry else kept
     dkn = []
     for cluster in kept:
-        at = index_of(cluster, candidates)
+        at = next((i for i, other in enumerate(candidates) if same_set(cluster, other)), None)
         if at is None:
             # Those of another clusterer are no subset of these candidates.
             candidates, at = (*candidates, cluster), len(candidates)
