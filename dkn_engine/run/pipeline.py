@@ -88,8 +88,7 @@ def iter_dkns(
     Source:
         Chen et al., Cracking Factual Knowledge (arXiv 2402.13731), sections 3 and 4.
     """
-    run = prepare(facts, Config() if config is None else config, shard)
-    return iter_run(model, tokenizer, run, out, progress=progress)
+    return iter_run(model, tokenizer, prepare(facts, config, shard), out, progress=progress)
 
 
 def iter_run(
@@ -131,7 +130,7 @@ class Run:
     plan: Plan
 
 
-def prepare(facts: Facts, config: Config, shard: Shard = WHOLE) -> Run:
+def prepare(facts: Facts, config: Config | None, shard: Shard = WHOLE) -> Run:
     """Count and identify the facts, and choose those for controls.
 
     Args:
@@ -140,6 +139,7 @@ def prepare(facts: Facts, config: Config, shard: Shard = WHOLE) -> Run:
     Raises:
         UserError: see :func:`iter_dkns`.
     """
+    config = Config() if config is None else config
     if config.attribution.baseline == "given":
         raise UserError("baseline must be 'masked' or 'zero' for DKNs; got 'given'")
     read = facts_from(facts, config.facts)

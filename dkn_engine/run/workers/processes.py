@@ -55,7 +55,7 @@ def iter_dkns_in_workers(
     """
     if out is None:
         raise UserError("out must be a run directory where workers compute; got None")
-    run = prepare(facts, Config() if config is None else config, shard)
+    run = prepare(facts, config, shard)
     return iter_run_in_workers(model, run, out, workers=workers, progress=progress)
 
 

@@ -53,7 +53,7 @@ def iter_dkns_on_ray(
     """
     if out is None:
         raise UserError("out must be a run directory where workers compute; got None")
-    run = prepare(facts, Config() if config is None else config, shard)
+    run = prepare(facts, config, shard)
     return iter_run_on_ray(model, run, out, address=address, workers=workers, progress=progress)
 
 
