@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,20 +85,23 @@ def elsewhere(
 
 def average(measured: Sequence[Drops]) -> Drops:
     """Mean drops, their deviation, and the medians of redundancy and excess, where defined."""
-    partial = _finite([d.partial_drop for d in measured])
-    full = _finite([d.full_drop for d in measured])
-    redundancy = _finite([d.redundancy for d in measured])
-    excess = _finite([d.excess for d in measured])
+    part, full, redundancy, excess = (
+        _finite([getattr(d, name) for d in measured])
+        for name in ("partial_drop", "full_drop", "redundancy", "excess")
+    )
     return Drops(
-        partial_drop=_mean(partial),
-        full_drop=_mean(full),
-        redundancy=_median(redundancy),
+        partial_drop=_figure(np.mean, part),
+        full_drop=_figure(np.mean, full),
+        redundancy=_figure(np.median, redundancy),
         n=len(full),
-        partial_std=_deviation(partial),
-        full_std=_deviation(full),
-        excess=_median(excess),
+        partial_std=_figure(_deviation, part, least=2),
+        full_std=_figure(_deviation, full, least=2),
+        excess=_figure(np.median, excess),
         n_redundancy=len(redundancy),
     )
+
+
+_deviation = partial(np.std, ddof=1)
 
 
 def _finite(values: Sequence[float]) -> NDArray[np.float64]:
@@ -104,13 +109,6 @@ def _finite(values: Sequence[float]) -> NDArray[np.float64]:
     return array[np.isfinite(array)]
 
 
-def _mean(values: NDArray[np.float64]) -> float:
-    return float(values.mean()) if len(values) else float("nan")
-
-
-def _median(values: NDArray[np.float64]) -> float:
-    return float(np.median(values)) if len(values) else float("nan")
-
-
-def _deviation(values: NDArray[np.float64]) -> float:
-    return float(values.std(ddof=1)) if len(values) > 1 else float("nan")
+def _figure(of: Callable[..., Any], values: NDArray[np.float64], least: int = 1) -> float:
+    """A figure of at least so many values; NaN of fewer."""
+    return float(of(values)) if len(values) >= least else float("nan")

@@ -81,7 +81,7 @@ class Prompts:
         self.probability: NDArray[np.float64] = self._joined([b.probability for b in self._of()])
         self.rank: NDArray[np.int64] = self._joined([b.rank for b in self._of()])
         for b, one in self._free.items():
-            self.probability[b] = self._run_free(one, [nothing()])[0][0]
+            self.probability[b] = free_running(model, layout, one, [nothing()], positions)[0][0]
 
     @property
     def stands_in(self) -> bool:
@@ -140,14 +140,11 @@ class Prompts:
             if len(mine):
                 found = batch.outcomes(edits, mine, greedy=greedy)
                 table[:, index[mine]], every[:, index[mine]] = found
+        whole = (self.model, self.layout)
         for b in free:
-            table[:, b], every[:, b] = self._run_free(self._free[b], edits)
+            run = free_running(*whole, self._free[b], edits, self.positions)
+            table[:, b], every[:, b] = run
         return table[:, wanted], every[:, wanted]
-
-    def _run_free(
-        self, one: AnswerSequence, edits: Sequence[Edit]
-    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        return free_running(self.model, self.layout, one, edits, self.positions)
 
     def as_model_is(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """As :meth:`outcomes`, ``[B]`` each, by full forwards of the model as it is by now."""

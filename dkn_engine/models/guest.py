@@ -32,25 +32,18 @@ def guest(model: nn.Module, *, grad: bool) -> Iterator[None]:
     Raises:
         UnsupportedModelError: the weights themselves are inference tensors.
     """
-    with locked(model), _prepared(model, grad):
-        yield
-
-
-@contextlib.contextmanager
-def _prepared(model: nn.Module, grad: bool) -> Iterator[None]:
     import torch
 
-    parameters = list(model.parameters())
-    if any(p.is_inference() for p in parameters):
-        message = (
-            "model: its weights were created inside torch.inference_mode(), which autograd cannot "
-            "use; load the model outside of it"
-        )
-        raise UnsupportedModelError(message)
-    training = [m for m in model.modules() if m.training]
-    trainable = [p for p in parameters if p.requires_grad]
     # inference_mode(False) also switches gradients back on, so set_grad_enabled comes inside it.
-    with torch.inference_mode(False), torch.set_grad_enabled(grad):
+    with locked(model), torch.inference_mode(False), torch.set_grad_enabled(grad):
+        parameters = list(model.parameters())
+        if any(p.is_inference() for p in parameters):
+            raise UnsupportedModelError(
+                "model: its weights were created inside torch.inference_mode(), which autograd "
+                "cannot use; load the model outside of it"
+            )
+        training = [m for m in model.modules() if m.training]
+        trainable = [p for p in parameters if p.requires_grad]
         try:
             for module in training:
                 module.training = False

@@ -36,18 +36,12 @@ def load_model(
         UserError: the model cannot be found or read, or an argument is not allowed; the message
             is one line.
     """
-
-    name = _at_home(name)
     where = _device(device)
     kind = _dtype(dtype, where)
+    with quiet() if name == "demo" else contextlib.nullcontext():
+        model, tokenizer = _guarded(name, lambda source: _read(source, kind))
     if name == "demo":
-        from dkn_engine.models.packaged.smollm2 import demo_folder
-
-        with quiet():
-            model, tokenizer = _read(demo_folder(), kind)
         model.config._name_or_path = "demo (SmolLM2-135M-Instruct)"  # where results name it
-    else:
-        model, tokenizer = _guarded(name, lambda: _read(name, kind))
     try:
         model.to(where)
     except RuntimeError as error:  # Out of memory is one, too.
@@ -62,13 +56,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     Raises:
         UserError: see :func:`load_model`.
     """
-    name = _at_home(name)
-    if name == "demo":
-        from dkn_engine.models.packaged.smollm2 import demo_folder
-
-        tokenizer: PreTrainedTokenizerBase = _read_tokenizer(demo_folder())
-    else:
-        tokenizer = _guarded(name, lambda: _read_tokenizer(name))
+    tokenizer: PreTrainedTokenizerBase = _guarded(name, _read_tokenizer)
     return tokenizer
 
 
@@ -97,14 +85,21 @@ def _read_tokenizer(source: str | Path) -> Any:
     return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
 
 
-def _guarded(name: str | Path, read: Callable[[], Any]) -> Any:
+def _guarded(name: str | Path, read: Callable[[str | Path], Any]) -> Any:
+    """What is read from the demo model, or a model of that name; its errors in one line."""
+    if name == "demo":
+        from dkn_engine.models.packaged.smollm2 import demo_folder
+
+        return read(demo_folder())
+    if str(name).startswith("~"):  # no hub id begins so
+        name = local_path(name)
     # The hub's own message for an absent folder is about the spelling of repository names.
     # A folder of that name is what the libraries would read.
     looks_local = isinstance(name, Path) or name.startswith(("/", "."))
     if looks_local or Path(name).is_dir():
         _require_folder(Path(name))
     try:
-        return read()
+        return read(name)
     except Exception as error:  # The libraries raise whatever they like here.
         reason = _broken_file(Path(name)) or _first_line(error)
         raise UserError(f"model {str(name)!r} cannot be loaded: {reason}") from error
@@ -152,11 +147,6 @@ def _require_whole(found: Any) -> None:
             f"weight {name!r} must be {list(in_model)} by its config.json; the file has "
             f"{list(in_file)}"
         )
-
-
-def _at_home(name: str | Path) -> str | Path:
-    """A local folder's name without ``~``; no hub id begins so."""
-    return local_path(name) if str(name).startswith("~") else name
 
 
 def _device(device: str | torch.device) -> torch.device:

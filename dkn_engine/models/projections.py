@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,33 +56,21 @@ def does_more(module: nn.Module, x: Tensor, output: Tensor) -> float | None:
 
 
 @contextlib.contextmanager
-def refuse_changed_outputs(
-    layout: Layout, pick: Callable[[Tensor], Tensor], parts: Iterable[str] = ("down",)
-) -> Iterator[None]:
-    """Refuse projections that give something else than their weight and bias, in a forward pass.
-
-    Projections that do not run in it are refused too.
+def refuse_changed_outputs(layout: Layout, pick: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Refuse down projections that give something else than their weight and bias, or do not run.
 
     Args:
         layout: of the model that runs in the block.
         pick: from a projection's input or output to the rows ``[n, F or d]`` to compare.
-        parts: of each MLP: ``down``, ``gate``, ``up``.
 
     Raises:
         UnsupportedModelError: names the projection.
     """
-
-    watched = [
-        (i, module)
-        for i, mlp in enumerate(layout.mlps)
-        for module in {id(m): m for m in (getattr(mlp, part) for part in parts)}.values()
-        if module is not None
-    ]
     ran: set[int] = set()
 
     def compare(layer: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            ran.add(id(module))
+            ran.add(layer)
             with torch.no_grad():
                 apart = does_more(module, pick(args[0]), pick(output))
             if apart is not None:
@@ -90,11 +78,11 @@ def refuse_changed_outputs(
 
         return hook
 
-    with hooks([module.register_forward_hook(compare(i)) for i, module in watched]):
+    with hooks([m.down.register_forward_hook(compare(i)) for i, m in enumerate(layout.mlps)]):
         yield
-    for layer, module in watched:
-        if id(module) not in ran:
-            require_once(layout, layer, module, 0)
+    for layer, mlp in enumerate(layout.mlps):
+        if layer not in ran:
+            require_once(layout, layer, mlp.down, 0)
 
 
 def require_once(layout: Layout, layer: int, module: nn.Module, n: int) -> None:

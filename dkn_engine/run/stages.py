@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -79,30 +80,20 @@ class Stages:
         scoring = config.attribution
         masked = scoring.baseline == "masked"
         self._mask_id = mask_token_id(tokenizer, scoring.mask_token) if masked else None
-        self._reference: Reference | None = None
-        self._has_reference = False
         self._said = False  # that full forwards stand in for rows
 
-    @property
+    @cached_property
     def reference(self) -> Reference | None:
         """Made when it is first needed: a run that is already complete needs none."""
-        if not self._has_reference:
-            self._reference = read_reference(
-                self.model,
-                self.tokenizer,
-                self.layout,
-                self._sample,
-                self.config,
-                filling_facts(self.config),
+        whole, others = (self.model, self.tokenizer, self.layout), filling_facts(self.config)
+        reference = read_reference(*whole, self._sample, self.config, others)
+        if reference is None and self.config.filter.suppress_value == "mean":
+            raise UserError(
+                "filter.suppress_value='mean' needs a fact that can be encoded, to take means "
+                f"over; none of the {len(self._sample)} tried can (filter.fill_reference=true "
+                "adds packaged ones)"
             )
-            self._has_reference = True
-            if self._reference is None and self.config.filter.suppress_value == "mean":
-                raise UserError(
-                    "filter.suppress_value='mean' needs a fact that can be encoded, to take means "
-                    f"over; none of the {len(self._sample)} tried can (filter.fill_reference=true "
-                    "adds packaged ones)"
-                )
-        return self._reference
+        return reference
 
     def files(self, task: Task) -> dict[str, bytes]:
         """A chunk's tables as Parquet files by table name."""
@@ -173,7 +164,8 @@ class Stages:
                 chosen.append(i)
         if not chosen:
             return
-        used = [self._used(tasks[i]) for i in chosen]
+        n = self.config.selection.n_paraphrases  # that help to find neurons
+        used = [[tasks[i].sequence, *self._paraphrases(tasks[i], slice(0, n))] for i in chosen]
         flat = [sequence for group in used for sequence in group]
         scores = attribute_chunk(
             self.model, self.layout, flat, self.config.attribution, mask_id=self._mask_id
@@ -183,11 +175,6 @@ class Stages:
             span = slice(start, start + len(group))
             start += len(group)
             yield self._result(tasks[i], prompts, i, scores, span)
-
-    def _used(self, task: _Task) -> list[AnswerSequence]:
-        """The prompt, and the paraphrases that help to find its neurons."""
-        n = self.config.selection.n_paraphrases
-        return [task.sequence, *self._paraphrases(task, slice(0, n))]
 
     def _paraphrases(self, task: _Task, which: slice) -> list[AnswerSequence]:
         texts = [(p, task.answer) for p in task.fact.paraphrases[which]]
