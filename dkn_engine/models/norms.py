@@ -8,6 +8,7 @@ is run on inputs whose normalised values are known.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dkn_engine.models.guest import guest, hooks
@@ -49,35 +50,35 @@ def _watch(
         ended: list[tuple[str, nn.Module, Tensor]] = []
         for path, module in layer.named_modules():
             if path:
-                handles.append(module.register_forward_hook(_keep(ended, path)))
-        handles.append(gate.register_forward_pre_hook(_look_up(ended, found, i)))
+                handles.append(module.register_forward_hook(partial(_keep, ended, path)))
+        handles.append(gate.register_forward_pre_hook(partial(_look_up, ended, found, i)))
     return handles
 
 
-def _keep(ended: list[tuple[str, nn.Module, Tensor]], path: str) -> Any:
+def _keep(
+    ended: list[tuple[str, nn.Module, Tensor]], path: str, module: nn.Module, _: Any, output: Any
+) -> None:
     import torch
 
-    def hook(module: nn.Module, _args: Any, output: Any) -> None:
-        if isinstance(output, torch.Tensor):
-            ended.append((path, module, output))
-
-    return hook
+    if isinstance(output, torch.Tensor):
+        ended.append((path, module, output))
 
 
 def _look_up(
-    ended: list[tuple[str, nn.Module, Tensor]], found: list[tuple[str, nn.Module] | None], i: int
-) -> Any:
-    def hook(_gate: nn.Module, args: tuple[Tensor, ...]) -> None:
-        read = args[0]
-        # The first: a dropout behind it, or a module around it, passes the same on.
-        for path, module, output in ended:
-            if output.numel() == read.numel() and bool(read.any()):
-                same = output.reshape(read.shape).to(read.dtype) == read
-                if bool(same.all()):
-                    found[i] = (path, module)
-                    return
-
-    return hook
+    ended: list[tuple[str, nn.Module, Tensor]],
+    found: list[tuple[str, nn.Module] | None],
+    layer: int,
+    _gate: nn.Module,
+    args: tuple[Tensor, ...],
+) -> None:
+    read = args[0]
+    # The first: a dropout behind it, or a module around it, passes the same on.
+    for path, module, output in ended:
+        if output.numel() == read.numel() and bool(read.any()):
+            same = output.reshape(read.shape).to(read.dtype) == read
+            if bool(same.all()):
+                found[layer] = (path, module)
+                return
 
 
 def measured_gain(norm: nn.Module, like: Tensor) -> Tensor | None:

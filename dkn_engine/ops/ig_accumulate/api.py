@@ -10,7 +10,6 @@ from dkn_engine.ops.ig_accumulate import reference
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 
 def ig_accumulate(
@@ -20,8 +19,7 @@ def ig_accumulate(
     w_out: torch.Tensor,
     factor: torch.Tensor,
     *,
-    path: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, nn.Module]
-    | None = None,
+    path: reference.Path | None = None,
     backend: str = "auto",
 ) -> torch.Tensor:
     """Scores ``[K, M, F]`` of K rules over M segments of path points.
@@ -52,12 +50,12 @@ def ig_accumulate(
     if weights.ndim != 2 or weights.shape[1] != gradients.shape[0]:
         expected = f"[K, {gradients.shape[0]}]"
         raise ValueError(f"weights must have shape {expected}; got {tuple(weights.shape)}")
-    if w_out.shape != (factor.shape[-1], gradients.shape[1]):
-        expected = f"[{factor.shape[-1]}, {gradients.shape[1]}]"
-        raise ValueError(f"w_out must have shape {expected}; got {tuple(w_out.shape)}")
-    _require_shapes(gradients, segments, factor, path)
-    unknown = None if path is None else kernel_refusal(path[4])
-    refusal = _mixed(gradients, w_out) or unknown
+    _require_shapes(gradients, segments, w_out, factor, path)
+    refusal = unknown = None if path is None else kernel_refusal(path[4])
+    # The kernel multiplies two tensors of one dtype, exactly; it does not round one to match.
+    if gradients.dtype != w_out.dtype:
+        found = f"{gradients.dtype} and {w_out.dtype}"
+        refusal = f"expected gradients and w_out of one dtype; found {found}"
     chosen = choose(
         "ig_accumulate",
         backend,
@@ -85,28 +83,16 @@ def ig_accumulate(
 def _require_shapes(
     gradients: torch.Tensor,
     segments: torch.Tensor,
+    w_out: torch.Tensor,
     factor: torch.Tensor,
-    path: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, nn.Module] | None,
+    path: reference.Path | None,
 ) -> None:
     """Compiled code reads where it is told to; torch would stretch or refuse what does not fit."""
     n, table = gradients.shape[:1], factor.shape
-    expected = [("segments", segments, n)]
+    expected = [("w_out", w_out, (table[-1], gradients.shape[1])), ("segments", segments, n)]
     if path is not None:
-        alphas, baseline, delta, up, _ = path
-        expected += [
-            ("alphas", alphas, n),
-            ("baselines", baseline, table),
-            ("deltas", delta, table),
-        ]
-        if up is not None:
-            expected.append(("up", up, table))
+        names, shapes = ("alphas", "baselines", "deltas", "up"), (n, table, table, table)
+        expected += zip(names, path[:4], shapes, strict=True)
     for name, given, shape in expected:
-        if given.shape != shape:
+        if given is not None and given.shape != shape:
             raise ValueError(f"{name} must have shape {list(shape)}; got {tuple(given.shape)}")
-
-
-def _mixed(gradients: torch.Tensor, w_out: torch.Tensor) -> str | None:
-    """The kernel multiplies two tensors of one dtype, exactly; it does not round one to match."""
-    if gradients.dtype == w_out.dtype:
-        return None
-    return f"expected gradients and w_out of one dtype; found {gradients.dtype} and {w_out.dtype}"

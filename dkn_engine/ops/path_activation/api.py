@@ -43,19 +43,17 @@ def path_activation(
         raise ValueError(f"alphas, baseline, value must be [N], [N, F], [N, F]; got {shapes}")
     if up is not None and up.shape != value.shape:
         raise ValueError(f"up must be {tuple(value.shape)}; got {tuple(up.shape)}")
-    kind = kernel_kind(act)
-    unknown = kernel_refusal(act)
+    kind, unknown = kernel_kind(act), kernel_refusal(act)
     chosen = choose(
         "path_activation", backend, value, unknown, loop_refusal=unknown, loop_wins=True
     )
+    if chosen == "reference":
+        return reference.path_activation(alphas, baseline, value, up, act)
+    assert kind is not None
     if chosen == "triton":
         from dkn_engine.ops.path_activation import triton
 
-        assert kind is not None
         return triton.path_activation(alphas, baseline, value, up, kind)
-    if chosen == "numba":
-        from dkn_engine.ops.path_activation import numba
+    from dkn_engine.ops.path_activation import numba
 
-        assert kind is not None
-        return numba.path_activation(alphas, baseline, value, up, kind)
-    return reference.path_activation(alphas, baseline, value, up, act)
+    return numba.path_activation(alphas, baseline, value, up, kind)
