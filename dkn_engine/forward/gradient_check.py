@@ -10,7 +10,7 @@ import torch
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import Layout
-from dkn_engine.models.torch_internals import KNOWN
+from dkn_engine.models.torch_internals import KNOWN, floating_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -48,7 +48,7 @@ def refuse_cut_gradients(layout: Layout, ids: Tensor) -> None:
 
     def watch(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            given, gave = list(_floating([args, kwargs])), list(_floating(output))
+            given, gave = floating_tensors([args, kwargs]), floating_tensors(output)
             if (
                 any(t.requires_grad for t in given)
                 and gave
@@ -67,15 +67,3 @@ def refuse_cut_gradients(layout: Layout, ids: Tensor) -> None:
             f"expected every module to pass gradients on to its input; found {cut[0]}, which does "
             "not (is it quantised?): load the model without it"
         )
-
-
-def _floating(value: Any) -> Any:
-    """The floating tensors in nested arguments."""
-    if isinstance(value, torch.Tensor):
-        if value.is_floating_point():
-            yield value
-    elif isinstance(value, dict):
-        yield from _floating(list(value.values()))
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _floating(item)

@@ -8,7 +8,7 @@ would get another model than alone. Whether that is so is seen from the model's 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -18,6 +18,7 @@ from dkn_engine.forward.prefill import POSITION_ARGUMENTS, position_logits
 from dkn_engine.models.guest import guest, hooks
 from dkn_engine.models.layout import find_layout
 from dkn_engine.models.model_lock import locked
+from dkn_engine.models.torch_internals import floating_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -97,8 +98,9 @@ def _layer_arguments(model: nn.Module, ids: Tensor) -> list[tuple[Tensor, list[T
         hidden: Tensor = next(iter(named.values()))
         named |= named.get("kwargs", {})
         names = sorted(POSITION_ARGUMENTS & set(named))
-        tables = [table for name in names for table in _tables(named[name])]
-        seen.append((hidden.detach(), [t for t in tables if t.shape[-2] == ids.shape[1]]))
+        tables = floating_tensors([named[name] for name in names])
+        by_token = [t for t in tables if t.ndim >= 2 and t.shape[-2] == ids.shape[1]]
+        seen.append((hidden.detach(), by_token))
 
     layers = find_layout(model).layers
     handles = [layer.register_forward_pre_hook(enter, with_kwargs=True) for layer in layers]
@@ -106,13 +108,3 @@ def _layer_arguments(model: nn.Module, ids: Tensor) -> list[tuple[Tensor, list[T
     with guest(model, grad=False), hooks(handles):
         position_logits(model, ids, first, first)
     return seen
-
-
-def _tables(value: Any) -> Iterator[Tensor]:
-    """The floating tables among nested arguments."""
-    if isinstance(value, torch.Tensor):
-        if value.is_floating_point() and value.ndim >= 2:
-            yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tables(item)

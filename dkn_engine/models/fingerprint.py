@@ -126,18 +126,19 @@ def tokenizer_traits(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     with contextlib.suppress(UserError):
         mask = mask_token_id(tokenizer)
     vocabulary = tokenizer.get_vocab()
-    ids = [[_ids(tokenizer, text, special) for special in (False, True)] for text in _TEXTS]
+    ids = [
+        [
+            list(tokenizer(t, add_special_tokens=s, verbose=False)["input_ids"])
+            for s in (False, True)
+        ]
+        for t in _TEXTS
+    ]
     return {
         "front": list(front_tokens(tokenizer, "a")),
         "mask": mask,
         "n_tokens": len(vocabulary),
         "digest": _digest(json.dumps([sorted(vocabulary.items()), ids]).encode()),
     }
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str, special: bool) -> list[int]:
-    found: Any = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
-    return list(found)
 
 
 def model_traits(model: nn.Module) -> dict[str, Any]:

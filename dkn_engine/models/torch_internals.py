@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 # Where modules of torch and transformers stand: they pass gradients on and treat all rows alike.
 KNOWN = ("torch.nn.", "transformers.models.", "transformers.activations", "transformers.pytorch_")
@@ -66,6 +66,17 @@ def global_backward_hooks() -> list[Any]:
 
     after, before = module._global_backward_hooks, module._global_backward_pre_hooks
     return [*after.values(), *before.values()]
+
+
+def floating_tensors(nested: Any) -> list[Tensor]:
+    """The floating tensors in nested arguments, in order."""
+    import torch
+
+    if isinstance(nested, torch.Tensor):
+        return [nested] if nested.is_floating_point() else []
+    items = nested.values() if isinstance(nested, dict) else nested
+    nests = isinstance(nested, dict | list | tuple)
+    return [tensor for item in items for tensor in floating_tensors(item)] if nests else []
 
 
 def children(module: nn.Module) -> dict[str, nn.Module | None]:

@@ -111,7 +111,11 @@ def _scan_all(forest: Any, blocks: Blocks, widths: list[int], n_threads: int) ->
     layer = -1
     for layer, (next_w_out, w_in) in enumerate(_one_pass(blocks)):
         if first_pass:
-            widths.append(_width(layer, w_in))
+            if np.ndim(w_in) != 2:
+                raise ValueError(
+                    f"w_in of layer {layer} must be [F, d]; got {list(np.shape(w_in))}"
+                )
+            widths.append(len(w_in))
             forest.add_layer(widths[-1])
         elif layer >= len(widths):
             break
@@ -140,13 +144,6 @@ def _one_pass(blocks: Blocks) -> Iterator[Block]:
             f"read several times; got {type(blocks).__name__}"
         )
     yield from blocks  # type: ignore[misc]
-
-
-def _width(layer: int, w_in: ArrayLike) -> int:
-    shape = np.shape(w_in)
-    if len(shape) != 2:
-        raise ValueError(f"w_in of layer {layer} must be [F, d]; got {list(shape)}")
-    return int(shape[0])
 
 
 def _layer_pairs(forest: Any, widths: list[int]) -> tuple[LayerPair, ...]:
