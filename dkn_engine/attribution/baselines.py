@@ -149,14 +149,10 @@ def shared_masked_baselines(
     """:func:`masked_baselines` with the prefix in front of each masked token computed once.
 
     A copy is only its positions from the masked token to the last answer position: half the work
-    for a prompt of any length. See ``blocks.py``. Beside them goes a short copy with nothing
-    masked, in which every layer must return what the model's own forward had there.
+    for a prompt of any length. See ``forward/row_blocks.py``. Beside them goes a short copy with
+    nothing masked, in which every layer must return what the model's own forward had there.
 
-    Args:
-        engine: rows of the chunk.
-        site, mask_id, most: as there.
-        max_tokens: most rows in one pass.
-        block_rows: most rows of a block entry.
+    At most ``max_tokens`` rows are in one pass, at most ``block_rows`` in a block entry.
 
     Raises:
         SweepUnsupported: the copy with nothing masked does not reproduce the model's own forward.

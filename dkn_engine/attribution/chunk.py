@@ -85,9 +85,7 @@ def attribute_chunk(
     device's memory holds them.
 
     Args:
-        model, layout: the decoder.
         sequences: of the answers; they may differ in length.
-        config: how.
         mask_id: token that masks a prompt token (``baseline="masked"``).
         baselines: ``[B, L, F]`` (``baseline="given"``).
 
@@ -171,10 +169,7 @@ def _attribute_batch(
 def warn_of_cost(contexts: Contexts, max_masked: int | None, pace: float) -> None:
     """Say how long the masked copies of long prompts will take, if that is more than a minute.
 
-    Args:
-        contexts: of the chunk.
-        max_masked: see ``AttributionConfig``.
-        pace: seconds a position, as the clean pass took them.
+    ``pace`` is seconds a position, as the clean pass took them.
     """
     seconds = pace * masked_rows(contexts, max_masked)
     if seconds < _MINUTE:

@@ -23,12 +23,8 @@ if TYPE_CHECKING:
 class General:
     """Evaluates path points by full forwards of the whole sequence, one point a batch entry.
 
-    Args:
-        model: the user's model.
-        contexts: the answer positions of the chunk.
-        paths: where the points lie.
-        objective: ``probability`` or ``log_probability``.
-        rows_per_batch: most token positions in one forward.
+    At most ``rows_per_batch`` token positions are in one forward; the objective is ``probability``
+    or ``log_probability``.
     """
 
     name = "general"

@@ -23,13 +23,10 @@ if TYPE_CHECKING:
 
 
 class Sweep:
-    """Evaluates path points as rows; see ``rows.py`` for why this is exact.
+    """Evaluates path points as rows; see ``forward/patched_rows.py`` for why this is exact.
 
-    Args:
-        engine: the rows of one chunk.
-        paths: where the points lie.
-        objective: ``probability`` or ``log_probability``.
-        rows_per_batch: most points climbing at once.
+    At most ``rows_per_batch`` points climb at once; the objective is ``probability`` or
+    ``log_probability``.
     """
 
     name = "sweep"

@@ -102,12 +102,9 @@ class LayerEdit:
 
 
 def change(x: Tensor, edit: LayerEdit, where: Tensor | None = None) -> None:
-    """Apply an edit in place to activations ``[..., R, F]`` of R rows.
+    """Apply an edit in place to activations ``[..., R, F]`` of R rows, ``where`` bool ``[..., R]``.
 
-    Args:
-        x: what changes.
-        edit: of the layer.
-        where: bool ``[..., R]``; elsewhere activations stay. None for everywhere.
+    None is everywhere.
     """
     import torch
 

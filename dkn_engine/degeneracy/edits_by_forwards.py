@@ -1,4 +1,4 @@
-"""Edits by full forward passes: any positions, any decoder; the plain form of ``rows``."""
+"""Edits by full forward passes: any positions, any decoder; the plain form of rows."""
 
 from __future__ import annotations
 
@@ -33,9 +33,6 @@ def forward_log_probabilities(
     """What each of P edits makes of each context's gold token.
 
     Args:
-        model, layout: the decoder.
-        contexts: of a chunk.
-        edits: what changes.
         chosen: int64 ``[n]``, contexts to look at.
         positions: where edits act: ``answer``, the position that predicts the context's own
             token, so one forward a context (else one a sequence); ``answer_all``, those of all
@@ -62,7 +59,7 @@ def forward_log_probabilities(
         leader = chosen[torch.tensor([columns[0] for _, columns in batch], device=chosen.device)]
         changes = [edits[p] for p, _ in batch]
         # Nothing behind the last token that is looked at can change it; but some models read a
-        # shorter sequence otherwise (see ``attribution.lengths``).
+        # shorter sequence otherwise (see ``forward.lengths``).
         shortest = int(ends[contexts.sequence[leader]].min())
         length = 1 + max(int(contexts.position[chosen[column]].max()), shortest)
         mask = _mask(contexts, leader, positions)[:, :length]

@@ -1,7 +1,7 @@
 """Many edits at the answer positions in one climb: a row for each distinct edit so far.
 
 An edit at the position that predicts an answer token changes only that position in the layers
-above, so it is one row (see ``attribution.rows``). Rows whose edits agree up to a layer are one
+above, so it is one row (see ``forward.patched_rows``). Rows whose edits agree up to a layer are one
 row up to there; a layer in which they part duplicates them.
 """
 
@@ -34,7 +34,6 @@ def row_log_probabilities(
     """Log-probability ``[P, n]`` of each context's gold token under each of P edits.
 
     Args:
-        engine: rows of a chunk.
         edits: each acts at the position of the context alone.
         contexts: int64 ``[n]``, of the chunk.
         greedy: also say where no token is more probable than the gold one.

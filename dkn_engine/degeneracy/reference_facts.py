@@ -75,10 +75,7 @@ def build_reference(
 ) -> Reference | None:
     """The reference facts of a run, from its facts and seed; None if none can be used.
 
-    Args:
-        model, tokenizer, layout, config: of the run.
-        facts: of the run.
-        others: facts that fill up where fewer than :data:`ENOUGH` of the run's can be used.
+    ``others`` fill up where fewer than :data:`ENOUGH` of the run's can be used.
     """
     sample = [facts[i] for i in reference_order(len(facts), config.seed)]
     return read_reference(model, tokenizer, layout, sample, config, others)

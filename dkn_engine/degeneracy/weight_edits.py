@@ -37,14 +37,9 @@ def scaled_weights(
     stays. With both and a factor of 0 the neuron writes nothing at any position, as with its
     output weights alone; any other factor is not the same, since the non-linearity is between.
 
-    Args:
-        layout: of the model, whose weights are changed in place.
-        neurons: int ``[n, 2]`` (layer, index), distinct.
-        factor: 0 suppresses.
-        which: of each neuron's weights.
-
     Raises:
-        TypeError, ValueError: neurons of the wrong form, or that the model lacks.
+        TypeError, ValueError: neurons that are not distinct integers ``[n, 2]`` (layer, index), or
+            that the model lacks.
         UnsupportedModelError: weights that are computed anew at each forward, or that a layer
             shares with another; or, in a forward pass of the block, a projection of these weights
             that its MLP does not run, since it may keep a copy of them.

@@ -89,9 +89,7 @@ Read = Iterator[Located | FactProblem]
 def convert_records(path: Path, convert: Convert) -> Read:
     """Facts and problems of one file of JSON lines, or of a JSON list.
 
-    Args:
-        path: the file.
-        convert: from an entry and its line to a fact; raises ``BadEntry``.
+    ``convert`` makes a fact of an entry and its line, or raises ``BadEntry``.
 
     Raises:
         FactError: the file cannot be read or is empty.

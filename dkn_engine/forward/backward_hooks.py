@@ -18,9 +18,6 @@ def refuse_backward_hooks(model: nn.Module) -> None:
     changes gradients would count in part, and one that only looks would see None. Nothing is run.
     Hooks set on tensors (``tensor.register_hook``) cannot be seen from the modules.
 
-    Args:
-        model: the whole of it.
-
     Raises:
         UnsupportedModelError: names the module and the hook.
     """

@@ -128,10 +128,7 @@ def scored_contexts(
 ) -> Contexts:
     """The contexts of attribution: as :func:`build_contexts`, or a sequence for each answer token.
 
-    Args:
-        sequences: of the chunk's answers.
-        device: of the model.
-        masked_tokens: see ``AttributionConfig``; with ``all`` each token has its own masked copies.
+    With ``masked_tokens="all"`` (see ``AttributionConfig``) each token has its own masked copies.
     """
     import torch
 

@@ -58,12 +58,8 @@ def pairs(neurons: NDArray[np.int32]) -> list[list[int]]:
 def parse_pairs(value: object, where: str) -> NDArray[np.int32]:
     """Neurons ``[n, 2]`` out of JSON.
 
-    Args:
-        value: what should be a list of pairs of numbers.
-        where: file and fact, for the message.
-
     Raises:
-        UserError: it is something else.
+        UserError: it is no list of pairs of numbers; begins with ``where``, the file and fact.
     """
     if not isinstance(value, list):
         raise UserError(

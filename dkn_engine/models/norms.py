@@ -28,9 +28,8 @@ def norms_in_front(
 
     None where the MLP reads something else, such as the residual stream itself.
 
-    Args:
-        model: run once on a few tokens.
-        layers: each decoder layer and the first projection of its MLP.
+    The model is run once on a few tokens; ``layers`` are each decoder layer and the first
+    projection of its MLP.
     """
     import torch
 

@@ -133,11 +133,7 @@ class Run:
 def prepare(facts: Facts, config: Config | None, shard: Shard = WHOLE) -> Run:
     """Count and identify the facts, and choose those for controls.
 
-    Args:
-        facts, config, shard: see :func:`iter_dkns`.
-
-    Raises:
-        UserError: see :func:`iter_dkns`.
+    Arguments and errors as in :func:`iter_dkns`.
     """
     config = Config() if config is None else config
     if config.attribution.baseline == "given":
@@ -161,16 +157,8 @@ def on_disk(
 ) -> Iterator[FactResult]:
     """Results of a run directory, created or continued, in the order of the facts.
 
-    Args:
-        run: what it is about.
-        out: the directory; this process is its only writer.
-        identity: of the model and the tokenizer that ``compute`` uses.
-        tokenizer: the model's, for the length of facts.
-        compute: makes the files of chunks, here or elsewhere.
-        progress: called with (facts done, facts of the run).
-
-    Raises:
-        RunDirectoryError: see :func:`iter_dkns`.
+    ``compute`` makes the files of chunks, here or elsewhere, with the model and tokenizer of that
+    ``identity``; this process is the directory's only writer. Errors as in :func:`iter_dkns`.
     """
     with RunDirectory.open(
         out,

@@ -37,12 +37,7 @@ def iter_tasks(
 ) -> Iterator[Task]:
     """The run's own chunks that are not done, in order, holding one window of facts.
 
-    Args:
-        plan: of the run.
-        facts: all of them; read lazily.
-        scanned: what they were at first.
-        length: of a fact, in tokens.
-        done: chunks that are left out.
+    ``length`` says how many tokens a fact has; facts are read lazily.
 
     Raises:
         UserError: the facts are not those of the scan.

@@ -25,19 +25,11 @@ def find_candidates(
     which rows are gathered. With ``clustering="ntc"`` and ``spans="shortest_path"``
     ``max_span`` cannot change the tree and is not read.
 
-    Args:
-        neurons: int ``[n, 2]``, columns layer and index, distinct, by descending score (an order
-            that only the released procedures read).
-        w_out: float32 or float64 ``[n, d]``; row i is what neuron i writes.
-        w_in: float32 or float64 ``[n, d]``; row i is what neuron i reads.
-        config: see :class:`dkn_engine.config.TopologyConfig`.
+    Arguments and errors as in :func:`distances`, neurons by descending score (an order that only
+    the released procedures read).
 
     Returns:
         Disjoint components, each one's neurons sorted by (layer, index).
-
-    Raises:
-        TypeError: wrong dtype.
-        ValueError: wrong shape or value; the message names the argument.
     """
     if config.clustering == "released":
         return released.released_candidates(neurons, w_out, w_in, config)

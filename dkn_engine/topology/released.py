@@ -33,14 +33,9 @@ def released_candidates(
     Of ``config``, ``spans``, ``max_span`` (None: 3), ``end`` and ``end_value`` are read; the
     family is not truncated. A component's birth is its root vertex's, its death the last edge.
 
-    Args:
-        neurons: int ``[n, 2]`` by descending score; ties and spans depend on the order.
-        w_out, w_in: float32 or float64 ``[n, d]``, as in :func:`dkn_engine.topology.distances`.
-        config: ``end`` must be ``quantile`` (of the finite distances) or ``radius``.
-
-    Raises:
-        TypeError: wrong dtype.
-        ValueError: wrong shape or value, or ``end="largest_merge"``.
+    Arguments and errors as in :func:`dkn_engine.topology.distances`, neurons by descending score,
+    on which ties and spans depend. ``end`` must be ``quantile`` (of the finite distances) or
+    ``radius``: ``largest_merge`` is a ValueError.
     """
     points = as_neurons(neurons)
     matrix = cluster_distances(points, w_out, w_in, config)

@@ -79,7 +79,7 @@ class ChunkWorker:
         """What becomes of a task: of a chunk, its tables as Parquet files by table name.
 
         Args:
-            task: a chunk's :class:`dkn_engine.store.plan.Task`; or a function of (model, tokenizer,
+            task: a chunk's :class:`dkn_engine.run.tasks.Task`; or a function of (model, tokenizer,
                 tell), whose value is what becomes of it.
             tell: takes how far it is, (done, total); a chunk is too short for that.
         """
