@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
 
 from dkn_engine.attribution.sites import site_activation
 from dkn_engine.forward.contexts import Contexts, by_position
@@ -18,10 +19,6 @@ from dkn_engine.forward.row_check import Check
 from dkn_engine.forward.shrinking_batches import in_batches
 from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import Layout
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
 
 # Rows of a block entry: enough to fill a product of matrices, few enough that the rows' attention
 # to one another, most of it masked, costs little beside it.

@@ -7,11 +7,12 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from dkn_engine.attribution.baselines import (
     masked_baselines,
@@ -43,9 +44,6 @@ from dkn_engine.forward.shrinking_batches import in_batches
 from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import Layout
 from dkn_engine.models.projections import refuse_changed_outputs
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 # Bytes that one batch of rows may hold for its backward pass, with rows_per_batch="auto".
 _BUDGET = 1 << 30

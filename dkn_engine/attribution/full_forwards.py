@@ -5,9 +5,10 @@ Slower than the sweep, with the same results.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from dkn_engine.attribution.paths import Ends, Paths, Points
 from dkn_engine.forward.contexts import Contexts, by_position
@@ -15,9 +16,6 @@ from dkn_engine.forward.prefill import position_logits
 from dkn_engine.forward.shrinking_batches import in_batches
 from dkn_engine.models.guest import hooks
 from dkn_engine.ops.answer_probability.reference import token_objective
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 
 class General:

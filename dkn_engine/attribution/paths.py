@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dkn_engine.attribution.sites import STRAIGHT
 from dkn_engine.models.layout import Layout
 from dkn_engine.models.projections import project
 from dkn_engine.ops.ig_accumulate import ig_accumulate
 from dkn_engine.ops.path_activation import path_activation
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,13 +8,10 @@ is of an unforeseen kind, nothing is kept, and the layer runs.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
+from torch import Tensor
 
 # Longest that a layer's output may be beside its rest: so many times more is lost in rounding.
 _MOST = 2.0

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import torch
+from torch import Tensor
 
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.forward.prefill import Prefill
 from dkn_engine.models.layout import Layout
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 # From these the MLP's output is linear, so a straight path stays straight in model space.
 STRAIGHT = ("post", "up", "gate_act")

@@ -6,9 +6,10 @@ all layers are one batch, whose gradients come from a single backward pass.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from dkn_engine.attribution.paths import Ends, Paths, Points
 from dkn_engine.attribution.residual_shortcut import ResidualStream, adds
@@ -17,9 +18,6 @@ from dkn_engine.forward.row_check import Check, failures_mean_no_sweep
 from dkn_engine.forward.shrinking_batches import in_batches
 from dkn_engine.models.guest import hooks
 from dkn_engine.ops.answer_probability import answer_probability
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class Sweep:

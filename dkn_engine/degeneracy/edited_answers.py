@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from dkn_engine.degeneracy.edits import Edit, nothing, require_inside
 from dkn_engine.degeneracy.edits_by_forwards import forward_log_probabilities
@@ -22,9 +23,6 @@ from dkn_engine.forward.row_check import checked_rows, warn_of_full_forwards
 from dkn_engine.forward.shrinking_batches import in_batches
 from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import Layout
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 
 class Prompts:

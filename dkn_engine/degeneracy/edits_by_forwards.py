@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from dkn_engine.degeneracy.edits import Edit, LayerEdit, by_layer, change
 from dkn_engine.forward.contexts import Contexts, by_position
@@ -15,9 +16,6 @@ from dkn_engine.forward.prefill import position_logits
 from dkn_engine.forward.shrinking_batches import in_batches
 from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import Layout
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 
 @torch.no_grad()

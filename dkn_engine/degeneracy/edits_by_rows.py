@@ -8,20 +8,17 @@ row up to there; a layer in which they part duplicates them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dkn_engine.degeneracy.edits import Edit, LayerEdit, by_layer, change
 from dkn_engine.forward.patched_rows import RowEngine, RowSet
 from dkn_engine.models.guest import hooks
 from dkn_engine.ops.answer_probability import Tail, answer_probability
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 # Rows whose logits are held at once, where the most probable token is asked for.
 _LOGITS = 64

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from dkn_engine.degeneracy.edits import Edit
 from dkn_engine.degeneracy.edits_by_forwards import edited
@@ -17,9 +17,6 @@ from dkn_engine.forward.prefill import position_logits
 from dkn_engine.forward.shrinking_batches import in_batches
 from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import Layout
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 # Most token positions in one forward.
 _TOKENS = 1024

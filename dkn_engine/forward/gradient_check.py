@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import Layout
 from dkn_engine.models.torch_internals import KNOWN, floating_tensors
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 
 def refuse_cut_gradients(layout: Layout, ids: Tensor) -> None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dkn_engine.forward.prefill import position_logits
 from dkn_engine.models.layout import Layout, text_config
 from dkn_engine.models.torch_internals import children, replaced
 from dkn_engine.ops.answer_probability import Head, Tail
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def model_tail(model: nn.Module, layout: Layout, sample: Tensor) -> Tail:

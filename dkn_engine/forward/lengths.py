@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor, nn
 
 from dkn_engine.forward.prefill import POSITION_ARGUMENTS, position_logits
 from dkn_engine.models.guest import guest, hooks
 from dkn_engine.models.layout import find_layout
 from dkn_engine.models.model_lock import locked
 from dkn_engine.models.torch_internals import floating_tensors
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 # Of each model, pairs of lengths of which the shorter was read as in the longer. What lies between
 # two such lengths is read like both.

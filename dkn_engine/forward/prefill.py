@@ -7,9 +7,10 @@ import inspect
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import nn
 
 from dkn_engine.forward.contexts import Contexts
 from dkn_engine.forward.log_probability import log_probabilities
@@ -17,9 +18,6 @@ from dkn_engine.models.guest import attention_implementation, hooks
 from dkn_engine.models.layout import Layout
 from dkn_engine.models.projections import require_once
 from dkn_engine.models.torch_internals import class_forward
-
-if TYPE_CHECKING:
-    from torch import nn
 
 RECORD = "dkn_engine_record"
 # Arguments of a layer that hold one entry a position.

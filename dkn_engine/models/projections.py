@@ -10,19 +10,17 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
 
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import Layout, is_conv1d
 from dkn_engine.models.torch_internals import output_hooks
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-    from torch.utils.hooks import RemovableHandle
 
 _PROBES = 16
 
