@@ -86,13 +86,10 @@ def _convert(value: Any, line: int, templates: Mapping[str, str], blank: Blank) 
             subject = text(entry, "sub_label")
             prompt, *others = fill_templates((template,), subject, blank)
         else:
-            prompt, *others = _masked(entry, blank)
+            if "masked_sentences" not in entry:
+                missing = "missing key 'masked_sentences' (and no 'template' for the relation)"
+                raise BadEntry(missing)
+            prompt, *others = cut_blanks(texts(entry, "masked_sentences"), MASK, blank)
     except BadEntry as error:
         raise BadEntry(error.reason, id=name, kind=error.kind) from None
     return Fact(name, prompt, answer, subject=subject, relation=relation, paraphrases=tuple(others))
-
-
-def _masked(entry: Mapping[str, Any], blank: Blank) -> tuple[str, ...]:
-    if "masked_sentences" not in entry:
-        raise BadEntry("missing key 'masked_sentences' (and no 'template' for the relation)")
-    return cut_blanks(texts(entry, "masked_sentences"), MASK, blank)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,15 @@ _PACKAGED = {
     "demo-new": _DATA / "demo_new.jsonl",
 }
 _SNIFFED_RECORDS = 100
+# Keys by which an entry's format is told, the first that it has.
+_KEYS = {
+    "requested_rewrite": "counterfact",
+    "query": "templama",
+    "masked_sentences": "lama",
+    "sub_label": "lama",
+    "obj_label": "lama",
+    "prompt": "jsonl",
+}
 
 
 def load_facts(
@@ -173,37 +183,21 @@ def _sniff(path: Path) -> str:
             return "lama"
         expected = "'patterns' and 'vocab' folders (ParaRel) or relations.jsonl (LAMA)"
         raise FactError(f"{path}: a folder of facts must hold {expected}; it has neither")
-    records = iter_records(path)
     first: Record | FactProblem | None = None
-    for _ in range(_SNIFFED_RECORDS):
-        record = next(records, None)
-        if record is None:
-            break
+    for record in itertools.islice(iter_records(path), _SNIFFED_RECORDS):
         # A broken first line must not hide the format of the others.
-        if isinstance(record, Record):
-            found = _format_of(record.value)
-            if found is not None:
-                return found
-            first = record if first is None else first
-        elif first is None:
-            first = record
+        found = _format_of(record.value) if isinstance(record, Record) else None
+        if found is not None:
+            return found
+        first = first or record
     raise FactError(f"{path}: unknown format: {_seen(first)}; pass format= if it is known")
 
 
 def _format_of(value: Any) -> str | None:
     if isinstance(value, list):
         return "pararel"
-    if not isinstance(value, dict):
-        return None
-    if "requested_rewrite" in value:
-        return "counterfact"
-    if "query" in value:
-        return "templama"
-    if "masked_sentences" in value or {"sub_label", "obj_label"} & set(value):
-        return "lama"
-    if "prompt" in value:
-        return "jsonl"
-    return None
+    known = _KEYS.items() if isinstance(value, dict) else ()
+    return next((name for key, name in known if key in value), None)
 
 
 def _seen(item: Record | FactProblem | None) -> str:

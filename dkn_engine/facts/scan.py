@@ -128,14 +128,9 @@ def read_windows(facts: Iterable[Fact], scanned: Scan) -> Iterator[list[Fact]]:
 def pick(facts: Iterable[Fact], indices: Iterable[int]) -> tuple[Fact, ...]:
     """The facts at some indices, in the order of the indices, in one pass."""
     wanted = list(indices)
-    missing = set(wanted)
-    found: dict[int, Fact] = {}
-    for i, fact in enumerate(facts):
-        if not missing:
-            break
-        if i in missing:
-            found[i] = fact
-            missing.remove(i)
+    chosen = dict.fromkeys(wanted)
+    first_ones = itertools.islice(facts, max(wanted, default=-1) + 1)
+    found = {i: fact for i, fact in enumerate(first_ones) if i in chosen}
     return tuple(found[i] for i in wanted if i in found)
 
 

@@ -52,7 +52,9 @@ def encode_sequence(
     if config.continuation == "edited_text":
         where = f"fact {fact_id!r}: " if fact_id is not None else ""
         behind = ByText(tokenizer, prompt, limit, where)
-    own = _greedy(model, behind, len(targets) - 1)
+    own: Tokens = ()
+    for _ in targets[:-1]:  # the model's own most probable tokens, one by one
+        own += (int(_last_logits(model, behind(own)).argmax()),)
     steps: tuple[Tokens, ...] = ()
     if config.repeat_first_token or config.continuation == "edited_text":
         follow = own[:1] * len(own) if config.repeat_first_token else own
@@ -109,14 +111,6 @@ def context_length(model: nn.Module) -> int | None:
     """Most positions the model takes, where its configuration says so."""
     length = getattr(text_config(model), "max_position_embeddings", None)
     return length if isinstance(length, int) else None
-
-
-def _greedy(model: nn.Module, behind: Continuation, n: int) -> Tokens:
-    """The model's own ``n`` most probable tokens after the prompt, one by one."""
-    tokens: Tokens = ()
-    for _ in range(n):
-        tokens += (int(_last_logits(model, behind(tokens)).argmax()),)
-    return tokens
 
 
 def clean_probability(model: nn.Module, one: AnswerSequence) -> float:

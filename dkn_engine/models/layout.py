@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.models.model_lock import locked
@@ -323,10 +323,8 @@ def _first(layer: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
 def _matrix(module: nn.Module) -> torch.Tensor:
     weight: Any = getattr(module, "weight", None)
     if getattr(weight, "ndim", 0) != 2 or not plain_weight(weight):
-        kind = f"{type(module).__name__} with weight of dtype {getattr(weight, 'dtype', None)}"
-        raise UnsupportedModelError(
-            f"expected a dense floating-point projection (Linear or Conv1D); found {kind}"
-        )
+        dtype = getattr(weight, "dtype", None)
+        _refuse_projection(f"{type(module).__name__} with weight of dtype {dtype}")
     require_dense(module)
     dense: torch.Tensor = weight.detach()
     return dense
@@ -339,9 +337,13 @@ def require_dense(module: nn.Module) -> None:
         UnsupportedModelError: says what it is and what to do about it.
     """
     if not _is_dense(module):
-        raise UnsupportedModelError(
-            f"expected a dense floating-point projection (Linear or Conv1D); found {_odd(module)}"
-        )
+        _refuse_projection(_odd(module))
+
+
+def _refuse_projection(found: str) -> NoReturn:
+    raise UnsupportedModelError(
+        f"expected a dense floating-point projection (Linear or Conv1D); found {found}"
+    )
 
 
 def _odd(module: nn.Module) -> str:
