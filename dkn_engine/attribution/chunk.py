@@ -143,7 +143,9 @@ def _attribute_batch(
         started = time.perf_counter()
         with refuse_changed_outputs(layout, contexts.rows):
             clean = prefill(model, layout, contexts)
-        probability = _of_answers(contexts, clean.log_probability)
+        # The product over all of an answer's tokens, whatever is attributed.
+        logs, answer = clean.log_probability.double().cpu().numpy(), contexts.answer.cpu().numpy()
+        probability: NDArray[np.float64] = np.exp(np.bincount(answer, weights=logs))
         for b, one in enumerate(sequences):
             if one.steps:  # Its tokens are attributed behind others than the model goes on with.
                 probability[b] = clean_probability(model, one)
@@ -188,14 +190,6 @@ def _require_mask(model: nn.Module, mask_id: int | None) -> None:
             f"baseline='masked' masks with token {mask_id}, which is not among the model's {n}; do "
             "tokenizer and model belong together? baseline='zero' needs no mask"
         )
-
-
-def _of_answers(contexts: Contexts, log_probability: Tensor) -> NDArray[np.float64]:
-    """The answer's probability ``[B]``: the product over all its tokens, whatever is attributed."""
-    answer = contexts.answer.cpu().numpy()
-    logs = np.bincount(answer, weights=log_probability.double().cpu().numpy())
-    found: NDArray[np.float64] = np.exp(logs)
-    return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -51,11 +51,7 @@ def suppress(neurons: ArrayLike, means: NDArray[np.floating] | None = None) -> E
 
 
 def enhance(neurons: ArrayLike, factor: float) -> Edit:
-    """Activations are multiplied by ``factor``.
-
-    Raises:
-        TypeError, ValueError: ``neurons`` are not distinct integers ``[n, 2]``.
-    """
+    """Activations are multiplied by ``factor``; errors as in :func:`suppress`."""
     array = as_distinct_neurons(neurons)
     return Edit(array, np.full(len(array), float(factor)), np.zeros(len(array)))
 

@@ -27,9 +27,6 @@ def read(path: Path, blank: Blank) -> Read:
 
     The true target is the answer, the new one a wrong answer. Paraphrases keep the unrelated
     sentences in front that the dataset gave them.
-
-    Raises:
-        FactError: the file cannot be read or is empty.
     """
     return convert_records(path, lambda value, _: _convert(table(value)))
 

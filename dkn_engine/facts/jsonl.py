@@ -28,11 +28,7 @@ _FIELDS = tuple(f.name for f in dataclasses.fields(Fact))
 
 
 def read(path: Path, blank: Blank) -> Read:
-    """Facts of ``{"id", "prompt", "answer", ...}`` lines.
-
-    Raises:
-        FactError: the file cannot be read or is empty.
-    """
+    """Facts of ``{"id", "prompt", "answer", ...}`` lines."""
     return convert_records(path, lambda value, _: fact_of(table(value), blank))
 
 

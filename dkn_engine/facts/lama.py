@@ -33,9 +33,6 @@ def read(path: Path, blank: Blank) -> Read:
 
     An entry's prompts come from its ``template``, else from the template of its ``predicate_id``
     in a ``relations.jsonl`` beside the file or one folder up, else from ``masked_sentences``.
-
-    Raises:
-        FactError: the file or folder cannot be read, or is empty.
     """
     if not path.is_dir():
         yield from _read_file(path, blank)

@@ -19,6 +19,7 @@ from dkn_engine.types import Fact
 logger = logging.getLogger(__name__)
 
 Format = Literal["auto", "templama", "pararel", "lama", "counterfact", "jsonl"]
+# Each raises FactError where a file or folder cannot be read, is empty or has another layout.
 _READERS: dict[str, Callable[[Path, Blank], Read]] = {
     "templama": templama.read,
     "pararel": pararel.read,

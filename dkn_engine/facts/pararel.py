@@ -32,11 +32,7 @@ _VOCAB = ("vocab", "trex_lms_vocab", "data/trex_lms_vocab")
 
 
 def read(path: Path, blank: Blank) -> Read:
-    """Facts of a bags file, or of a folder with patterns and vocabulary.
-
-    Raises:
-        FactError: the file or folder cannot be read, is empty, or has another layout.
-    """
+    """Facts of a bags file, or of a folder with patterns and vocabulary."""
     return _read_folder(path, blank) if path.is_dir() else _read_bags(path, blank)
 
 

@@ -23,11 +23,7 @@ MARK = "_X_"
 
 
 def read(path: Path, blank: Blank) -> Read:
-    """Facts of ``{"query", "answer": [{"name"}, ...], "id", "date", "relation"}`` lines.
-
-    Raises:
-        FactError: the file cannot be read or is empty.
-    """
+    """Facts of ``{"query", "answer": [{"name"}, ...], "id", "date", "relation"}`` lines."""
     return convert_records(path, lambda value, _: _convert(table(value), blank))
 
 

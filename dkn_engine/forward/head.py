@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,11 +22,7 @@ def model_tail(model: nn.Module, layout: Layout, sample: Tensor) -> Tail:
         sample: ``[n, d]`` hidden states of this model, on which a tail taken apart has to give the
             model's own logits.
     """
-
-    def logits(hidden: Tensor) -> Tensor:
-        return _forward(model, layout, hidden)
-
-    return Tail(logits, lambda: take_apart(model, layout, sample))
+    return Tail(partial(_forward, model, layout), partial(take_apart, model, layout, sample))
 
 
 @torch.no_grad()

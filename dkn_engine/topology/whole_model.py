@@ -115,7 +115,7 @@ def _scan_all(forest: Any, blocks: Blocks, widths: list[int], n_threads: int) ->
                 raise ValueError(
                     f"w_in of layer {layer} must be [F, d]; got {list(np.shape(w_in))}"
                 )
-            widths.append(len(w_in))
+            widths.append(np.shape(w_in)[0])
             forest.add_layer(widths[-1])
         elif layer >= len(widths):
             break

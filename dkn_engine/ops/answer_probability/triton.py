@@ -162,72 +162,43 @@ def _log_probability(
     """Log-probability ``[N]`` of the targets, and its gradient ``[N, d]`` in ``x``, in float32."""
     targets = targets.contiguous()
     (n, d), v = x.shape, head.weight.shape[0]
-    sizes, _ = block_sizes(n, d, x.element_size() == 2)
+    project, collect = block_sizes(n, d, x.element_size() == 2)
+    tile, capped = project["BV"], head.softcap is not None
     # A target outside the vocabulary is met by no program; NaN shows it.
     gold = torch.full((2, n), float("nan"), dtype=torch.float32, device=x.device)
     top = gold.new_full((n,), float("-inf"))
     sums, total = gold.new_zeros(n), gold.new_zeros(n, d) if gradient else None
-    wide = min(BLOCK, triton.cdiv(v, sizes["BV"]) * sizes["BV"])
+    wide = min(BLOCK, triton.cdiv(v, tile) * tile)
     exps = None if total is None else x.new_empty(n, wide)
+    rows, strides = triton.cdiv(n, project["BN"]), head.weight.stride()
+    scaling = (float(head.scale), float(head.softcap or 0.0))
     for first in range(0, v, BLOCK) if n else ():
-        tops = gold.new_empty(n, triton.cdiv(min(wide, v - first), sizes["BV"]))
+        tops = gold.new_empty(n, triton.cdiv(min(wide, v - first), tile))
         parts = torch.empty_like(tops)
-        _project(x, head, targets, first, exps, tops, parts, gold)
+        blocks.launch(
+            project_kernel,
+            (rows, tops.shape[1]),
+            *(x, head.weight, head.bias, targets, exps, tops, parts, gold, n, v, d, first),
+            *(0 if exps is None else wide, *x.stride(), *strides, *scaling),
+            CAPPED=capped,
+            **project,
+        )
         above = torch.maximum(top, tops.amax(1))
         decay = torch.exp(top - above)
         sums = sums * decay + (parts * torch.exp(tops - above.unsqueeze(1))).sum(1)
         top = above
-        if exps is not None and total is not None:
-            _collect(exps, head, first, tops, top, decay, total)
+        if exps is not None:
+            blocks.launch(
+                collect_kernel,
+                (rows, triton.cdiv(d, collect["BD"])),
+                *(exps, head.weight, tops, top, decay, total, n, v, d, first, wide, *strides),
+                **collect,
+            )
     log_p = (gold[0] - top) - torch.log(sums)  # in this order no digit of a large maximum is lost
     if total is None:
         return log_p, None
     own = head.weight[targets].float() * (-torch.expm1(log_p) * gold[1]).unsqueeze(-1)
     return log_p, head.scale * (own - total / sums.unsqueeze(-1))
-
-
-def _project(
-    x: torch.Tensor,
-    head: Head,
-    targets: torch.Tensor,
-    first: int,
-    exps: torch.Tensor | None,
-    tops: torch.Tensor,
-    sums: torch.Tensor,
-    gold: torch.Tensor,
-) -> None:
-    (n, d), v = x.shape, head.weight.shape[0]
-    sizes, _ = block_sizes(n, d, x.element_size() == 2)
-    blocks.launch(
-        project_kernel,
-        (triton.cdiv(n, sizes["BN"]), tops.shape[1]),
-        *(x, head.weight, head.bias, targets, exps, tops, sums, gold, n, v, d, first),
-        0 if exps is None else exps.stride(0),
-        *(*x.stride(), *head.weight.stride(), float(head.scale), float(head.softcap or 0.0)),
-        CAPPED=head.softcap is not None,
-        **sizes,
-    )
-
-
-def _collect(
-    exps: torch.Tensor,
-    head: Head,
-    first: int,
-    tops: torch.Tensor,
-    top: torch.Tensor,
-    decay: torch.Tensor,
-    total: torch.Tensor,
-) -> None:
-    n, (v, d) = exps.shape[0], head.weight.shape
-    _, sizes = block_sizes(n, d, exps.element_size() == 2)
-    blocks.launch(
-        collect_kernel,
-        (triton.cdiv(n, sizes["BN"]), triton.cdiv(d, sizes["BD"])),
-        *(exps, head.weight, tops, top, decay, total, n, v, d, first),
-        exps.stride(0),
-        *head.weight.stride(),
-        **sizes,
-    )
 
 
 def answer_probability(

@@ -89,6 +89,7 @@ def _require_shapes(
 ) -> None:
     """Compiled code reads where it is told to; torch would stretch or refuse what does not fit."""
     n, table = gradients.shape[:1], factor.shape
+    expected: list[tuple[str, torch.Tensor | None, tuple[int, ...]]]
     expected = [("w_out", w_out, (table[-1], gradients.shape[1])), ("segments", segments, n)]
     if path is not None:
         names, shapes = ("alphas", "baselines", "deltas", "up"), (n, table, table, table)
