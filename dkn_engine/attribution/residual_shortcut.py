@@ -54,11 +54,7 @@ class ResidualStream:
 
 
 def adds(out: Tensor, part: Any) -> bool:
-    """Whether ``out`` is a tensor plus what does not depend on it, by autograd's record.
-
-    Args:
-        out: what was computed.
-        part: ``grad_fn`` of the tensor.
+    """Whether ``out`` is a tensor, whose ``grad_fn`` is ``part``, plus what does not depend on it.
 
     Every step from ``out`` down to ``part`` must be an addition whose other side is a leaf or older
     than ``part``, since nothing depends on what comes after it.

@@ -43,8 +43,7 @@ class Sweep:
     def begin(self, points: Points) -> tuple[Tensor, Tensor, Ends]:
         """:meth:`evaluate`, and the end points, for which a clean row a context climbs along.
 
-        Args:
-            points: at least one of every context.
+        There is at least one point of every context.
 
         Raises:
             SweepUnsupported: clean rows do not reproduce the model's own forward.

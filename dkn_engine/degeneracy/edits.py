@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -109,6 +109,17 @@ def change(x: Tensor, edit: LayerEdit, where: Tensor | None = None) -> None:
     old = x[..., row, index]
     new = old * factor + offset
     x[..., row, index] = new if where is None else torch.where(where[..., row], new, old)
+
+
+def changing(edit: LayerEdit, view: Callable[[Tensor], Tensor] = lambda x: x) -> Any:
+    """A forward pre-hook that applies an edit to inputs, of which ``view`` is ``[..., R, F]``."""
+
+    def hook(_module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x = args[0].clone()
+        change(view(x), edit)
+        return (x, *args[1:])
+
+    return hook
 
 
 def by_layer(edits: Sequence[Edit]) -> dict[int, LayerEdit]:

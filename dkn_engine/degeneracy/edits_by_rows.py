@@ -8,14 +8,13 @@ row up to there; a layer in which they part duplicates them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dkn_engine.degeneracy.edits import Edit, LayerEdit, by_layer, change
+from dkn_engine.degeneracy.edits import Edit, LayerEdit, by_layer, changing
 from dkn_engine.forward.patched_rows import RowEngine, RowSet
 from dkn_engine.models.guest import hooks
 from dkn_engine.ops.answer_probability import Tail, answer_probability
@@ -51,7 +50,7 @@ def row_log_probabilities(
                 hidden = hidden[:, torch.from_numpy(parent).to(hidden.device)]
                 edit = _of_groups(layers[layer], group)
                 down = engine.layout.mlps[layer].down
-                handles.append(down.register_forward_pre_hook(_change(edit)))
+                handles.append(down.register_forward_pre_hook(changing(edit)))
             with hooks(handles):
                 hidden = engine.run_layer(layer, hidden, rows)
         n_rows = hidden.shape[1]
@@ -99,14 +98,3 @@ def _of_groups(edit: LayerEdit, group: NDArray[np.int64]) -> LayerEdit:
     row = group[edit.row]
     _, once = np.unique(row << 32 | edit.index, return_index=True)
     return LayerEdit(row[once], edit.index[once], edit.factor[once], edit.offset[once])
-
-
-def _change(edit: LayerEdit) -> Any:
-    """A hook that applies an edit to activations ``[n, rows, F]``."""
-
-    def hook(_module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        x = args[0].clone()
-        change(x, edit)
-        return (x, *args[1:])
-
-    return hook

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,7 +25,6 @@ from dkn_engine.models.projections import refuse_unless_run
 from dkn_engine.types import Fact
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
     from torch.utils.hooks import RemovableHandle
     from transformers import PreTrainedTokenizerBase
@@ -238,14 +237,8 @@ def _everywhere(
     layout: Layout, layer: int, edit: edits.LayerEdit, site: str
 ) -> list[RemovableHandle]:
     """Hooks that apply an edit at every position, and refuse a layer in which it found no use."""
-
-    def hook(_module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        x = args[0].clone()
-        edits.change(x.unsqueeze(-2), edit)
-        return (x, *args[1:])
-
     module = layout.mlps[layer].site_module(site)
     return [
         *refuse_unless_run(layout, layer, [module]),
-        module.register_forward_pre_hook(hook),
+        module.register_forward_pre_hook(edits.changing(edit, lambda x: x.unsqueeze(-2))),
     ]

@@ -83,9 +83,7 @@ class Scan:
 def scan(facts: Iterable[Fact], window: int) -> Scan:
     """Count and identify facts in one pass; warns of facts that share a prompt but no answer.
 
-    Args:
-        facts: with unique ids.
-        window: facts between two marks.
+    ``window`` is how many facts are between two marks.
 
     Raises:
         UserError: two facts have the same id.

@@ -44,11 +44,9 @@ class Block:
 
 
 def pad_block(copies: Sequence[Sequence[tuple[int, int, int]]], device: torch.device) -> Block:
-    """A block from the copies of each entry.
+    """A block from each entry's copies of one sequence.
 
-    Args:
-        copies: for each entry its copies as (sequence, first changed position, last position);
-            an entry's copies are of one sequence.
+    A copy is (sequence, first changed position, last position).
     """
     rows = [
         [(p, start, k) for k, (_, start, last) in enumerate(entry) for p in range(start, last + 1)]

@@ -85,10 +85,7 @@ def model_fingerprint(model: nn.Module) -> str:
 
     Cheap and the same on every device: of each parameter the name, shape, dtype and about a
     thousand values spread over its rows and columns are hashed. So a change of very few single
-    weights may go unnoticed.
-
-    Args:
-        model: on any device; parameters without data (``meta``) count by shape alone.
+    weights may go unnoticed. Parameters without data (``meta``) count by shape alone.
     """
     import torch
 

@@ -181,8 +181,7 @@ def _encode_answer(
 def _has_unknown(tokenizer: PreTrainedTokenizerBase, text: str, ids: tuple[int, ...]) -> bool:
     """Whether a part of the text became the unknown token without being its name.
 
-    Args:
-        ids: of the text, without special tokens around it: some tokenizers use one for both.
+    ``ids`` are without special tokens around the text: some tokenizers use one for both.
     """
     unknown = tokenizer.unk_token_id
     return unknown is not None and ids.count(unknown) > text.count(str(tokenizer.unk_token))

@@ -210,11 +210,8 @@ def _in_order(
 ) -> Iterator[FactResult]:
     """Results window by window, each as soon as its chunks and all windows before it are done.
 
-    Args:
-        run, tokenizer, progress: see :func:`on_disk`.
-        finish: does tasks and yields their chunks, in any order.
-        read_window: the results of a window, once its chunks are done.
-        done: chunks that are done at first.
+    ``finish`` does tasks and yields their chunks, in any order; ``done`` are those that need not
+    be. ``read_window`` gives the results of a window once its chunks are done.
     """
     plan, config = run.plan, run.config.facts
 

@@ -58,10 +58,7 @@ def filling_facts(config: Config) -> list[Fact]:
 class Stages:
     """All stages for one model, one chunk of facts at a time.
 
-    Args:
-        model, tokenizer: as in :func:`dkn_engine.iter_dkns`.
-        sample: facts for controls on other facts, in the order in which they are tried.
-        config: all choices.
+    ``sample`` are facts for controls on other facts, in the order in which they are tried.
 
     Raises:
         UnsupportedModelError: the model is not a causal decoder that the engine knows.

@@ -49,11 +49,7 @@ class Job:
 
 
 class ChunkWorker:
-    """A loaded model and the stages for it.
-
-    Args:
-        job: what to do.
-        number: of the worker, from 0, to spread workers over GPUs.
+    """A loaded model and the stages for it; by its number, from 0, a worker takes one of the GPUs.
 
     Raises:
         UserError: the model cannot be loaded.

@@ -38,11 +38,7 @@ W = TypeVar("W", bound=Worker)
 
 
 class Pool(ABC, Generic[W]):
-    """Workers that have all ended when the ``with`` block has.
-
-    Args:
-        n: number of workers.
-    """
+    """``n`` workers, which have all ended when the ``with`` block has."""
 
     def __init__(self, n: int) -> None:
         self._n = n

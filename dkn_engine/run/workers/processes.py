@@ -77,13 +77,7 @@ class _Process(Worker):
 
 
 class WorkerPool(Pool[_Process]):
-    """Processes of this machine.
-
-    Args:
-        job: what each is to do.
-        n: number of processes.
-        life: what runs in each, given its end of the pipe, the job and its number.
-    """
+    """``n`` processes of this machine; each runs ``life`` with its pipe, the job and its number."""
 
     def __init__(
         self, job: Job, n: int, life: Callable[[Connection, Job, int], None] | None = None

@@ -132,12 +132,7 @@ class _Remote(Worker):
 
 
 class RayPool(Pool[_Remote]):
-    """Actors of the cluster that this process is connected to.
-
-    Args:
-        job: what each is to do.
-        n: number of actors; None for as many as the cluster has room for.
-    """
+    """``n`` actors of the cluster that this process has joined; None for as many as have room."""
 
     def __init__(self, job: Job, n: int | None = None) -> None:
         ray = _ray()
