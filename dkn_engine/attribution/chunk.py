@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -213,31 +214,19 @@ class _Chunk:
         """
         whole = (self.model, self.layout, self.contexts, self.clean)
         engine = rows_to_check(*whole, self.config.backend)
-
-        def masked(mask_id: int) -> Tensor:
-            with failures_mean_no_sweep():  # The rows are not checked yet.
-                most = self.config.max_masked
-                return shared_masked_baselines(
-                    engine, self.config.site, mask_id, 4 * self.rows, most
-                )
-
-        paths = self._paths(masked)
+        with failures_mean_no_sweep():  # The rows are not checked yet.
+            paths = self._paths(partial(shared_masked_baselines, engine, max_tokens=4 * self.rows))
         sweep = Sweep(engine, paths, self.config.objective, self.rows)
         return self._integrate(sweep, paths), engine.row_layers
 
     def in_full(self) -> Integrals:
         """By full forward passes."""
         whole = (self.model, self.layout, self.contexts)
-
-        def masked(mask_id: int) -> Tensor:
-            most = self.config.max_masked
-            return masked_baselines(*whole, self.config.site, mask_id, self.rows, most)
-
-        paths = self._paths(masked)
+        paths = self._paths(partial(masked_baselines, *whole, max_tokens=self.rows))
         general = General(self.model, self.contexts, paths, self.config.objective, self.rows)
         return self._integrate(general, paths)
 
-    def _paths(self, masked: Callable[[int], Tensor]) -> Paths:
+    def _paths(self, masked: Callable[..., Tensor]) -> Paths:
         value, fixed = site_activation(self.layout, self.clean, self.config.site)
         baseline = self._baseline(value, masked)
         choices = (self.config.multiply_by, self.config.backend)
@@ -245,7 +234,7 @@ class _Chunk:
         first = torch.nonzero(self.contexts.token == 0).squeeze(1)[self.contexts.answer]
         return Paths(self.layout, self.config.site, value, baseline, fixed, *choices, first)
 
-    def _baseline(self, value: Tensor, masked: Callable[[int], Tensor]) -> Tensor:
+    def _baseline(self, value: Tensor, masked: Callable[..., Tensor]) -> Tensor:
         """x' at every context, ``[C, L, F]``."""
         if self.config.baseline == "zero":
             return torch.zeros_like(value)
@@ -253,7 +242,8 @@ class _Chunk:
             assert self.baselines is not None
             return self.baselines[self.contexts.answer.cpu()].to(value.device)
         assert self.mask_id is not None
-        return masked(self.mask_id)
+        config = self.config
+        return masked(site=config.site, mask_id=self.mask_id, most=config.max_masked)
 
     def groups(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """The answer of each context, and the context's weight in its scores."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dkn_engine.degeneracy.edits import Edit
 from dkn_engine.degeneracy.edits_by_forwards import edited
 from dkn_engine.forward.contexts import AnswerSequence
-from dkn_engine.forward.continuation import ById, Continuation, Tokens
+from dkn_engine.forward.continuation import Tokens
 from dkn_engine.forward.prefill import position_logits
 from dkn_engine.forward.shrinking_batches import in_batches
 from dkn_engine.models.guest import guest
@@ -42,12 +42,11 @@ def free_running(
         Product float64 ``[P]`` of the gold tokens' probabilities, and bool ``[P]``: none of them
         is less probable than another token.
     """
-    behind: Continuation = sequence.free or ById(sequence.ids[: sequence.n_prompt])
     tokens: list[Tokens] = [()] * len(edits)
     log_p, hit = np.zeros(len(edits)), np.ones(len(edits), dtype=bool)
     first = {"answer": None, "answer_all": sequence.n_prompt - 1, "all": 0}[positions]
     for target in sequence.targets:
-        texts = [behind(own) for own in tokens]
+        texts = [sequence.behind(own) for own in tokens]
 
         def step(start: int, stop: int, texts: list[Tokens] = texts, target: int = target) -> None:
             batch = slice(start, stop)

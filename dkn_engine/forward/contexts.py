@@ -51,6 +51,10 @@ class AnswerSequence:
     steps: tuple[Tokens, ...] = ()
     free: Continuation | None = field(default=None, compare=False)
 
+    def behind(self, tokens: Tokens) -> Tokens:
+        """What enters the model with tokens behind the prompt, by id or as ``free`` says."""
+        return self.ids[: self.n_prompt] + tokens if self.free is None else self.free(tokens)
+
     def apart(self) -> tuple[Tokens, ...]:
         """For each target the tokens behind which it is attributed."""
         ends = range(self.n_prompt, self.n_prompt + len(self.targets))

@@ -1,4 +1,4 @@
-"""Tokens that enter a model when tokens of its own follow a prompt: by id, or written as text."""
+"""Tokens that enter a model when tokens of its own follow a prompt, written as text."""
 
 from __future__ import annotations
 
@@ -17,16 +17,6 @@ Tokens = tuple[int, ...]
 Continuation = Callable[[Tokens], Tokens]
 
 _BLANKS = ("_X_", "MASK")
-
-
-@dataclass(frozen=True)
-class ById:
-    """Each token follows the prompt's as it is."""
-
-    prompt_ids: Tokens
-
-    def __call__(self, tokens: Tokens) -> Tokens:
-        return self.prompt_ids + tokens
 
 
 @dataclass(frozen=True, eq=False)

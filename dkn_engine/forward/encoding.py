@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +13,7 @@ import torch
 from dkn_engine.config import FactsConfig
 from dkn_engine.errors import FactError, UnsupportedModelError
 from dkn_engine.forward.contexts import AnswerSequence
-from dkn_engine.forward.continuation import ById, ByText, Continuation, Tokens
+from dkn_engine.forward.continuation import ByText, Continuation, Tokens
 from dkn_engine.forward.prefill import position_logits
 from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import text_config
@@ -48,7 +50,7 @@ def encode_sequence(
     ids, targets = encoded.prompt_ids, encoded.answer_ids
     if config.teacher_forced or len(targets) == 1:
         return AnswerSequence(ids + targets[:-1], len(ids), targets)
-    behind: Continuation = ById(ids)
+    behind: Continuation = partial(operator.add, ids)
     if config.continuation == "edited_text":
         where = f"fact {fact_id!r}: " if fact_id is not None else ""
         behind = ByText(tokenizer, prompt, limit, where)
@@ -115,10 +117,9 @@ def context_length(model: nn.Module) -> int | None:
 
 def clean_probability(model: nn.Module, one: AnswerSequence) -> float:
     """Product of the answer tokens' probabilities behind the model's own continuation."""
-    behind: Continuation = one.free or ById(one.ids[: one.n_prompt])
     tokens, log_p = one.ids[one.n_prompt :], 0.0
     for i, target in enumerate(one.targets):
-        logits = _last_logits(model, behind(tokens[:i])).double()
+        logits = _last_logits(model, one.behind(tokens[:i])).double()
         log_p += float(logits.log_softmax(-1)[target])
     return math.exp(log_p)
 

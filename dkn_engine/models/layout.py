@@ -171,31 +171,26 @@ def find_layout(model: nn.Module) -> Layout:
 
     Raises:
         UnsupportedModelError: encoder-decoders, encoders, mixtures of experts, unknown layouts,
-            layers that share modules,
-            quantised weights, weights on several devices or offloaded; the message says what was
-            expected and what was found.
+            layers that share modules, quantised weights, weights on several devices or offloaded;
+            the message says what was expected and what was found.
     """
+    name = type(model).__name__
     # A call in another thread may have taken the stack out of the model for a moment.
     with locked(model):
-        return _read_layout(model)
-
-
-def _read_layout(model: nn.Module) -> Layout:
-    name = type(model).__name__
-    _refuse_other_kinds(model, name)
-    refuse_unreadable_weights(model)
-    base, stack, layers = _find_stack(model, name)
-    mlps = tuple(_find_mlp(layer, f"{name}.{stack}[{i}]") for i, layer in enumerate(layers))
-    d_model, width = _shape(mlps[0].down)
-    for i, mlp in enumerate(mlps):
-        if _shape(mlp.down) != (d_model, width):
-            found = f"{_shape(mlp.down)} in layer {i} and {(d_model, width)} in layer 0"
-            raise UnsupportedModelError(
-                f"{name}: expected one MLP size (d, F) in every layer; found {found}"
-            )
-    layout = Layout(model, base, stack, tuple(layers), mlps, width, d_model)
-    _refuse_shared(layout, name)
-    return layout
+        _refuse_other_kinds(model, name)
+        refuse_unreadable_weights(model)
+        base, stack, layers = _find_stack(model, name)
+        mlps = tuple(_find_mlp(layer, f"{name}.{stack}[{i}]") for i, layer in enumerate(layers))
+        d_model, width = _shape(mlps[0].down)
+        for i, mlp in enumerate(mlps):
+            if _shape(mlp.down) != (d_model, width):
+                found = f"{_shape(mlp.down)} in layer {i} and {(d_model, width)} in layer 0"
+                raise UnsupportedModelError(
+                    f"{name}: expected one MLP size (d, F) in every layer; found {found}"
+                )
+        layout = Layout(model, base, stack, tuple(layers), mlps, width, d_model)
+        _refuse_shared(layout, name)
+        return layout
 
 
 def _refuse_shared(layout: Layout, name: str) -> None:

@@ -105,14 +105,11 @@ def select(
         return _topmost(forest, eligible)
     if method == "leaf":
         return [int(c) for c in np.flatnonzero(eligible & ~_above(forest, eligible))]
-    return _topmost(forest, _best(forest, eligible, _weights(forest, scale)))
-
-
-def _weights(forest: ComponentForest, scale: Literal["linear", "log"]) -> NDArray[np.float64]:
-    if scale == "linear":
-        return forest.persistence
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.log(forest.deaths) - np.log(forest.births)
+    weights = forest.persistence
+    if scale == "log":
+        with np.errstate(divide="ignore", invalid="ignore"):
+            weights = np.log(forest.deaths) - np.log(forest.births)
+    return _topmost(forest, _best(forest, eligible, weights))
 
 
 def _best(
