@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
@@ -120,14 +120,11 @@ def _masked_sum(
     copy, context = pairs[:, 0], pairs[:, 1]
     position = contexts.position[context]
 
-    def keep(layer: int) -> Callable[[Tensor], None]:
-        def add(activation: Tensor) -> None:
-            x = by_position(activation, ids.shape)[copy, position]
-            found[:, layer].index_add_(0, context, x.to(found.dtype))
+    def keep(layer: int, activation: Tensor) -> None:
+        x = by_position(activation, ids.shape)[copy, position]
+        found[:, layer].index_add_(0, context, x.to(found.dtype))
 
-        return add
-
-    with hooks([mlp.watch(site, keep(i)) for i, mlp in enumerate(layout.mlps)]):
+    with hooks([mlp.watch(site, partial(keep, i)) for i, mlp in enumerate(layout.mlps)]):
         # The whole model, since what is around its decoder may add to what the decoder sees; of
         # the logits, which nobody reads, as few as it can be asked for.
         position_logits(model, ids, entry[:1], entry[:1])
@@ -234,23 +231,20 @@ def _block_sum(
     n_masked = int(counts.sum())
     check = Check(engine, context[~counts])
 
-    def keep(layer: int) -> Callable[[Tensor], None]:
-        def add(activation: Tensor) -> None:
-            x = by_position(activation, block.copy.shape)[entry, row]
-            found[:, layer].index_add_(0, context[counts], x[counts].to(found.dtype))
-            if len(x) > n_masked:
-                plain = context[~counts]
-                own = value[plain, layer]
-                # What is not a number in a masked copy reaches the one beside it, though it has no
-                # weight there. Such a baseline is none either way, and told of as such.
-                spoilt = ~found[plain, layer].isfinite().all(-1, keepdim=True)
-                check.note(x[~counts], own.masked_fill(spoilt, torch.nan))
-
-        return add
+    def keep(layer: int, activation: Tensor) -> None:
+        x = by_position(activation, block.copy.shape)[entry, row]
+        found[:, layer].index_add_(0, context[counts], x[counts].to(found.dtype))
+        if len(x) > n_masked:
+            plain = context[~counts]
+            own = value[plain, layer]
+            # What is not a number in a masked copy reaches the one beside it, though it has no
+            # weight there. Such a baseline is none either way, and told of as such.
+            spoilt = ~found[plain, layer].isfinite().all(-1, keepdim=True)
+            check.note(x[~counts], own.masked_fill(spoilt, torch.nan))
 
     with engine.active():
         for layer, mlp in enumerate(engine.layout.mlps):
-            with hooks([mlp.watch(site, keep(layer))]):
+            with hooks([mlp.watch(site, partial(keep, layer))]):
                 hidden = engine.run_layer(layer, hidden, block)
     check.require(lambda layer: f"beside those of masked copies leave the MLP of layer {layer}")
     return found

@@ -5,6 +5,7 @@ Slower than the sweep, with the same results.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -99,15 +100,13 @@ class General:
         shape = (layout.n_layers, len(index), layout.d_model)
         probe = torch.zeros(shape, dtype=self.paths.dtype, device=index.device, requires_grad=True)
 
-        def add(layer: int) -> Any:
-            def hook(_module: Any, _args: Any, output: Tensor) -> Tensor:
-                table = by_position(output, (len(index), length)).clone()
-                table[entry, position] = table[entry, position] + probe[layer]
-                return table.view_as(output)
+        def add(layer: int, _module: Any, _args: Any, output: Tensor) -> Tensor:
+            table = by_position(output, (len(index), length)).clone()
+            table[entry, position] = table[entry, position] + probe[layer]
+            return table.view_as(output)
 
-            return hook
-
-        handles = [m.down.register_forward_hook(add(i)) for i, m in enumerate(layout.mlps)]
+        downs = [mlp.down for mlp in layout.mlps]
+        handles = [down.register_forward_hook(partial(add, i)) for i, down in enumerate(downs)]
         with hooks(handles):
             ids = contexts.ids[contexts.sequence[index]]
             logits = position_logits(self.model, ids, entry, position)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,19 +44,15 @@ def refuse_cut_gradients(layout: Layout, ids: Tensor) -> None:
         hidden = kwargs["hidden_states"].detach().requires_grad_(True)
         return args, {**kwargs, "hidden_states": hidden}
 
-    def watch(path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            given, gave = floating_tensors([args, kwargs]), floating_tensors(output)
-            if (
-                any(t.requires_grad for t in given)
-                and gave
-                and not any(t.requires_grad for t in gave)
-            ):
-                cut.append(f"{type(module).__name__} at {path}")
+    def watch(path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        given, gave = floating_tensors([args, kwargs]), floating_tensors(output)
+        reached, passed = (any(t.requires_grad for t in tensors) for tensors in (given, gave))
+        if reached and gave and not passed:
+            cut.append(f"{type(module).__name__} at {path}")
 
-        return hook
-
-    handles = [m.register_forward_hook(watch(path), with_kwargs=True) for path, m in unknown]
+    handles = [
+        m.register_forward_hook(partial(watch, path), with_kwargs=True) for path, m in unknown
+    ]
     handles.append(layout.layers[0].register_forward_pre_hook(begin, with_kwargs=True))
     with hooks(handles), torch.enable_grad():
         layout.base(input_ids=ids[:1, :2], use_cache=False)

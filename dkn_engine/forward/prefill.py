@@ -7,6 +7,7 @@ import inspect
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -147,27 +148,25 @@ def prefill(model: nn.Module, layout: Layout, contexts: Contexts) -> Prefill:
     layer_of = {id(m): i for i, layer in enumerate(layout.layers) for m in layer.modules()}
     hidden, calls, post, pre, up = (_Kept(n) for _ in range(5))
 
-    def enter(layer: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            bound = inspect.signature(class_forward(module)).bind(*args, **kwargs)
-            whole = next(iter(bound.arguments.values()))
-            hidden.put(layer, whole[contexts.sequence, contexts.position])
-            calls.put(layer, bound)
+    def enter(layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        bound = inspect.signature(class_forward(module)).bind(*args, **kwargs)
+        whole = next(iter(bound.arguments.values()))
+        hidden.put(layer, whole[contexts.sequence, contexts.position])
+        calls.put(layer, bound)
 
-        return hook
-
-    def keep(kept: _Kept, layer: int) -> Callable[[torch.Tensor], None]:
-        return lambda x: kept.put(layer, contexts.rows(x))
+    def keep(kept: _Kept, layer: int, activation: torch.Tensor) -> None:
+        kept.put(layer, contexts.rows(activation))
 
     handles = [
-        m.register_forward_pre_hook(enter(i), with_kwargs=True) for i, m in enumerate(layout.layers)
+        layer.register_forward_pre_hook(partial(enter, i), with_kwargs=True)
+        for i, layer in enumerate(layout.layers)
     ]
     for i, mlp in enumerate(layout.mlps):
-        handles.append(mlp.watch("post", keep(post, i)))
+        handles.append(mlp.watch("post", partial(keep, post, i)))
         if mlp.act is not None:
-            handles.append(mlp.watch("pre", keep(pre, i)))
+            handles.append(mlp.watch("pre", partial(keep, pre, i)))
         if mlp.up is not None:
-            handles.append(mlp.watch("up", keep(up, i)))
+            handles.append(mlp.watch("up", partial(keep, up, i)))
     with _recording(model) as original, hooks(handles):
         recorder = _Recorder(layer_of, original, [None] * n, [None] * n, [{}] * n)
         _local.recorder = recorder

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,21 +67,19 @@ def refuse_changed_outputs(layout: Layout, pick: Callable[[Tensor], Tensor]) -> 
     """
     ran: set[int] = set()
 
-    def compare(layer: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            ran.add(layer)
-            with torch.no_grad():
-                apart = does_more(module, pick(args[0]), pick(output))
-            if apart is not None:
-                _refuse(layout, layer, module, f"something {apart:.1e} of its length away")
+    def compare(layer: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        ran.add(layer)
+        with torch.no_grad():
+            apart = does_more(module, pick(args[0]), pick(output))
+        if apart is not None:
+            _refuse(layout, layer, module, f"something {apart:.1e} of its length away")
 
-        return hook
-
-    with hooks([m.down.register_forward_hook(compare(i)) for i, m in enumerate(layout.mlps)]):
+    downs = [mlp.down for mlp in layout.mlps]
+    with hooks([d.register_forward_hook(partial(compare, i)) for i, d in enumerate(downs)]):
         yield
-    for layer, mlp in enumerate(layout.mlps):
+    for layer, down in enumerate(downs):
         if layer not in ran:
-            require_once(layout, layer, mlp.down, 0)
+            require_once(layout, layer, down, 0)
 
 
 def require_once(layout: Layout, layer: int, module: nn.Module, n: int) -> None:
