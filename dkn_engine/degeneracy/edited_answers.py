@@ -91,10 +91,10 @@ class Prompts:
     def _of(self) -> list[_Batch]:
         return [batch for _, batch in self._batches]
 
-    def _joined(self, parts: Sequence[NDArray[Any]], axis: int = 0) -> NDArray[Any]:
+    def _joined(self, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
         """What was found of every batch, in the order of the sequences."""
         back = np.argsort(np.concatenate([index for index, _ in self._batches]))
-        return np.concatenate(parts, axis=axis).take(back, axis=axis)
+        return np.concatenate(parts)[back]
 
     def first_activations(self) -> NDArray[np.float64]:
         """Clean activations ``[B, L, F]`` where each first answer token is predicted."""
@@ -112,21 +112,21 @@ class Prompts:
         Raises:
             ValueError: the model lacks a neuron of an edit.
         """
-        return self._outcomes(edits, sequences, greedy=False)[0]
+        return self.outcomes(edits, sequences, greedy=False)[0]
 
     def outcomes(
-        self, edits: Sequence[Edit], sequences: Sequence[int] | None = None
+        self,
+        edits: Sequence[Edit],
+        sequences: Sequence[int] | None = None,
+        *,
+        greedy: bool = True,
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Answer probabilities ``[P, n]``, and whether greedy decoding gives the answer's tokens.
 
         It does where each of them is the most probable one behind those before it (or as probable
-        as another). Arguments and errors as in :meth:`probabilities`.
+        as another); not to be read without ``greedy``. Arguments and errors as in
+        :meth:`probabilities`.
         """
-        return self._outcomes(edits, sequences, greedy=True)
-
-    def _outcomes(
-        self, edits: Sequence[Edit], sequences: Sequence[int] | None, *, greedy: bool
-    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         require_inside(edits, self.layout)
         wanted = np.arange(len(self)) if sequences is None else np.asarray(sequences, np.int64)
         table = np.zeros((len(edits), len(self)))

@@ -13,7 +13,6 @@ from dkn_engine.attribution.sites import require_own_act, require_site
 from dkn_engine.config import Backend, FactsConfig, Positions
 from dkn_engine.degeneracy import edits
 from dkn_engine.degeneracy.edited_answers import Prompts
-from dkn_engine.degeneracy.edits import Edit
 from dkn_engine.degeneracy.weight_edits import Which, scaled_weights
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, fact_list
@@ -105,27 +104,16 @@ def answer_probability(
             model, layout, sequences, positions=positions, backend=backend, warn=not said
         )
         said |= prompts.stands_in
-        for i, edit in enumerate(_edits(chunk, suppress, enhance, factor, table)):
+        for i, fact in enumerate(chunk):
+            off = edits.suppress(_of_fact(suppress, fact.id), table)
+            edit = edits.combine(off, edits.enhance(_of_fact(enhance, fact.id), factor))
             found[start + i] = prompts.probabilities([edit], [i])[0, 0]
     return found
 
 
-def _edits(
-    facts: Sequence[Fact],
-    suppress: Neurons,
-    enhance: Neurons,
-    factor: float,
-    means: NDArray[np.float64] | None,
-) -> Iterator[Edit]:
-    for fact in facts:
-        off, more = _of_fact(suppress, fact.id), _of_fact(enhance, fact.id)
-        yield edits.combine(edits.suppress(off, means), edits.enhance(more, factor))
-
-
 def _of_fact(neurons: Neurons, fact_id: str) -> ArrayLike:
     found = neurons.get(fact_id) if isinstance(neurons, Mapping) else neurons
-    nothing: list[list[int]] = []
-    return nothing if found is None else found
+    return [] if found is None else found
 
 
 def _require_ids(name: str, neurons: Neurons, facts: Sequence[Fact]) -> None:
