@@ -37,9 +37,12 @@ def require_causal(layout: Layout) -> None:
         return
     model = layout.model
     name = type(model).__name__
-    ids = _tokens(model)
+    # Spread over the vocabulary, whose first ids are often special.
+    vocabulary, n = n_tokens(model), min(_MOST_TOKENS, context_length(model) or _MOST_TOKENS)
+    spread = [[(i + 1) * vocabulary // (n + 1) for i in range(n)]]
+    ids = torch.tensor(spread, device=next(model.parameters()).device)
     other = ids.clone()
-    other[0, -1] = (ids[0, -1] + 1) % n_tokens(model)
+    other[0, -1] = (ids[0, -1] + 1) % vocabulary
     with guest(model, grad=False):
         logits = _logits(model, torch.cat([ids, other]))
     if logits.shape[1] != ids.shape[1]:
@@ -85,12 +88,3 @@ def _apart(found: Tensor, expected: Tensor) -> float:
 def _logits(model: nn.Module, ids: Tensor) -> Tensor:
     logits: Tensor = model(input_ids=ids, use_cache=False).logits
     return logits
-
-
-def _tokens(model: nn.Module) -> Tensor:
-    """int64 ``[1, n]`` spread over the vocabulary, whose first ids are often special."""
-    import torch
-
-    vocabulary, n = n_tokens(model), min(_MOST_TOKENS, context_length(model) or _MOST_TOKENS)
-    found = [(i + 1) * vocabulary // (n + 1) for i in range(n)]
-    return torch.tensor([found], device=next(model.parameters()).device)

@@ -44,12 +44,11 @@ def length_groups(model: nn.Module, lengths: Sequence[int]) -> list[list[int]]:
     # Forwards of other threads would run through the hooks that watch the model's own.
     with locked(model):
         while rest:
-            if _are_alike(model, rest[0], rest[-1]):
-                with_longest = rest
-            else:
-                with_longest = [n for n in rest if _are_alike(model, n, rest[-1])]
-            groups.append([i for i, n in enumerate(lengths) if n in set(with_longest)])
-            rest = [n for n in rest if n not in set(with_longest)]
+            together = set(rest)
+            if not _are_alike(model, rest[0], rest[-1]):
+                together = {n for n in rest if _are_alike(model, n, rest[-1])}
+            groups.append([i for i, n in enumerate(lengths) if n in together])
+            rest = [n for n in rest if n not in together]
     return groups
 
 

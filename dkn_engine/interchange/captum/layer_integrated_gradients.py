@@ -82,12 +82,7 @@ class LayerIntegratedGradients:
                 f"{device_ids!r}"
             )
         self.forward_func, self.layer = forward_func, layer
-        self._multiply = multiply_by_inputs
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """As in captum."""
-        return self._multiply
+        self.multiplies_by_inputs = multiply_by_inputs  # as in captum
 
     def has_convergence_delta(self) -> bool:
         """As in captum."""
@@ -147,7 +142,7 @@ class LayerIntegratedGradients:
             value, out_value = task.clean(ids)
             origin, out_origin = task.clean(start)
             gradient = task.integrate(ids, origin, value, (alphas, weights), most)
-        scores = gradient * (value - origin) if self._multiply else gradient
+        scores = gradient * (value - origin) if self.multiplies_by_inputs else gradient
         found = [scores] if self._in_a_list else scores
         if not return_convergence_delta:
             return found
