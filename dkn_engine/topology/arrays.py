@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dkn_engine.config import integer
+from dkn_engine.neurons import sort_neurons
+from dkn_engine.types import Component
 
 _MOST = np.iinfo(np.int64).max
 
@@ -62,6 +64,13 @@ def finite_quantile(lengths: NDArray[np.float64], quantile: float) -> float | No
     """A quantile of the finite ones among some lengths; None if there are none."""
     finite = lengths[np.isfinite(lengths)]
     return float(np.quantile(finite, quantile)) if len(finite) else None
+
+
+def component(
+    neurons: NDArray[np.int32], birth: float = float("nan"), death: float = float("nan")
+) -> Component:
+    """A component, its neurons sorted; without a filtration it has neither birth nor death."""
+    return Component(sort_neurons(neurons), birth=birth, death=death, persistence=death - birth)
 
 
 def as_span(max_span: int | None) -> int:

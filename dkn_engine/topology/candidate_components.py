@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dkn_engine.config import TopologyConfig
-from dkn_engine.neurons import as_neurons, sort_neurons
-from dkn_engine.topology.arrays import finite_quantile
+from dkn_engine.neurons import as_neurons
+from dkn_engine.topology.arrays import component, finite_quantile
 from dkn_engine.topology.component_forest import ComponentForest, components
 from dkn_engine.topology.tree import MergeTree
 from dkn_engine.types import Component
@@ -49,7 +49,10 @@ def candidates(
         end=end,
     )
     chosen = select(forest, eligible(forest, config), config.select, config.scale)
-    found = [_component(points, forest, c) for c in chosen]
+    found = [
+        component(points[forest.members(c)], float(forest.births[c]), float(forest.deaths[c]))
+        for c in chosen
+    ]
     found.sort(key=lambda c: (-c.persistence, c.birth, -len(c.neurons), c.neurons.tolist()))
     return tuple(found[: config.max_candidates])
 
@@ -142,9 +145,3 @@ def _topmost(forest: ComponentForest, marked: NDArray[np.bool_]) -> list[int]:
         parent = forest.parents[c]
         covered[c] = parent >= 0 and (covered[parent] or marked[parent])
     return [int(c) for c in np.flatnonzero(marked & ~covered)]
-
-
-def _component(points: NDArray[np.int32], forest: ComponentForest, c: int) -> Component:
-    neurons = points[forest.members(c)]
-    birth, death = float(forest.births[c]), float(forest.deaths[c])
-    return Component(sort_neurons(neurons), birth=birth, death=death, persistence=death - birth)

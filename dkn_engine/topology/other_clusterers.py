@@ -36,8 +36,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from dkn_engine.config import Section, TopologyConfig, count
 from dkn_engine.errors import UserError
-from dkn_engine.neurons import as_neurons, sort_neurons
-from dkn_engine.topology.arrays import finite_quantile
+from dkn_engine.neurons import as_neurons
+from dkn_engine.topology.arrays import component, finite_quantile
 from dkn_engine.topology.clustering import find_candidates
 from dkn_engine.topology.graph import adjacent_distances, distances
 from dkn_engine.topology.released import UNREACHABLE, cluster_distances
@@ -219,12 +219,6 @@ def of_labels(located: Located, labels: NDArray[np.integer]) -> tuple[Component,
             members.setdefault(label, []).append(i)
     least = located.config.min_component_size
     return tuple(component(located.points[m]) for m in members.values() if len(m) >= least)
-
-
-def component(neurons: Neurons) -> Component:
-    """A component without a filtration."""
-    nan = float("nan")
-    return Component(sort_neurons(neurons), birth=nan, death=nan, persistence=nan)
 
 
 def _ntc(located: Located) -> tuple[Component, ...]:

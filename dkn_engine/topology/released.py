@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dkn_engine.config import TopologyConfig
-from dkn_engine.neurons import as_neurons, sort_neurons
-from dkn_engine.topology.arrays import as_weights
+from dkn_engine.neurons import as_neurons
+from dkn_engine.topology.arrays import as_weights, component
 from dkn_engine.topology.graph import distances
 from dkn_engine.types import Component
 
@@ -52,9 +52,7 @@ def released_candidates(
     if config.end == "quantile":
         threshold = float(np.quantile(lengths, config.end_value))
     return tuple(
-        Component(
-            sort_neurons(points[members]), birth=birth, death=death, persistence=death - birth
-        )
+        component(points[members], birth, death)
         for members, birth, death in clusters(matrix, threshold)
     )
 
