@@ -15,6 +15,7 @@ import numpy as np
 
 from dkn_engine.config import Config
 from dkn_engine.facts.scan import scan
+from dkn_engine.models.fingerprint import Identity
 from dkn_engine.store import RunDirectory, read_results, read_tables
 from dkn_engine.store.tables import chunk_files
 from dkn_engine.types import Component, Drops, Fact, FactResult
@@ -76,7 +77,7 @@ def main(counts: list[int]) -> None:
             with RunDirectory.open(
                 path,
                 config=config,
-                model_fingerprint="made up",
+                identity=Identity("made up", "none"),
                 facts=scan(facts, 16 * size),
                 versions={},
             ) as run:

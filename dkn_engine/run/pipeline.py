@@ -18,7 +18,7 @@ from dkn_engine.run.build_info import versions
 from dkn_engine.run.stages import Stages
 from dkn_engine.run.tasks import Task, iter_tasks
 from dkn_engine.store import RunDirectory, RunPath
-from dkn_engine.store.plan import WHOLE, Plan, Shard, plan_for
+from dkn_engine.store.plan import WHOLE, Plan, Shard
 from dkn_engine.types import Fact, FactResult, Progress
 
 if TYPE_CHECKING:
@@ -141,9 +141,9 @@ def prepare(facts: Facts, config: Config | None, shard: Shard = WHOLE) -> Run:
     read = facts_from(facts, config.facts)
     if isinstance(read, Iterator):
         read = list(read)
-    scanned = scan(read, plan_for(0, config.facts_per_chunk).window)
+    scanned = scan(read, Plan(0, config.facts_per_chunk).window)
     sample = pick(read, reference_order(scanned.n, config.seed))
-    plan = plan_for(scanned.n, config.facts_per_chunk, shard)
+    plan = Plan(scanned.n, config.facts_per_chunk, shard=shard)
     return Run(read, scanned, sample, config, plan)
 
 
@@ -163,9 +163,7 @@ def on_disk(
     with RunDirectory.open(
         out,
         config=run.config,
-        model_fingerprint=identity.fingerprint,
-        model_name=identity.name,
-        traits=identity.traits,
+        identity=identity,
         mask_token=mask_token_text(tokenizer, run.config.attribution),
         facts=run.scanned,
         shard=run.plan.shard,

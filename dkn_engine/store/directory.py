@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from dkn_engine.config import Config
 from dkn_engine.errors import RunDirectoryError, UserError
@@ -24,10 +24,13 @@ from dkn_engine.store.chunks import (
 )
 from dkn_engine.store.open_place import RunPath, place_of
 from dkn_engine.store.places import Lock, Place
-from dkn_engine.store.plan import WHOLE, Shard, plan_for
+from dkn_engine.store.plan import WHOLE, Plan, Shard
 from dkn_engine.store.reader import Reader, listed
 from dkn_engine.store.schema import TABLES
 from dkn_engine.types import FactResult
+
+if TYPE_CHECKING:
+    from dkn_engine.models.fingerprint import Identity
 
 logger = logging.getLogger(__name__)
 
@@ -65,11 +68,9 @@ class RunDirectory:
         path: RunPath,
         *,
         config: Config,
-        model_fingerprint: str,
+        identity: Identity,
         facts: Scan,
         versions: Mapping[str, Any],
-        model_name: str = "",
-        traits: Mapping[str, Any] | None = None,
         mask_token: str | None = None,
         shard: Shard = WHOLE,
     ) -> RunDirectory:
@@ -82,11 +83,9 @@ class RunDirectory:
         Args:
             path: a path, or a URL that fsspec knows; created with its parents if absent.
             config: its hash and values go into the manifest.
-            model_fingerprint: identifies the weights.
+            identity: of the model and its tokenizer.
             facts: number and digest of all facts of the run.
             versions: of what the numbers depend on; noted, and told where a run has others.
-            model_name: for people.
-            traits: of model and tokenizer; see :class:`dkn_engine.models.fingerprint.Identity`.
             mask_token: for people, which token masked prompt tokens; None where none did.
             shard: which chunks the directory is for.
 
@@ -94,16 +93,8 @@ class RunDirectory:
             RunDirectoryError: the directory belongs to another run (names what differs), another
                 process writes it, or it cannot be one.
         """
-        new = manifests.build(
-            config=config,
-            model_name=model_name,
-            model_fingerprint=model_fingerprint,
-            mask_token=mask_token,
-            plan=plan_for(facts.n, config.facts_per_chunk, shard),
-            facts_digest=facts.digest,
-            versions=versions,
-            traits=traits,
-        )
+        plan = Plan(facts.n, config.facts_per_chunk, shard=shard)
+        new = manifests.build(config, identity, plan, facts.digest, versions, mask_token)
         run = cls.adopt(path, new)
         try:
             run._note(new["versions"])

@@ -6,12 +6,15 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dkn_engine.config import Config
 from dkn_engine.errors import RunDirectoryError
 from dkn_engine.store.places import Place
 from dkn_engine.store.plan import Plan, Shard
+
+if TYPE_CHECKING:
+    from dkn_engine.models.fingerprint import Identity
 
 logger = logging.getLogger(__name__)
 
@@ -36,24 +39,21 @@ _FORM: dict[str, Any] = {
 
 
 def build(
-    *,
     config: Config,
-    model_name: str,
-    model_fingerprint: str,
-    mask_token: str | None,
+    identity: Identity,
     plan: Plan,
     facts_digest: str,
     versions: Mapping[str, Any],
-    traits: Mapping[str, Any] | None = None,
+    mask_token: str | None,
 ) -> dict[str, Any]:
-    """The manifest of a new run, as plain JSON data; without ``traits`` where none are given."""
+    """The manifest of a new run, as plain JSON data; without ``traits`` where they are unknown."""
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "config_hash": config.hash,
         "config": config.to_dict(),
-        "model": {"name": model_name, "fingerprint": model_fingerprint},
+        "model": {"name": identity.name, "fingerprint": identity.fingerprint},
         "mask_token": mask_token,
         "facts": {"n": plan.n_facts, "digest": facts_digest},
         "facts_per_chunk": plan.facts_per_chunk,
@@ -61,8 +61,8 @@ def build(
         "shard": {"index": plan.shard.index, "of": plan.shard.of},
         "versions": dict(versions),
     }
-    if traits:
-        manifest["traits"] = traits
+    if identity.traits:
+        manifest["traits"] = identity.traits
     # Through JSON and back, so that a fresh manifest compares equal to one read from disk.
     plain: dict[str, Any] = json.loads(json.dumps(manifest))
     return plain
@@ -171,12 +171,8 @@ def other_versions(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 def plan_of(manifest: Mapping[str, Any]) -> Plan:
     """The arithmetic of a run's chunks."""
     shard = Shard(manifest["shard"]["index"], manifest["shard"]["of"])
-    return Plan(
-        manifest["facts"]["n"],
-        manifest["facts_per_chunk"],
-        manifest["chunks_per_window"],
-        shard,
-    )
+    chunks = manifest["facts_per_chunk"], manifest["chunks_per_window"]
+    return Plan(manifest["facts"]["n"], *chunks, shard)
 
 
 def _require_form(path: str, data: Mapping[str, Any], form: Mapping[str, Any], at: str) -> None:

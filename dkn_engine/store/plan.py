@@ -44,7 +44,7 @@ class Plan:
 
     n_facts: int
     facts_per_chunk: int
-    chunks_per_window: int
+    chunks_per_window: int = CHUNKS_PER_WINDOW
     shard: Shard = WHOLE
 
     @property
@@ -84,8 +84,3 @@ class Plan:
         first = window * self.chunks_per_window
         last = min(first + self.chunks_per_window, self.n_chunks)
         return range(first + (self.shard.index - first) % self.shard.of, last, self.shard.of)
-
-
-def plan_for(n_facts: int, facts_per_chunk: int, shard: Shard = WHOLE) -> Plan:
-    """The plan of a new run."""
-    return Plan(n_facts, facts_per_chunk, CHUNKS_PER_WINDOW, shard)

@@ -14,6 +14,7 @@ from rich.cells import cell_len as width
 
 from dkn_engine.config import Config
 from dkn_engine.facts.scan import scan
+from dkn_engine.models.fingerprint import Identity
 from dkn_engine.report import (
     Estimate,
     fact_record,
@@ -379,8 +380,7 @@ def test_summary_files_are_written_into_a_run_directory(tmp_path: Path) -> None:
     RunDirectory.open(
         tmp_path,
         config=Config(),
-        model_fingerprint="abc",
-        model_name="demo",
+        identity=Identity("abc", "demo"),
         facts=scan([fact], 128),
         versions={"torch": "2.13.0"},
     ).close()

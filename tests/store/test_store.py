@@ -24,6 +24,7 @@ import pytest
 from dkn_engine.config import AttributionConfig, Config, SelectionConfig
 from dkn_engine.errors import RunDirectoryError
 from dkn_engine.facts.scan import scan
+from dkn_engine.models.fingerprint import Identity
 from dkn_engine.store import RunDirectory, count_done, iter_results, read_manifest, read_results
 from dkn_engine.store.plan import CHUNKS_PER_WINDOW, Shard
 from dkn_engine.store.reading import read_tables
@@ -39,10 +40,9 @@ FACTS = [Fact(id=f"f{i}", prompt=f"Prompt {i} is", answer="so", relation="P36") 
 def open_run(path: Path, **changes: Any) -> RunDirectory:
     arguments: dict[str, Any] = {
         "config": CONFIG,
-        "model_fingerprint": "abc",
+        "identity": Identity("abc", "demo"),
         "facts": FACTS,
         "versions": {"dkn_engine": "0.1.0"},
-        "model_name": "demo",
     } | changes
     scanned = scan(arguments["facts"], 2 * CHUNKS_PER_WINDOW)
     return RunDirectory.open(path, **(arguments | {"facts": scanned}))
@@ -228,7 +228,7 @@ def test_manifest_holds_what_the_run_was_made_from(undisturbed: Path) -> None:
         pytest.param(
             {"config": Config(facts_per_chunk=3)}, "facts_per_chunk was 2, is now 3", id="chunk"
         ),
-        pytest.param({"model_fingerprint": "xyz"}, r"model: was demo \(abc\)", id="model"),
+        pytest.param({"identity": Identity("xyz", "demo")}, r"model: was demo \(abc\)", id="model"),
         pytest.param({"facts": FACTS[:4]}, "facts: were 5, are now 4", id="fewer facts"),
         pytest.param({"facts": FACTS[::-1]}, r"facts: as many \(5\), but not", id="other order"),
     ],
