@@ -16,7 +16,7 @@ from dkn_engine.cli import analyze, bench, compare_clusterers, find, info, merge
 from dkn_engine.cli.arguments import add_arguments, make_options
 from dkn_engine.cli.console import detach_broken_pipes
 from dkn_engine.errors import DknError, UserError
-from dkn_engine.run.build_info import why_broken
+from dkn_engine.run.build_info import version, why_broken
 
 PROGRAM = "dkn-engine"
 # What the disk refuses is no bug of the program.
@@ -104,6 +104,14 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
+class _Version(argparse.Action):
+    """Prints the version, which a checkout asks git for, so only where it is wanted."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        print(PROGRAM, version())
+        parser.exit()
+
+
 class _Help(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
         columns = min(80, shutil.get_terminal_size().columns)
@@ -117,7 +125,7 @@ def _parser() -> _Parser:
         description="Degenerate knowledge neurons (DKNs) of language models.",
         epilog=_EXAMPLES[""],
     )
-    parser.add_argument("--version", action="version", version=f"{PROGRAM} {_version()}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add(commands, "find", "find the DKNs of facts", find.find, find.FindOptions)
     _add(
@@ -195,12 +203,3 @@ def _add(
 
 def _sentence(words: str) -> str:
     return f"{words[0].upper()}{words[1:]}."
-
-
-def _version() -> str:
-    from importlib import metadata
-
-    try:
-        return metadata.version("dkn-engine")
-    except metadata.PackageNotFoundError:
-        return "(not installed)"

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from rich.cells import cell_len as width
 
+import dkn_engine as dkn
 from dkn_engine.analysis.config import EvolvabilityConfig, RobustnessConfig
 from dkn_engine.cli import bench
 from dkn_engine.cli import main as cli
@@ -564,7 +565,11 @@ def test_help_fits_80_columns(
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
     assert "dkn-engine" in text
+
+
+def test_version_is_the_one_that_runs_note(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"dkn-engine {dkn.__version__}\n"
 
 
 def test_threads_are_as_they_were(
