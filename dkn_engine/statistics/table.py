@@ -80,18 +80,8 @@ class Row:
         control: bool | None = None,
     ) -> Row:
         """A row of an estimate; ``control`` None: whether the group is in :data:`CONTROLS`."""
-        return cls(
-            figure,
-            group,
-            conditions,
-            estimate.mean,
-            estimate.ci_low,
-            estimate.ci_high,
-            estimate.n,
-            estimate.median,
-            group in CONTROLS if control is None else control,
-            estimate.reason,
-        )
+        is_control = group in CONTROLS if control is None else control
+        return cls(figure, group, conditions, control=is_control, **dataclasses.asdict(estimate))
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,9 +195,7 @@ def tabulate(
     seed: int,
     compared: Sequence[tuple[str, str]] = COMPARED,
     tested: Callable[[str, Conditions], bool] = lambda _figure, _conditions: True,
-    controls: Iterable[str] = CONTROLS,
-    rows: Iterable[Row] = (),
-    comparisons: Iterable[Comparison] = (),
+    others: Iterable[Row | Comparison] = (),
     settings: Mapping[str, Any] | None = None,
     notes: Iterable[str] = (),
 ) -> Table:
@@ -223,18 +211,17 @@ def tabulate(
         compared: pairs of groups; a pair is compared wherever both groups were measured.
         tested: of which figures and conditions pairs are compared. Each test makes the correction
             of all the others stronger, so those of interest are best named beforehand.
-        controls: groups whose rows are marked as controls.
-        rows, comparisons: figures that are not means over units, put behind the others; the
-            p-values of the comparisons are corrected together with the rest.
+        others: figures that are not means over units, put behind the rest; the p-values of
+            comparisons are corrected together with the rest.
         settings, notes: see :class:`Table`.
 
     Raises:
         ValueError: a unit has two values of one figure, group and conditions.
     """
-    samples, marked = tuple(samples), frozenset(controls)
+    samples, others = tuple(samples), tuple(others)
     cells = _cells(samples)
-    made = [
-        Row.of(figure, group, conditions, estimate(values.values()), control=group in marked)
+    rows = [
+        Row.of(figure, group, conditions, estimate(values.values()))
         for (figure, conditions), groups in cells.items()
         for group, values in groups.items()
     ]
@@ -247,8 +234,8 @@ def tabulate(
     ]
     return Table(
         analysis,
-        (*made, *rows),
-        corrected([*pairs, *comparisons]),
+        (*rows, *(row for row in others if isinstance(row, Row))),
+        corrected([*pairs, *(c for c in others if isinstance(c, Comparison))]),
         samples,
         seed,
         dict(settings or {}),
@@ -302,21 +289,3 @@ def _cells(samples: Sequence[Sample]) -> dict[tuple[str, Conditions], _Groups]:
             raise ValueError(f"{s.figure} of {s.group} ({where}) has two values for {s.unit!r}")
         units[s.unit] = s.value
     return cells
-
-
-__all__ = [
-    "ALPHA",
-    "COMPARED",
-    "MEDIANS",
-    "TREND",
-    "CONTROLS",
-    "Comparison",
-    "Conditions",
-    "Row",
-    "Sample",
-    "Table",
-    "compare",
-    "corrected",
-    "estimate",
-    "tabulate",
-]

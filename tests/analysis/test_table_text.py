@@ -32,7 +32,7 @@ def table(n: int = 8, extra_rows: tuple[Row, ...] = ()) -> Table:
     samples += [Sample(f"f{i}", g, "log_drop", float(i)) for i in range(n) for g in ("D", "Rnd")]
     samples.append(Sample("f0", "N", "log_drop", math.nan))
     return tabulate(
-        "robustness", samples, seed=3, rows=extra_rows, notes=["Two facts were left out."]
+        "robustness", samples, seed=3, others=extra_rows, notes=["Two facts were left out."]
     )
 
 
@@ -71,7 +71,9 @@ def test_a_redundancy_is_shown_by_its_median_and_its_rank_correlation_as_it_is()
     values = [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 90.0]
     samples = [Sample(f"f{i}", "short", "redundancy", v) for i, v in enumerate(values)]
     rho = Row.of("redundancy", TREND, (), Estimate(0.2, 0.1, 0.3, 7, 0.9))
-    found = text.render(tabulate("complexity_of_models", samples, seed=0, rows=[rho])).splitlines()
+    found = text.render(
+        tabulate("complexity_of_models", samples, seed=0, others=[rho])
+    ).splitlines()
     at = found.index("redundancy (median)")
     assert found[at + 5].split()[:5] == ["all", "1.30", "0.20", "[0.10,", "0.30]"]
 

@@ -119,7 +119,7 @@ def test_groups_are_compared_over_the_units_of_both() -> None:
 def test_correction_counts_all_comparisons_also_those_handed_in() -> None:
     own = samples({"D": [1.0] * 6, "Rnd": [0.0] * 6})
     other = Comparison("auroc", "D", "N", (), 0.1, 0.0, 0.2, 9, 0.5)
-    table = tabulate("a", own, seed=0, comparisons=[other])
+    table = tabulate("a", own, seed=0, others=[other])
     first, second = table.comparisons
     assert first.p_corrected == pytest.approx(4 / 64)
     assert first.verdict == second.verdict == "no difference found"
@@ -142,7 +142,7 @@ def test_a_unit_has_one_value() -> None:
 
 
 def test_table_of_nothing() -> None:
-    table = tabulate("a", [], seed=0, rows=[Row.of("f", "D", (), Estimate(1, 0, 2, 3))])
+    table = tabulate("a", [], seed=0, others=[Row.of("f", "D", (), Estimate(1, 0, 2, 3))])
     assert table.comparisons == ()
     assert table.row("f", "D").n == 3
 

@@ -103,7 +103,7 @@ def complexity_of_models(
         samples,
         seed=seed,
         compared=(*((n, names[0]) for n in names[1:]), *COMPARED),
-        rows=(*_size_rows(names, sizes), *_trends(samples, names, sizes)),
+        others=(*_size_rows(names, sizes), *_trends(samples, names, sizes)),
         settings={
             "facts": len(facts),
             "known": known,

@@ -122,8 +122,7 @@ def evolvability(
         "evolvability",
         _samples(answers, sets),
         seed=seed,
-        rows=rows,
-        comparisons=comparisons,
+        others=(*rows, *comparisons),
         settings=told,
         notes=_notes(sets, asked, settings.n_random),
     )

@@ -34,7 +34,7 @@ from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.layout import Layout, find_layout
 from dkn_engine.models.tokens import mask_token_id
-from dkn_engine.statistics.table import Table, tabulate
+from dkn_engine.statistics.table import Comparison, Row, Table, tabulate
 from dkn_engine.types import Fact, FactResult, Progress
 
 if TYPE_CHECKING:
@@ -127,13 +127,15 @@ def fact_check(
     measured = [
         bench.measure(setting, form, scores[setting]) for setting in SETTINGS for form in queries
     ]
+    others: list[Row | Comparison] = []
+    for m in measured:
+        others += [*m.rows, *m.comparisons]
     return tabulate(
         "fact_check",
         [s for m in measured for s in m.samples],
         seed=seed,
         compared=(),
-        rows=[r for m in measured for r in m.rows],
-        comparisons=[c for m in measured for c in m.comparisons],
+        others=others,
         settings=settings.to_dict()
         | {
             "templates": {name: dict(t) for name, t in templates.items()},

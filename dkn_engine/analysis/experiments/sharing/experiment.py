@@ -150,7 +150,7 @@ def sharing_table(found: Iterable[Sharing], *, seed: int = 0, n_random: int = 20
         tested,
         seed=seed,
         compared=_COMPARED,
-        rows=rest.rows,
+        others=rest.rows,
         settings={"n_random": n_random},
         notes=(
             "shared: neurons that at least one other fact has; it grows with the number of other "
