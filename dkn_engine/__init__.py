@@ -9,139 +9,80 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dkn_engine import analysis, compat, interchange, topology
-    from dkn_engine.attribution import attribute, iter_attribute
-    from dkn_engine.config import (
-        AttributionConfig,
-        Config,
-        FactsConfig,
-        FilterConfig,
-        SelectionConfig,
-        TopologyConfig,
-    )
-    from dkn_engine.degeneracy import answer_probability, intervene
-    from dkn_engine.errors import (
-        BackendError,
-        DknError,
-        FactError,
-        RunDirectoryError,
-        UnsupportedModelError,
-        UserError,
-        WorkerError,
-    )
-    from dkn_engine.facts import iter_facts, load_facts
-    from dkn_engine.models.load import load_model
-    from dkn_engine.run.build_info import build_info
-    from dkn_engine.run.pipeline import find_dkns, iter_dkns
-    from dkn_engine.run.workers.job import ModelSpec
-    from dkn_engine.run.workers.processes import iter_dkns_in_workers
-    from dkn_engine.run.workers.ray import iter_dkns_on_ray
-    from dkn_engine.store import merge, read_results
-    from dkn_engine.store.load_results import load_results
-    from dkn_engine.store.plan import Shard
-    from dkn_engine.types import (
-        Attribution,
-        Component,
-        Drops,
-        Fact,
-        FactAttribution,
-        FactResult,
-    )
+    from dkn_engine import analysis as analysis
+    from dkn_engine import compat as compat
+    from dkn_engine import interchange as interchange
+    from dkn_engine import topology as topology
+    from dkn_engine.attribution import attribute as attribute
+    from dkn_engine.attribution import iter_attribute as iter_attribute
+    from dkn_engine.config import AttributionConfig as AttributionConfig
+    from dkn_engine.config import Config as Config
+    from dkn_engine.config import FactsConfig as FactsConfig
+    from dkn_engine.config import FilterConfig as FilterConfig
+    from dkn_engine.config import SelectionConfig as SelectionConfig
+    from dkn_engine.config import TopologyConfig as TopologyConfig
+    from dkn_engine.degeneracy import answer_probability as answer_probability
+    from dkn_engine.degeneracy import intervene as intervene
+    from dkn_engine.errors import BackendError as BackendError
+    from dkn_engine.errors import DknError as DknError
+    from dkn_engine.errors import FactError as FactError
+    from dkn_engine.errors import RunDirectoryError as RunDirectoryError
+    from dkn_engine.errors import UnsupportedModelError as UnsupportedModelError
+    from dkn_engine.errors import UserError as UserError
+    from dkn_engine.errors import WorkerError as WorkerError
+    from dkn_engine.facts import iter_facts as iter_facts
+    from dkn_engine.facts import load_facts as load_facts
+    from dkn_engine.models.load import load_model as load_model
+    from dkn_engine.run.build_info import build_info as build_info
+    from dkn_engine.run.pipeline import find_dkns as find_dkns
+    from dkn_engine.run.pipeline import iter_dkns as iter_dkns
+    from dkn_engine.run.workers.job import ModelSpec as ModelSpec
+    from dkn_engine.run.workers.processes import iter_dkns_in_workers as iter_dkns_in_workers
+    from dkn_engine.run.workers.ray import iter_dkns_on_ray as iter_dkns_on_ray
+    from dkn_engine.store import merge as merge
+    from dkn_engine.store import read_results as read_results
+    from dkn_engine.store.load_results import load_results as load_results
+    from dkn_engine.store.plan import Shard as Shard
+    from dkn_engine.types import Attribution as Attribution
+    from dkn_engine.types import Component as Component
+    from dkn_engine.types import Drops as Drops
+    from dkn_engine.types import Fact as Fact
+    from dkn_engine.types import FactAttribution as FactAttribution
+    from dkn_engine.types import FactResult as FactResult
 
     __version__: str
 
-_HOME = {
-    "find_dkns": "run.pipeline",
-    "iter_dkns": "run.pipeline",
-    "iter_dkns_in_workers": "run.workers.processes",
-    "iter_dkns_on_ray": "run.workers.ray",
-    "ModelSpec": "run.workers.job",
-    "Shard": "store.plan",
-    "merge": "store",
-    "load_model": "models.load",
-    "load_facts": "facts",
-    "iter_facts": "facts",
-    "attribute": "attribution",
-    "iter_attribute": "attribution",
-    "answer_probability": "degeneracy",
-    "intervene": "degeneracy",
-    "load_results": "store.load_results",
-    "read_results": "store",
-    "build_info": "run.build_info",
-    **dict.fromkeys(
-        (
-            "Config",
-            "FactsConfig",
-            "AttributionConfig",
-            "SelectionConfig",
-            "TopologyConfig",
-            "FilterConfig",
-        ),
-        "config",
+_SUBPACKAGES = ("analysis", "compat", "interchange", "topology")
+_NAMES = {
+    "run.pipeline": ("find_dkns", "iter_dkns"),
+    "run.workers.processes": ("iter_dkns_in_workers",),
+    "run.workers.ray": ("iter_dkns_on_ray",),
+    "run.workers.job": ("ModelSpec",),
+    "store.plan": ("Shard",),
+    "store": ("merge", "read_results"),
+    "models.load": ("load_model",),
+    "facts": ("load_facts", "iter_facts"),
+    "attribution": ("attribute", "iter_attribute"),
+    "degeneracy": ("answer_probability", "intervene"),
+    "store.load_results": ("load_results",),
+    "run.build_info": ("build_info",),
+    "config": (
+        *("Config", "FactsConfig", "AttributionConfig"),
+        *("SelectionConfig", "TopologyConfig", "FilterConfig"),
     ),
-    **dict.fromkeys(
-        ("Fact", "Attribution", "FactAttribution", "Component", "Drops", "FactResult"), "types"
-    ),
-    **dict.fromkeys(
-        (
-            "DknError",
-            "UserError",
-            "FactError",
-            "UnsupportedModelError",
-            "BackendError",
-            "RunDirectoryError",
-            "WorkerError",
-        ),
-        "errors",
+    "types": ("Fact", "Attribution", "FactAttribution", "Component", "Drops", "FactResult"),
+    "errors": (
+        *("DknError", "UserError", "FactError", "UnsupportedModelError"),
+        *("BackendError", "RunDirectoryError", "WorkerError"),
     ),
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = [
-    "find_dkns",
-    "iter_dkns",
-    "iter_dkns_in_workers",
-    "iter_dkns_on_ray",
-    "ModelSpec",
-    "Shard",
-    "merge",
-    "load_model",
-    "load_facts",
-    "iter_facts",
-    "attribute",
-    "iter_attribute",
-    "answer_probability",
-    "intervene",
-    "load_results",
-    "read_results",
-    "build_info",
-    "analysis",
-    "compat",
-    "interchange",
-    "topology",
-    "Config",
-    "FactsConfig",
-    "AttributionConfig",
-    "SelectionConfig",
-    "TopologyConfig",
-    "FilterConfig",
-    "Fact",
-    "Attribution",
-    "FactAttribution",
-    "Component",
-    "Drops",
-    "FactResult",
-    "DknError",
-    "UserError",
-    "FactError",
-    "UnsupportedModelError",
-    "BackendError",
-    "RunDirectoryError",
-    "WorkerError",
-]
+__all__ = [*_SUBPACKAGES, *_HOME]  # a list of the names above
 
 
 def __getattr__(name: str) -> Any:
-    if name in {"analysis", "compat", "interchange", "topology"}:
+    if name in _SUBPACKAGES:
         return importlib.import_module(f"dkn_engine.{name}")
     if name == "__version__":
         return importlib.import_module("dkn_engine.run.build_info").version()
