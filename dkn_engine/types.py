@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -219,16 +219,12 @@ class Drops:
     n_redundancy: int | None = field(default=None, metadata=_LATER_COUNT)
 
 
-def _no_neurons() -> NDArray[np.int32]:
-    return np.empty((0, 2), dtype=np.int32)
+def _array(empty: NDArray[np.generic], *columns: Column) -> Any:
+    """A field that is an empty array unless it is given."""
+    return field(default_factory=empty.copy, metadata=_kept(*columns))
 
 
-def _no_scores() -> NDArray[np.float32]:
-    return np.empty(0, dtype=np.float32)
-
-
-def _no_probabilities() -> NDArray[np.float64]:
-    return np.empty(0, dtype=np.float64)
+_NO_NEURONS = np.empty((0, 2), dtype=np.int32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,27 +259,21 @@ class Selection:
             threshold, on either side of it, in the same order.
     """
 
-    neurons: NDArray[np.int32] = field(
-        default_factory=_no_neurons,
-        metadata=_kept(
-            Column("int32", "n_neurons"),
-            Column("int32", "layer", "neurons"),
-            Column("int32", "index", "neurons"),
-        ),
+    neurons: NDArray[np.int32] = _array(
+        _NO_NEURONS,
+        Column("int32", "n_neurons"),
+        Column("int32", "layer", "neurons"),
+        Column("int32", "index", "neurons"),
     )
-    scores: NDArray[np.float32] = field(
-        default_factory=_no_scores,
-        metadata=_kept(
-            Column("float32", "score", "neurons", nullable=True),
-            Column("bool", "selected", "neurons"),
-        ),
+    scores: NDArray[np.float32] = _array(
+        np.empty(0, np.float32),
+        Column("float32", "score", "neurons", nullable=True),
+        Column("bool", "selected", "neurons"),
     )
-    borderline: NDArray[np.int32] = field(
-        default_factory=_no_neurons,
-        metadata=_kept(
-            Column("bool", "borderline", "neurons"),
-            Column("int32", "borderline_order", "neurons", nullable=True),
-        ),
+    borderline: NDArray[np.int32] = _array(
+        _NO_NEURONS,
+        Column("bool", "borderline", "neurons"),
+        Column("int32", "borderline_order", "neurons", nullable=True),
     )
 
 
@@ -326,15 +316,9 @@ class Degeneracy:
     n_paraphrases_not_known: int | None = field(default=None, metadata=_LATER_COUNT)
     n_reference: int | None = field(default=None, metadata=_LATER_COUNT)
     n_reference_packaged: int | None = field(default=None, metadata=_LATER_COUNT)
-    subset_probabilities: NDArray[np.float64] = field(
-        default_factory=_no_probabilities, metadata=_kept(Column("list<float64>"))
-    )
-    subset_masks: NDArray[np.int64] = field(
-        default_factory=lambda: np.empty(0, dtype=np.int64), metadata=_kept(Column("list<int64>"))
-    )
-    rest_suppressed: NDArray[np.float64] = field(
-        default_factory=_no_probabilities, metadata=_kept(Column("list<float64>"))
-    )
+    subset_probabilities: NDArray[np.float64] = _array(np.empty(0), Column("list<float64>"))
+    subset_masks: NDArray[np.int64] = _array(np.empty(0, np.int64), Column("list<int64>"))
+    rest_suppressed: NDArray[np.float64] = _array(np.empty(0), Column("list<float64>"))
 
     @property
     def is_degenerate(self) -> bool:
@@ -352,16 +336,13 @@ class AttributionQuality:
         path: ``"sweep"`` or ``"general"``; empty where nothing was attributed.
     """
 
-    convergence_delta: NDArray[np.float32] = field(
-        default_factory=_no_scores,
-        metadata=_kept(
-            Column("float32", "max_abs_convergence_delta"),
-            Column("float32", table="attribution"),
-        ),
+    convergence_delta: NDArray[np.float32] = _array(
+        np.empty(0, np.float32),
+        Column("float32", "max_abs_convergence_delta"),
+        Column("float32", table="attribution"),
     )
-    n_points: NDArray[np.int32] = field(
-        default_factory=lambda: np.empty(0, dtype=np.int32),
-        metadata=_kept(Column("int64", "n_points"), Column("int32", table="attribution")),
+    n_points: NDArray[np.int32] = _array(
+        np.empty(0, np.int32), Column("int64", "n_points"), Column("int32", table="attribution")
     )
     converged: bool = field(default=True, metadata=_kept(Column("bool")))
     path: str = field(default="", metadata=_TEXT)
