@@ -8,7 +8,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import nn
 
 from dkn_engine.attribution.chunk import ChunkScores, attribute_chunk
 from dkn_engine.config import AttributionConfig, FactsConfig, SelectionConfig, integer
@@ -22,7 +24,6 @@ from dkn_engine.selection import select_neurons
 from dkn_engine.types import Attribution, Fact, FactAttribution, Path
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
 Keep = Literal["all", "top", "none"]
@@ -137,8 +138,6 @@ def _stream(
     keep: Keep,
     top: SelectionConfig,
 ) -> Iterator[FactAttribution]:
-    import torch
-
     done = 0
     while chunk := list(islice(facts, FACTS_PER_CHUNK)):
         sequences = [encode(fact) for fact in chunk]

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from dkn_engine.models.layout import Layout
 from dkn_engine.neurons import as_distinct_neurons
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,8 +101,6 @@ def change(x: Tensor, edit: LayerEdit, where: Tensor | None = None) -> None:
 
     None is everywhere.
     """
-    import torch
-
     row, index = (torch.from_numpy(a).to(x.device) for a in (edit.row, edit.index))
     factor, offset = (torch.from_numpy(a).to(x) for a in (edit.factor, edit.offset))
     old = x[..., row, index]

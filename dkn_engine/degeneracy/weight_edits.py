@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
+from torch import nn
 
 from dkn_engine.degeneracy.edits import enhance, require_inside
 from dkn_engine.errors import UnsupportedModelError
@@ -15,10 +17,6 @@ from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import Layout, require_dense
 from dkn_engine.models.model_lock import locked
 from dkn_engine.models.projections import refuse_unless_run
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
 
 Which = Literal["output_weights", "input_and_output_weights"]
 
@@ -44,8 +42,6 @@ def scaled_weights(
             shares with another; or, in a forward pass of the block, a projection of these weights
             that its MLP does not run, since it may keep a copy of them.
     """
-    import torch
-
     edit = enhance(neurons, factor)
     require_inside([edit], layout)
     layers = np.unique(edit.neurons[:, 0]).tolist()
@@ -121,8 +117,6 @@ def _acting(scaling: _Scaling) -> Iterator[None]:
 @contextlib.contextmanager
 def _writing() -> Iterator[None]:
     """In which weights may be changed, also if the caller is inside torch.inference_mode."""
-    import torch
-
     with torch.inference_mode(False), torch.no_grad():
         yield
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor, nn
+
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.forward.encoding import context_length, n_tokens
 from dkn_engine.models.guest import guest
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from dkn_engine.models.layout import Layout
 
 _MOST_TOKENS = 8
@@ -31,8 +32,6 @@ def require_causal(layout: Layout) -> None:
         UnsupportedModelError: a later token changes what an earlier position gives, or the model
             puts positions of its own in front (prompt tuning).
     """
-    import torch
-
     if layout in _seen:
         return
     model = layout.model

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+
+import torch
 
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.forward.continuation import Continuation, Tokens
-
-if TYPE_CHECKING:
-    import torch
 
 
 def by_position(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
@@ -107,8 +105,6 @@ class Contexts:
 
 def build_contexts(sequences: Sequence[AnswerSequence], device: torch.device) -> Contexts:
     """Pad ``sequences`` into one batch and list their answer positions in order."""
-    import torch
-
     longest = max(len(s.ids) for s in sequences)
     padded = [s.ids + s.ids[-1:] * (longest - len(s.ids)) for s in sequences]
     rows = [
@@ -134,8 +130,6 @@ def scored_contexts(
 
     With ``masked_tokens="all"`` (see ``AttributionConfig``) each token has its own masked copies.
     """
-    import torch
-
     if masked_tokens == "prompt" and not any(s.steps for s in sequences):
         return build_contexts(sequences, device)
     parts = [

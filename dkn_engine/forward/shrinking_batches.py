@@ -6,6 +6,8 @@ import bisect
 import warnings
 from collections.abc import Callable, Sequence
 
+import torch
+
 
 def in_batches(
     n: int,
@@ -31,8 +33,6 @@ def in_batches(
     Raises:
         torch.OutOfMemoryError: one item alone does not fit.
     """
-    import torch
-
     start = 0
     while start < n:
         stop = min(start + size, n)
@@ -57,8 +57,6 @@ def in_batches(
 
 def _fits(work: Callable[[int, int], None], start: int, stop: int) -> bool:
     """Do the work, unless the device runs out of memory; one item alone must fit."""
-    import torch
-
     try:
         work(start, stop)
     except torch.OutOfMemoryError:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from torch import nn
 
 from dkn_engine.models.torch_internals import forward_hooks, own_forward
-
-if TYPE_CHECKING:
-    from torch import nn
 
 # By exact class: a subclass may compute something else. FastGELU writes sqrt(2 / pi) with ten
 # digits, which is the same in float32.
@@ -26,8 +23,6 @@ def kernel_kind(act: nn.Module) -> str | None:
 
     One with hooks or a forward of its own may compute something else than its class.
     """
-    from torch import nn
-
     if forward_hooks(act) or own_forward(act) is not None:
         return None
     if type(act) is nn.GELU:

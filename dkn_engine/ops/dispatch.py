@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+
+import torch
 
 from dkn_engine.errors import BackendError
-
-if TYPE_CHECKING:
-    import torch
 
 IMPLEMENTATIONS = ("reference", "triton", "numba")
 # The others are matrix products, which BLAS does: a loop of ours would only be slower.
@@ -66,16 +64,12 @@ def choose(
 
 
 def _loops_win(on: torch.Tensor) -> bool:
-    import torch
-
     few = torch.get_num_threads() <= _MOST_THREADS
     return few and on.dtype != torch.float64 and numba_refusal(on) is None
 
 
 def numba_refusal(on: torch.Tensor) -> str | None:
     """Why no compiled loop can work on this tensor, or None if one can; imports numba."""
-    import torch
-
     if on.device.type != "cpu":
         return f"expected tensors on the CPU; found {on.device}"
     if on.dtype not in {torch.float64, torch.float32, torch.float16, torch.bfloat16}:
@@ -91,8 +85,6 @@ def numba_refusal(on: torch.Tensor) -> str | None:
 
 def triton_refusal(on: torch.Tensor) -> str | None:
     """Why no Triton kernel can work on this tensor, or None if one can."""
-    import torch
-
     if find_spec("triton") is None:
         return "triton is not installed (pip install triton)"
     if on.dtype not in {torch.float32, torch.float16, torch.bfloat16}:
