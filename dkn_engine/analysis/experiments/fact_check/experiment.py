@@ -6,11 +6,12 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dkn_engine.analysis.config import FactCheckConfig
+from dkn_engine.analysis.config import FactCheckConfig, Form
 from dkn_engine.analysis.experiments.fact_check.asking import yes_over_no
 from dkn_engine.analysis.experiments.fact_check.detection import Reals
 from dkn_engine.analysis.experiments.fact_check.neuron_scores import (
@@ -34,7 +35,7 @@ from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.layout import Layout, find_layout
 from dkn_engine.models.tokens import mask_token_id
-from dkn_engine.statistics.table import Comparison, Row, Table, tabulate
+from dkn_engine.statistics.table import Sample, Table, tabulate
 from dkn_engine.types import Fact, FactResult, Progress
 
 if TYPE_CHECKING:
@@ -92,55 +93,38 @@ def fact_check(
         Chen et al., Cracking Factual Knowledge (arXiv 2402.13731), section 4.
     """
     settings = FactCheckConfig.of(settings, **changes)
-    queries, n_random = settings.queries, settings.n_random
     config = Config(seed=seed) if config is None else config
     facts = fact_list(facts, config.facts)
     templates = packaged_templates("ask") if settings.templates is None else settings.templates
     attribution = _attribution(config, settings.tolerance)
     layout = find_layout(model)
-    groups = neuron_groups(facts, results, layout.width, n_random=n_random, seed=seed)
+    groups = neuron_groups(facts, results, layout.width, n_random=settings.n_random, seed=seed)
     coder = _Coder(model, tokenizer, config)
-    statements, left_out = make_statements(
-        [(f, r.answer) for f, r in zip(facts, results, strict=True) if _is_asked(r)],
-        facts,
-        queries,
-        coder.usable,
-        seed=seed,
-        n_paraphrases=config.selection.n_paraphrases,
-    )
-    if not statements:
-        raise UserError(f"none of the {len(facts)} facts can be stated both true and false")
+    statements, left_out = _stated(facts, results, coder, settings.queries, seed)
     said = {s.fact_id for s in statements}
     stated = [f for f in facts if f.id in said]
     known = {g.fact.id: g for g in groups if g.fact.id in said}
     folds = deal(stated, settings.n_folds, seed)
-    sets = {
-        "golden": {i: golden_sets(g) for i, g in known.items()},
-        "practical": practical_sets(
-            stated, folds, known, settings.relation_share, layout.width, n_random, seed
-        ),
-    }
-    scores = _scores(coder, layout, statements, sets, n_random, attribution, progress)
+    n_random, share = settings.n_random, settings.relation_share
+    practical = practical_sets(stated, folds, known, share, layout.width, n_random, seed)
+    sets = {"golden": {i: golden_sets(g) for i, g in known.items()}, "practical": practical}
+    by_neurons = _scores(coder, layout, statements, sets, n_random, attribution, progress)
     asked = _asked(coder, statements, templates)
-    scores = {setting: {**by_scorer, **asked} for setting, by_scorer in scores.items()}
+    scores = {setting: by_neurons[setting] | asked for setting in SETTINGS}
     bench = Scored(statements, folds, seed)
-    measured = [
-        bench.measure(setting, form, scores[setting]) for setting in SETTINGS for form in queries
-    ]
-    others: list[Row | Comparison] = []
-    for m in measured:
-        others += [*m.rows, *m.comparisons]
+    cells = product(SETTINGS, settings.queries)
+    parts = [part for s, form in cells for part in bench.measure(s, form, scores[s])]
+    told = {
+        "templates": {name: dict(template) for name, template in templates.items()},
+        "attribution": attribution.to_dict(),
+    }
     return tabulate(
         "fact_check",
-        [s for m in measured for s in m.samples],
+        [part for part in parts if isinstance(part, Sample)],
         seed=seed,
         compared=(),
-        others=others,
-        settings=settings.to_dict()
-        | {
-            "templates": {name: dict(t) for name, t in templates.items()},
-            "attribution": attribution.to_dict(),
-        },
+        others=[part for part in parts if not isinstance(part, Sample)],
+        settings=settings.to_dict() | told,
         notes=_notes(facts, statements, left_out, known, scores),
     )
 
@@ -151,10 +135,6 @@ def _attribution(config: Config, tolerance: float) -> AttributionConfig:
     if config.attribution.quadrature != "adaptive":
         return config.attribution
     return dataclasses.replace(config.attribution, tolerance=tolerance)
-
-
-def _is_asked(result: FactResult) -> bool:
-    return result.status in {"ok", "not_known"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,6 +154,28 @@ class _Coder:
         except FactError:
             return False
         return True
+
+
+def _stated(
+    facts: Sequence[Fact],
+    results: Sequence[FactResult],
+    coder: _Coder,
+    forms: Sequence[Form],
+    seed: int,
+) -> tuple[list[Statement], Counter[str]]:
+    """The statements about the facts that could be asked, and why facts have none."""
+    asked = zip(facts, results, strict=True)
+    statements, left_out = make_statements(
+        [(fact, r.answer) for fact, r in asked if r.status in {"ok", "not_known"}],
+        facts,
+        forms,
+        coder.usable,
+        seed=seed,
+        n_paraphrases=coder.config.selection.n_paraphrases,
+    )
+    if not statements:
+        raise UserError(f"none of the {len(facts)} facts can be stated both true and false")
+    return statements, left_out
 
 
 _BySetting = Mapping[str, Mapping[str, Sets]]

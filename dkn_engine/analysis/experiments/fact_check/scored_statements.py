@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -24,15 +23,6 @@ from dkn_engine.statistics.table import Comparison, Conditions, Row, Sample
 OWN, SAME = "all", "with DKN"
 PROB, ASK = "prob", "ask "
 COMPARED = ("Rnd", "N", PROB)
-
-
-@dataclass(frozen=True, eq=False)
-class Figures:
-    """Parts of a table."""
-
-    samples: list[Sample]
-    rows: list[Row]
-    comparisons: list[Comparison]
 
 
 class Scored:
@@ -58,31 +48,30 @@ class Scored:
         self.label = np.array([s.is_true for s in statements])
         self.fold = np.array([folds[s.fact_id] for s in statements])
 
-    def measure(self, setting: str, form: str, scorers: Mapping[str, Reals]) -> Figures:
+    def measure(
+        self, setting: str, form: str, scorers: Mapping[str, Reals]
+    ) -> Iterator[Sample | Row | Comparison]:
+        """The parts of the table about one setting and form of statements."""
         under = (("setting", setting), ("query", form))
-        found = Figures([], [], [])
         usable = {name: self._usable(scores, form) for name, scores in scorers.items()}
         for facts in (OWN, SAME):
             conditions = (*under, ("facts", facts))
             for name, scores in scorers.items():
                 where = usable[name] & usable["D"] if facts == SAME else usable[name]
                 if where.any():
-                    found.rows.extend(self._rows(name, scores, where, conditions))
+                    yield from self._rows(name, scores, where, conditions)
                 if facts == OWN:
-                    found.samples.extend(self._ranked(name, scores, where, conditions))
+                    yield from self._ranked(name, scores, where, conditions)
         for against in COMPARED:
             where = usable["D"] & usable[against]
             if where.any():
                 first, second = (self._auroc(scorers[n], where) for n in ("D", against))
-                found.comparisons.append(
-                    Comparison.of(
-                        "auroc",
-                        ("D", against),
-                        (*under, ("facts", SAME)),
-                        *difference_estimate(first, second, seed=self.seed),
-                    )
+                yield Comparison.of(
+                    "auroc",
+                    ("D", against),
+                    (*under, ("facts", SAME)),
+                    *difference_estimate(first, second, seed=self.seed),
                 )
-        return found
 
     def _usable(self, scores: Reals, form: str) -> Bools:
         """Statements of the form whose facts have a score for each of them."""
