@@ -19,7 +19,6 @@ from dkn_engine.analysis.experiments.robustness.queries import (
     columns,
 )
 from dkn_engine.analysis.experiments.robustness.treatments import (
-    Outcome,
     Treatment,
     Trial,
     treatments,
@@ -113,8 +112,7 @@ def robustness(
         sequences, backend = [q.sequence for q in queries], config.attribution.backend
         trial = Trial(model, layout, sequences, sets, means, backend=backend, warn=i == 0)
         for treatment in todo:
-            after = trial.outcome(treatment)
-            samples += _samples(one.fact.id, queries, names, trial.clean, after, treatment)
+            samples += _samples(one.fact.id, queries, names, trial, treatment)
         samples += _sizes(one)
         wrong += (~trial.clean.exact[0, columns(queries).get(PERTURBED, [])]).tolist()
         if progress is not None:
@@ -183,10 +181,10 @@ def _samples(
     fact_id: str,
     queries: Sequence[Query],
     names: Sequence[str],
-    clean: Outcome,
-    after: Outcome,
+    trial: Trial,
     treatment: Treatment,
 ) -> Iterator[Sample]:
+    clean, after = trial.clean, trial.outcome(treatment)
     before = clean.probability[0]
     for kind, at in columns(queries).items():
         conditions = (*treatment.conditions, ("query", kind))
