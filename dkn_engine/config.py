@@ -53,7 +53,7 @@ class Section:
         for f in dataclasses.fields(self):
             value, least = getattr(self, f.name), f.metadata.get("least")
             fitted = _fit(value, hints[f.name])
-            if fitted is _UNFIT or (least is not None and fitted is not None and fitted < least):
+            if fitted is _UNFIT or (least is not None and type(fitted) is int and fitted < least):
                 expected = " or ".join(_words(kind, least) for kind in _kinds(hints[f.name]))
                 raise UserError(f"{f.name} must be {expected}; got {_item(value)!r}")
             object.__setattr__(self, f.name, fitted)
@@ -77,7 +77,7 @@ class Section:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dict of JSON's values, as written to a manifest."""
-        plain: dict[str, Any] = _plain(self)
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return plain
 
     @classmethod
@@ -107,14 +107,6 @@ class Section:
             return cls(**values)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Section):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _item(value: Any) -> Any:
@@ -257,17 +249,16 @@ class AttributionConfig(Section):
     ] = "adaptive"
     tolerance: float = 1e-3
     n_steps: int | None = None
-    max_points: int = 512
+    max_points: int = count(512, least=7)
     answer_tokens: Literal["mean", "sum", "first"] = "mean"
     objective: Literal["probability", "log_probability"] = "probability"
     multiply_by: Literal["delta", "activation", "first_activation"] = "delta"
-    rows_per_batch: int | Literal["auto"] = "auto"
+    rows_per_batch: int | Literal["auto"] = count("auto")
     backend: Backend = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("tolerance", 0 < self.tolerance < 1, "between 0 and 1")
-        self._require("max_points", self.max_points >= 7, "at least 7")
         if self.quadrature == "adaptive":
             self._require("n_steps", self.n_steps is None, "None with quadrature='adaptive'")
         else:
@@ -279,9 +270,6 @@ class AttributionConfig(Section):
         self._require("mask_token", ok, f"'auto' with baseline={self.baseline!r}")
         ok = self.max_masked is None or (self.baseline == "masked" and self.max_masked >= 1)
         self._require("max_masked", ok, "none, or at least 1 with baseline='masked'")
-        rows = self.rows_per_batch
-        ok = rows == "auto" or (isinstance(rows, int) and rows >= 1)
-        self._require("rows_per_batch", ok, "'auto' or a positive integer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,20 +286,17 @@ class SelectionConfig(Section):
 
     method: Literal["threshold", "top_k", "percentile"] = "threshold"
     threshold: float = 0.1
-    top_k: int = 100
+    top_k: int = count(100)
     percentile: float = 99.8
-    n_paraphrases: int = 0
+    n_paraphrases: int = count(0, least=0)
     paraphrase_share: float = 0.5
-    max_neurons: int = 2000
+    max_neurons: int = count(2000)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("threshold", 0 <= self.threshold < 1, "in [0, 1)")
-        self._require("top_k", self.top_k >= 1, "at least 1")
         self._require("percentile", 0 <= self.percentile < 100, "in [0, 100)")
-        self._require("n_paraphrases", self.n_paraphrases >= 0, "0 or more")
         self._require("paraphrase_share", 0 <= self.paraphrase_share < 1, "in [0, 1)")
-        self._require("max_neurons", self.max_neurons >= 1, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,8 +328,8 @@ class TopologyConfig(Section):
     direction: Literal["forward", "reversed"] = "forward"
     clustering: Literal["ntc", "released"] = "ntc"
     spans: Literal["shortest_path", "released"] = "shortest_path"
-    max_span: int | None = None
-    min_component_size: int = 2
+    max_span: int | None = count(None)
+    min_component_size: int = count(2)
     condense: bool = True
     end: Literal["largest_merge", "radius", "quantile"] = "quantile"
     end_value: float | None = 0.6
@@ -353,12 +338,10 @@ class TopologyConfig(Section):
     allow_root: bool = True
     select: Literal["persistence", "leaf", "root"] = "leaf"
     scale: Literal["linear", "log"] = "linear"
-    max_candidates: int = 8
+    max_candidates: int = count(8)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("min_component_size", self.min_component_size >= 1, "at least 1")
-        self._require("max_candidates", self.max_candidates >= 1, "at least 1")
         self._require("min_persistence", self.min_persistence >= 0, "0 or more")
         if self.end == "largest_merge":
             self._require("end_value", self.end_value is None, "None with end='largest_merge'")
@@ -368,8 +351,6 @@ class TopologyConfig(Section):
         else:
             ok = self.end_value is not None and 0 < self.end_value <= 1
             self._require("end_value", ok, "in (0, 1] with end='quantile'")
-        if self.max_span is not None:
-            self._require("max_span", self.max_span >= 1, "None or at least 1")
 
 
 # No settings: families of more members are controlled on a sample of so many of their subsets.
@@ -410,11 +391,11 @@ class FilterConfig(Section):
     require_rank_1: bool = True
     min_probability: float = 0.05
     exact_limit: int = 12
-    n_samples: int = 4096
+    n_samples: int = count(4096, least=0)
     suppress_value: Literal["zero", "mean"] = "zero"
     positions: Positions = "answer"
-    n_random: int = 20
-    n_unrelated: int = 3
+    n_random: int = count(20, least=0)
+    n_unrelated: int = count(3, least=0)
     fill_reference: bool = True
 
     def __post_init__(self) -> None:
@@ -422,8 +403,6 @@ class FilterConfig(Section):
         for name in ("min_alone", "max_none", "released_max_drop", "min_probability"):
             self._require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
         self._require("exact_limit", 1 <= self.exact_limit <= 20, "from 1 to 20")
-        for name in ("n_samples", "n_random", "n_unrelated"):
-            self._require(name, getattr(self, name) >= 0, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -441,12 +420,8 @@ class Config(Section):
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     topology: TopologyConfig = field(default_factory=TopologyConfig)
     filter: FilterConfig = field(default_factory=FilterConfig)
-    facts_per_chunk: int = 8
+    facts_per_chunk: int = count(8)
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("facts_per_chunk", self.facts_per_chunk >= 1, "at least 1")
 
     @classmethod
     def paper(cls) -> Config:

@@ -680,7 +680,7 @@ CASES: tuple[Case, ...] = (
         "config",
         "zero facts a chunk",
         ("a.json", b'{"facts_per_chunk": 0}'),
-        "{folder}/a.json: config: facts_per_chunk must be at least 1; got 0",
+        "{folder}/a.json: config: facts_per_chunk must be an integer of at least 1; got 0",
     ),
     Case(
         "config",
