@@ -40,7 +40,7 @@ def test_numbers_of_numpy_are_plain_numbers(integer: Any, real: Any) -> None:
     [
         ({"seed": np.float64(1)}, "seed must be an integer; got 1.0"),
         ({"seed": np.bool_(1)}, "seed must be an integer; got True"),
-        ({"facts_per_chunk": np.int64(0)}, "must be an integer of at least 1; got 0"),
+        (
             {"facts_per_chunk": np.int64(0)},
             "facts_per_chunk must be an integer of at least 1; got 0",
         ),
