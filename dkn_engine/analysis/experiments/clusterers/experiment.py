@@ -28,7 +28,8 @@ from dkn_engine.models.layout import Layout, find_layout
 from dkn_engine.run.pipeline import iter_dkns
 from dkn_engine.run.stages import filling_facts
 from dkn_engine.seeds import generator
-from dkn_engine.statistics.intervals import FEWEST, Estimate, mean_estimate, wilson_share
+from dkn_engine.statistics.intervals import FEWEST, Estimate, mean_estimate
+from dkn_engine.statistics.table import estimate
 from dkn_engine.topology.other_clusterers import CLUSTERERS, Located, cluster
 from dkn_engine.types import Component, Fact, FactResult, Progress
 
@@ -388,15 +389,12 @@ def _summary(name: str, measured: Sequence[Measurement]) -> MethodSummary:
     def mean(field: str) -> Estimate:
         return mean_estimate(getattr(m, field) for m in measured)
 
-    hits = sum(m.degenerate for m in measured)
-    # Of several draws a share of a fact can be degenerate; then it is no count.
-    whole = all(m.degenerate in {0.0, 1.0} for m in measured)
     return MethodSummary(
         method=name,
         control=name == "random",
         n_facts=len(measured),
         n_with_two=sum(m.n_components >= 2 for m in measured),
-        degenerate=wilson_share(int(hits), len(measured)) if whole else mean("degenerate"),
+        degenerate=estimate(m.degenerate for m in measured),
         components=mean("n_components"),
         neurons=mean("n_neurons"),
         partial_drop=mean("partial_drop"),
@@ -414,10 +412,9 @@ def _difference(
     by_fact: dict[str, Measurement],
     basis: dict[str, Measurement],
 ) -> Difference:
-    estimate = mean_estimate(
+    difference = mean_estimate(
         getattr(m, figure) - getattr(basis[fact], figure) for fact, m in by_fact.items()
     )
-    enough = estimate.n >= FEWEST
-    low, high = estimate.bounds
-    outside = low > 0 or high < 0
-    return Difference(name, figure, estimate, enough, enough and outside)
+    enough = difference.n >= FEWEST
+    low, high = difference.bounds
+    return Difference(name, figure, difference, enough, enough and (low > 0 or high < 0))

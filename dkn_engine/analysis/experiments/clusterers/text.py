@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -29,17 +30,6 @@ ROW_COLUMNS = (
     "median",
     "control",
     "larger_than_interval",
-)
-_FIELDS = (
-    "degenerate",
-    "components",
-    "neurons",
-    "partial_drop",
-    "full_drop",
-    "gap",
-    "redundancy",
-    "dkn_partial_drop",
-    "dkn_full_drop",
 )
 
 
@@ -155,8 +145,9 @@ def rows(comparison: ClustererComparison) -> Iterator[tuple[object, ...]]:
     for m in comparison.methods:
         two = m.n_with_two / m.n_facts
         yield (m.method, "two_or_more", m.n_facts, f"{two:.4f}", "", "", "", m.control, "")
-        for name in _FIELDS:
-            yield (m.method, name, *_values(getattr(m, name)), m.control, "")
+        for field in dataclasses.fields(m):
+            if isinstance(shown := getattr(m, field.name), Estimate):
+                yield (m.method, field.name, *_values(shown), m.control, "")
     for d in comparison.differences:
         figure = f"{d.figure}_minus_ntc"
         yield (
