@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dkn_engine.errors import UserError
-from dkn_engine.neurons import random_sets, sort_neurons
+from dkn_engine.neurons import random_sets, sort_neurons, union
 from dkn_engine.seeds import generator
 from dkn_engine.types import Fact, FactResult
 
@@ -86,12 +86,16 @@ def _first_apart(ids: Sequence[str], found: Sequence[str]) -> str:
 
 
 def _groups(fact: Fact, result: FactResult, width: int, n_random: int, seed: int) -> NeuronGroups:
-    empty = np.empty((0, 2), dtype=np.int32)
-    d = sort_neurons(np.concatenate([empty, *(result.components[i].neurons for i in result.dkn)]))
+    d = dkn_neurons(result)
     rng = generator(seed, "groups", fact.id)
     draws = range(n_random) if len(d) else ()
     rnd = tuple(sort_neurons(random_sets([d], result.neurons, width, rng)[0]) for _ in draws)
     return NeuronGroups(fact, result, d, sort_neurons(result.neurons), rnd)
+
+
+def dkn_neurons(result: FactResult) -> NDArray[np.int32]:
+    """Neurons of the DKN's components, int32 ``[n, 2]``, sorted; empty without a DKN."""
+    return union([result.components[i].neurons for i in result.dkn])
 
 
 def with_dkn(groups: Sequence[NeuronGroups]) -> Iterator[NeuronGroups]:

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dkn_engine.analysis.config import SharingConfig
-from dkn_engine.analysis.neuron_groups import require_results_of
+from dkn_engine.analysis.neuron_groups import dkn_neurons, require_results_of
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.models.layout import find_layout
-from dkn_engine.neurons import random_sets, union
+from dkn_engine.neurons import random_sets
 from dkn_engine.seeds import generator
 from dkn_engine.statistics.table import COMPARED, Conditions, Sample, Table, tabulate
 from dkn_engine.types import Fact, FactResult, Progress
@@ -120,7 +120,7 @@ def component_sharing(
     known = [(f, r) for f, r in zip(facts, results, strict=True) if r.status == "ok"]
     owners = {
         "N": _Owners([r.neurons for _, r in known], width),
-        "D": _Owners([_dkn_neurons(r) for _, r in known], width),
+        "D": _Owners([dkn_neurons(r) for _, r in known], width),
     }
     found: list[Sharing] = []
     for i, (_, result) in enumerate(known):
@@ -204,10 +204,6 @@ class _Owners:
         hits, pairs = (np.bincount(of, x, minlength=len(sets)) for x in (owned > 0, owned))
         with np.errstate(invalid="ignore"):
             return np.stack([hits / sizes, pairs / sizes / n_others])
-
-
-def _dkn_neurons(result: FactResult) -> NDArray[np.int32]:
-    return union([result.components[i].neurons for i in result.dkn])
 
 
 def _others(facts: Sequence[Fact], i: int) -> dict[str, NDArray[np.bool_]]:
