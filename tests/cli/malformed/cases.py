@@ -566,13 +566,13 @@ CASES: tuple[Case, ...] = (
         "config",
         "true for an integer",
         ("a.toml", b"[selection]\ntop_k = true"),
-        "{folder}/a.toml: config.selection: top_k must be an integer; got True",
+        "{folder}/a.toml: config.selection: top_k must be an integer of at least 1; got True",
     ),
     Case(
         "config",
         "a fraction for an integer",
         ("a.toml", b"[filter]\nn_random = 2.5"),
-        "{folder}/a.toml: config.filter: n_random must be an integer; got 2.5",
+        "{folder}/a.toml: config.filter: n_random must be an integer of at least 0; got 2.5",
     ),
     Case(
         "config",
@@ -662,7 +662,7 @@ CASES: tuple[Case, ...] = (
         "config",
         "true for rows",
         ("a.json", b'{"attribution": {"rows_per_batch": true}}'),
-        "{folder}/a.json: config.attribution: rows_per_batch must be an integer or 'auto'; got True",
+        "{folder}/a.json: config.attribution: rows_per_batch must be an integer of at least 1 or 'auto'; got True",
     ),
     Case(
         "config",
