@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,7 @@ import numpy as np
 
 from dkn_engine.analysis.config import ComplexityConfig
 from dkn_engine.analysis.experiments.complexity.long_forms import known_forms, long_form
-from dkn_engine.analysis.experiments.complexity.text_complexity import (
-    TextComplexity,
-    text_complexity,
-)
+from dkn_engine.analysis.experiments.complexity.text_complexity import text_complexity
 from dkn_engine.analysis.neuron_groups import require_results_of
 from dkn_engine.config import Config, FactsConfig
 from dkn_engine.errors import FactError, UserError
@@ -80,15 +78,15 @@ def complexity(
     texts = {SHORT: usable, **{f: _rewritten(tokenizer, usable, f, seed) for f in forms}}
     found = {f: [r for r in results if r.status in USABLE] if f == SHORT else [] for f in texts}
     total = sum(len(texts[f]) for f in forms)
-    for done, form in zip(_starts(texts, forms), forms, strict=True):
+    starts = accumulate((len(texts[f]) for f in forms), initial=0)
+    for done, form in zip(starts, forms, strict=False):
         tell = None if progress is None else _shifted(progress, done, total)
         folder = None if out is None else local_path(out) / form
         if texts[form]:
             found[form] = find_dkns(model, tokenizer, texts[form], config, folder, progress=tell)
     samples: list[Sample] = []
     for form in texts:
-        measured = _texts(model, tokenizer, texts[form], config.facts)
-        samples += text_samples(form, measured)
+        samples += _text_samples(model, tokenizer, form, texts[form], config.facts)
         samples += degeneracy_samples(form, "form", found[form])
     counts = {f: _counts(found[f], len(usable)) for f in texts}
     return tabulate(
@@ -158,27 +156,21 @@ def _candidate_drops(r: FactResult) -> dict[str, float]:
     return {n: math.nan if whole is None else getattr(whole, n) for n in names}
 
 
-def text_samples(group: str, texts: Mapping[str, TextComplexity]) -> Iterator[Sample]:
-    """Length and surprisal of prompts by fact id."""
-    for unit, text in texts.items():
-        yield Sample(unit, group, "prompt_tokens", text.n_tokens)
-        yield Sample(unit, group, "surprisal", text.surprisal)
-
-
-def _texts(
+def _text_samples(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
+    form: str,
     facts: Sequence[Fact],
     config: FactsConfig,
-) -> dict[str, TextComplexity]:
-    """Of the facts that can be encoded."""
-    found = {}
+) -> Iterator[Sample]:
+    """Length and surprisal of the prompts of the facts that can be encoded."""
     for fact in facts:
         try:
-            found[fact.id] = text_complexity(model, tokenizer, fact, config)
+            text = text_complexity(model, tokenizer, fact, config)
         except FactError:  # It is counted as unusable.
             continue
-    return found
+        yield Sample(fact.id, form, "prompt_tokens", text.n_tokens)
+        yield Sample(fact.id, form, "surprisal", text.surprisal)
 
 
 def _rewritten(
@@ -197,11 +189,6 @@ def _require_forms(forms: Sequence[str]) -> None:
             raise UserError(f"forms must be among {', '.join(known_forms())}; got {form!r}")
     if not forms or len(set(forms)) < len(forms):
         raise UserError(f"forms must name at least one form, each once; got {list(forms)}")
-
-
-def _starts(texts: Mapping[str, Sequence[Fact]], forms: Sequence[str]) -> list[int]:
-    """How many facts come before each form's."""
-    return [sum(len(texts[f]) for f in forms[:i]) for i in range(len(forms))]
 
 
 def _shifted(progress: Progress, before: int, total: int) -> Progress:
