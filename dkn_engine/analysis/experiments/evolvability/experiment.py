@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from dkn_engine.analysis.config import EvolvabilityConfig
 from dkn_engine.analysis.experiments.evolvability.answers import read_answers
 from dkn_engine.analysis.experiments.evolvability.changed_neurons import overlap_rows, targets
-from dkn_engine.analysis.experiments.evolvability.finetune import finetuned
+from dkn_engine.analysis.experiments.evolvability.finetune import FineTuning, finetuned
 from dkn_engine.analysis.experiments.evolvability.learning_rate import best_rate, loss_by_rate
 from dkn_engine.analysis.experiments.evolvability.rephrase import rephrase
 from dkn_engine.analysis.experiments.evolvability.trainable import Trainable
@@ -88,8 +89,7 @@ def evolvability(
     groups = neuron_groups(fact_list(facts), results, layout.width, n_random=0, seed=seed)
     if not groups:
         raise UserError("results must hold a fact that the model knows; got none")
-    chosen = fact_list("demo-new" if new_facts is None else new_facts)
-    asked = _Asked(model, tokenizer, chosen, [g.fact for g in groups], settings.n_rephrased)
+    asked = _Asked(model, tokenizer, new_facts, [g.fact for g in groups], settings.n_rephrased)
     sets = _sets(groups, layout.width, settings.n_random, seed)
     trainer = _Trainer(
         model,
@@ -99,18 +99,13 @@ def evolvability(
         _Steps(len(sets.trained) * settings.steps + _steps_to_choose(settings, sets), progress),
     )
     rates, losses = _choose_rates(settings, trainer, sets)
-    answers = {"none": asked.ask(model)}
-    change_by_set, taken = {}, {}
+    answers, change_by_set, taken = {"none": asked.ask(model)}, {}, {}
     for name, trainable in sets.trained.items():
-        rate = rates[_kind(name)]
         where = None if checkpoint is None else local_path(checkpoint) / name.replace(" ", "-")
-        with trainer.trained(
-            trainable, steps=settings.steps, lr=rate, checkpoint=where
-        ) as training:
+        with trainer.trained(trainable, settings.steps, rates[_kind(name)], where) as training:
             answers[name], taken[name] = asked.ask(model), len(training.losses)
             if isinstance(trainable, str):
                 change_by_set[name] = training.neuron_change()
-    rows, comparisons = _overlaps(sets, change_by_set, settings)
     told = settings.to_dict() | {
         "lr": rates,
         "loss_by_rate": losses,
@@ -122,7 +117,7 @@ def evolvability(
         "evolvability",
         _samples(answers, sets),
         seed=seed,
-        others=(*rows, *comparisons),
+        others=_overlaps(sets, change_by_set, settings),
         settings=told,
         notes=_notes(sets, asked, settings.n_random),
     )
@@ -138,10 +133,11 @@ class _Asked:
         self,
         model: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
-        new: Sequence[Fact],
+        new_facts: Facts | None,
         old: Sequence[Fact],
         n_rephrased: int,
     ) -> None:
+        new = fact_list("demo-new" if new_facts is None else new_facts)
         _require_distinct(new)
         self._model, self._tokenizer = model, tokenizer
         asked = [self._encode(f, f.prompt) for f in new]
@@ -283,16 +279,20 @@ class _Trainer:
     common: Mapping[str, Any]
     progress: _Steps
 
-    def trained(self, trainable: Trainable, **how: Any) -> Any:
+    def trained(
+        self, trainable: Trainable, steps: int, lr: float, checkpoint: Path | None
+    ) -> AbstractContextManager[FineTuning]:
         """See :func:`dkn_engine.analysis.experiments.evolvability.finetune.finetuned`."""
         return finetuned(
             self.model,
             self.tokenizer,
             self.facts,
             trainable,
+            steps=steps,
+            lr=lr,
+            checkpoint=checkpoint,
             progress=self.progress,
             **self.common,
-            **how,
         )
 
 
@@ -353,16 +353,13 @@ def _overlaps(
     sets: _Sets,
     changes: Mapping[str, NDArray[np.float64]],
     settings: EvolvabilityConfig,
-) -> tuple[list[Row], list[Comparison]]:
-    rows: list[Row] = []
-    comparisons: list[Comparison] = []
+) -> Iterator[Row | Comparison]:
+    """Shares of the compared sets among the neurons that each training changed most."""
     for trained, change in changes.items():
         for name, target in targets(change, sets.compared, settings.shares, settings.threshold):
             where = (("trained", trained), ("changed", name))
-            more, compared = overlap_rows(sets.compared, sets.draws, target, where)
-            rows += more
-            comparisons += compared
-    return rows, comparisons
+            for parts in overlap_rows(sets.compared, sets.draws, target, where):
+                yield from parts
 
 
 def _notes(sets: _Sets, asked: _Asked, n_random: int) -> Iterator[str]:
