@@ -322,7 +322,7 @@ def test_other_settings_in_the_same_directory_are_refused_before_the_model_is_lo
         (["--set", "attribution=3"], "unknown key 'attribution'"),
         (["--set", "attribution.tolerance=2"], "tolerance must be between 0 and 1; got 2.0"),
         (["--set", "attribution.tolerance=high"], "must be a number; got 'high'"),
-        (["--set", "selection.top_k=2.5"], "must be an integer of at least 1; got 2.5"),
+        (["--set", "selection.top_k=2.5"], "must be an integer; got 2.5"),
         (["--set", "topology.condense=3"], "must be true or false; got 3"),
         (["--set", "attribution.site=mid"], "site must be one of 'post', 'pre'"),
         (["--colour"], "unrecognized arguments: --colour"),
