@@ -124,6 +124,40 @@ def test_the_root_holds_the_rooms_and_few_modules() -> None:
     assert len(list(PACKAGE.glob("*.py"))) <= 8
 
 
+# Public verbs, whose settings are sections; captum's own signature; the contract of a kernel.
+WIDE = {"answer_probability", "complexity", "evolvability", "attribute", "prefix_attention"}
+
+
+def outsized(path: Path) -> list[str]:
+    """Functions of more than 50 lines beside their docstring, or of more than 8 parameters."""
+    wrong = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        first, last = node.body[0], node.end_lineno or node.lineno
+        said = ast.get_docstring(node) is not None
+        doc = (first.end_lineno or first.lineno) - first.lineno + 1 if said else 0
+        arguments = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+        n_given = len([a for a in arguments if a.arg not in {"self", "cls"}])
+        if last - node.lineno + 1 - doc > 50 or (n_given > 8 and node.name not in WIDE):
+            wrong.append(f"{path.name}:{node.lineno} {node.name}")
+    return wrong
+
+
+def test_functions_fit_a_screen() -> None:
+    """Kernels take pointers and strides one by one, and are the loops that they are."""
+    paths = [p for p in PACKAGE.rglob("*.py") if p.name != "triton.py" and "_numba" not in p.parts]
+    assert [name for path in paths for name in outsized(path)] == []
+
+
+def test_functions_that_do_not_fit_are_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "long.py"
+    path.write_text(
+        "def long():\n" + "    pass\n" * 50 + "def wide(a, b, c, d, e, f, g, h, *, i): ..."
+    )
+    assert outsized(path) == ["long.py:1 long", "long.py:52 wide"]
+
+
 @pytest.fixture
 def broken(tmp_path: Path) -> Path:
     """A package with an arrow up, lazily; a cycle, for types alone; and a hidden module."""
