@@ -44,7 +44,7 @@ def test_no_two_draws_share_a_name() -> None:
     """Two that did would draw the same numbers, and one more draw of either would tell."""
     names: dict[tuple[object, ...], str] = {}
     for file, name, call in calls():
-        if name not in {"generator", "_draws"}:
+        if name not in {"generator", "draws"}:
             continue
         written = tuple(a.value for a in call.args if isinstance(a, ast.Constant))
         if written:  # The others take their name as an argument.

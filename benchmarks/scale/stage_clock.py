@@ -19,12 +19,7 @@ BEGINNINGS = {
         "dkn_engine.degeneracy.controls:lattice_of",
         "dkn_engine.degeneracy.functional_filter:_rest",
     ],
-    "controls": [
-        "dkn_engine.degeneracy.controls:random_control",
-        "dkn_engine.degeneracy.functional_filter:_on_paraphrases",
-        "dkn_engine.degeneracy.functional_filter:_on_unrelated",
-        "dkn_engine.degeneracy.functional_filter:_with_means",
-    ],
+    "controls": ["dkn_engine.degeneracy.functional_filter:_controls"],
 }
 # Parts that cut across the stages: the head under edits, and Python's bookkeeping.
 PARTS = {

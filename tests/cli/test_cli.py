@@ -480,7 +480,7 @@ def test_report_repeats_the_table_and_rewrites_the_summary(
     written = {name: (run / name).read_text() for name in ("summary.md", "summary.json")}
     (run / "summary.md").unlink()
     assert cli.main(["report", str(run), "--all"]) == 0
-    tail = "\nFiles in "  # where the two are elsewhere
+    tail = "\nFiles in"  # where the two are elsewhere
     assert capsys.readouterr().out.partition(tail)[0] == given.out.partition(tail)[0]
     assert {name: (run / name).read_text() for name in written} == written
     assert cli.main(["report", str(run), "--json"]) == 0
