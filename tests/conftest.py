@@ -25,3 +25,11 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _still_one_thread() -> Iterator[None]:
+    """A test that leaves torch another number, by which later ones would round, fails itself."""
+    yield
+    torch = sys.modules.get("torch")
+    assert torch is None or torch.get_num_threads() == 1

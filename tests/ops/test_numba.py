@@ -355,9 +355,12 @@ def test_a_whole_attribution_equals_the_reference(
     assert np.abs(found.convergence_delta - expected.convergence_delta).max() <= 1e-6
 
 
-def test_the_model_the_threads_and_numba_are_left_as_they_were() -> None:
+def test_the_model_the_threads_and_numba_are_left_as_they_were(
+    n_threads: Callable[[int], None],
+) -> None:
     import numba
 
+    n_threads(1)  # and back at the end: numba, asked for its threads, gives OpenMP all cores
     model = mixed_model("llama")
     numba.set_num_threads(1)
     before = (state(model), numba.get_num_threads(), dict(vars(numba.config)))
