@@ -27,8 +27,8 @@ from scipy.spatial.distance import pdist, squareform
 from benchmarks.rows import Row, row, timed, write
 from dkn_engine import topology
 from dkn_engine.config import Config
-from dkn_engine.topology import oracle as reference
 from dkn_engine.topology import released
+from tests.support import topology_oracle as reference
 
 REPEATS = 9
 SCIPY = f"scipy {scipy.__version__}"

@@ -12,7 +12,7 @@ from dkn_engine import topology
 from dkn_engine.config import TopologyConfig
 from dkn_engine.topology import ComponentForest, released
 from dkn_engine.topology import candidate_components as selection
-from dkn_engine.topology import oracle as reference
+from tests.support import topology_oracle as reference
 from tests.support.graphs import MakeGraph, normal_graph, tied_distances, tied_graph
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from dkn_engine import topology
 from dkn_engine.topology import ComponentForest, MergeTree
-from dkn_engine.topology import oracle as reference
+from tests.support import topology_oracle as reference
 from tests.support.graphs import MakeGraph, normal_graph, tied_distances, tied_graph
 
 INF = np.inf

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dkn_engine import topology
-from dkn_engine.topology import oracle as reference
+from tests.support import topology_oracle as reference
 from tests.support.graphs import LayerGraph, normal_graph, tied_graph
 
 

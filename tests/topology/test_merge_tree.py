@@ -12,7 +12,7 @@ from scipy.spatial.distance import squareform
 
 from dkn_engine import _native, topology
 from dkn_engine.topology import MergeTree
-from dkn_engine.topology import oracle as reference
+from tests.support import topology_oracle as reference
 from tests.support.graphs import MakeGraph, normal_graph, partition, tied_distances, tied_graph
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dkn_engine import topology
 from dkn_engine.topology import MergeTree
-from dkn_engine.topology import oracle as reference
+from tests.support import topology_oracle as reference
 from tests.support.graphs import LayerGraph
 
 

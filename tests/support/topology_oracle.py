@@ -1,4 +1,4 @@
-"""Plain oracles of the topology: loops over definitions, for small inputs and for tests."""
+"""Plain oracles of the topology: loops over definitions, for small inputs."""
 
 from __future__ import annotations
 
