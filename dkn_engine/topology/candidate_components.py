@@ -106,10 +106,10 @@ def select(
     """
     if method == "root":
         return _topmost(forest, eligible)
-    if method == "leaf":
-        return [int(c) for c in np.flatnonzero(eligible & ~_above(forest, eligible))]
     weights = forest.persistence
-    if scale == "log":
+    if method == "leaf":  # Parents come later, so that no component outweighs one below it.
+        weights = np.arange(len(eligible), 0.0, -1.0)
+    elif scale == "log":
         with np.errstate(divide="ignore", invalid="ignore"):
             weights = np.log(forest.deaths) - np.log(forest.births)
     return _topmost(forest, _best(forest, eligible, weights))
@@ -127,15 +127,6 @@ def _best(
         if parent >= 0:
             below[parent].append(float(weights[c]) if takes[c] else total)
     return takes
-
-
-def _above(forest: ComponentForest, marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Components with a marked one somewhere below."""
-    above = np.zeros(len(marked), dtype=bool)
-    for c, parent in enumerate(forest.parents):
-        if parent >= 0 and (marked[c] or above[c]):
-            above[parent] = True
-    return above
 
 
 def _topmost(forest: ComponentForest, marked: NDArray[np.bool_]) -> list[int]:
