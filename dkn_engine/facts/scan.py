@@ -40,7 +40,7 @@ class FactFile:
     problems: list[FactProblem] = field(default_factory=list, compare=False)
 
     def __iter__(self) -> Iterator[Fact]:
-        return self.read(_Discarded())
+        return self.read([])
 
     def read(self, problems: list[FactProblem]) -> Iterator[Fact]:
         """The facts; what the loader leaves out goes to ``problems``.
@@ -130,13 +130,6 @@ def pick(facts: Iterable[Fact], indices: Iterable[int]) -> tuple[Fact, ...]:
     first_ones = itertools.islice(facts, max(wanted, default=-1) + 1)
     found = {i: fact for i, fact in enumerate(first_ones) if i in chosen}
     return tuple(found[i] for i in wanted if i in found)
-
-
-class _Discarded(list["FactProblem"]):
-    """Takes problems that an earlier pass has already told."""
-
-    def append(self, item: FactProblem, /) -> None:
-        pass
 
 
 def _windows(facts: Iterable[Fact], size: int) -> Iterator[list[Fact]]:
