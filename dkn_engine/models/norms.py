@@ -33,51 +33,40 @@ def norms_in_front(
     """
     import torch
 
-    found: list[tuple[str, nn.Module] | None] = [None] * len(layers)
+    found: dict[int, tuple[str, nn.Module]] = {}
     ids = torch.arange(_N_TOKENS, device=next(model.parameters()).device)[None]
-    with guest(model, grad=False), hooks(_watch(layers, found)):
+    handles = [h for i, (layer, gate) in enumerate(layers) for h in _watch(layer, gate, found, i)]
+    with guest(model, grad=False), hooks(handles):
         model(input_ids=ids, use_cache=False)
-    return tuple(found)
+    return tuple(found.get(i) for i in range(len(layers)))
 
 
 def _watch(
-    layers: Sequence[tuple[nn.Module, nn.Module]], found: list[tuple[str, nn.Module] | None]
-) -> list[Any]:
-    """Handles of hooks that fill ``found`` in a forward pass."""
-    handles = []
-    for i, (layer, gate) in enumerate(layers):
-        ended: list[tuple[str, nn.Module, Tensor]] = []
-        for path, module in layer.named_modules():
-            if path:
-                handles.append(module.register_forward_hook(partial(_keep, ended, path)))
-        handles.append(gate.register_forward_pre_hook(partial(_look_up, ended, found, i)))
-    return handles
-
-
-def _keep(
-    ended: list[tuple[str, nn.Module, Tensor]], path: str, module: nn.Module, _: Any, output: Any
-) -> None:
+    layer: nn.Module, gate: nn.Module, found: dict[int, tuple[str, nn.Module]], number: int
+) -> Iterator[Any]:
+    """Handles of hooks that note in a forward pass whose output the layer's ``gate`` reads."""
     import torch
 
-    if isinstance(output, torch.Tensor):
-        ended.append((path, module, output))
+    ended: list[tuple[str, nn.Module, Tensor]] = []
 
+    def keep(path: str, module: nn.Module, _: Any, output: Any) -> None:
+        if isinstance(output, torch.Tensor):
+            ended.append((path, module, output))
 
-def _look_up(
-    ended: list[tuple[str, nn.Module, Tensor]],
-    found: list[tuple[str, nn.Module] | None],
-    layer: int,
-    _gate: nn.Module,
-    args: tuple[Tensor, ...],
-) -> None:
-    read = args[0]
-    # The first: a dropout behind it, or a module around it, passes the same on.
-    for path, module, output in ended:
-        if output.numel() == read.numel() and bool(read.any()):
-            same = output.reshape(read.shape).to(read.dtype) == read
-            if bool(same.all()):
-                found[layer] = (path, module)
-                return
+    def look_up(_gate: nn.Module, args: tuple[Tensor, ...]) -> None:
+        read = args[0]
+        # The first: a dropout behind it, or a module around it, passes the same on.
+        for path, module, output in ended:
+            if output.numel() == read.numel() and bool(read.any()):
+                same = output.reshape(read.shape).to(read.dtype) == read
+                if bool(same.all()):
+                    found[number] = (path, module)
+                    return
+
+    for path, module in layer.named_modules():
+        if path:
+            yield module.register_forward_hook(partial(keep, path))
+    yield gate.register_forward_pre_hook(look_up)
 
 
 def measured_gain(norm: nn.Module, like: Tensor) -> Tensor | None:
