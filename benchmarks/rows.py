@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import transformers
 
-from dkn_engine.files.csv import csv_text, write_csv
+from dkn_engine.files.csv import csv_text
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -77,6 +77,16 @@ def require_equal(
     worst = float(np.abs(found - expected).max() / np.abs(expected).max())
     if not worst <= allowed:
         raise SystemExit(f"{name} differs from the engine by {worst:.1e} of the largest value")
+
+
+def records_csv(records: Sequence[Mapping[str, object]]) -> str:
+    """Records that have the same keys in the same order, of which the columns get their names."""
+    return csv_text(list(records[0]), (record.values() for record in records))
+
+
+def write_csv(path: Path, text: str) -> None:
+    """Put the text of a table into a file, on every platform the same bytes."""
+    path.write_text(text, encoding="utf-8", newline="")
 
 
 def write(name: str, rows: Sequence[Row]) -> Path:

@@ -28,7 +28,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime import driver
 
-from dkn_engine.files.csv import records_csv, write_csv
+from benchmarks.rows import records_csv, write_csv
 from dkn_engine.ops._triton import blocks
 from dkn_engine.ops.answer_probability import Head
 from dkn_engine.ops.answer_probability import triton as answer_probability

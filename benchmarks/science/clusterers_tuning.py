@@ -21,12 +21,12 @@ import numpy as np
 import torch
 
 import dkn_engine as dkn
+from benchmarks.rows import records_csv, write_csv
 from benchmarks.science.defaults import MIN_WITH_CANDIDATES, Found, tuning_facts
 from dkn_engine.config import FactsConfig, SelectionConfig, TopologyConfig
 from dkn_engine.degeneracy.controls import lattice_of
 from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.lattice import drops
-from dkn_engine.files.csv import records_csv, write_csv
 from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.connections import connection_rows
 from dkn_engine.models.layout import find_layout

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 import dkn_engine as dkn
+from benchmarks.rows import records_csv, write_csv
 from dkn_engine.cli.settings import config_from_options
-from dkn_engine.files.csv import records_csv, write_csv
 from dkn_engine.report import summarize
 from dkn_engine.statistics.intervals import Estimate
 

@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 
 import dkn_engine as dkn
-from dkn_engine.files.csv import csv_text, write_csv
+from benchmarks.rows import write_csv
+from dkn_engine.files.csv import csv_text
 from dkn_engine.report import Estimate, Summary, mean_estimate, summarize
 from dkn_engine.types import Drops
 

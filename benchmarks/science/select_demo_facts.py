@@ -22,9 +22,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.rows import write_csv
 from dkn_engine.config import FactsConfig
 from dkn_engine.facts import write_facts
-from dkn_engine.files.csv import csv_text, write_csv
+from dkn_engine.files.csv import csv_text
 from dkn_engine.models.load import load_model
 from dkn_engine.models.tokens import EncodedPrompt, encode_fact
 from dkn_engine.types import Fact

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 
 def csv_text(head: Sequence[str], body: Iterable[Iterable[object]]) -> str:
@@ -21,13 +20,3 @@ def csv_text(head: Sequence[str], body: Iterable[Iterable[object]]) -> str:
     writer.writerow(head)
     writer.writerows(body)
     return text.getvalue()
-
-
-def records_csv(records: Sequence[Mapping[str, object]]) -> str:
-    """Records that have the same keys in the same order, of which the columns get their names."""
-    return csv_text(list(records[0]), (record.values() for record in records))
-
-
-def write_csv(path: Path, text: str) -> None:
-    """Put the text of one of these into a file, on every platform the same bytes."""
-    path.write_text(text, encoding="utf-8", newline="")
