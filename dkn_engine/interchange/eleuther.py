@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dkn_engine.files.local_paths import local_path
 from dkn_engine.interchange.json_files import read_object, write_text
-from dkn_engine.interchange.neuron_records import FactNeurons, fact_neurons, pairs, parse_pairs
+from dkn_engine.interchange.neuron_records import FactNeurons, fact_neurons, parse_pairs
 from dkn_engine.types import FactResult
 
 
@@ -30,7 +30,7 @@ def write_eleuther(path: str | Path, facts: Iterable[FactResult | FactNeurons]) 
     Source:
         https://github.com/EleutherAI/knowledge-neurons, files written by its ParaRel evaluation.
     """
-    table = {fact.fact_id: pairs(fact.neurons) for fact in fact_neurons(facts)}
+    table = {fact.fact_id: fact.neurons.tolist() for fact in fact_neurons(facts)}
     write_text(local_path(path), json.dumps(table, indent=4) + "\n")
 
 

@@ -49,12 +49,6 @@ def fact_neurons(facts: Iterable[FactResult | FactNeurons]) -> list[FactNeurons]
     return list(found.values())
 
 
-def pairs(neurons: NDArray[np.int32]) -> list[list[int]]:
-    """``[[layer, index], ...]`` as plain numbers."""
-    found: list[list[int]] = neurons.tolist()
-    return found
-
-
 def parse_pairs(value: object, where: str) -> NDArray[np.int32]:
     """Neurons ``[n, 2]`` out of JSON.
 
@@ -89,4 +83,4 @@ def short(value: object) -> str:
 
 def same_set(a: NDArray[np.int32], b: NDArray[np.int32]) -> bool:
     """Whether two clusters hold the same neurons, in whatever order."""
-    return sorted(map(tuple, pairs(a))) == sorted(map(tuple, pairs(b)))
+    return sorted(a.tolist()) == sorted(b.tolist())

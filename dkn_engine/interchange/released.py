@@ -16,7 +16,6 @@ from dkn_engine.interchange.json_files import read_object, write_text
 from dkn_engine.interchange.neuron_records import (
     FactNeurons,
     fact_neurons,
-    pairs,
     parse_pairs,
     same_set,
     short,
@@ -55,9 +54,9 @@ def write_released(path: str | Path, facts: Iterable[FactResult | FactNeurons]) 
 
 def _entry(fact: FactNeurons, key: str) -> dict[str, Any]:
     return {
-        key: pairs(fact.neurons),
-        _CANDIDATES: [pairs(c) for c in fact.clusters],
-        _KEPT: [pairs(fact.clusters[i]) for i in fact.dkn],
+        key: fact.neurons.tolist(),
+        _CANDIDATES: [c.tolist() for c in fact.clusters],
+        _KEPT: [fact.clusters[i].tolist() for i in fact.dkn],
     }
 
 
