@@ -20,7 +20,6 @@ import dkn_engine as dkn
 from dkn_engine.errors import WorkerError
 from dkn_engine.facts import write_facts
 from dkn_engine.run.tasks import Task
-from dkn_engine.run.workers import pool as pools
 from dkn_engine.run.workers import processes as parallel
 from dkn_engine.run.workers.job import Job, ModelSpec, device_of
 from dkn_engine.run.workers.pool import MOST_LOSSES
@@ -230,7 +229,7 @@ def test_a_workers_error_is_raised_as_itself_or_with_its_traceback(
     ((kind, content),) = pipe.said
     assert kind == "failed"
     with pytest.raises(expected, match=message):
-        raise pools.error_of(*content)
+        raise content
 
 
 def test_workers_share_the_gpus() -> None:

@@ -7,7 +7,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, Self, TypeVar
 
-from dkn_engine import errors
 from dkn_engine.errors import DknError, WorkerError
 from dkn_engine.models.fingerprint import Identity
 from dkn_engine.run.pipeline import Files
@@ -58,7 +57,7 @@ class Pool(ABC, Generic[W]):
         """Wait for what workers say.
 
         ``("loaded", identity)``, ``("progress", (done, total))``, ``("done", what it made)``,
-        ``("failed", (kind, text))`` as in :func:`failure`; None from a worker that is gone.
+        ``("failed", error)`` as in :func:`failure`; None from a worker that is gone.
         """
 
     @abstractmethod
@@ -145,7 +144,7 @@ class Pool(ABC, Generic[W]):
                 raise WorkerError("workers loaded different models; did the model's files change?")
             return None
         if kind == "failed":
-            raise error_of(*content)
+            raise content
         if kind == "progress":
             if on_progress is not None:
                 on_progress(worker.task, *content)
@@ -167,19 +166,12 @@ class Pool(ABC, Generic[W]):
         self._workers.append(self._start(worker.number))
 
 
-def failure(error: Exception, trace: str) -> tuple[str, tuple[str, str]]:
-    """What a worker says of an error: the engine's own by name and words, another by its trace."""
-    if isinstance(error, DknError):
-        return "failed", (type(error).__name__, str(error))
-    return "failed", ("", trace)
-
-
-def error_of(kind: str, text: str) -> Exception:
-    """Inverse of :func:`failure`."""
-    found = getattr(errors, kind, None)
-    if isinstance(found, type) and issubclass(found, DknError):
-        return found(text)
-    return RuntimeError(f"in a worker: {text}")
+def failure(error: Exception, trace: str) -> tuple[str, Exception]:
+    """What a worker says of an error: one of the engine's public classes, or its trace."""
+    if not isinstance(error, DknError):
+        return "failed", RuntimeError(f"in a worker: {trace}")
+    public = next(kind for kind in type(error).__mro__ if kind.__module__ == DknError.__module__)
+    return "failed", public(str(error))
 
 
 def _lost(how: str, task: str | None) -> str:
