@@ -74,17 +74,13 @@ def attention_implementation(model: nn.Module, name: str) -> Iterator[str]:
     The attribute is set without transformers' setter, which would also rewrite sub-configs. Who
     does this holds the model's lock, or two threads would take each other's name for the old one.
     """
-    configs: dict[int, Any] = {}
-    for module in model.modules():
-        config = getattr(module, "config", None)
-        if config is not None and hasattr(config, "_attn_implementation_internal"):
-            configs[id(config)] = config
-    saved = {key: c._attn_implementation_internal for key, c in configs.items()}
-    first = next(iter(saved.values()), None)
+    found: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    configs = {id(c): c for c in found if hasattr(c, "_attn_implementation_internal")}
+    saved = [(config, config._attn_implementation_internal) for config in configs.values()]
     try:
-        for config in configs.values():
+        for config, _ in saved:
             config._attn_implementation_internal = name
-        yield first or "eager"
+        yield next((before for _, before in saved), None) or "eager"
     finally:
-        for key, config in configs.items():
-            config._attn_implementation_internal = saved[key]
+        for config, before in saved:
+            config._attn_implementation_internal = before
