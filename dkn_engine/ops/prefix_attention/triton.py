@@ -298,10 +298,9 @@ class PrefixAttention(torch.autograd.Function):
     """Differentiable in query, key and value."""
 
     @staticmethod
-    def forward(
-        ctx: Any, scaling: float, softcap: float | None, *given: torch.Tensor
-    ) -> torch.Tensor:
-        inputs = (*(_dense(x) for x in given[:5]), given[5].view(torch.int8))
+    def forward(ctx: Any, *given: Any) -> torch.Tensor:
+        *dense, visible, scaling, softcap = given
+        inputs = (*map(_dense, dense), visible.view(torch.int8))
         query, value = inputs[0], inputs[2]
         shape = (*query.shape[:3], value.shape[3])
         out = torch.empty(shape, dtype=query.dtype, device=query.device)
@@ -339,19 +338,10 @@ class PrefixAttention(torch.autograd.Function):
                 CAPPED=ctx.softcap is not None,
                 **sizes,
             )
-        return (None, None, *found, None, None, None)
+        return (*found, None, None, None, None, None)
 
 
-def prefix_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    prefix_key: torch.Tensor,
-    prefix_value: torch.Tensor,
-    visible: torch.Tensor,
-    scaling: float,
-    softcap: float | None,
-) -> torch.Tensor:
-    given = (query, key, value, prefix_key, prefix_value, visible)
-    out: torch.Tensor = PrefixAttention.apply(scaling, softcap, *given)
+def prefix_attention(*given: Any) -> torch.Tensor:
+    """See ``reference.py``, which has the same arguments."""
+    out: torch.Tensor = PrefixAttention.apply(*given)
     return out
