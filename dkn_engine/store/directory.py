@@ -106,7 +106,12 @@ class RunDirectory:
     def adopt(cls, path: RunPath, manifest: dict[str, Any]) -> RunDirectory:
         """As :meth:`open`, from a manifest."""
         place = place_of(path)
-        lock = place.lock()
+        try:
+            lock = place.lock()
+        except OSError as error:
+            raise RunDirectoryError(
+                f"run directory {place} cannot be written: {error.strerror or error}"
+            ) from error
         try:
             _clean(place, _adopt(place, manifest))
             return cls(place, lock)

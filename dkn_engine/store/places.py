@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from dkn_engine.errors import RunDirectoryError
 from dkn_engine.files.atomic import write_files
 from dkn_engine.files.locks import DirectoryLock
 
@@ -72,7 +71,8 @@ class Place(Protocol):
         """Become the only writer; makes the folder.
 
         Raises:
-            RunDirectoryError: another writer is there, or the folder cannot be written.
+            RunDirectoryError: another writer is there.
+            OSError: the folder cannot be written.
         """
 
 
@@ -106,10 +106,5 @@ class LocalPlace:
         (self.path / name).unlink()
 
     def lock(self) -> DirectoryLock:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            return DirectoryLock(self.path)
-        except OSError as error:
-            raise RunDirectoryError(
-                f"run directory {self.path} cannot be written: {error.strerror or error}"
-            ) from error
+        self.path.mkdir(parents=True, exist_ok=True)
+        return DirectoryLock(self.path)
