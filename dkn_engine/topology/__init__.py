@@ -10,14 +10,15 @@ from dkn_engine.topology.candidate_components import candidates
 from dkn_engine.topology.clustering import find_candidates
 from dkn_engine.topology.component_forest import ComponentForest, components
 from dkn_engine.topology.graph import (
+    ShortestPaths,
     adjacent_distances,
     distances,
     h0_persistence,
     merge_tree,
+    shortest_paths,
 )
 from dkn_engine.topology.many_graphs import GraphTopology, analyze_graphs, merge_trees
 from dkn_engine.topology.other_clusterers import CLUSTERERS, ClustererOptions, Located, cluster
-from dkn_engine.topology.path_lengths import ShortestPaths, shortest_paths
 from dkn_engine.topology.tree import MergeTree, diagram
 from dkn_engine.topology.whole_model import LayerPair, ModelTree, model_merge_tree
 
