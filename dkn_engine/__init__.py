@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from dkn_engine.run.workers.job import ModelSpec as ModelSpec
     from dkn_engine.run.workers.processes import iter_dkns_in_workers as iter_dkns_in_workers
     from dkn_engine.run.workers.ray import iter_dkns_on_ray as iter_dkns_on_ray
+    from dkn_engine.store import load_results as load_results
     from dkn_engine.store import merge as merge
     from dkn_engine.store import read_results as read_results
-    from dkn_engine.store.load_results import load_results as load_results
     from dkn_engine.store.plan import Shard as Shard
     from dkn_engine.types import Attribution as Attribution
     from dkn_engine.types import Component as Component
@@ -59,12 +59,11 @@ _NAMES = {
     "run.workers.ray": ("iter_dkns_on_ray",),
     "run.workers.job": ("ModelSpec",),
     "store.plan": ("Shard",),
-    "store": ("merge", "read_results"),
+    "store": ("merge", "load_results", "read_results"),
     "models.load": ("load_model",),
     "facts": ("load_facts", "iter_facts"),
     "attribution": ("attribute", "iter_attribute"),
     "degeneracy": ("answer_probability", "intervene"),
-    "store.load_results": ("load_results",),
     "run.build_info": ("build_info",),
     "config": (
         *("Config", "FactsConfig", "AttributionConfig"),

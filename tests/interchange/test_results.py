@@ -114,7 +114,7 @@ def test_arguments_that_are_not_allowed_are_said(run: Path, tmp_path: Path) -> N
 
 def test_the_packages_are_imported_when_they_are_used() -> None:
     code = (
-        "import sys, dkn_engine, dkn_engine.store.load_results; dkn_engine.load_results; "
+        "import sys, dkn_engine, dkn_engine.store; dkn_engine.load_results; "
         "print(*[m for m in ('pandas', 'datasets', 'pyarrow') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
