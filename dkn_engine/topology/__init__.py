@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from dkn_engine.topology.candidate_components import candidates
 from dkn_engine.topology.clustering import find_candidates
-from dkn_engine.topology.component_forest import ComponentForest, components
 from dkn_engine.topology.graph import (
     ShortestPaths,
     adjacent_distances,
@@ -19,7 +18,7 @@ from dkn_engine.topology.graph import (
 )
 from dkn_engine.topology.many_graphs import GraphTopology, analyze_graphs, merge_trees
 from dkn_engine.topology.other_clusterers import CLUSTERERS, ClustererOptions, Located, cluster
-from dkn_engine.topology.tree import MergeTree, diagram
+from dkn_engine.topology.tree import ComponentForest, MergeTree, components, diagram
 from dkn_engine.topology.whole_model import LayerPair, ModelTree, model_merge_tree
 
 if TYPE_CHECKING:

@@ -11,8 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from dkn_engine.config import TopologyConfig
 from dkn_engine.neurons import as_neurons
 from dkn_engine.topology.arrays import component, finite_quantile
-from dkn_engine.topology.component_forest import ComponentForest, components
-from dkn_engine.topology.tree import MergeTree
+from dkn_engine.topology.tree import ComponentForest, MergeTree, components
 from dkn_engine.types import Component
 
 

@@ -12,8 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from dkn_engine import _native
 from dkn_engine.neurons import as_neurons
 from dkn_engine.topology.arrays import as_span, as_threads, as_weights
-from dkn_engine.topology.component_forest import ComponentForest, components
-from dkn_engine.topology.tree import MergeTree
+from dkn_engine.topology.tree import ComponentForest, MergeTree, components
 
 Graph = tuple[ArrayLike, ArrayLike, ArrayLike]
 _Arrays = tuple[NDArray[np.int32], Any, Any]

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.topology.component_forest import ComponentForest
-from dkn_engine.topology.tree import MergeTree
+from dkn_engine.topology.tree import ComponentForest, MergeTree
 
 Floats = NDArray[np.float64]
 Weights = NDArray[np.floating[Any]]
