@@ -10,36 +10,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dkn_engine.analysis.config import (
-        ClusterersConfig as ClusterersConfig,
-    )
-    from dkn_engine.analysis.config import (
-        ComplexityConfig as ComplexityConfig,
-    )
-    from dkn_engine.analysis.config import (
-        EvolvabilityConfig as EvolvabilityConfig,
-    )
-    from dkn_engine.analysis.config import (
-        FactCheckConfig as FactCheckConfig,
-    )
-    from dkn_engine.analysis.config import (
-        RobustnessConfig as RobustnessConfig,
-    )
-    from dkn_engine.analysis.config import (
-        SharingConfig as SharingConfig,
-    )
+    from dkn_engine.analysis.config import ClusterersConfig as ClusterersConfig
+    from dkn_engine.analysis.config import ComplexityConfig as ComplexityConfig
+    from dkn_engine.analysis.config import EvolvabilityConfig as EvolvabilityConfig
+    from dkn_engine.analysis.config import FactCheckConfig as FactCheckConfig
+    from dkn_engine.analysis.config import RobustnessConfig as RobustnessConfig
+    from dkn_engine.analysis.config import SharingConfig as SharingConfig
     from dkn_engine.analysis.experiments.clusterers.experiment import (
         ClustererComparison as ClustererComparison,
     )
-    from dkn_engine.analysis.experiments.clusterers.experiment import (
-        Difference as Difference,
-    )
-    from dkn_engine.analysis.experiments.clusterers.experiment import (
-        Measurement as Measurement,
-    )
-    from dkn_engine.analysis.experiments.clusterers.experiment import (
-        MethodSummary as MethodSummary,
-    )
+    from dkn_engine.analysis.experiments.clusterers.experiment import Difference as Difference
+    from dkn_engine.analysis.experiments.clusterers.experiment import Measurement as Measurement
+    from dkn_engine.analysis.experiments.clusterers.experiment import MethodSummary as MethodSummary
     from dkn_engine.analysis.experiments.clusterers.experiment import (
         compare_clusterers as compare_clusterers,
     )
@@ -56,25 +38,15 @@ if TYPE_CHECKING:
     from dkn_engine.analysis.experiments.complexity.model_sizes import (
         complexity_of_models as complexity_of_models,
     )
-    from dkn_engine.analysis.experiments.complexity.model_sizes import (
-        model_size as model_size,
-    )
+    from dkn_engine.analysis.experiments.complexity.model_sizes import model_size as model_size
     from dkn_engine.analysis.experiments.evolvability.experiment import evolvability as evolvability
     from dkn_engine.analysis.experiments.fact_check.experiment import fact_check as fact_check
     from dkn_engine.analysis.experiments.robustness.experiment import robustness as robustness
     from dkn_engine.analysis.experiments.sharing.experiment import sharing as sharing
-    from dkn_engine.statistics.table import (
-        Comparison as Comparison,
-    )
-    from dkn_engine.statistics.table import (
-        Row as Row,
-    )
-    from dkn_engine.statistics.table import (
-        Sample as Sample,
-    )
-    from dkn_engine.statistics.table import (
-        Table as Table,
-    )
+    from dkn_engine.statistics.table import Comparison as Comparison
+    from dkn_engine.statistics.table import Row as Row
+    from dkn_engine.statistics.table import Sample as Sample
+    from dkn_engine.statistics.table import Table as Table
 
 _NAMES = {
     "analysis.config": (
