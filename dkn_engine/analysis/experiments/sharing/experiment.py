@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,6 @@ WITH = ("N", "D")
 # Which other facts: of the same relation, of the same relation with another answer, of others.
 OTHERS = ("same relation", "same relation, other answer", "other relations")
 FEWEST_DRAWS = 20
-_COMPARED = (*COMPARED, ("C", "Rnd"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +84,26 @@ def sharing(
     found = component_sharing(
         facts, results, find_layout(model).width, seed=seed, n_random=n_random, progress=progress
     )
-    return sharing_table(found, seed=seed, n_random=n_random)
+    return tabulate(
+        "sharing",
+        # Rows of the tested figures come first.
+        sorted(_samples(found), key=lambda s: not _is_tested(s.figure, s.conditions)),
+        seed=seed,
+        compared=(*COMPARED, ("C", "Rnd")),
+        tested=_is_tested,
+        settings={"n_random": n_random},
+        notes=(
+            "shared: neurons that at least one other fact has; it grows with the number of other "
+            "facts. overlap: neurons that another fact has, on average over other facts.",
+            "Random neurons are none of the fact's own, as many in each layer as the components'.",
+        ),
+    )
+
+
+def _is_tested(figure: str, conditions: Conditions) -> bool:
+    """The rest says much the same in other units, and more tests would only weaken these."""
+    others = dict(conditions)["others"]
+    return figure == "shared" and others in ("same relation", "other relations")
 
 
 def component_sharing(
@@ -134,36 +151,6 @@ def component_sharing(
         if progress is not None:
             progress(i + 1, len(known))
     return found
-
-
-def sharing_table(found: Iterable[Sharing], *, seed: int = 0, n_random: int = 20) -> Table:
-    """A fact's mean over its components, against random sets and all its knowledge neurons.
-
-    ``shared`` with facts of the same and of other relations is tested; the rest says much the same
-    in other units, and more tests would only weaken those.
-    """
-    samples = list(_samples(list(found)))
-    tested = [s for s in samples if _is_tested(s)]
-    rest = tabulate("sharing", [s for s in samples if not _is_tested(s)], seed=seed, compared=())
-    table = tabulate(
-        "sharing",
-        tested,
-        seed=seed,
-        compared=_COMPARED,
-        others=rest.rows,
-        settings={"n_random": n_random},
-        notes=(
-            "shared: neurons that at least one other fact has; it grows with the number of other "
-            "facts. overlap: neurons that another fact has, on average over other facts.",
-            "Random neurons are none of the fact's own, as many in each layer as the components'.",
-        ),
-    )
-    return dataclasses.replace(table, samples=tuple(tested) + rest.samples)
-
-
-def _is_tested(sample: Sample) -> bool:
-    others = dict(sample.conditions)["others"]
-    return sample.figure == "shared" and others in ("same relation", "other relations")
 
 
 class _Owners:
