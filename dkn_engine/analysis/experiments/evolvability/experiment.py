@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from dkn_engine.analysis.config import EvolvabilityConfig
 from dkn_engine.analysis.experiments.evolvability.answers import read_answers
 from dkn_engine.analysis.experiments.evolvability.changed_neurons import overlap_rows, targets
-from dkn_engine.analysis.experiments.evolvability.finetune import FineTuning, finetuned
+from dkn_engine.analysis.experiments.evolvability.finetune import finetuned
 from dkn_engine.analysis.experiments.evolvability.learning_rate import best_rate, loss_by_rate
 from dkn_engine.analysis.experiments.evolvability.rephrase import rephrase
 from dkn_engine.analysis.experiments.evolvability.trainable import Trainable
@@ -29,7 +30,7 @@ from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.layout import find_layout
 from dkn_engine.neurons import random_sets, sort_neurons, union
 from dkn_engine.seeds import generator
-from dkn_engine.statistics.table import Comparison, Row, Sample, Table, tabulate
+from dkn_engine.statistics.table import Comparison, Conditions, Row, Sample, Table, tabulate
 from dkn_engine.types import Fact, FactResult, Progress
 
 if TYPE_CHECKING:
@@ -87,38 +88,37 @@ def evolvability(
     settings = EvolvabilityConfig.of(settings, **changes)
     layout = find_layout(model)
     groups = neuron_groups(fact_list(facts), results, layout.width, n_random=0, seed=seed)
-    if not groups:
-        raise UserError("results must hold a fact that the model knows; got none")
-    asked = _Asked(model, tokenizer, new_facts, [g.fact for g in groups], settings.n_rephrased)
     sets = _sets(groups, layout.width, settings.n_random, seed)
-    trainer = _Trainer(
-        model,
-        tokenizer,
-        asked.new,
-        {"stop_loss": settings.stop_loss, "batch_size": settings.batch_size, "seed": seed},
-        _Steps(len(sets.trained) * settings.steps + _steps_to_choose(settings, sets), progress),
-    )
-    rates, losses = _choose_rates(settings, trainer, sets)
+    asked = _Asked(model, tokenizer, new_facts, [g.fact for g in groups], settings.n_rephrased)
+    training: dict[str, Any] = {
+        "stop_loss": settings.stop_loss,
+        "batch_size": settings.batch_size,
+        "seed": seed,
+        "progress": _Steps(_n_steps(settings, sets), progress),
+    }
+    choose = partial(loss_by_rate, model, tokenizer, asked.new, steps=settings.rate_steps)
+    rates, losses = _choose_rates(settings, partial(choose, **training), sets)
+    train = partial(finetuned, model, tokenizer, asked.new, steps=settings.steps, **training)
     answers, change_by_set, taken = {"none": asked.ask(model)}, {}, {}
     for name, trainable in sets.trained.items():
         where = None if checkpoint is None else local_path(checkpoint) / name.replace(" ", "-")
-        with trainer.trained(trainable, settings.steps, rates[_kind(name)], where) as training:
-            answers[name], taken[name] = asked.ask(model), len(training.losses)
+        with train(trainable=trainable, lr=rates[_kind(name)], checkpoint=where) as trained:
+            answers[name], taken[name] = asked.ask(model), len(trained.losses)
             if isinstance(trainable, str):
-                change_by_set[name] = training.neuron_change()
-    told = settings.to_dict() | {
-        "lr": rates,
-        "loss_by_rate": losses,
-        "steps_taken": taken,
-        "facts": asked.counts(),
-        "neurons": {name: len(neurons) for name, neurons in sets.compared.items()},
-    }
+                change_by_set[name] = trained.neuron_change()
     return tabulate(
         "evolvability",
         _samples(answers, sets),
         seed=seed,
         others=_overlaps(sets, change_by_set, settings),
-        settings=told,
+        settings={
+            **settings.to_dict(),
+            "lr": rates,
+            "loss_by_rate": losses,
+            "steps_taken": taken,
+            "facts": asked.counts(),
+            "neurons": {name: len(neurons) for name, neurons in sets.compared.items()},
+        },
         notes=_notes(sets, asked, settings.n_random),
     )
 
@@ -139,9 +139,9 @@ class _Asked:
     ) -> None:
         new = fact_list("demo-new" if new_facts is None else new_facts)
         _require_distinct(new)
-        self._model, self._tokenizer = model, tokenizer
-        asked = [self._encode(f, f.prompt) for f in new]
-        known = read_answers(model, asked).greedy
+        self._encode = partial(encode_sequence, model, tokenizer, config=FactsConfig())
+        asked = self._as_they_are(new)
+        known = read_answers(model, [s for _, s in asked]).greedy
         self.new = [f for f, yes in zip(new, known, strict=True) if not yes]
         self.n_known = int(known.sum())
         self.n_unusable = 0
@@ -151,26 +151,19 @@ class _Asked:
                 f"{len(new)} given"
             )
         self._queries: dict[str, list[tuple[str, AnswerSequence]]] = {
-            Q_NEW: [(f.id, s) for f, s, yes in zip(new, asked, known, strict=True) if not yes],
-            Q_OLD: [(f.id, self._encode(f, f.prompt)) for f in old],
+            Q_NEW: [a for a, yes in zip(asked, known, strict=True) if not yes],
+            Q_OLD: self._as_they_are(old),
             Q_AU: list(self._rephrased(n_rephrased)),
         }
 
-    def _encode(self, fact: Fact, prompt: str) -> AnswerSequence:
-        return encode_sequence(
-            self._model,
-            self._tokenizer,
-            prompt,
-            fact.answer,
-            config=FactsConfig(),
-            fact_id=fact.id,
-        )
+    def _as_they_are(self, facts: Sequence[Fact]) -> list[tuple[str, AnswerSequence]]:
+        return [(f.id, self._encode(f.prompt, f.answer, fact_id=f.id)) for f in facts]
 
     def _rephrased(self, n: int) -> Iterator[tuple[str, AnswerSequence]]:
         for fact in self.new:
             for prompt in rephrase(fact)[:n]:
                 try:
-                    yield fact.id, self._encode(fact, prompt)
+                    yield fact.id, self._encode(prompt, fact.answer, fact_id=fact.id)
                 except FactError:
                     self.n_unusable += 1
 
@@ -180,10 +173,9 @@ class _Asked:
         for query, asked in self._queries.items():
             answers = read_answers(model, [s for _, s in asked])
             values: dict[str, list[tuple[float, float]]] = {}
-            for (fact, _), greedy, p in zip(
-                asked, answers.greedy, answers.probability, strict=True
-            ):
-                values.setdefault(fact, []).append((float(greedy), float(p)))
+            pairs = zip(answers.greedy.tolist(), answers.probability.tolist(), strict=True)
+            for (fact, _), pair in zip(asked, pairs, strict=True):
+                values.setdefault(fact, []).append(pair)
             found[query] = {
                 fact: (float(np.mean([g for g, _ in v])), float(np.mean([p for _, p in v])))
                 for fact, v in values.items()
@@ -218,7 +210,6 @@ class _Sets:
         compared: neurons of D (if there are any) and N.
         draws: of Rnd.
         probes: for each kind of set what a learning rate is chosen on: another draw.
-        trained: everything, by the name of its training.
         n_facts: facts that ``compared`` is pooled over.
     """
 
@@ -226,15 +217,17 @@ class _Sets:
     draws: tuple[Neurons, ...]
     probes: dict[str, Trainable]
     n_facts: int
-    trained: dict[str, Trainable] = field(init=False)
 
-    def __post_init__(self) -> None:
+    @property
+    def trained(self) -> dict[str, Trainable]:
+        """Everything, by the name of its training."""
         rnd = {f"Rnd {i + 1}": draw for i, draw in enumerate(self.draws)}
-        every = {**self.compared, **rnd, "mlp": "mlp", "all": "all"}
-        object.__setattr__(self, "trained", every)
+        return {**self.compared, **rnd, "mlp": "mlp", "all": "all"}
 
 
 def _sets(groups: Sequence[NeuronGroups], width: int, n_random: int, seed: int) -> _Sets:
+    if not groups:
+        raise UserError("results must hold a fact that the model knows; got none")
     located = union([g.n for g in groups])
     pooled = list(with_dkn(groups)) or list(groups)
     d, n = union([g.d for g in pooled]), union([g.n for g in pooled])
@@ -269,84 +262,45 @@ class _Steps:
             self._before += steps
 
 
-@dataclass(frozen=True, eq=False)
-class _Trainer:
-    """A model and what it is trained on, with what all trainings have in common."""
-
-    model: nn.Module
-    tokenizer: PreTrainedTokenizerBase
-    facts: Sequence[Fact]
-    common: Mapping[str, Any]
-    progress: _Steps
-
-    def trained(
-        self, trainable: Trainable, steps: int, lr: float, checkpoint: Path | None
-    ) -> AbstractContextManager[FineTuning]:
-        """See :func:`dkn_engine.analysis.experiments.evolvability.finetune.finetuned`."""
-        return finetuned(
-            self.model,
-            self.tokenizer,
-            self.facts,
-            trainable,
-            steps=steps,
-            lr=lr,
-            checkpoint=checkpoint,
-            progress=self.progress,
-            **self.common,
-        )
-
-
-def _steps_to_choose(settings: EvolvabilityConfig, sets: _Sets) -> int:
-    """Steps that choosing learning rates takes."""
-    if settings.lr is not None:
-        return 0
-    return settings.rate_steps * sum(len(settings.rates[kind]) for kind in sets.probes)
+def _n_steps(settings: EvolvabilityConfig, sets: _Sets) -> int:
+    """Steps of all trainings, those that choose learning rates included."""
+    n_tried = sum(len(settings.rates[kind]) for kind in sets.probes) if settings.lr is None else 0
+    return len(sets.trained) * settings.steps + n_tried * settings.rate_steps
 
 
 def _choose_rates(
-    settings: EvolvabilityConfig, trainer: _Trainer, sets: _Sets
+    settings: EvolvabilityConfig, losses_of: Callable[..., dict[float, float]], sets: _Sets
 ) -> tuple[dict[str, float], dict[str, dict[str, float | None]]]:
     """The rate of each kind of set, and the losses that decided; None where one diverged."""
     if isinstance(settings.lr, Mapping):
         return dict(settings.lr), {}
     if settings.lr is not None:
         return dict.fromkeys(sets.probes, settings.lr), {}
-    losses = {
-        kind: loss_by_rate(
-            trainer.model,
-            trainer.tokenizer,
-            trainer.facts,
-            probe,
-            settings.rates[kind],
-            steps=settings.rate_steps,
-            progress=trainer.progress,
-            **trainer.common,
-        )
-        for kind, probe in sets.probes.items()
-    }
+    losses = {k: losses_of(probe, settings.rates[k]) for k, probe in sets.probes.items()}
     return {kind: best_rate(tried, settings.stop_loss) for kind, tried in losses.items()}, {
         kind: {f"{rate:g}": loss if math.isfinite(loss) else None for rate, loss in tried.items()}
         for kind, tried in losses.items()
     }
 
 
+_Part = tuple[str, Sequence[Answer], Conditions]  # of the samples
+
+
 def _samples(answers: Mapping[str, Answer], sets: _Sets) -> Iterator[Sample]:
     """Every group's values, Rnd as the mean of its draws; then the draws one by one."""
     draws = [answers[name] for name in answers if name.startswith("Rnd ")]
-    order = ["none", *sets.compared, *(["Rnd"] if draws else []), "mlp", "all"]
-    for i, figure in enumerate((GREEDY, PROBABILITY)):
-        for query in (Q_NEW, Q_OLD, Q_AU):
-            for group in order:
-                measured = draws if group == "Rnd" else [answers[group]]
-                for fact in measured[0][query]:
-                    value = float(np.mean([a[query][fact][i] for a in measured]))
-                    yield Sample(fact, group, figure, value, (("query", query),))
-    for i, figure in enumerate((GREEDY, PROBABILITY)):
-        for query in (Q_NEW, Q_OLD, Q_AU):
-            for number, answer in enumerate(draws, start=1):
-                where = (("query", query), ("draw", str(number)))
-                for fact, values in answer[query].items():
-                    yield Sample(fact, "Rnd", figure, values[i], where)
+    groups = ["none", *sets.compared, *(["Rnd"] if draws else []), "mlp", "all"]
+    means: list[_Part] = [
+        (group, draws if group == "Rnd" else [answers[group]], ()) for group in groups
+    ]
+    singles: list[_Part] = [("Rnd", [a], (("draw", str(i)),)) for i, a in enumerate(draws, start=1)]
+    for parts, (i, figure), query in product(
+        (means, singles), enumerate((GREEDY, PROBABILITY)), (Q_NEW, Q_OLD, Q_AU)
+    ):
+        for group, measured, draw in parts:
+            for fact in measured[0][query]:
+                value = float(np.mean([a[query][fact][i] for a in measured]))
+                yield Sample(fact, group, figure, value, (("query", query), *draw))
 
 
 def _overlaps(

@@ -139,16 +139,15 @@ def finetuned(
     with locked(model), _alone(layout):
         blocks = trainable_blocks(model, layout, trainable)
         plan = _Plan(sequences, settings, seed)
-        keeper = None
+        kept_at = None
         if checkpoint is not None:
             identity = plan.identity() | {
                 "weights": model_traits(model)["weights"],
                 "trained weights": places_digest(blocks),
             }
-            every = settings.checkpoint_every
-            keeper = _Keeper(Checkpoint(local_path(checkpoint), identity), every)
+            kept_at = Checkpoint(local_path(checkpoint), identity)
         with standing_in(model, blocks):
-            losses, n_state = _train(model, blocks, plan, keeper, progress)
+            losses, n_state = _train(model, blocks, plan, kept_at, progress)
             n = sum(b.values.numel() for b in blocks)
             yield FineTuning(losses, n, n_state, layout, tuple(blocks))
 
@@ -201,19 +200,11 @@ class _Plan:
         return [self.sequences[i] for i in chosen]
 
 
-@dataclass(frozen=True)
-class _Keeper:
-    """When the state is written."""
-
-    checkpoint: Checkpoint
-    every: int
-
-
 def _train(
     model: nn.Module,
     blocks: Sequence[Block],
     plan: _Plan,
-    keeper: _Keeper | None,
+    kept_at: Checkpoint | None,
     progress: Progress | None,
 ) -> tuple[NDArray[np.float64], int]:
     """Losses of the steps, and how many values the optimiser holds."""
@@ -222,7 +213,7 @@ def _train(
         [b.values for b in blocks], lr=plan.settings.lr, weight_decay=0.0, fused=fused
     )
     with guest(model, grad=True), differentiable(blocks):
-        losses = [] if keeper is None else keeper.checkpoint.load(blocks, optimiser).tolist()
+        losses = [] if kept_at is None else kept_at.load(blocks, optimiser).tolist()
         if progress is not None and plan.done(losses):
             progress(plan.settings.steps, plan.settings.steps)
         while not plan.done(losses):
@@ -234,8 +225,8 @@ def _train(
                 )
             _step(optimiser, blocks)
             done = plan.done(losses)
-            if keeper is not None and (done or len(losses) % keeper.every == 0):
-                keeper.checkpoint.save(blocks, optimiser, losses)
+            if kept_at is not None and (done or len(losses) % plan.settings.checkpoint_every == 0):
+                kept_at.save(blocks, optimiser, losses)
             if progress is not None:
                 progress(plan.settings.steps if done else len(losses), plan.settings.steps)
     n_state = sum(
