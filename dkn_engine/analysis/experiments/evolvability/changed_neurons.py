@@ -7,12 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.analysis.experiments.evolvability.overlap import (
-    Overlap,
-    above,
-    overlap,
-    top_changed,
-)
+from dkn_engine.analysis.experiments.evolvability.overlap import above, overlap, top_changed
 from dkn_engine.statistics.intervals import COUNTED, Estimate, mean_estimate
 from dkn_engine.statistics.table import Comparison, Conditions, Row
 
@@ -54,43 +49,22 @@ def overlap_rows(
     """
     rows, comparisons = [], []
     for name, neurons in sets.items():
-        matched = overlap(neurons, target)
-        share = matched.observed / matched.size
-        rows += [
-            _row(name, where, Estimate.alone(share, matched.size, COUNTED, share)),
-            _chance(f"{name} by chance", where, matched),
-            _chance(
-                f"{name} by chance, any layer", where, overlap(neurons, target, by_layer=False)
-            ),
-        ]
-        comparisons.append(_against_chance(name, where, matched))
+        matched, anywhere = overlap(neurons, target), overlap(neurons, target, by_layer=False)
+        share, n = matched.observed / matched.size, matched.size
+        chances = {f"{name} by chance": matched, f"{name} by chance, any layer": anywhere}
+        rows.append(Row.of(FIGURE, name, where, Estimate.alone(share, n, COUNTED, share)))
+        for group, o in chances.items():
+            mean = o.expected / n
+            expected = Estimate(mean, o.low / n, o.high / n, n, mean)
+            rows.append(Row.of(FIGURE, group, where, expected, control=True))
+        # Observed minus expected, with the scatter of chance around it.
+        mean, low, high = (
+            (matched.observed - x) / n for x in (matched.expected, matched.high, matched.low)
+        )
+        difference = Estimate(mean, low, high, n)
+        groups = (name, f"{name} by chance")
+        comparisons.append(Comparison.of(FIGURE, groups, where, difference, matched.p_value))
     if draws:
         drawn = mean_estimate(target[d[:, 0], d[:, 1]].mean() for d in draws)
-        rows.append(_row("Rnd", where, drawn, control=True))
+        rows.append(Row.of(FIGURE, "Rnd", where, drawn, control=True))
     return rows, comparisons
-
-
-def _row(group: str, where: Conditions, estimate: Estimate, control: bool = False) -> Row:
-    return Row.of(FIGURE, group, where, estimate, control=control)
-
-
-def _chance(group: str, where: Conditions, o: Overlap) -> Row:
-    mean = o.expected / o.size
-    return _row(
-        group, where, Estimate(mean, o.low / o.size, o.high / o.size, o.size, mean), control=True
-    )
-
-
-def _against_chance(name: str, where: Conditions, o: Overlap) -> Comparison:
-    """Observed minus expected, with the scatter of chance around it."""
-    return Comparison(
-        FIGURE,
-        name,
-        f"{name} by chance",
-        where,
-        (o.observed - o.expected) / o.size,
-        (o.observed - o.high) / o.size,
-        (o.observed - o.low) / o.size,
-        o.size,
-        o.p_value,
-    )

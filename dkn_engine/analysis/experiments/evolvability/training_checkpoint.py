@@ -87,17 +87,15 @@ class Checkpoint:
             block.put()
             prefix = f"{i}."
             optimiser.state[block.values] = {
-                key.removeprefix(prefix): self._like(key, tensor, block)
+                # torch keeps the count of steps on the CPU unless asked otherwise.
+                key.removeprefix(prefix): tensor
+                if key.endswith(".step")
+                else tensor.to(values.device)
                 for key, tensor in tensors.items()
                 if key.startswith(prefix) and key != f"{i}.values"
             }
         losses: NDArray[np.float64] = tensors[_LOSSES].numpy()
         return losses
-
-    @staticmethod
-    def _like(key: str, tensor: Tensor, block: Block) -> Tensor:
-        # torch keeps the count of steps on the CPU unless asked otherwise.
-        return tensor if key.endswith(".step") else tensor.to(block.values.device)
 
     def _index(self) -> dict[str, Any] | None:
         path = self.directory / _INDEX
