@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dkn_engine.analysis.config import FactCheckConfig, Form
 from dkn_engine.analysis.experiments.fact_check.asking import yes_over_no
@@ -33,7 +34,7 @@ from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence
-from dkn_engine.models.layout import Layout, find_layout
+from dkn_engine.models.layout import find_layout
 from dkn_engine.models.tokens import mask_token_id
 from dkn_engine.statistics.table import Sample, Table, tabulate
 from dkn_engine.types import Fact, FactResult, Progress
@@ -96,27 +97,25 @@ def fact_check(
     config = Config(seed=seed) if config is None else config
     facts = fact_list(facts, config.facts)
     templates = packaged_templates("ask") if settings.templates is None else settings.templates
-    attribution = _attribution(config, settings.tolerance)
-    layout = find_layout(model)
-    groups = neuron_groups(facts, results, layout.width, n_random=settings.n_random, seed=seed)
-    coder = _Coder(model, tokenizer, config)
-    statements, left_out = _stated(facts, results, coder, settings.queries, seed)
+    config = dataclasses.replace(config, attribution=_attribution(config, settings.tolerance))
+    width = find_layout(model).width
+    groups = neuron_groups(facts, results, width, n_random=settings.n_random, seed=seed)
+    encode = partial(encode_sequence, model, tokenizer, config=config.facts)
+    statements, left_out = _stated(facts, results, encode, config, settings.queries, seed)
     said = {s.fact_id for s in statements}
     stated = [f for f in facts if f.id in said]
     known = {g.fact.id: g for g in groups if g.fact.id in said}
     folds = deal(stated, settings.n_folds, seed)
     n_random, share = settings.n_random, settings.relation_share
-    practical = practical_sets(stated, folds, known, share, layout.width, n_random, seed)
+    practical = practical_sets(stated, folds, known, share, width, n_random, seed)
     sets = {"golden": {i: golden_sets(g) for i, g in known.items()}, "practical": practical}
-    by_neurons = _scores(coder, layout, statements, sets, n_random, attribution, progress)
-    asked = _asked(coder, statements, templates)
-    scores = {setting: by_neurons[setting] | asked for setting in SETTINGS}
+    scores = _scores(model, tokenizer, statements, sets, templates, n_random, config, progress)
     bench = Scored(statements, folds, seed)
     cells = product(SETTINGS, settings.queries)
     parts = [part for s, form in cells for part in bench.measure(s, form, scores[s])]
     told = {
         "templates": {name: dict(template) for name, template in templates.items()},
-        "attribution": attribution.to_dict(),
+        "attribution": config.attribution.to_dict(),
     }
     return tabulate(
         "fact_check",
@@ -137,41 +136,31 @@ def _attribution(config: Config, tolerance: float) -> AttributionConfig:
     return dataclasses.replace(config.attribution, tolerance=tolerance)
 
 
-@dataclass(frozen=True, eq=False)
-class _Coder:
-    """Statements as tokens."""
-
-    model: nn.Module
-    tokenizer: PreTrainedTokenizerBase
-    config: Config
-
-    def encode(self, prompt: str, answer: str) -> AnswerSequence:
-        return encode_sequence(self.model, self.tokenizer, prompt, answer, config=self.config.facts)
-
-    def usable(self, prompt: str, answer: str) -> bool:
-        try:
-            self.encode(prompt, answer)
-        except FactError:
-            return False
-        return True
-
-
 def _stated(
     facts: Sequence[Fact],
     results: Sequence[FactResult],
-    coder: _Coder,
+    encode: Callable[[str, str], AnswerSequence],
+    config: Config,
     forms: Sequence[Form],
     seed: int,
 ) -> tuple[list[Statement], Counter[str]]:
     """The statements about the facts that could be asked, and why facts have none."""
+
+    def usable(prompt: str, answer: str) -> bool:
+        try:
+            encode(prompt, answer)
+        except FactError:
+            return False
+        return True
+
     asked = zip(facts, results, strict=True)
     statements, left_out = make_statements(
         [(fact, r.answer) for fact, r in asked if r.status in {"ok", "not_known"}],
         facts,
         forms,
-        coder.usable,
+        usable,
         seed=seed,
-        n_paraphrases=coder.config.selection.n_paraphrases,
+        n_paraphrases=config.selection.n_paraphrases,
     )
     if not statements:
         raise UserError(f"none of the {len(facts)} facts can be stated both true and false")
@@ -181,68 +170,52 @@ def _stated(
 _BySetting = Mapping[str, Mapping[str, Sets]]
 
 
-def _flat(sets: _BySetting, fact_id: str) -> list[np.ndarray]:
-    """All sets of a fact, in the order in which :func:`_neuron_scores` takes them apart."""
-    return [
-        neurons
-        for setting in SETTINGS
-        for some in sets[setting].get(fact_id, {}).values()
-        for neurons in some
-    ]
+def _places(
+    sets: _BySetting, fact_id: str
+) -> Iterator[tuple[tuple[str, str, int], NDArray[np.int32]]]:
+    """All sets of a fact, each with its setting, group and draw."""
+    for setting in SETTINGS:
+        for group, draws in sets[setting].get(fact_id, {}).items():
+            for i, neurons in enumerate(draws):
+                yield (setting, group, i), neurons
 
 
 def _scores(
-    coder: _Coder,
-    layout: Layout,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
     statements: Sequence[Statement],
     sets: _BySetting,
+    templates: Mapping[str, Mapping[str, str]],
     n_random: int,
-    attribution: AttributionConfig,
+    config: Config,
     progress: Progress | None,
 ) -> dict[str, dict[str, Reals]]:
-    """By setting and scorer ``[draws, n_statements]``: D, N, Rnd and prob."""
+    """By setting and scorer ``[draws, n_statements]``: NaN where a fact has no such neurons."""
+    n, attribution = len(statements), config.attribution
     masked = attribution.baseline == "masked"
+    encode = partial(encode_sequence, model, tokenizer, config=config.facts)
+    places = [list(_places(sets, s.fact_id)) for s in statements]
     means, probability = mean_attributions(
-        coder.model,
-        layout,
-        [coder.encode(s.prompt, s.answer) for s in statements],
-        [_flat(sets, s.fact_id) for s in statements],
+        model,
+        find_layout(model),
+        [encode(s.prompt, s.answer) for s in statements],
+        [[neurons for _, neurons in of_one] for of_one in places],
         attribution,
-        mask_token_id(coder.tokenizer, attribution.mask_token) if masked else None,
-        None if progress is None else lambda done: progress(done, len(statements)),
+        mask_token_id(tokenizer, attribution.mask_token) if masked else None,
+        None if progress is None else lambda done: progress(done, n),
     )
-    found = _neuron_scores(sets, statements, means, n_random)
     with np.errstate(divide="ignore"):
-        prob = np.log(probability)[None]
-    return {setting: {**scores, PROB: prob} for setting, scores in found.items()}
-
-
-def _asked(
-    coder: _Coder, statements: Sequence[Statement], templates: Mapping[str, Mapping[str, str]]
-) -> dict[str, Reals]:
-    """By scorer ``[1, n_statements]``: what the model says when it is asked."""
+        of_model = {PROB: np.log(probability)[None]}
     sentences = [s.sentence for s in statements]
-    model, tokenizer, config = coder.model, coder.tokenizer, coder.config.facts
-    return {
-        f"{ASK}{name}": yes_over_no(model, tokenizer, sentences, template, config)[None]
-        for name, template in templates.items()
-    }
-
-
-def _neuron_scores(
-    sets: _BySetting, statements: Sequence[Statement], means: Sequence[Reals], n_random: int
-) -> dict[str, dict[str, Reals]]:
-    """By setting and group ``[draws, n_statements]``; NaN where a fact has no such neurons."""
-    n = len(statements)
+    for name, template in templates.items():
+        margins = yes_over_no(model, tokenizer, sentences, template, config.facts)
+        of_model[f"{ASK}{name}"] = margins[None]
     sizes = {"D": 1, "N": 1, "Rnd": n_random}
     found = {s: {g: np.full((k, n), np.nan) for g, k in sizes.items()} for s in SETTINGS}
-    for column, (statement, values) in enumerate(zip(statements, means, strict=True)):
-        at = 0
-        for setting in SETTINGS:
-            for group, some in sets[setting].get(statement.fact_id, {}).items():
-                found[setting][group][: len(some), column] = values[at : at + len(some)]
-                at += len(some)
-    return found
+    for column, (of_one, values) in enumerate(zip(places, means, strict=True)):
+        for ((setting, group, draw), _), value in zip(of_one, values, strict=True):
+            found[setting][group][draw, column] = value
+    return {setting: scores | of_model for setting, scores in found.items()}
 
 
 def _notes(
