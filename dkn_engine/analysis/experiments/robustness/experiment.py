@@ -18,11 +18,7 @@ from dkn_engine.analysis.experiments.robustness.queries import (
     Query,
     columns,
 )
-from dkn_engine.analysis.experiments.robustness.treatments import (
-    Treatment,
-    Trial,
-    treatments,
-)
+from dkn_engine.analysis.experiments.robustness.treatments import Treatment, Trial, treatments
 from dkn_engine.analysis.neuron_groups import NeuronGroups, neuron_groups, with_dkn
 from dkn_engine.config import Config, Positions
 from dkn_engine.degeneracy.edits import suppress
@@ -108,12 +104,12 @@ def robustness(
     samples: list[Sample] = []
     wrong: list[bool] = []
     for i, one in enumerate(groups):
-        queries, names, sets = ask.of(one), *_sets(one)
+        queries, (names, sets) = ask.of(one), _sets(one)
         sequences, backend = [q.sequence for q in queries], config.attribution.backend
         trial = Trial(model, layout, sequences, sets, means, backend=backend, warn=i == 0)
-        for treatment in todo:
-            samples += _samples(one.fact.id, queries, names, trial, treatment)
-        samples += _sizes(one)
+        samples += [s for t in todo for s in _samples(one.fact.id, queries, names, trial, t)]
+        sizes = {"N": one.n, "D": one.d} if one.has_dkn else {"N": one.n}
+        samples += [Sample(one.fact.id, g, "n_neurons", len(s)) for g, s in sizes.items()]
         wrong += (~trial.clean.exact[0, columns(queries).get(PERTURBED, [])]).tolist()
         if progress is not None:
             progress(i + 1, len(groups))
@@ -207,12 +203,6 @@ def _samples(
                 figures["recovered"] = exact[:, wrong].mean()
             for figure, value in figures.items():
                 yield Sample(fact_id, group, figure, float(value), conditions)
-
-
-def _sizes(one: NeuronGroups) -> Iterator[Sample]:
-    yield Sample(one.fact.id, "N", "n_neurons", len(one.n))
-    if one.has_dkn:
-        yield Sample(one.fact.id, "D", "n_neurons", len(one.d))
 
 
 def _elsewhere(

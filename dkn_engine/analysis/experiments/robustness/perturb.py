@@ -60,14 +60,6 @@ def _plain(word: str) -> str:
     return _PUNCTUATION.sub("", word).casefold() or word
 
 
-def _replace(text: str, start: int, end: int) -> str:
-    return text[:start] + REPLACED + text[end:]
-
-
-def _add(text: str, start: int, _end: int) -> str:
-    return f"{text[:start]}{ADDED} {text[start:]}"
-
-
 def _delete(text: str, start: int, end: int) -> str:
     """Without the word and the space behind it; in front of it, if it is the last."""
     behind = text[end:].lstrip()
@@ -76,7 +68,7 @@ def _delete(text: str, start: int, end: int) -> str:
 
 
 _CHANGES: dict[Kind, Callable[[str, int, int], str]] = {
-    "replace": _replace,
-    "add": _add,
+    "replace": lambda text, start, end: text[:start] + REPLACED + text[end:],
+    "add": lambda text, start, _end: f"{text[:start]}{ADDED} {text[start:]}",
     "delete": _delete,
 }

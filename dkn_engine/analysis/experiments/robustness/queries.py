@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING
 
 from dkn_engine.analysis.config import RobustnessConfig
@@ -52,7 +54,9 @@ class Queries:
         settings: RobustnessConfig,
         seed: int,
     ) -> None:
-        self.model, self.tokenizer, self.config = model, tokenizer, config
+        self._encode = partial(encode_sequence, model, tokenizer, config=config.facts)
+        self._encode_usable = partial(encode_sequences, model, tokenizer, config=config.facts)
+        self._n_used = config.selection.n_paraphrases
         self.kinds, self.per_kind, self.seed = settings.kinds, settings.per_kind, seed
         self.refused: Counter[str] = Counter()
         self.unusable: Counter[str] = Counter()
@@ -64,36 +68,23 @@ class Queries:
             FactError: the clean query cannot be encoded.
         """
         fact, answer = one.fact, one.result.answer
-        held_out = fact.paraphrases[self.config.selection.n_paraphrases :]
-        texts = [(p, answer) for p in held_out]
-        usable = encode_sequences(self.model, self.tokenizer, texts, config=self.config.facts)
+        usable = self._encode_usable([(p, answer) for p in fact.paraphrases[self._n_used :]])
         return [
-            Query(CLEAN, self._encode(one, fact.prompt)),
+            Query(CLEAN, self._encode(fact.prompt, answer, fact_id=fact.id)),
             *self._perturbed(one),
             *(Query(PARAPHRASE, sequence) for sequence in usable[:1]),
         ]
 
     def _perturbed(self, one: NeuronGroups) -> Iterator[Query]:
-        for kind in self.kinds:
-            for draw in range(self.per_kind):
-                text = perturb(one.fact, kind, seed=self.seed, draw=draw)
-                if text is None:
-                    self.refused[kind] += 1
-                    continue
-                try:
-                    yield Query(kind, self._encode(one, text))
-                except FactError:
-                    self.unusable[kind] += 1
-
-    def _encode(self, one: NeuronGroups, prompt: str) -> AnswerSequence:
-        return encode_sequence(
-            self.model,
-            self.tokenizer,
-            prompt,
-            one.result.answer,
-            config=self.config.facts,
-            fact_id=one.fact.id,
-        )
+        for kind, draw in product(self.kinds, range(self.per_kind)):
+            text = perturb(one.fact, kind, seed=self.seed, draw=draw)
+            if text is None:
+                self.refused[kind] += 1
+                continue
+            try:
+                yield Query(kind, self._encode(text, one.result.answer, fact_id=one.fact.id))
+            except FactError:
+                self.unusable[kind] += 1
 
     def notes(self) -> Iterator[str]:
         """What could not be made, in sentences."""

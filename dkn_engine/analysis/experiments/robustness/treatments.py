@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -112,8 +113,8 @@ class Trial:
         warn: bool = True,
     ) -> None:
         self.model, self.layout, self.sets, self.means = model, layout, sets, means
-        self._sequences, self._backend = sequences, backend
-        self._prompts = {"answer": self._read("answer", warn)}
+        self._read = partial(Prompts, model, layout, sequences, backend=backend)
+        self._prompts = {"answer": self._read(positions="answer", warn=warn)}
         self._found: dict[Treatment, Outcome] = {}
         nothing = np.empty((0, 2), dtype=np.int32)
         self.clean = Outcome(*self._prompts["answer"].outcomes([suppress(nothing)]))
@@ -126,19 +127,9 @@ class Trial:
             self._found[treatment] = by(treatment)
         return self._found[treatment]
 
-    def _read(self, positions: str, warn: bool = False) -> Prompts:
-        return Prompts(
-            self.model,
-            self.layout,
-            self._sequences,
-            positions=positions,
-            backend=self._backend,
-            warn=warn,
-        )
-
     def _on_values(self, treatment: Treatment) -> Outcome:
         if treatment.on not in self._prompts:
-            self._prompts[treatment.on] = self._read(treatment.on)
+            self._prompts[treatment.on] = self._read(positions=treatment.on, warn=False)
         edits = [self._edit(s, treatment) for s in self.sets]
         return Outcome(*self._prompts[treatment.on].outcomes(edits))
 
@@ -159,5 +150,5 @@ class Trial:
                     p, hit = self._prompts["answer"].as_model_is()
                 probability.append(p)
                 exact.append(hit)
-        shape = len(self.sets), len(self._sequences)
+        shape = len(self.sets), self.clean.exact.shape[1]
         return Outcome(np.reshape(probability, shape), np.reshape(exact, shape).astype(bool))
