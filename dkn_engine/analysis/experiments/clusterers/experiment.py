@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.connections import connection_rows
-from dkn_engine.models.layout import Layout, find_layout
+from dkn_engine.models.layout import find_layout
 from dkn_engine.run.pipeline import iter_dkns
 from dkn_engine.run.stages import filling_facts
 from dkn_engine.seeds import generator
@@ -253,8 +254,16 @@ class _Bench:
         config: Config,
         settings: ClusterersConfig,
     ) -> None:
-        self.model, self.tokenizer, self.config = model, tokenizer, config
-        self.layout: Layout = find_layout(model)
+        self.config, self.layout = config, find_layout(model)
+        self._encode = partial(encode_sequence, model, tokenizer, config=config.facts)
+        self._read = partial(
+            Prompts,
+            model,
+            self.layout,
+            positions=config.filter.positions,
+            backend=config.attribution.backend,
+            warn=False,  # The run itself has said it.
+        )
         self.options, self.n_draws = settings.options, settings.n_draws
         self._means: NDArray[np.float64] | None = None
         if config.filter.suppress_value == "mean":
@@ -266,51 +275,28 @@ class _Bench:
 
     def measure(self, fact: Fact, result: FactResult, names: Sequence[str]) -> list[Measurement]:
         """One measurement a clusterer."""
-        prompts = self._prompts(fact, result)
-        w_out, w_in = connection_rows(self.layout, result.neurons, self.config.topology)
-        taus = self.config.filter
-
-        def probability(sets: Sequence[NDArray[np.int32]]) -> NDArray[np.float64]:
-            return prompts.probabilities([suppress(s, self._means) for s in sets])[:, 0]
-
+        prompts = self._read([self._encode(fact.prompt, result.answer, fact_id=fact.id)])
+        config, means = self.config, self._means
         located = Located(
             result.neurons,
-            w_out,
-            w_in,
-            self.config.topology,
+            *connection_rows(self.layout, result.neurons, config.topology),
+            config.topology,
             self.options,
-            probability=probability,
-            min_alone=taus.min_alone,
-            max_none=taus.max_none,
+            probability=lambda sets: prompts.probabilities([suppress(s, means) for s in sets])[
+                :, 0
+            ],
+            min_alone=config.filter.min_alone,
+            max_none=config.filter.max_none,
         )
         found = []
         for name in names:
             draws = self.n_draws if name == "random" else 1
-            seeds = generator(self.config.seed, fact.id, name).integers(1 << 32, size=draws)
-            measured = []
-            for seed in seeds.tolist():
-                components = cluster(name, dataclasses.replace(located, seed=seed))
-                measured.append(self._one(fact.id, name, prompts, components))
-            found.append(_average(measured))
+            seeds = generator(config.seed, fact.id, name).integers(1 << 32, size=draws)
+            clustered = (
+                cluster(name, dataclasses.replace(located, seed=s)) for s in seeds.tolist()
+            )
+            found.append(_average([self._one(fact.id, name, prompts, c) for c in clustered]))
         return found
-
-    def _prompts(self, fact: Fact, result: FactResult) -> Prompts:
-        sequence = encode_sequence(
-            self.model,
-            self.tokenizer,
-            fact.prompt,
-            result.answer,
-            config=self.config.facts,
-            fact_id=fact.id,
-        )
-        return Prompts(
-            self.model,
-            self.layout,
-            [sequence],
-            positions=self.config.filter.positions,
-            backend=self.config.attribution.backend,
-            warn=False,  # The run itself has said it.
-        )
 
     def _one(
         self, fact_id: str, name: str, prompts: Prompts, components: Sequence[Component]
@@ -385,24 +371,18 @@ def compare_measurements(
     )
 
 
-def _summary(name: str, measured: Sequence[Measurement]) -> MethodSummary:
-    def mean(field: str) -> Estimate:
-        return mean_estimate(getattr(m, field) for m in measured)
+_MEANS = ("partial_drop", "full_drop", "gap", "redundancy", "dkn_partial_drop", "dkn_full_drop")
 
+
+def _summary(name: str, measured: Sequence[Measurement]) -> MethodSummary:
+    figures = {"components": "n_components", "neurons": "n_neurons"} | {m: m for m in _MEANS}
     return MethodSummary(
         method=name,
         control=name == "random",
         n_facts=len(measured),
         n_with_two=sum(m.n_components >= 2 for m in measured),
         degenerate=estimate(m.degenerate for m in measured),
-        components=mean("n_components"),
-        neurons=mean("n_neurons"),
-        partial_drop=mean("partial_drop"),
-        full_drop=mean("full_drop"),
-        gap=mean("gap"),
-        redundancy=mean("redundancy"),
-        dkn_partial_drop=mean("dkn_partial_drop"),
-        dkn_full_drop=mean("dkn_full_drop"),
+        **{to: mean_estimate(getattr(m, of) for m in measured) for to, of in figures.items()},
     )
 
 
