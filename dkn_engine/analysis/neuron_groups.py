@@ -72,17 +72,12 @@ def require_results_of(facts: Sequence[Fact], results: Sequence[FactResult]) -> 
     """
     ids, found = [f.id for f in facts], [r.fact_id for r in results]
     if ids != found:
+        apart = ((a, b) for a, b in zip(ids, found, strict=False) if a != b)
+        first = next((f", {b!r} where {a!r} is expected" for a, b in apart), "")
         raise UserError(
             f"results must be those of the facts, in their order; got {len(found)} results "
-            f"for {len(ids)} facts" + _first_apart(ids, found)
+            f"for {len(ids)} facts{first}"
         )
-
-
-def _first_apart(ids: Sequence[str], found: Sequence[str]) -> str:
-    for a, b in zip(ids, found, strict=False):
-        if a != b:
-            return f", {b!r} where {a!r} is expected"
-    return ""
 
 
 def _groups(fact: Fact, result: FactResult, width: int, n_random: int, seed: int) -> NeuronGroups:

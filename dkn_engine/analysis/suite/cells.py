@@ -16,15 +16,7 @@ from typing import Any
 from dkn_engine.analysis.experiments.complexity.model_sizes import ModelSize, complexity_of_models
 from dkn_engine.analysis.kept_tables import SUFFIX, read_table, to_bytes
 from dkn_engine.analysis.suite.requests import RUN, Options, Request
-from dkn_engine.analysis.suite.tasks import (
-    InWorkers,
-    Loaded,
-    Watcher,
-    find,
-    map_tasks,
-    size_of,
-    workers_of,
-)
+from dkn_engine.analysis.suite.tasks import InWorkers, Loaded, Watcher
 from dkn_engine.config import Config
 from dkn_engine.errors import UserError
 from dkn_engine.files.atomic import write_files
@@ -88,11 +80,11 @@ def analyze_cell(
     folder.mkdir(parents=True, exist_ok=True)
     _require_places(folder, options.analyses)
     run = prepare(facts, config)
-    with workers_of(model, run) as pool:
+    with model.at_work(run) as worker:
         watcher.say(f"  finding DKNs of {len(facts)} facts ...")
         with watcher.progress(len(facts)) as progress:
-            results = tuple(find(model, pool, run, folder / RUN, progress))
-        size = size_of(model, pool)
+            results = tuple(worker.find(run, folder / RUN, progress))
+        size = worker.size()
         made_from = _made_from(folder, config, options)
         tables = _kept(folder, made_from)
         for name in tables:
@@ -103,12 +95,13 @@ def analyze_cell(
             if name not in tables
         ]
         refused: dict[str, str] = {}
-        for request, made in map_tasks(model, pool, requests, results, watcher):
+        for request, made in worker.tables(requests, results, watcher):
             if isinstance(made, str):
                 watcher.say(f"  {request}: not made: {made}")
                 refused[request.name] = made
             else:
-                _keep(folder, request.name, made, made_from[request.name])
+                data = to_bytes(made, made_from[request.name])
+                write_files(folder, {f"{request.name}{SUFFIX}": data})
                 tables[request.name] = made
     tables = {name: tables[name] for name in options.analyses if name in tables}
     name = read_manifest(folder / RUN)["model"]["name"]
@@ -161,10 +154,6 @@ def _require_places(folder: Path, analyses: Iterable[str]) -> None:
         path = folder / f"{name}{SUFFIX}"
         if path.is_dir():
             raise UserError(f"{path} is a folder, where a table shall be; move it elsewhere")
-
-
-def _keep(folder: Path, name: str, table: Table, made_from: Mapping[str, Any]) -> None:
-    write_files(folder, {f"{name}{SUFFIX}": to_bytes(table, made_from)})
 
 
 def compare_models(cells: Mapping[str, Cell], seed: int) -> Table | None:

@@ -42,6 +42,28 @@ class Loaded:
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
 
+    def at_work(self, _run: Run) -> AbstractContextManager[Loaded]:
+        """Who does the work on a run, for the length of a ``with`` block."""
+        return contextlib.nullcontext(self)
+
+    def find(self, run: Run, out: Path, progress: Progress) -> Iterator[FactResult]:
+        """Results of the run directory ``out``, created or continued."""
+        return iter_run(self.model, self.tokenizer, run, out, progress=progress)
+
+    def size(self) -> ModelSize:
+        """The size of the model."""
+        return model_size(self.model)
+
+    def tables(
+        self, requests: Sequence[Request], results: Sequence[FactResult], watcher: Watcher
+    ) -> Iterator[Made]:
+        """The tables, or why they were not made, in the order in which they are done."""
+        for request in requests:
+            watcher.say(f"  {request} ...")
+            with watcher.progress(len(request.facts)) as progress:
+                made = make(request, self.model, self.tokenizer, results, progress)
+            yield request, made
+
 
 @dataclass(frozen=True)
 class InWorkers:
@@ -50,85 +72,52 @@ class InWorkers:
     spec: ModelSpec
     n: int
 
-
-@contextlib.contextmanager
-def workers_of(model: Loaded | InWorkers, run: Run) -> Iterator[WorkerPool | None]:
-    """The processes that share the work on a run; None for a model of this process."""
-    if isinstance(model, Loaded):
-        yield None
-    else:
-        with WorkerPool(Job(model.spec, run.config, run.sample), model.n) as pool:
-            yield pool
+    @contextlib.contextmanager
+    def at_work(self, run: Run) -> Iterator[Workers]:
+        """See :meth:`Loaded.at_work`."""
+        with WorkerPool(Job(self.spec, run.config, run.sample), self.n) as pool:
+            yield Workers(self.spec.name, pool)
 
 
-def find(
-    model: Loaded | InWorkers, pool: WorkerPool | None, run: Run, out: Path, progress: Progress
-) -> Iterator[FactResult]:
-    """Results of the run directory ``out``, created or continued."""
-    if isinstance(model, Loaded):
-        return iter_run(model.model, model.tokenizer, run, out, progress=progress)
-    assert pool is not None
-    tokenizer = load_tokenizer(model.spec.name)
-    return on_disk(run, out, pool.identity(), tokenizer, pool.compute, progress)
+@dataclass(frozen=True, eq=False)
+class Workers:
+    """Processes that share the work on a run; methods as those of :class:`Loaded`."""
 
+    name: str | Path
+    pool: WorkerPool
 
-def size_of(model: Loaded | InWorkers, pool: WorkerPool | None) -> ModelSize:
-    """The size of the model."""
-    if isinstance(model, Loaded):
-        return model_size(model.model)
-    assert pool is not None
-    ((_, size),) = pool.each(iter([_measure]))
-    assert isinstance(size, ModelSize)
-    return size
+    def find(self, run: Run, out: Path, progress: Progress) -> Iterator[FactResult]:
+        tokenizer = load_tokenizer(self.name)
+        return on_disk(run, out, self.pool.identity(), tokenizer, self.pool.compute, progress)
+
+    def size(self) -> ModelSize:
+        ((_, size),) = self.pool.each(iter([_measure]))
+        assert isinstance(size, ModelSize)
+        return size
+
+    def tables(
+        self, requests: Sequence[Request], results: Sequence[FactResult], watcher: Watcher
+    ) -> Iterator[Made]:
+        """Workers read the results from the run directory."""
+        if not requests:
+            return
+        watcher.say(f"  {', '.join(map(str, requests))} ...")
+        # Analyses count different things; each is as long here as the run has facts.
+        n_facts, done = len(results), dict.fromkeys(map(str, requests), 0)
+        total = n_facts * len(requests)
+        with watcher.progress(total) as progress:
+
+            def told(request: Request, now: int, of: int) -> None:
+                share = n_facts * now // max(of, 1)
+                if share > done[str(request)]:
+                    done[str(request)] = share
+                    progress(sum(done.values()), total)
+
+            for request, made in self.pool.each(iter(requests), told):
+                told(request, 1, 1)
+                watcher.say(f"  {request}: done")
+                yield request, made
 
 
 def _measure(model: nn.Module, _tokenizer: Any, _tell: Progress) -> ModelSize:
     return model_size(model)
-
-
-def map_tasks(
-    model: Loaded | InWorkers,
-    pool: WorkerPool | None,
-    requests: Sequence[Request],
-    results: Sequence[FactResult],
-    watcher: Watcher,
-) -> Iterator[Made]:
-    """The tables, or why they were not made, in the order in which they are done.
-
-    Args:
-        model, pool: see :func:`workers_of`; workers read the results from the run directory.
-        requests: what to make.
-        results: of the run.
-        watcher: is told how far it is.
-    """
-    if pool is not None:
-        yield from _shared(pool, requests, len(results), watcher)
-        return
-    assert isinstance(model, Loaded)
-    for request in requests:
-        watcher.say(f"  {request} ...")
-        with watcher.progress(len(request.facts)) as progress:
-            made = make(request, model.model, model.tokenizer, results, progress)
-        yield request, made
-
-
-def _shared(
-    pool: WorkerPool, requests: Sequence[Request], n_facts: int, watcher: Watcher
-) -> Iterator[Made]:
-    if not requests:
-        return
-    watcher.say(f"  {', '.join(map(str, requests))} ...")
-    # Analyses count different things; each is as long here as the run has facts.
-    total, done = n_facts * len(requests), dict.fromkeys(map(str, requests), 0)
-    with watcher.progress(total) as progress:
-
-        def told(request: Request, now: int, of: int) -> None:
-            share = n_facts * now // max(of, 1)
-            if share > done[str(request)]:
-                done[str(request)] = share
-                progress(sum(done.values()), total)
-
-        for request, made in pool.each(iter(requests), told):
-            told(request, 1, 1)
-            watcher.say(f"  {request}: done")
-            yield request, made
