@@ -47,14 +47,15 @@ class ClusterersOptions:
 
     def settings(self) -> tuple[Config, ClusterersConfig]:
         """The configuration of the run, and the settings of the comparison."""
-        given, section = self.input, ClusterersConfig()
-        for name, flag, value in (
-            ("methods", "--method", self.methods or None),
-            ("n_draws", "--draws", self.draws),
-        ):
-            if value is not None:
-                require_not_set(given.changes, f"clusterers.{name}", flag)
-                section = section.of(section, **{name: value})
+        given = self.input
+        told = {
+            "methods": ("--method", self.methods or None),
+            "n_draws": ("--draws", self.draws),
+        }
+        asked = {name: value for name, (_, value) in told.items() if value is not None}
+        for name in asked:
+            require_not_set(given.changes, f"clusterers.{name}", told[name][0])
+        section = ClusterersConfig.of(None, **asked)
         config, sections = settings_from_options(
             given.preset, given.config, given.changes, {"clusterers": section}
         )
@@ -133,18 +134,11 @@ def write_clusterers(folder: Path, comparison: ClustererComparison) -> None:
     from dkn_engine.files.csv import csv_text
 
     measured = [dataclasses.asdict(m) for m in comparison.measurements]
-    figures = csv_text(clusterers_text.ROW_COLUMNS, clusterers_text.rows(comparison))
-    facts = csv_text(
-        list(measured[0]),
-        (
-            [f"{v:.6g}" if isinstance(v, float) else v for v in record.values()]
-            for record in measured
+    tables = {
+        "clusterers.csv": csv_text(clusterers_text.ROW_COLUMNS, clusterers_text.rows(comparison)),
+        "clusterers_facts.csv": csv_text(
+            list(measured[0]),
+            ([f"{v:.6g}" if isinstance(v, float) else v for v in m.values()] for m in measured),
         ),
-    )
-    write_files(
-        folder,
-        {
-            "clusterers.csv": figures.encode("utf-8", "backslashreplace"),
-            "clusterers_facts.csv": facts.encode("utf-8", "backslashreplace"),
-        },
-    )
+    }
+    write_files(folder, {n: t.encode("utf-8", "backslashreplace") for n, t in tables.items()})

@@ -25,21 +25,16 @@ class Console:
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._quiet, self._drawing = quiet, False
-
-    @property
-    def quiet(self) -> bool:
-        """Whether nothing but warnings is said."""
-        return self._quiet
+        self.quiet, self._drawing = quiet, False
 
     @property
     def draws(self) -> bool:
         """Whether there are bars: on a terminal, unless it is quiet."""
-        return not self._quiet and sys.stderr.isatty()
+        return not self.quiet and sys.stderr.isatty()
 
     def say(self, text: str) -> None:
         """One line about what is going on."""
-        if not self._quiet:
+        if not self.quiet:
             self.warn(text)
 
     def warn(self, text: str) -> None:
@@ -64,7 +59,7 @@ class Console:
             total: number of facts of the run.
             done: facts of an earlier run, which do not count for the rate.
         """
-        if self._quiet:
+        if self.quiet:
             yield lambda done, total: None
         elif self.draws:
             self._drawing = True

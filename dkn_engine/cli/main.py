@@ -128,35 +128,15 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add(commands, "find", "find the DKNs of facts", find.find, find.FindOptions)
-    _add(
-        commands,
-        "merge",
-        "put the run directories of shards together",
-        merge.merge,
-        merge.MergeOptions,
-    )
+    words = "put the run directories of shards together"
+    _add(commands, "merge", words, merge.merge, merge.MergeOptions)
     _add_analyses(commands)
-    _add(
-        commands,
-        "report",
-        "print a run's results, rewrite its summary, write its page",
-        report.report,
-        report.ReportOptions,
-    )
-    _add(
-        commands,
-        "bench",
-        "measure the engine beside its peers (from a source checkout)",
-        bench.bench,
-        bench.BenchOptions,
-    )
-    _add(
-        commands,
-        "info",
-        "say what is installed and which backends can run",
-        info.info,
-        info.InfoOptions,
-    )
+    words = "print a run's results, rewrite its summary, write its page"
+    _add(commands, "report", words, report.report, report.ReportOptions)
+    words = "measure the engine beside its peers (from a source checkout)"
+    _add(commands, "bench", words, bench.bench, bench.BenchOptions)
+    words = "say what is installed and which backends can run"
+    _add(commands, "info", words, info.info, info.InfoOptions)
     return parser
 
 
@@ -166,19 +146,14 @@ def _add_analyses(commands: Any) -> None:
         "analyze", formatter_class=_Help, help=words, description=_sentence(words)
     )
     analyses = parser.add_subparsers(title="analyses", metavar="ANALYSIS", required=True)
-    all_words = "every analysis of every model, facts and preset"
-    _add(analyses, "all", all_words, analyze.every, analyze.AllOptions)
+    words = "every analysis of every model, facts and preset"
+    _add(analyses, "all", words, analyze.every, analyze.AllOptions)
     for name, (words, _) in ANALYSES.items():
         options = analyze.EvolvabilityOptions if name == "evolvability" else analyze.SingleOptions
         single = functools.partial(analyze.single, name)
         _add(analyses, name.replace("_", "-"), words, single, options, _sentence(words))
-    _add(
-        analyses,
-        "clusterers",
-        "compare NTC with other clusterers and with random sets",
-        compare_clusterers.clusterers,
-        compare_clusterers.ClusterersOptions,
-    )
+    words, module = "compare NTC with other clusterers and with random sets", compare_clusterers
+    _add(analyses, "clusterers", words, module.clusterers, module.ClusterersOptions)
 
 
 def _add(
