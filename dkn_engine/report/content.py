@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from dkn_engine.statistics.words import DASH
 
@@ -14,7 +13,6 @@ from dkn_engine.statistics.words import DASH
 class Paragraph:
     """Running text; a ``note`` is set smaller or dimmer."""
 
-    kind: ClassVar[str] = "paragraph"
     text: str
     note: bool = False
 
@@ -23,7 +21,6 @@ class Paragraph:
 class Points:
     """Sentences that stand for themselves, one below another."""
 
-    kind: ClassVar[str] = "points"
     texts: Sequence[str]
 
 
@@ -31,7 +28,6 @@ class Points:
 class Heading:
     """A heading below that of the section."""
 
-    kind: ClassVar[str] = "heading"
     text: str
 
 
@@ -48,7 +44,6 @@ class Tile:
 class Tiles:
     """Headline figures beside one another."""
 
-    kind: ClassVar[str] = "tiles"
     tiles: Sequence[Tile]
 
 
@@ -93,7 +88,6 @@ class Table:
         ValueError: a row has more or fewer cells than there are columns.
     """
 
-    kind: ClassVar[str] = "table"
     columns: Sequence[Column | str]
     rows: Sequence[Sequence[object]]
     caption: str = ""
@@ -136,7 +130,6 @@ class Figure:
 class Figures:
     """Drawings beside one another; text has their alternative."""
 
-    kind: ClassVar[str] = "figures"
     figures: Sequence[Figure]
 
 
@@ -180,7 +173,6 @@ class Card:
 class Cards:
     """Cards of facts, with a bar to find them by their ``kinds``; only a page has room for them."""
 
-    kind: ClassVar[str] = "cards"
     cards: Sequence[Card]
     kinds: Mapping[str, str]
 
@@ -189,7 +181,6 @@ class Cards:
 class Fold:
     """What only a page holds, closed until it is asked for: blocks, or ``code`` as it stands."""
 
-    kind: ClassVar[str] = "fold"
     title: str
     blocks: Sequence[Block] = ()
     code: str = ""

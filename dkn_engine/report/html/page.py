@@ -63,6 +63,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {"data_uri": _data_uri, "width_in_rem": _width_in_rem}
     environment.filters["verbatim"] = escape  # Line breaks stay.
+    environment.filters["kind_of_block"] = lambda block: type(block).__name__.lower()
     return environment
 
 
