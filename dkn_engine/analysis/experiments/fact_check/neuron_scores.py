@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -58,16 +59,11 @@ def mean_attributions(
         )
         probability[chunk] = found.probability
         for i, scores in zip(chunk, found.scores, strict=True):
-            means[i] = np.array([_mean(scores, s) for s in sets[i]])
+            of_sets = (scores[s[:, 0], s[:, 1]] for s in sets[i])
+            means[i] = np.array([x.mean(dtype=np.float64) if len(x) else math.nan for x in of_sets])
         if progress is not None:
             progress(start + len(chunk))
     return means, probability
-
-
-def _mean(scores: NDArray[np.floating], neurons: NDArray[np.int32]) -> float:
-    if not len(neurons):
-        return float("nan")
-    return float(scores[neurons[:, 0], neurons[:, 1]].mean(dtype=np.float64))
 
 
 def golden_sets(one: NeuronGroups) -> Sets:

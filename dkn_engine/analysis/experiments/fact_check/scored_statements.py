@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dkn_engine.analysis.experiments.fact_check import detection
 from dkn_engine.analysis.experiments.fact_check.detection import Bools, Reals
@@ -80,15 +79,14 @@ class Scored:
         found: Bools = (self.form == form) & ~bad
         return found
 
-    def _units(self, where: Bools) -> NDArray[np.int64]:
-        """The facts of some statements, numbered from 0 on."""
-        return np.unique(self.fact[where], return_inverse=True)[1]
+    def _left_out(self, draws: Sequence[Callable[[Reals], Reals]], where: Bools) -> LeftOut:
+        """The mean over draws of a statistic, of all facts and without each of them."""
+        units = np.unique(self.fact[where], return_inverse=True)[1]
+        return leave_one_out(lambda w: np.mean([draw(w) for draw in draws], axis=0), units)
 
     def _auroc(self, scores: Reals, where: Bools) -> LeftOut:
-        """The mean over draws, of all facts and without each of them."""
         label = self.label[where]
-        draws = [partial(detection.auroc, s, label) for s in scores[:, where]]
-        return leave_one_out(partial(_mean, draws), self._units(where))
+        return self._left_out([partial(detection.auroc, s, label) for s in scores[:, where]], where)
 
     def _rows(
         self, name: str, scores: Reals, where: Bools, conditions: Conditions
@@ -102,14 +100,14 @@ class Scored:
         self, name: str, scores: Reals, where: Bools, conditions: Conditions
     ) -> Iterator[Row]:
         """What is called true and is; thresholds stay when a fact is left out."""
-        label, fold, units = self.label[where], self.fold[where], self._units(where)
+        label, fold = self.label[where], self.fold[where]
         fitted = dict(conditions)["threshold"] == "fitted"
         limits = [detection.cross_fitted(s, label, fold) if fitted else 0 * s for s in scores]
         calls = scores > np.array(limits)
         for figure in ("precision", "recall", "f1"):
-            draws = [partial(_figure, figure, c, label) for c in calls]
-            values = leave_one_out(partial(_mean, draws), units)
-            size = len(np.unique(units[calls.any(0)])) if figure == "precision" else None
+            values = self._left_out([partial(_figure, figure, c, label) for c in calls], where)
+            called = np.unique(self.fact[where][calls.any(0)])
+            size = len(called) if figure == "precision" else None
             yield Row.of(figure, name, conditions, bounded_estimate(values, size=size))
 
     def _ranked(
@@ -120,12 +118,6 @@ class Scored:
         right = (np.sign(scores[:, true] - scores[:, false]) + 1).mean(0) / 2
         for fact, value in zip(self.fact[true], right, strict=True):
             yield Sample(self.facts[fact], name, "ranked_right", float(value), conditions)
-
-
-def _mean(draws: Sequence[Callable[[Reals], Reals]], weights: Reals) -> Reals:
-    """The mean over draws of a statistic under the same weights, ``[R]``."""
-    found: Reals = np.mean([statistic(weights) for statistic in draws], axis=0)
-    return found
 
 
 def _figure(figure: str, called: Bools, labels: Bools, weights: Reals) -> Reals:
