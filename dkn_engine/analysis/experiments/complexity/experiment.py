@@ -122,7 +122,10 @@ def degeneracy_samples(group: str, name: str, results: Sequence[FactResult]) -> 
             continue
         for figure, value in _figures(r).items():
             yield Sample(r.fact_id, group, figure, value)
-        for figure, value in _candidate_drops(r).items():
+        # One candidate alone has no partial drop, and a redundancy of 1.
+        whole = r.candidates if len(r.components) >= 2 else None
+        for figure in ("partial_drop", "full_drop", "redundancy"):
+            value = math.nan if whole is None else getattr(whole, figure)
             yield Sample(r.fact_id, group, figure, value, CANDIDATES)
         random = r.controls.get("random")
         if not r.is_degenerate or random is None:
@@ -147,13 +150,6 @@ def _figures(r: FactResult) -> dict[str, float]:
         "degenerate": float(r.is_degenerate),
         "dkn_components": len(r.dkn) if r.is_degenerate else math.nan,
     }
-
-
-def _candidate_drops(r: FactResult) -> dict[str, float]:
-    """Of two or more candidates: one alone has no partial drop, and a redundancy of 1."""
-    whole = r.candidates if len(r.components) >= 2 else None
-    names = ("partial_drop", "full_drop", "redundancy")
-    return {n: math.nan if whole is None else getattr(whole, n) for n in names}
 
 
 def _text_samples(

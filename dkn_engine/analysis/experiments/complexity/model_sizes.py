@@ -18,15 +18,7 @@ from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.models.layout import find_layout
 from dkn_engine.statistics.intervals import COUNTED, Estimate
 from dkn_engine.statistics.jackknife import bounded_estimate, leave_one_out
-from dkn_engine.statistics.table import (
-    COMPARED,
-    TREND,
-    Conditions,
-    Row,
-    Sample,
-    Table,
-    tabulate,
-)
+from dkn_engine.statistics.table import COMPARED, TREND, Conditions, Row, Sample, Table, tabulate
 from dkn_engine.types import FactResult
 
 if TYPE_CHECKING:
@@ -97,13 +89,18 @@ def complexity_of_models(
     samples = [s for n in names for s in degeneracy_samples(n, "model", results[n])]
     # In units of the distances, which depend on how large a model's weights are.
     samples = [s for s in samples if s.figure != "persistence"]
+    size_rows = [
+        Row.of(figure, n, (), Estimate.alone(float(size), 1, COUNTED, float(size)))
+        for figure in (f.name for f in dataclasses.fields(ModelSize))
+        for n, size in ((n, getattr(sizes[n], figure)) for n in names)
+    ]
     known = {n: sum(r.status == "ok" for r in results[n]) for n in names}
     return tabulate(
         "complexity_of_models",
         samples,
         seed=seed,
         compared=(*((n, names[0]) for n in names[1:]), *COMPARED),
-        others=(*_size_rows(names, sizes), *_trends(samples, names, sizes)),
+        others=(*size_rows, *_trends(samples, names, sizes)),
         settings={
             "facts": len(facts),
             "known": known,
@@ -116,13 +113,6 @@ def complexity_of_models(
             "facts, so it says nothing of other models of the same sizes.",
         ),
     )
-
-
-def _size_rows(names: Sequence[str], sizes: Mapping[str, ModelSize]) -> Iterator[Row]:
-    for figure in (f.name for f in dataclasses.fields(ModelSize)):
-        for name in names:
-            value = float(getattr(sizes[name], figure))
-            yield Row.of(figure, name, (), Estimate.alone(value, 1, COUNTED, value))
 
 
 def _trends(
