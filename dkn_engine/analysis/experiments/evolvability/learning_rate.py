@@ -32,17 +32,12 @@ def loss_by_rate(
     progress: Progress | None = None,
     **training: Any,
 ) -> dict[float, float]:
-    """Loss of the facts after a training at each rate, infinite where it diverged.
+    """Mean negative log-probability of an answer token after a training at each rate.
 
-    Args:
-        model, tokenizer, facts, trainable: of
-            :func:`dkn_engine.analysis.experiments.evolvability.finetune.finetuned`.
-        rates: to be tried.
-        steps, progress, training: its other arguments.
-
-    Returns:
-        Mean negative log-probability of an answer token, by rate.
+    Infinite where it diverged. Arguments beside ``rates``: see
+    :func:`dkn_engine.analysis.experiments.evolvability.finetune.finetuned`.
     """
+    training |= {"steps": steps, "progress": progress}
     config = FactsConfig()
     sequences = [
         encode_sequence(model, tokenizer, f.prompt, f.answer, config=config, fact_id=f.id)
@@ -52,16 +47,7 @@ def loss_by_rate(
     found = {}
     for rate in rates:
         try:
-            with finetuned(
-                model,
-                tokenizer,
-                facts,
-                trainable,
-                lr=rate,
-                steps=steps,
-                progress=progress,
-                **training,
-            ):
+            with finetuned(model, tokenizer, facts, trainable, lr=rate, **training):
                 probability = read_answers(model, sequences).probability
         except Diverged:
             found[rate] = math.inf

@@ -75,9 +75,8 @@ def trainable_blocks(model: nn.Module, layout: Layout, trainable: Trainable) -> 
 
     Args:
         model, layout: the decoder.
-        trainable: int ``[n, 2]`` (layer, index): these neurons' incoming rows (gate and up, with
-            their biases) and outgoing rows of the down projection; ``"mlp"``: those of all
-            neurons; ``"all"``: every parameter. Tied parameters count once.
+        trainable: as in :func:`dkn_engine.analysis.experiments.evolvability.finetune.finetuned`.
+            Tied parameters count once.
 
     Raises:
         TypeError, ValueError: neurons of the wrong form, or that the model has not.
