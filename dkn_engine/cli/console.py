@@ -69,7 +69,7 @@ class Console:
             finally:
                 self._drawing = False
         else:
-            yield _Log(self, done)
+            yield _log(self, done)
 
 
 @contextlib.contextmanager
@@ -107,25 +107,23 @@ def _has_size() -> bool:
         return False
 
 
-class _Log:
+def _log(console: Console, before: int) -> Progress:
     """Progress as lines, seldom enough for a log file."""
+    start = last = time.monotonic()
 
-    def __init__(self, console: Console, done: int) -> None:
-        self._console = console
-        self._first = done
-        self._start = self._last = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
+    def progress(done: int, total: int) -> None:
+        nonlocal last
         now = time.monotonic()
-        if done < total and now - self._last < _LOG_EVERY:
+        if done < total and now - last < _LOG_EVERY:
             return
-        self._last = now
-        fresh = done - self._first
-        text = f"  {done}/{total} facts"
-        if fresh > 0 and now > self._start:
-            rate = fresh / (now - self._start)
+        last = now
+        text, fresh = f"  {done}/{total} facts", done - before
+        if fresh > 0 and now > start:
+            rate = fresh / (now - start)
             text += f", {rate:.3g} facts/s, {duration((total - done) / rate)} left"
-        self._console.say(text)
+        console.say(text)
+
+    return progress
 
 
 def duration(seconds: float) -> str:

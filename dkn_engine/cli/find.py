@@ -181,9 +181,9 @@ def _already_done(directory: RunPath) -> int:
 
 
 def _require_usable(overview: Overview) -> None:
-    first = overview.first_unusable
+    first, by_status = overview.first_unusable, overview.summary.by_status
     if first is not None:
         raise UserError(
-            f"--strict: {overview.unusable} facts could not be used; the first: {first.fact_id}: "
-            f"{first.reason}"
+            f"--strict: {by_status['skipped'] + by_status['error']} facts could not be used; "
+            f"the first: {first.fact_id}: {first.reason}"
         )

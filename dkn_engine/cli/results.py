@@ -26,7 +26,6 @@ class Overview:
 
     first: list[FactResult]
     summary: Summary
-    unusable: int
     first_unusable: FactResult | None
 
 
@@ -36,21 +35,18 @@ def read_overview(results: Iterable[FactResult], n: int | None = HELD) -> Overvi
     from dkn_engine.report.html.files import in_short
 
     first: list[FactResult] = []
-    bad: list[FactResult] = []
-    unusable = 0
+    unusable: list[FactResult] = []
 
     def each() -> Iterator[FactResult]:
-        nonlocal unusable
         for result in results:
             if n is None or len(first) < n:
                 first.append(in_short(result))
-            if result.status in {"skipped", "error"}:
-                unusable += 1
-                bad[:] = bad or [result]
+            if result.status in {"skipped", "error"} and not unusable:
+                unusable.append(result)
             yield result
 
     summary = summarize(each())
-    return Overview(first, summary, unusable, bad[0] if bad else None)
+    return Overview(first, summary, next(iter(unusable), None))
 
 
 def show_results(
