@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from dkn_engine.report import figures
 from dkn_engine.report.clean import clean
 from dkn_engine.report.content import Figure
-from dkn_engine.report.rows import drop_rows
-from dkn_engine.report.summary import Summary
+from dkn_engine.report.summary import Summary, drop_rows
 from dkn_engine.statistics.words import number
 from dkn_engine.types import FactResult
 

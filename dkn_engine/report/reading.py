@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dkn_engine.config import CONTROL_EXACT, CONTROL_SAMPLES
-from dkn_engine.report.rows import drop_rows
-from dkn_engine.report.summary import Summary
+from dkn_engine.report.summary import Summary, drop_rows
 from dkn_engine.statistics.intervals import FEWEST
 from dkn_engine.store.manifest import versions_of
 

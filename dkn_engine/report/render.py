@@ -43,13 +43,11 @@ def render_markdown(
     problems: Sequence[Mapping[str, Any]] = (),
     limit: int | None = MOST_ROWS,
 ) -> str:
-    """The report as Markdown.
+    """The report as Markdown; see :func:`run_report` for what it quotes.
 
     Args:
         results: in the order of the rows; the first ``limit`` are enough.
-        summary: of all of them.
-        manifest: of the run directory; model, configuration and versions are quoted from it.
-        problems: facts that the loader left out (``file``, ``line``, ``id``, ``reason``).
+        summary, manifest, problems: of the run.
         limit: most rows of the table of facts; None for all.
     """
     facts = facts_table(results, limit, summary.n_facts)

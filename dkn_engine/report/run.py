@@ -31,8 +31,7 @@ from dkn_engine.report.reading import (
     caveats,
     versions_text,
 )
-from dkn_engine.report.rows import drop_rows
-from dkn_engine.report.summary import Summary
+from dkn_engine.report.summary import Summary, drop_rows
 from dkn_engine.statistics.intervals import Estimate
 from dkn_engine.statistics.words import DASH, interval, no_interval, sentence
 from dkn_engine.statistics.words import number as short

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -260,3 +260,20 @@ def _by_relation(
 def _mean(values: Column) -> float:
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if finite.size else math.nan
+
+
+def drop_rows(summary: Summary) -> Iterator[tuple[str, bool, int, DropSummary]]:
+    """Rows of the table of drops, each family and below it its controls.
+
+    Label, whether it is a control, number of facts, and drops.
+    """
+    groups = {
+        "DKN families": summary.dkn,
+        "Candidates, no DKN": summary.no_dkn,
+        "All candidates": summary.candidates,
+    }
+    for label, group in groups.items():
+        if group.n:
+            yield label, False, group.n, group.drops
+        for name, control in group.controls.items():
+            yield CONTROL_WORDS[name], True, control.full_drop.n, control

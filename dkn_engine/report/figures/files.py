@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,30 +23,21 @@ def to_svg(figure: Figure) -> str:
     """The figure as an SVG document, with the same identifiers each time."""
     from matplotlib import rc_context
 
-    buffer = io.StringIO()
     # The salt of identifiers can be set for all figures only, and other threads draw, too.
     with _DRAWING, rc_context({"svg.hashsalt": "dkn_engine"}):
-        figure.savefig(
-            buffer,
-            format="svg",
-            dpi=DPI,
-            facecolor=PAPER,
-            transparent=False,
-            metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
-        )
-    return buffer.getvalue()
+        left_out = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        return _saved(figure, "svg", left_out).decode("utf-8")
 
 
 def to_png(figure: Figure) -> bytes:
     """The figure as a PNG file's contents, 200 dots an inch."""
+    return _saved(figure, "png", {"Software": None})
+
+
+def _saved(figure: Figure, form: str, metadata: Mapping[str, None]) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(
-        buffer,
-        format="png",
-        dpi=DPI,
-        facecolor=PAPER,
-        transparent=False,
-        metadata={"Software": None},
+        buffer, format=form, dpi=DPI, facecolor=PAPER, transparent=False, metadata=metadata
     )
     return buffer.getvalue()
 
