@@ -57,11 +57,15 @@ def neuron_groups(
         UserError: facts and results do not belong together.
     """
     require_results_of(facts, results)
-    return [
-        _groups(fact, result, width, n_random, seed)
-        for fact, result in zip(facts, results, strict=True)
-        if result.status == "ok"
-    ]
+    groups = []
+    for fact, result in zip(facts, results, strict=True):
+        if result.status != "ok":
+            continue
+        d, rng = dkn_neurons(result), generator(seed, "groups", fact.id)
+        draws = range(n_random) if len(d) else ()
+        rnd = tuple(sort_neurons(random_sets([d], result.neurons, width, rng)[0]) for _ in draws)
+        groups.append(NeuronGroups(fact, result, d, sort_neurons(result.neurons), rnd))
+    return groups
 
 
 def require_results_of(facts: Sequence[Fact], results: Sequence[FactResult]) -> None:
@@ -78,14 +82,6 @@ def require_results_of(facts: Sequence[Fact], results: Sequence[FactResult]) -> 
             f"results must be those of the facts, in their order; got {len(found)} results "
             f"for {len(ids)} facts{first}"
         )
-
-
-def _groups(fact: Fact, result: FactResult, width: int, n_random: int, seed: int) -> NeuronGroups:
-    d = dkn_neurons(result)
-    rng = generator(seed, "groups", fact.id)
-    draws = range(n_random) if len(d) else ()
-    rnd = tuple(sort_neurons(random_sets([d], result.neurons, width, rng)[0]) for _ in draws)
-    return NeuronGroups(fact, result, d, sort_neurons(result.neurons), rnd)
 
 
 def dkn_neurons(result: FactResult) -> NDArray[np.int32]:

@@ -30,15 +30,13 @@ class Headline:
 
     def rows(self, table: Table) -> list[Row]:
         """The rows, in the order of the table."""
-        return [r for r in table.rows if self._takes(r)]
-
-    def _takes(self, row: Row) -> bool:
-        conditions = dict(row.conditions)
-        return (
-            row.figure == self.figure
+        return [
+            row
+            for row, conditions in ((r, dict(r.conditions)) for r in table.rows)
+            if row.figure == self.figure
             and (not self.groups or row.group in self.groups)
             and all(conditions.get(k, NONE) in v.split("|") for k, v in self.keep.items())
-        )
+        ]
 
     def labels(self, rows: Sequence[Row]) -> list[str]:
         """A label for each row: its group, and the conditions in which the rows differ."""

@@ -63,10 +63,14 @@ def bars(
     axes = figure.subplots()
     for i, is_control in enumerate(flags):
         if math.isfinite(mean[i]):
-            _bar(axes, i, mean[i], is_control)
+            color, hatch = (PAPER, HATCH) if is_control else (MAIN, None)
+            axes.barh(
+                i, mean[i], height=0.68, color=color, edgecolor=INK, linewidth=0.8, hatch=hatch
+            )
             if math.isfinite(low[i]) and math.isfinite(high[i]):
                 _whisker(axes, i, low[i], high[i])
-        _beside(axes, i, float(mean[i]), None if n is None else n[i])
+        text = f"{round(mean[i], 2) + 0.0:.2f}" if math.isfinite(mean[i]) else "not measured"
+        _beside(axes, i, text if n is None else f"{text}  n = {n[i]:,}")
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_yticks(np.arange(n_groups), labels)
     axes.set_ylim(n_groups - 0.4, -0.6)
@@ -78,20 +82,15 @@ def bars(
     return figure
 
 
-def _bar(axes: Axes, at: int, mean: float, is_control: bool) -> None:
-    color, hatch = (PAPER, HATCH) if is_control else (MAIN, None)
-    axes.barh(at, mean, height=0.68, color=color, edgecolor=INK, linewidth=0.8, hatch=hatch)
-
-
 def _whisker(axes: Axes, at: int, low: float, high: float) -> None:
     """A white line under the ink keeps it visible on a hatch."""
     axes.plot([low, high], [at, at], color=PAPER, linewidth=3.2, solid_capstyle="butt")
     axes.plot([low, high], [at, at], color=INK, linewidth=1.3, marker="|", markersize=7)
 
 
-def _beside(axes: Axes, at: int, mean: float, n: int | None) -> None:
+def _beside(axes: Axes, at: int, text: str) -> None:
     axes.annotate(
-        _figures(mean, n),
+        text,
         (1, at),
         xycoords=("axes fraction", "data"),
         xytext=(6, 0),
@@ -100,8 +99,3 @@ def _beside(axes: Axes, at: int, mean: float, n: int | None) -> None:
         fontsize=SMALL,
         color=INK,
     )
-
-
-def _figures(mean: float, n: int | None) -> str:
-    text = f"{round(mean, 2) + 0.0:.2f}" if math.isfinite(mean) else "not measured"
-    return text if n is None else f"{text}  n = {n:,}"

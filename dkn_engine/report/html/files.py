@@ -78,11 +78,6 @@ def write_page(
 def in_short(result: FactResult) -> FactResult:
     """A result without its largest arrays, for one of many thousands."""
     empty = FactResult(result.fact_id, result.status)
-    return dataclasses.replace(
-        result,
-        scores=empty.scores,
-        subset_probabilities=empty.subset_probabilities,
-        subset_masks=empty.subset_masks,
-        rest_suppressed=empty.rest_suppressed,
-        convergence_delta=empty.convergence_delta,
-    )
+    large = ("scores", "subset_probabilities", "subset_masks", "rest_suppressed")
+    names = (*large, "convergence_delta")
+    return dataclasses.replace(result, **{name: getattr(empty, name) for name in names})

@@ -66,11 +66,13 @@ class FineTuning:
             log-probability of an answer token.
         n_trainable: weights that could change.
         n_state: values that the optimiser holds, its counts of steps aside.
+        sequences: the facts as they are trained on.
     """
 
     losses: NDArray[np.float64]
     n_trainable: int
     n_state: int
+    sequences: Sequence[AnswerSequence]
     _layout: Layout
     _blocks: tuple[Block, ...]
 
@@ -149,7 +151,7 @@ def finetuned(
         with standing_in(model, blocks):
             losses, n_state = _train(model, blocks, plan, kept_at, progress)
             n = sum(b.values.numel() for b in blocks)
-            yield FineTuning(losses, n, n_state, layout, tuple(blocks))
+            yield FineTuning(losses, n, n_state, sequences, layout, tuple(blocks))
 
 
 @contextlib.contextmanager

@@ -11,9 +11,7 @@ import numpy as np
 from dkn_engine.analysis.experiments.evolvability.answers import read_answers
 from dkn_engine.analysis.experiments.evolvability.finetune import Diverged, finetuned
 from dkn_engine.analysis.experiments.evolvability.trainable import Trainable
-from dkn_engine.config import FactsConfig
 from dkn_engine.errors import UserError
-from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.types import Fact, Progress
 
 if TYPE_CHECKING:
@@ -38,24 +36,19 @@ def loss_by_rate(
     :func:`dkn_engine.analysis.experiments.evolvability.finetune.finetuned`.
     """
     training |= {"steps": steps, "progress": progress}
-    config = FactsConfig()
-    sequences = [
-        encode_sequence(model, tokenizer, f.prompt, f.answer, config=config, fact_id=f.id)
-        for f in facts
-    ]
-    n_tokens = sum(len(s.targets) for s in sequences)
     found = {}
     for rate in rates:
         try:
-            with finetuned(model, tokenizer, facts, trainable, lr=rate, **training):
-                probability = read_answers(model, sequences).probability
+            with finetuned(model, tokenizer, facts, trainable, lr=rate, **training) as trained:
+                probability = read_answers(model, trained.sequences).probability
         except Diverged:
             found[rate] = math.inf
             if progress is not None:
                 progress(steps, steps)
             continue
         with np.errstate(divide="ignore"):
-            loss = -float(np.log(probability).sum()) / n_tokens
+            total = -float(np.log(probability).sum())
+        loss = total / sum(len(s.targets) for s in trained.sequences)
         found[rate] = math.inf if math.isnan(loss) else loss
     return found
 

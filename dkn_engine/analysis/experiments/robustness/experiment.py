@@ -140,13 +140,12 @@ def _notes(n_facts: int, groups: Sequence[NeuronGroups], wrong: Sequence[bool]) 
 
 def _filled(made: Iterable[Reference]) -> Iterator[str]:
     """Says so where facts that were not given are part of what was measured."""
-    for reference in list(made)[:1]:  # All of the same facts.
-        if reference.n_filled:
-            yield (
-                f"Mean activations and unrelated facts come from {len(reference.facts)} facts, of "
-                f"which {reference.n_filled} are packaged English ones: too few of the given can "
-                "be used."
-            )
+    first = next(iter(made), None)  # All are of the same facts.
+    if first is not None and first.n_filled:
+        yield (
+            f"Mean activations and unrelated facts come from {len(first.facts)} facts, of which "
+            f"{first.n_filled} are packaged English ones: too few of the given can be used."
+        )
 
 
 def _reference(
