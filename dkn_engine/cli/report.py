@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
 
 from dkn_engine.cli.arguments import natural, number, option, run_path, switch
 from dkn_engine.cli.console import Console
@@ -12,10 +10,6 @@ from dkn_engine.cli.options import Output
 from dkn_engine.cli.results import HELD, ROWS, read_overview, show_results
 from dkn_engine.report.html import CARDS, FACT_FIGURES
 from dkn_engine.store import RunPath
-from dkn_engine.types import FactResult
-
-if TYPE_CHECKING:
-    from dkn_engine.report import Summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +34,14 @@ class ReportOptions:
 
 
 def report(options: ReportOptions) -> int:
-    """``dkn-engine report``: a run directory's results again, complete or not.
+    """``dkn-engine report``: a run directory's results again, complete or not, and its page.
 
     Raises:
         RunDirectoryError: it is not a run directory.
     """
     from dkn_engine.report.files import read_summary
-    from dkn_engine.store import Snapshot, count_done
+    from dkn_engine.report.html import NO_FIGURES, write_page
+    from dkn_engine.store import Snapshot, as_folder, count_done, place_of
 
     console = Console(quiet=options.output.quiet)
     done, total = count_done(options.directory)
@@ -67,36 +62,19 @@ def report(options: ReportOptions) -> int:
     except PermissionError as error:  # Someone else's run can still be read.
         console.warn(f"the summary was not rewritten: {error.filename}: {error.strerror}")
         return 0
-    summary = replace(overview.summary, seconds=seconds, n_left_out=len(problems))
-    _write_page(options, results, summary, problems, console)
-    return 0
-
-
-def _write_page(
-    options: ReportOptions,
-    results: Iterable[FactResult],
-    summary: Summary,
-    problems: Sequence[Mapping[str, Any]],
-    console: Console,
-) -> None:
-    """The page and its figures; without matplotlib the page alone, which is said."""
-    from dkn_engine.report.html import NO_FIGURES, write_page
-    from dkn_engine.store import as_folder, place_of
-
     console.say("drawing figures and writing the page ...")
     with as_folder(options.directory, "manifest.json") as folder:
         written, drawn = write_page(
             folder,
             results,
-            summary,
+            replace(overview.summary, seconds=seconds, n_left_out=len(problems)),
             problems=problems,
             cards=options.cards,
             fact_figures=options.fact_figures,
         )
     place = place_of(options.directory)
-    page = place.at(written.name)
-    if drawn:
-        console.say(f"{page} is written, its figures are in {place.at('figures')}")
-    else:
-        console.say(f"{page} is written")
+    figures_are = f", its figures are in {place.at('figures')}" if drawn else ""
+    console.say(f"{place.at(written.name)} is written{figures_are}")
+    if not drawn:
         console.warn(NO_FIGURES)
+    return 0
