@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-from dkn_engine.errors import UserError
 from dkn_engine.seeds import generator
 from dkn_engine.types import Fact
 
@@ -40,9 +39,6 @@ def long_form(fact: Fact, form: str, n_tokens: Callable[[str], int], seed: int) 
 
     Returns:
         None if the fact has no paraphrase that is longer than its prompt.
-
-    Raises:
-        UserError: there is no such form.
     """
     if form == PARAPHRASE:
         return _paraphrased(fact, n_tokens)
@@ -50,8 +46,6 @@ def long_form(fact: Fact, form: str, n_tokens: Callable[[str], int], seed: int) 
     if form == TEMPLATED:
         drawn = generator(seed, "long forms", fact.id).integers(len(packaged))
         form = list(packaged)[drawn]
-    if form not in packaged:
-        raise UserError(f"forms must be among {', '.join(known_forms())}; got {form!r}")
     template = packaged[form]
     prompt, *others = (template.replace("{prompt}", p) for p in (fact.prompt, *fact.paraphrases))
     return dataclasses.replace(fact, prompt=prompt, paraphrases=tuple(others))
