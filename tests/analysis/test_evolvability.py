@@ -16,11 +16,10 @@ import torch
 
 import dkn_engine as dkn
 from dkn_engine.analysis.experiments.evolvability.answers import read_answers
-from dkn_engine.analysis.experiments.evolvability.changed_neurons import overlap_rows, targets
 from dkn_engine.analysis.experiments.evolvability.experiment import evolvability
 from dkn_engine.analysis.experiments.evolvability.finetune import finetuned
 from dkn_engine.analysis.experiments.evolvability.learning_rate import best_rate, loss_by_rate
-from dkn_engine.analysis.experiments.evolvability.overlap import overlap
+from dkn_engine.analysis.experiments.evolvability.overlap import overlap, overlap_rows, targets
 from dkn_engine.analysis.experiments.evolvability.rephrase import rephrase
 from dkn_engine.analysis.kept_tables import to_json
 from dkn_engine.config import FactsConfig

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from dkn_engine.analysis.config import EvolvabilityConfig
 from dkn_engine.analysis.experiments.evolvability.answers import read_answers
-from dkn_engine.analysis.experiments.evolvability.changed_neurons import overlap_rows, targets
 from dkn_engine.analysis.experiments.evolvability.finetune import finetuned
 from dkn_engine.analysis.experiments.evolvability.learning_rate import best_rate, loss_by_rate
+from dkn_engine.analysis.experiments.evolvability.overlap import overlap_rows, targets
 from dkn_engine.analysis.experiments.evolvability.rephrase import rephrase
 from dkn_engine.analysis.experiments.evolvability.trainable import Trainable
 from dkn_engine.analysis.neuron_groups import NeuronGroups, neuron_groups, with_dkn
