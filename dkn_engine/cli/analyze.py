@@ -223,17 +223,21 @@ def _model(suite: AllOptions, name: str, console: Console) -> Loaded | InWorkers
 
 def _across(suite: AllOptions, cells: Mapping[str, Cell]) -> dict[str, Table]:
     """Degeneracy against model size, for each list of facts and preset."""
-    from dkn_engine.analysis.suite.cells import compare_models
+    from dkn_engine.analysis import complexity_of_models
     from dkn_engine.analysis.suite.labels import labels, short_names
 
     runs = labels(suite.models, suite.facts, suite.presets)
     names, origins = short_names(suite.models), short_names(suite.facts, files=True)
     tables: dict[str, Table] = {}
+    if len(names) < 2:
+        return tables
     for (s, origin), preset in itertools.product(enumerate(origins), suite.presets):
         here = {name: cells[runs[m, s, preset]] for m, name in enumerate(names)}
-        table = compare_models(here, next(iter(here.values())).seed)
-        if table is not None:
-            tables[f"{origin}-{preset}" if len(suite.presets) > 1 else origin] = table
+        results = {name: cell.results for name, cell in here.items()}
+        sizes = {name: cell.size for name, cell in here.items()}
+        first = here[names[0]]
+        table = complexity_of_models(first.facts, results, sizes, seed=first.seed)
+        tables[f"{origin}-{preset}" if len(suite.presets) > 1 else origin] = table
     return tables
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dkn_engine.analysis.experiments.complexity.model_sizes import ModelSize, complexity_of_models
+from dkn_engine.analysis.experiments.complexity.model_sizes import ModelSize
 from dkn_engine.analysis.kept_tables import SUFFIX, read_table, to_bytes
 from dkn_engine.analysis.suite.requests import RUN, Options, Request
 from dkn_engine.analysis.suite.tasks import InWorkers, Loaded, Watcher
@@ -154,18 +154,3 @@ def _require_places(folder: Path, analyses: Iterable[str]) -> None:
         path = folder / f"{name}{SUFFIX}"
         if path.is_dir():
             raise UserError(f"{path} is a folder, where a table shall be; move it elsewhere")
-
-
-def compare_models(cells: Mapping[str, Cell], seed: int) -> Table | None:
-    """Degeneracy against model size, over cells of the same facts; None for fewer than two.
-
-    Args:
-        cells: that differ in their model alone, by its short name.
-        seed: of the resampling.
-    """
-    if len(cells) < 2:
-        return None
-    results = {name: cell.results for name, cell in cells.items()}
-    sizes = {name: cell.size for name, cell in cells.items()}
-    facts = next(iter(cells.values())).facts
-    return complexity_of_models(facts, results, sizes, seed=seed)
