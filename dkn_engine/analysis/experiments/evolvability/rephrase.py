@@ -38,7 +38,9 @@ class Rephrasing:
         The prompt is the sentence in front of the answer, or, where the answer comes first, the
         sentence with TempLAMA's blank.
         """
-        sentence = self.pattern if self.pattern.startswith(_ANSWER) else _cut(self.pattern)
+        sentence = self.pattern
+        if not sentence.startswith(_ANSWER):
+            sentence = sentence.partition(_ANSWER)[0].rstrip()
         before, after = sentence.replace(_ANSWER, MARK).split(_SUBJECT)
         found = re.fullmatch(f"{re.escape(before)}(.+?){re.escape(after)}", prompt)
         return None if found is None else found[1]
@@ -78,8 +80,3 @@ def rephrasings() -> dict[str, Rephrasing]:
         Rephrasing(**(v | {"rephrased": tuple(v["rephrased"])})) for v in map(json.loads, lines)
     ]
     return {r.relation: r for r in found}
-
-
-def _cut(sentence: str) -> str:
-    """A sentence in front of its answer."""
-    return sentence.partition(_ANSWER)[0].rstrip()
