@@ -162,11 +162,11 @@ def _text_samples(
     """Length and surprisal of the prompts of the facts that can be encoded."""
     for fact in facts:
         try:
-            text = text_complexity(model, tokenizer, fact, config)
+            n_tokens, surprisal = text_complexity(model, tokenizer, fact, config)
         except FactError:  # It is counted as unusable.
             continue
-        yield Sample(fact.id, form, "prompt_tokens", text.n_tokens)
-        yield Sample(fact.id, form, "surprisal", text.surprisal)
+        yield Sample(fact.id, form, "prompt_tokens", n_tokens)
+        yield Sample(fact.id, form, "surprisal", surprisal)
 
 
 def _rewritten(

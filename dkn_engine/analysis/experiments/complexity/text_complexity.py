@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dkn_engine.config import FactsConfig
@@ -16,24 +15,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-@dataclass(frozen=True, slots=True)
-class TextComplexity:
-    """Of one prompt under a model.
-
-    Attributes:
-        n_tokens: special tokens in front included.
-        surprisal: mean of ``-log2 p`` over the tokens that have one before them, in bits; NaN for
-            a prompt of one token.
-    """
-
-    n_tokens: int
-    surprisal: float
-
-
 def text_complexity(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, fact: Fact, config: FactsConfig
-) -> TextComplexity:
-    """Length and mean surprisal of the fact's prompt, by one forward pass.
+) -> tuple[int, float]:
+    """Length and surprisal of the fact's prompt, by one forward pass.
+
+    Returns:
+        Number of tokens, special ones in front included; and the mean of ``-log2 p`` over those
+        that have one before them, in bits, NaN for a prompt of one token.
 
     Raises:
         FactError: the fact cannot be encoded.
@@ -45,8 +34,8 @@ def text_complexity(
     )
     ids = torch.tensor([one.ids[: one.n_prompt]], device=next(model.parameters()).device)
     if one.n_prompt < 2:
-        return TextComplexity(one.n_prompt, math.nan)
+        return one.n_prompt, math.nan
     with guest(model, grad=False):
         logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
         nats = torch.nn.functional.cross_entropy(logits, ids[0, 1:])
-    return TextComplexity(one.n_prompt, float(nats) / math.log(2))
+    return one.n_prompt, float(nats) / math.log(2)
