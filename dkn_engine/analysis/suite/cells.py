@@ -8,7 +8,7 @@ the same things is read, not made again, and one that cannot be read is made aga
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,10 @@ def analyze_cell(
         OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _require_places(folder, options.analyses)
+    for name in options.analyses:  # Said before hours of work.
+        path = folder / f"{name}{SUFFIX}"
+        if path.is_dir():
+            raise UserError(f"{path} is a folder, where a table shall be; move it elsewhere")
     run = prepare(facts, config)
     with model.at_work(run) as worker:
         watcher.say(f"  finding DKNs of {len(facts)} facts ...")
@@ -146,11 +149,3 @@ def _kept(folder: Path, made_from: Mapping[str, Mapping[str, Any]]) -> dict[str,
             if isinstance(made, dict) and made | {"version": expected["version"]} == expected:
                 tables[name] = table
     return tables
-
-
-def _require_places(folder: Path, analyses: Iterable[str]) -> None:
-    """Say before hours of work what no table could be written over."""
-    for name in analyses:
-        path = folder / f"{name}{SUFFIX}"
-        if path.is_dir():
-            raise UserError(f"{path} is a folder, where a table shall be; move it elsewhere")
