@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dkn_engine.config import CONTROL_EXACT, CONTROL_SAMPLES
@@ -48,46 +48,38 @@ def _named(versions: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
-def caveats(summary: Summary) -> list[str]:
+def caveats(summary: Summary) -> Iterator[str]:
     """What the figures leave out, and what their controls were measured on."""
-    found = []
     groups = {f: getattr(summary, f).n for f in ("dkn", "no_dkn", "candidates")}
     if any(0 < n < FEWEST for n in groups.values()):
-        found.append(f"A mean of fewer than {FEWEST} facts has no interval.")
+        yield f"A mean of fewer than {FEWEST} facts has no interval."
     drops = [e for *_, row in drop_rows(summary) for e in (row.partial_drop, row.full_drop)]
-    found += [
-        f"Other means without an interval have none since {reason}."
-        for reason in dict.fromkeys(e.reason for e in drops if e.n >= FEWEST and e.reason)
-    ]
+    for reason in dict.fromkeys(e.reason for e in drops if e.n >= FEWEST and e.reason):
+        yield f"Other means without an interval have none since {reason}."
     if drops and not summary.comparisons:
-        found.append("No controls were measured, so these drops cannot be told from chance.")
-    found += _undefined(summary)
-    if summary.n_sampled_controls:
-        found.append(
-            f"{_facts(summary.n_sampled_controls)} a family of more than {CONTROL_EXACT} "
-            f"components: its controls are measured on {CONTROL_SAMPLES} of its subsets, its own "
-            "partial drop on its whole lattice."
+        yield "No controls were measured, so these drops cannot be told from chance."
+    yield from _undefined(summary)
+    if n := summary.n_sampled_controls:
+        yield (
+            f"{'1 fact has' if n == 1 else f'{n:,} facts have'} a family of more than "
+            f"{CONTROL_EXACT} components: its controls are measured on {CONTROL_SAMPLES} of its "
+            "subsets, its own partial drop on its whole lattice."
         )
     if summary.n_paraphrases_not_known:
         total = summary.n_paraphrases + summary.n_paraphrases_not_known
-        found.append(
+        yield (
             f"Of {total:,} held-out paraphrases the model does not answer "
             f"{summary.n_paraphrases_not_known:,}; they are left out."
         )
     if summary.n_reference_packaged:
-        found.append(
+        yield (
             f"Unrelated facts and mean activations come from {summary.n_reference:,} facts, of "
             f"which {summary.n_reference_packaged:,} are packaged English ones and not of this "
             "run, which has too few (filter.fill_reference = false leaves them out)."
         )
-    return found
 
 
-def _facts(n: int) -> str:
-    return "1 fact has" if n == 1 else f"{n:,} facts have"
-
-
-def _undefined(summary: Summary) -> list[str]:
+def _undefined(summary: Summary) -> Iterator[str]:
     """How many facts have no redundancy, row by row of the table of drops."""
     left_out, family = [], ""
     for label, is_control, _, row in drop_rows(summary):
@@ -96,9 +88,8 @@ def _undefined(summary: Summary) -> list[str]:
         if there < n:
             name = f"{family}, {label}" if is_control else family
             left_out.append(f"{n - there:,} of {n:,} ({name})")
-    if not left_out:
-        return []
-    return [
-        "The redundancy is not defined, and its median leaves facts out, where suppressing single "
-        f"components costs nothing: {'; '.join(left_out)}."
-    ]
+    if left_out:
+        yield (
+            "The redundancy is not defined, and its median leaves facts out, where suppressing "
+            f"single components costs nothing: {'; '.join(left_out)}."
+        )

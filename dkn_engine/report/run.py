@@ -244,7 +244,7 @@ def _drops(summary: Summary, figures: Mapping[str, Figure]) -> list[Block]:
     )
     compared = [comparison_table(summary.comparisons, FULL_DROPS)] if summary.comparisons else []
     drawn = [Figures([figures["drops"]])] if "drops" in figures else []
-    caveat = Points(caveats(summary))
+    caveat = Points(list(caveats(summary)))
     return [*drawn, table, *compared, *paragraphs(DEFINITIONS), caveat]
 
 
