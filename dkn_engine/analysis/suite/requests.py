@@ -65,53 +65,47 @@ class Request:
         return self.name.replace("_", " ")
 
     def __call__(
-        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, progress: Progress
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        progress: Progress,
+        results: Sequence[FactResult] | None = None,
     ) -> Table | str:
-        """As :func:`make`, of the results on disk."""
-        return make(self, model, tokenizer, read_results(self.folder / RUN), progress)
+        """The table, or why the analysis refuses the run.
 
+        Args:
+            model, tokenizer: of the run.
+            progress: called with (done, total) of whatever the analysis counts.
+            results: of the run; None: those on disk.
 
-def make(
-    request: Request,
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    results: Sequence[FactResult],
-    progress: Progress,
-) -> Table | str:
-    """The table, or why the analysis refuses the run.
+        Raises:
+            DknError: the analysis refuses, and the request is strict.
+        """
+        from dkn_engine import analysis
 
-    Args:
-        request: see there.
-        model, tokenizer, results: of the run.
-        progress: called with (done, total) of whatever the analysis counts.
-
-    Raises:
-        DknError: the analysis refuses, and the request is strict.
-    """
-    from dkn_engine import analysis
-
-    name, folder, options = request.name, request.folder, request.options
-    more: dict[str, Any] = {}
-    if name in {"robustness", "fact_check", "complexity"}:
-        more["config"] = request.config
-    if name == "complexity":
-        more["out"] = folder / "long"
-    if name == "evolvability":
-        more["new_facts"] = options.new_facts
-        more["checkpoint"] = folder / "training" if options.checkpoint else None
-    try:
-        table: Table = getattr(analysis, name)(
-            model,
-            tokenizer,
-            request.facts,
-            results,
-            settings=options.analyses[name],
-            seed=request.config.seed,
-            progress=progress,
-            **more,
-        )
-    except DknError as error:
-        if options.strict:
-            raise
-        return str(error)
-    return table
+        name, options = self.name, self.options
+        results = read_results(self.folder / RUN) if results is None else results
+        more: dict[str, Any] = {}
+        if name in {"robustness", "fact_check", "complexity"}:
+            more["config"] = self.config
+        if name == "complexity":
+            more["out"] = self.folder / "long"
+        if name == "evolvability":
+            more["new_facts"] = options.new_facts
+            more["checkpoint"] = self.folder / "training" if options.checkpoint else None
+        try:
+            table: Table = getattr(analysis, name)(
+                model,
+                tokenizer,
+                self.facts,
+                results,
+                settings=options.analyses[name],
+                seed=self.config.seed,
+                progress=progress,
+                **more,
+            )
+        except DknError as error:
+            if options.strict:
+                raise
+            return str(error)
+        return table

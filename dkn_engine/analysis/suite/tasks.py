@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dkn_engine.analysis.experiments.complexity.model_sizes import ModelSize, model_size
-from dkn_engine.analysis.suite.requests import Request, make
+from dkn_engine.analysis.suite.requests import Request
 from dkn_engine.models.load import load_tokenizer
 from dkn_engine.run.pipeline import Run, iter_run, on_disk
 from dkn_engine.run.workers.job import Job, ModelSpec
@@ -61,7 +61,7 @@ class Loaded:
         for request in requests:
             watcher.say(f"  {request} ...")
             with watcher.progress(len(request.facts)) as progress:
-                made = make(request, self.model, self.tokenizer, results, progress)
+                made = request(self.model, self.tokenizer, progress, results)
             yield request, made
 
 
