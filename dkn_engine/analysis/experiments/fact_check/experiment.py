@@ -30,10 +30,10 @@ from dkn_engine.analysis.experiments.fact_check.statements import (
 )
 from dkn_engine.analysis.neuron_groups import NeuronGroups, neuron_groups
 from dkn_engine.config import AttributionConfig, Config
-from dkn_engine.errors import FactError, UserError
+from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.forward.contexts import AnswerSequence
-from dkn_engine.forward.encoding import encode_sequence
+from dkn_engine.forward.encoding import encode_sequence, encode_sequences
 from dkn_engine.models.layout import find_layout
 from dkn_engine.models.tokens import mask_token_id
 from dkn_engine.statistics.table import Sample, Table, tabulate
@@ -100,7 +100,7 @@ def fact_check(
     config = dataclasses.replace(config, attribution=_attribution(config, settings.tolerance))
     width = find_layout(model).width
     groups = neuron_groups(facts, results, width, n_random=settings.n_random, seed=seed)
-    encode = partial(encode_sequence, model, tokenizer, config=config.facts)
+    encode = partial(encode_sequences, model, tokenizer, config=config.facts)
     statements, left_out = _stated(facts, results, encode, config, settings.queries, seed)
     said = {s.fact_id for s in statements}
     stated = [f for f in facts if f.id in said]
@@ -139,26 +139,18 @@ def _attribution(config: Config, tolerance: float) -> AttributionConfig:
 def _stated(
     facts: Sequence[Fact],
     results: Sequence[FactResult],
-    encode: Callable[[str, str], AnswerSequence],
+    encode: Callable[[Sequence[tuple[str, str]]], list[AnswerSequence]],
     config: Config,
     forms: Sequence[Form],
     seed: int,
 ) -> tuple[list[Statement], Counter[str]]:
     """The statements about the facts that could be asked, and why facts have none."""
-
-    def usable(prompt: str, answer: str) -> bool:
-        try:
-            encode(prompt, answer)
-        except FactError:
-            return False
-        return True
-
     asked = zip(facts, results, strict=True)
     statements, left_out = make_statements(
         [(fact, r.answer) for fact, r in asked if r.status in {"ok", "not_known"}],
         facts,
         forms,
-        usable,
+        lambda prompt, answer: bool(encode([(prompt, answer)])),
         seed=seed,
         n_paraphrases=config.selection.n_paraphrases,
     )
