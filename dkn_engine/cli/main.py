@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from dkn_engine.analysis.config import ANALYSES
-from dkn_engine.cli import analyze, bench, compare_clusterers, find, info, merge, report
+from dkn_engine.cli import analyze, bench, find, info, merge, report
 from dkn_engine.cli.arguments import add_arguments, make_options
+from dkn_engine.cli.compare_clusterers import ClusterersOptions, clusterers
 from dkn_engine.cli.console import detach_broken_pipes
 from dkn_engine.errors import DknError, UserError
 from dkn_engine.run.build_info import version, why_broken
@@ -152,8 +153,8 @@ def _add_analyses(commands: Any) -> None:
         options = analyze.EvolvabilityOptions if name == "evolvability" else analyze.SingleOptions
         single = functools.partial(analyze.single, name)
         _add(analyses, name.replace("_", "-"), words, single, options, _sentence(words))
-    words, module = "compare NTC with other clusterers and with random sets", compare_clusterers
-    _add(analyses, "clusterers", words, module.clusterers, module.ClusterersOptions)
+    words = "compare NTC with other clusterers and with random sets"
+    _add(analyses, "clusterers", words, clusterers, ClusterersOptions)
 
 
 def _add(
