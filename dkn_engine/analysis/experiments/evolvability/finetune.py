@@ -141,15 +141,15 @@ def finetuned(
     with locked(model), _alone(layout):
         blocks = trainable_blocks(model, layout, trainable)
         plan = _Plan(sequences, settings, seed)
-        kept_at = None
+        kept = None
         if checkpoint is not None:
             identity = plan.identity() | {
                 "weights": model_traits(model)["weights"],
                 "trained weights": places_digest(blocks),
             }
-            kept_at = Checkpoint(local_path(checkpoint), identity)
+            kept = Checkpoint(local_path(checkpoint), identity)
         with standing_in(model, blocks):
-            losses, n_state = _train(model, blocks, plan, kept_at, progress)
+            losses, n_state = _train(model, blocks, plan, kept, progress)
             n = sum(b.values.numel() for b in blocks)
             yield FineTuning(losses, n, n_state, sequences, layout, tuple(blocks))
 
@@ -206,7 +206,7 @@ def _train(
     model: nn.Module,
     blocks: Sequence[Block],
     plan: _Plan,
-    kept_at: Checkpoint | None,
+    checkpoint: Checkpoint | None,
     progress: Progress | None,
 ) -> tuple[NDArray[np.float64], int]:
     """Losses of the steps, and how many values the optimiser holds."""
@@ -215,7 +215,7 @@ def _train(
         [b.values for b in blocks], lr=plan.settings.lr, weight_decay=0.0, fused=fused
     )
     with guest(model, grad=True), differentiable(blocks):
-        losses = [] if kept_at is None else kept_at.load(blocks, optimiser).tolist()
+        losses = [] if checkpoint is None else checkpoint.load(blocks, optimiser).tolist()
         if progress is not None and plan.done(losses):
             progress(plan.settings.steps, plan.settings.steps)
         while not plan.done(losses):
@@ -227,8 +227,10 @@ def _train(
                 )
             _step(optimiser, blocks)
             done = plan.done(losses)
-            if kept_at is not None and (done or len(losses) % plan.settings.checkpoint_every == 0):
-                kept_at.save(blocks, optimiser, losses)
+            if checkpoint is not None and (
+                done or len(losses) % plan.settings.checkpoint_every == 0
+            ):
+                checkpoint.save(blocks, optimiser, losses)
             if progress is not None:
                 progress(plan.settings.steps if done else len(losses), plan.settings.steps)
     n_state = sum(
