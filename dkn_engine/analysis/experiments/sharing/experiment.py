@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -232,13 +233,10 @@ def _of_fact(
 
 
 def _samples(found: Sequence[Sharing]) -> Iterator[Sample]:
-    cells: dict[tuple[str, str, str], list[Sharing]] = {}
-    for s in found:
-        cells.setdefault((s.kind, s.others, s.fact_id), []).append(s)
-    for (kind, others, unit), of_fact in cells.items():
-        candidates = [s for s in of_fact if s.component is not None]
+    """Of one fact, kind and others after another, whose knowledge neurons come first."""
+    for (unit, kind, others), of_fact in groupby(found, lambda s: (s.fact_id, s.kind, s.others)):
+        whole, *candidates = of_fact
         groups = {"D": [s for s in candidates if s.in_dkn], "C": candidates}
-        whole = next(s for s in of_fact if s.component is None)
         for group, members in groups.items():
             if not members:
                 continue
