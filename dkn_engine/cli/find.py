@@ -164,20 +164,17 @@ def _find_all(
     out: RunPath, find: _Find, run: Run, console: Console
 ) -> tuple[Overview, float | None]:
     """Results in short, and the time they took (None for a continued run)."""
-    done, total = _already_done(out), run.plan.n_own
+    from dkn_engine.store import count_done, place_of
+    from dkn_engine.store.manifest import exists
+
+    done = count_done(out)[0] if exists(place_of(out)) else 0
+    total = run.plan.n_own
     there = f", {done} of them are there" if done else ""
     console.step(3, 4, f"finding DKNs of {total} facts{there} ...")
     start = time.monotonic()
     with console.progress(total, done) as progress:
         overview = read_overview(find(progress))
     return overview, None if done else time.monotonic() - start
-
-
-def _already_done(directory: RunPath) -> int:
-    from dkn_engine.store import count_done, place_of
-    from dkn_engine.store.manifest import exists
-
-    return count_done(directory)[0] if exists(place_of(directory)) else 0
 
 
 def _require_usable(overview: Overview) -> None:
