@@ -22,9 +22,9 @@ def render(table: statistics.Table, *, limit: int | None = 60, width: int | None
         width: most columns; None: the terminal's, or 80 where there is none.
     """
     blocks: list[Block] = []
-    left = sum(len(t.rows) for t in figure_tables(table.rows)) if limit is None else limit
-    left_out = 0
-    for figures in figure_tables(table.rows):
+    tables, left_out = figure_tables(table.rows), 0
+    left = sum(len(t.rows) for t in tables) if limit is None else limit
+    for figures in tables:
         shown = dataclasses.replace(figures, rows=figures.rows[:left])
         left_out += len(figures.rows) - len(shown.rows)
         left -= len(shown.rows)
