@@ -198,12 +198,7 @@ class ClusterersConfig(Section):
 
 
 class Analysis(NamedTuple):
-    """What the suite makes of a run.
-
-    Attributes:
-        words: what it does.
-        section: its settings.
-    """
+    """What the suite makes of a run, in words, and the section of its settings."""
 
     words: str
     section: type[Section]

@@ -27,12 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
-    """How large a model is.
-
-    Attributes:
-        parameters: all of them, tied ones once.
-        layers, width, mlp_width: L, d, F.
-    """
+    """How large a model is: all parameters, tied ones once; layers L, width d, MLP width F."""
 
     parameters: int
     layers: int
