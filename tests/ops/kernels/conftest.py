@@ -9,6 +9,7 @@ that has it from its start. In the suite's own process the same tests run compil
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -21,6 +22,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "kernel_device" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.gpu)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _language_replaced_once() -> Iterator[None]:
+    """The interpreter puts its own operations into Triton's language once, and leaves them there.
+
+    Left alone it searches the language anew for what to replace whenever a kernel calls a helper,
+    which takes a third of the time; a process that interprets has no use for the others.
+    """
+    if not INTERPRETED:
+        yield
+        return
+    interpreter: Any = pytest.importorskip("triton.runtime.interpreter")
+    replace, scopes = interpreter._patch_lang, {}
+
+    def once(kernel: Callable[..., None]) -> Any:
+        module = kernel.__globals__["__name__"]  # whose names for the language are replaced
+        if module not in scopes:
+            scopes[module] = replace(kernel)
+        return scopes[module]
+
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(interpreter, "_patch_lang", once)
+        patches.setattr(interpreter._LangPatchScope, "restore", lambda _scope: None)
+        yield
 
 
 @pytest.fixture
