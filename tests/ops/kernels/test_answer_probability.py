@@ -16,8 +16,8 @@ pytestmark = pytest.mark.usefixtures("poison")
 
 CASES = pairs(
     n=(1, 63, 130),
-    d=(1, 63, 331),
-    v=(1, 63, 331, 1536),
+    d=(1, 64, 131),
+    v=(1, 63, 192, 331),
     objective=("probability", "log_probability"),
     bias=(False, True),
     scale=(1.0, 0.3),
