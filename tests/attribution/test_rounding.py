@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -13,17 +14,23 @@ from dkn_engine.models.layout import find_layout
 from tests.support.tiny import MASK_ID, relative_error, sequence, tiny
 
 
-def model_of(name: str, dtype: torch.dtype) -> Any:
-    """With weights that are the same in every dtype from ``dtype`` on."""
+@functools.cache
+def scores_of(
+    name: str, n_prompt: int, *, weights: torch.dtype, wide: bool = False, **options: Any
+) -> ChunkScores:
+    """Computed in the precision of the weights, or with the same weights in float64."""
     longer: dict[str, Any] = (
         {"n_positions": 512} if name == "gpt2" else {"max_position_embeddings": 512}
     )
-    return tiny(name, **longer).to(dtype)
-
-
-def scores_of(model: Any, n_prompt: int, **options: Any) -> ChunkScores:
+    model = tiny(name, **longer).to(weights)
+    if wide:
+        model = model.double()
     one, config = [sequence(n_prompt, 1, seed=n_prompt)], AttributionConfig(**options)
     return attribute_chunk(model, find_layout(model), one, config, mask_id=MASK_ID)
+
+
+in_float32 = functools.partial(scores_of, weights=torch.float32)
+in_float64 = functools.partial(scores_of, weights=torch.float32, wide=True)
 
 
 # How long masked copies will take is told where a clean pass was slow, as beside other work.
@@ -35,9 +42,8 @@ FORECAST = pytest.mark.filterwarnings("ignore:masked baseline:UserWarning")
 @pytest.mark.parametrize("name", ["gemma3", "llama", "gpt2"])
 def test_long_prompts_of_which_one_token_is_masked(name: str, n_prompt: int) -> None:
     """x' comes close to x, and their difference keeps the rounding of both."""
-    model = model_of(name, torch.float32)
-    found = scores_of(model, n_prompt)
-    truth = relative_error(found.scores, scores_of(model.double(), n_prompt, tolerance=1e-5).scores)
+    found = in_float32(name, n_prompt)
+    truth = relative_error(found.scores, in_float64(name, n_prompt, tolerance=1e-5).scores)
     assert truth / 2 < found.error[0] < max(10 * truth, 1e-3)
     assert found.converged.all()
     if n_prompt == 300:
@@ -47,9 +53,8 @@ def test_long_prompts_of_which_one_token_is_masked(name: str, n_prompt: int) -> 
 @pytest.mark.parametrize("baseline", ["masked", "zero"])
 @pytest.mark.parametrize("name", ["gpt2", "phi"])
 def test_a_tolerance_that_the_dtype_does_not_allow_is_not_reached(name: str, baseline: Any) -> None:
-    model = model_of(name, torch.float32)
-    found = scores_of(model, 9, baseline=baseline, tolerance=1e-6)
-    double = scores_of(model.double(), 9, baseline=baseline, tolerance=1e-6)
+    found = in_float32(name, 9, baseline=baseline, tolerance=1e-6)
+    double = in_float64(name, 9, baseline=baseline, tolerance=1e-6)
     truth = relative_error(found.scores, double.scores)
     assert truth < found.error[0] < 20 * truth
     assert not found.converged.all()
@@ -60,9 +65,9 @@ def test_a_tolerance_that_the_dtype_does_not_allow_is_not_reached(name: str, bas
 
 
 def test_short_formats_say_so() -> None:
-    model = model_of("gpt2", torch.bfloat16)
-    found = scores_of(model, 9, max_points=16)
-    truth = relative_error(found.scores, scores_of(model.double(), 9).scores)
+    found = scores_of("gpt2", 9, weights=torch.bfloat16, max_points=16)
+    double = scores_of("gpt2", 9, weights=torch.bfloat16, wide=True)
+    truth = relative_error(found.scores, double.scores)
     assert truth / 2 < found.error[0] < 20 * truth
     assert not found.converged.all()
 
@@ -70,16 +75,15 @@ def test_short_formats_say_so() -> None:
 @FORECAST
 def test_scores_multiplied_by_the_activation_do_not_cancel() -> None:
     """As in the released code: x, whose rounding is relative to itself, stands for (x - x')."""
-    model = model_of("gpt2", torch.float32)
-    cancels = scores_of(model, 300)
-    found = scores_of(model, 300, multiply_by="activation", tolerance=1e-5)
-    double = scores_of(model.double(), 300, multiply_by="activation", tolerance=1e-6)
+    cancels = in_float32("gpt2", 300)
+    found = in_float32("gpt2", 300, multiply_by="activation", tolerance=1e-5)
+    double = in_float64("gpt2", 300, multiply_by="activation", tolerance=1e-6)
     truth = relative_error(found.scores, double.scores)
     assert truth < found.error[0] < 1e-5 < cancels.error[0]
 
 
 @pytest.mark.parametrize("name", ["gemma3", "llama", "gpt2", "phi", "olmo2", "qwen3"])
 def test_ordinary_facts_converge_at_the_default_tolerance(name: str) -> None:
-    found = scores_of(model_of(name, torch.float32), 9)
+    found = in_float32(name, 9)
     assert found.converged.all()
     assert found.error[0] <= 1e-3
