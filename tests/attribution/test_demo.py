@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -31,10 +33,21 @@ def demo() -> tuple[Any, Any]:
     return dkn.load_model("demo", device="cpu")
 
 
+@pytest.fixture(scope="module")
+def attributed(demo: tuple[Any, Any]) -> Callable[[Any], Any]:
+    """Attribution of both facts with a baseline, computed once."""
+
+    @functools.cache
+    def of(baseline: Any) -> Any:
+        config = dkn.AttributionConfig(baseline=baseline, tolerance=TOLERANCE)
+        return dkn.attribute(*demo, FACTS, config)
+
+    return of
+
+
 @pytest.fixture(scope="module", params=["masked", "zero"])
-def attribution(request: pytest.FixtureRequest, demo: tuple[Any, Any]) -> Any:
-    config = dkn.AttributionConfig(baseline=request.param, tolerance=TOLERANCE)
-    return request.param, dkn.attribute(*demo, FACTS, config)
+def attribution(request: pytest.FixtureRequest, attributed: Callable[[Any], Any]) -> Any:
+    return request.param, attributed(request.param)
 
 
 def test_the_demo_model_is_swept_and_converges(attribution: Any) -> None:
@@ -64,11 +77,12 @@ def test_few_points_are_paid(attribution: Any) -> None:
     assert found.n_points.mean() <= {"masked": 7, "zero": 20}[baseline] * tokens
 
 
-def test_measured_error_of_the_first_layer_with_the_zero_baseline(demo: tuple[Any, Any]) -> None:
+def test_measured_error_of_the_first_layer_with_the_zero_baseline(
+    demo: tuple[Any, Any], attributed: Callable[[Any], Any]
+) -> None:
     """Against 640 points: this layer turns within a hundredth of the path, inside it."""
     model, tokenizer = demo
-    config = dkn.AttributionConfig(baseline="zero", tolerance=TOLERANCE)
-    found = dkn.attribute(model, tokenizer, FACTS[:1], config).scores[0]
+    found = attributed("zero").scores[0]
     expected = dense_scores(model, tokenizer, FACTS[0], layer=0)
     error = np.linalg.norm(found[0] - expected)
     assert error <= TOLERANCE * np.linalg.norm(found)
