@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -576,8 +577,9 @@ def test_a_run_that_was_stopped_goes_on(model: Any, results: Any, tmp_path: Path
 
 
 # A process of its own for each run, as users have it: how torch rounds the last bit can depend on
-# what else a process has done before.
-IN_A_PROCESS = """
+# what else a process has done before. They are forked from one that has imported everything, and
+# done nothing, so that one start does for all.
+FORKS = """
 import os, signal, sys
 from pathlib import Path
 import torch
@@ -585,36 +587,58 @@ torch.set_num_threads(1)
 from tests.run.test_pipeline import facts, run
 from tests.support.tiny import tiny
 
-def kill(done, _of):
-    if done == int(sys.argv[2]):
-        os.kill(os.getpid(), signal.SIGKILL)
+for line in sys.stdin:
+    kill_after, out = line.rstrip().split(" ", 1)
 
-model = tiny("llama", torch.float32)
-run(model, facts(model), out=Path(sys.argv[1]), progress=kill)
+    def kill(done, _of):
+        if done == int(kill_after):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            model = tiny("llama", torch.float32)
+            run(model, facts(model), out=Path(out), progress=kill)
+            code = 0
+        finally:
+            os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
-def run_in_a_process(out: Path, kill_after: int = -1) -> int:
-    process = subprocess.run(
-        [sys.executable, "-c", IN_A_PROCESS, str(out), str(kill_after)],
+@contextlib.contextmanager
+def fresh_processes() -> Iterator[Callable[[Path, int], int]]:
+    """A function that makes a run in a process of its own, to be killed after so many facts.
+
+    It returns the exit code. With -1 facts the process is not killed.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKS],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=120,
-        check=False,
-    )
-    assert process.returncode in {0, -signal.SIGKILL}, process.stderr
-    return process.returncode
+    ) as server:
+
+        def run_there(out: Path, kill_after: int) -> int:
+            assert server.stdin is not None
+            assert server.stdout is not None
+            print(kill_after, out, file=server.stdin, flush=True)
+            return int(server.stdout.readline())
+
+        yield run_there
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a child a run")
 def test_a_run_that_was_killed_goes_on(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert run_in_a_process(whole) == 0
-    assert run_in_a_process(killed, kill_after=2) == -signal.SIGKILL
-    assert len(dkn.read_results(killed)) == 2
-    assert run_in_a_process(killed) == 0
+    with fresh_processes() as run_there:
+        assert run_there(whole, -1) == 0
+        assert run_there(killed, 2) == -signal.SIGKILL
+        assert len(dkn.read_results(killed)) == 2
+        assert run_there(killed, -1) == 0
     assert_equal(dkn.read_results(killed), dkn.read_results(whole))
     assert parquet(killed) == parquet(whole)
 
