@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ from tests.docs.test_committed_results import rows_of, table
 
 PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
 TINY = Training(layers=2, width=32, vocabulary=400, known=0.8, batch=8, most_epochs=120)
+Examined = tuple[Any, Any, list[dkn.FactResult]]
 NAMES = ("Ada", "Bob", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hal", "Ivy", "Jo")
 
 
@@ -64,6 +66,13 @@ def small(setting: Setting) -> Path:
     return trained(setting.training, dated_facts(setting.facts), setting.root)
 
 
+@pytest.fixture(scope="module")
+def examined(setting: Setting, small: Path) -> Examined:
+    """The small model, and its results for all facts."""
+    model, tokenizer = dkn.load_model(small, device="cpu")
+    return model, tokenizer, dkn.find_dkns(model, tokenizer, dated_facts(setting.facts))
+
+
 def test_a_year_goes_in_front_of_its_prompt(setting: Setting) -> None:
     facts = dated_facts(setting.facts)
     assert len(facts) == 40
@@ -72,10 +81,9 @@ def test_a_year_goes_in_front_of_its_prompt(setting: Setting) -> None:
     )
 
 
-def test_training_knows_what_the_engine_calls_known(setting: Setting, small: Path) -> None:
+def test_training_knows_what_the_engine_calls_known(small: Path, examined: Examined) -> None:
     said = json.loads((small / "training.json").read_text())
-    model, tokenizer = dkn.load_model(small, device="cpu")
-    results = dkn.find_dkns(model, tokenizer, dated_facts(setting.facts))
+    _, _, results = examined
     known = [r.status for r in results].count("ok")
     assert known + [r.status for r in results].count("not_known") == said["facts"] == 40
     assert said["known"] == known / 40 >= TINY.known
@@ -176,11 +184,9 @@ def test_memory_of_a_process_holds_that_of_its_children() -> None:
     assert resident(child.pid) == 0
 
 
-def test_stages_together_hold_every_operation(setting: Setting, small: Path) -> None:
-    model, tokenizer = dkn.load_model(small, device="cpu")
-    facts = dated_facts(setting.facts)
-    statuses = dkn.find_dkns(model, tokenizer, facts)
-    known = [f for f, r in zip(facts, statuses, strict=True) if r.status == "ok"][:4]
+def test_stages_together_hold_every_operation(setting: Setting, examined: Examined) -> None:
+    (model, tokenizer, results), facts = examined, dated_facts(setting.facts)
+    known = [f for f, r in zip(facts, results, strict=True) if r.status == "ok"][:2]
     counts, components = count(model, tokenizer, known)
     assert components > 0
     stages = Stages(model, tokenizer, known, Config())
