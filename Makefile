@@ -6,13 +6,14 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install -q --disable-pip-version-check -c constraints.txt
 NATIVE_TESTS := build/native-tests
 CASES ?=
-# Processes that run tests; the tests of a file stay together.
+# Processes that run tests; the tests of a file stay together, and files keep their order, in which
+# those that take long come first (tests/conftest.py).
 JOBS ?= 2
 # What 'make demo' and 'make report' made before is of the code as it was then; 1 goes on with it.
 CONTINUE ?=
 fresh = $(if $(filter 1,$(CONTINUE)),,rm -rf $(1))
 
-PARALLEL = $(PY) -m pytest -n $(JOBS) --dist loadfile
+PARALLEL = $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # Stamps: made once, and again when what they depend on changes.
 BASE := $(VENV)/base.stamp

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -33,3 +34,30 @@ def _still_one_thread() -> Iterator[None]:
     yield
     torch = sys.modules.get("torch")
     assert torch is None or torch.get_num_threads() == 1
+
+
+# Files that take long, the longest first; make test gives them out in this order.
+LONGEST = (
+    "ops/kernels/test_interpreted.py",
+    "run/test_faults.py",
+    "benchmarks/test_templama.py",
+    "run/test_workers.py",
+    "analysis/test_suite.py",
+    "packaging/test_distribution.py",
+    "degeneracy/test_released_chain.py",
+    "attribution/test_rounding.py",
+    "attribution/test_demo.py",
+    "run/test_pipeline.py",
+    "docs/test_readme.py",
+    "run/test_pipeline_demo.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first: a worker that is given one at the end is waited for by the others."""
+    rank = {Path(__file__).parent / name: i for i, name in enumerate(LONGEST)}
+    missing = [str(path) for path in rank if not path.exists()]
+    if missing:
+        message = f"LONGEST of tests/conftest.py must name files; not there: {', '.join(missing)}"
+        raise pytest.UsageError(message)
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
