@@ -32,8 +32,8 @@ class Case:
 
     @property
     def ids(self) -> Tensor:
-        """Tokens ``[1, T]``."""
-        return torch.tensor([self.sequence.ids])
+        """Tokens ``[1, T]``, where the model is."""
+        return torch.tensor([self.sequence.ids], device=next(self.model.parameters()).device)
 
     @property
     def target(self) -> int:
@@ -83,7 +83,13 @@ def patched(case: Case, layer: int, activation: Tensor) -> Iterator[None]:
 
 def left_points(n_steps: int, like: Tensor) -> Tensor:
     """Alphas ``[n_steps, 1]`` of the left Riemann rule."""
-    return (torch.arange(n_steps, dtype=torch.float64) / n_steps).to(like.dtype).unsqueeze(1)
+    return (torch.arange(n_steps, dtype=torch.float64) / n_steps).to(like).unsqueeze(1)
+
+
+def array(x: Tensor) -> np.ndarray:
+    """As NumPy's, which has no bfloat16."""
+    found: np.ndarray = (x.float() if x.dtype.itemsize < 4 else x).detach().cpu().numpy()
+    return found
 
 
 def masked_copies(case: Case) -> Tensor:
@@ -120,7 +126,7 @@ def released(case: Case, n_steps: int, multiply_by: str = "delta") -> np.ndarray
         p = logits[:, -1].softmax(-1)[:, case.target]
         (gradient,) = torch.autograd.grad(p.sum(), points)
         factor = x if multiply_by == "activation" else x - baseline
-        rows.append((gradient.mean(0) * factor[0]).detach().numpy())
+        rows.append(array(gradient.mean(0) * factor[0]))
     return np.stack(rows)
 
 
@@ -137,7 +143,7 @@ def lean(case: Case, n_steps: int) -> np.ndarray:
             points = (baseline[layer] + left_points(n_steps, delta) * delta).requires_grad_(True)
             p = probability(case, layer, points)
             (gradient,) = torch.autograd.grad(p.sum(), points)
-            rows.append((gradient.mean(0) * delta).numpy())
+            rows.append(array(gradient.mean(0) * delta))
     return np.stack(rows)
 
 
@@ -154,7 +160,7 @@ def captum(case: Case, n_steps: int) -> np.ndarray:
                 n_steps=n_steps,
                 method="riemann_left",
             )
-            rows.append(found[0].detach().numpy())
+            rows.append(array(found[0]))
     return np.stack(rows)
 
 
@@ -168,11 +174,11 @@ def eleuther(case: Case, n_steps: int) -> np.ndarray:
     rows = []
     with frozen(case.model):
         for layer in range(case.layout.n_layers):
-            alpha = torch.linspace(0, 1, n_steps, dtype=torch.float64).to(x.dtype).unsqueeze(1)
+            alpha = torch.linspace(0, 1, n_steps, dtype=torch.float64).to(x).unsqueeze(1)
             points = (alpha * x[layer]).requires_grad_(True)
             p = probability(case, layer, points)
             (gradient,) = torch.autograd.grad(p.sum(), points)
-            rows.append((gradient.mean(0) * x[layer]).numpy())
+            rows.append(array(gradient.mean(0) * x[layer]))
     return np.stack(rows)
 
 
