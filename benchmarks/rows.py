@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,6 +95,20 @@ def write(name: str, rows: Sequence[Row]) -> Path:
     path = RESULTS / name
     write_csv(path, csv_text([f.name for f in fields(Row)], (asdict(r).values() for r in rows)))
     return path
+
+
+def renew(name: str, rows: Sequence[Row]) -> Path:
+    """Write a file of the results folder in which ``rows`` replace all of their cases."""
+    replaced = {one.case for one in rows}
+    kept = [_typed(r) for r in read(name) if r["case"] not in replaced]
+    return write(name, [*kept, *rows])
+
+
+def _typed(record: Mapping[str, str]) -> Row:
+    """A record of a file with numbers for the columns that hold numbers."""
+    kinds: dict[str, Callable[[str], Any]] = {"repeats": int, "threads": int, "load": float}
+    kinds |= dict.fromkeys(("median", "q20", "q80"), float)
+    return Row(**{key: kinds.get(key, str)(text) for key, text in record.items()})
 
 
 def read(name: str) -> list[dict[str, str]]:

@@ -20,15 +20,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import dkn_engine as dkn
-from benchmarks.rows import Row, read, row, write
+from benchmarks.rows import Row, renew, row
 from benchmarks.scale.stage_clock import BEGINNINGS, PARTS, STAGES, StageClock
 from benchmarks.scale.templama_model import BUILD, Training, dated_facts, trained
 from benchmarks.scale.templama_paper import paper
@@ -340,16 +339,7 @@ def measure(setting: Setting, names: Sequence[str]) -> None:
         for one in CASES[name](setting):
             print(f"{one.case:28} {one.provider:12} {one.metric:26} {one.median:.4g}", flush=True)
             rows.append(one)
-        replaced = {one.case for one in rows}
-        kept = [Row(**typed(r)) for r in read(RESULTS) if r["case"] not in replaced]
-        print(write(RESULTS, [*kept, *rows]))
-
-
-def typed(record: Mapping[str, str]) -> dict[str, Any]:
-    """A record of a file with numbers for the columns that hold numbers."""
-    kinds: dict[str, Callable[[str], Any]] = {"repeats": int, "threads": int, "load": float}
-    kinds |= dict.fromkeys(("median", "q20", "q80"), float)
-    return {key: kinds.get(key, str)(text) for key, text in record.items()}
+        print(renew(RESULTS, rows))
 
 
 def main() -> None:
