@@ -1,7 +1,7 @@
 """The published procedure from one fact to its clusters that cover for one another, restated.
 
 The scores are those of :func:`benchmarks.speed.peers.released`. Distances between located neurons,
-their clustering and the filter follow ``tests/support/published.py``, which is the plain form that a
+their clustering and the filter follow ``tests/support/published.py``, the plain form that a
 test compares them with; here all weights between neurons are one product of matrices, which is
 kinder to the procedure than its own loops.
 """
@@ -38,7 +38,7 @@ PUBLISHED = Settings()
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class Outcome:
     """What the procedure says of a fact.
 
     Attributes:
@@ -52,18 +52,18 @@ class Found:
     family: Clusters
 
 
-def published(case: peers.Case, settings: Settings = PUBLISHED) -> Found:
+def published(case: peers.Case, settings: Settings = PUBLISHED) -> Outcome:
     """All stages for one fact with a single answer token; ``case.site`` must be ``pre``."""
     scores = peers.released(case, settings.n_steps, multiply_by="activation")
     return after_scores(case, scores, settings)
 
 
-def after_scores(case: peers.Case, scores: np.ndarray, settings: Settings = PUBLISHED) -> Found:
+def after_scores(case: peers.Case, scores: np.ndarray, settings: Settings = PUBLISHED) -> Outcome:
     """The stages behind attribution: neurons, distances, clusters, filter."""
     neurons = located(scores, settings.threshold)
     clusters = clustered(distances(case, neurons), settings.quantile)
     family = filtered(case, neurons, clusters, settings.max_drop)
-    return Found(neurons, clusters, family)
+    return Outcome(neurons, clusters, family)
 
 
 def located(scores: np.ndarray, threshold: float) -> NDArray[np.int32]:
@@ -85,23 +85,23 @@ def distances(case: peers.Case, neurons: NDArray[np.int32]) -> NDArray[np.float6
     with np.errstate(divide="ignore"):
         hops = np.where(weights == 0, UNREACHABLE, np.abs(1 / weights))
     layer = neurons[:, 0]
-    found = np.full(hops.shape, UNREACHABLE)
-    np.fill_diagonal(found, 0.0)
+    matrix = np.full(hops.shape, UNREACHABLE)
+    np.fill_diagonal(matrix, 0.0)
     for a, b in zip(*np.nonzero(layer[:, None] < layer[None, :]), strict=True):
-        found[a, b] = found[b, a] = _distance(hops, layer, a, b)
-    return found
+        matrix[a, b] = matrix[b, a] = _distance(hops, layer, a, b)
+    return matrix
 
 
 def _distance(hops: NDArray[np.float64], layer: NDArray[np.int32], a: int, b: int) -> float:
     span = layer[b] - layer[a]
     if span == 1:
         return float(hops[a, b])
-    between = [np.flatnonzero(layer == l) for l in range(layer[a] + 1, layer[b])]
+    between = [np.flatnonzero(layer == l).tolist() for l in range(layer[a] + 1, layer[b])]
     ways: list[tuple[int, int]] = []
     if span == 2:
         ways = list(itertools.combinations(between[0], 2))
     elif span == 3:
-        ways = list(itertools.product(*between))
+        ways = [(p, q) for p in between[0] for q in between[1]]
     return min([UNREACHABLE, *(float(hops[a, p] + hops[p, q] + hops[q, b]) for p, q in ways)])
 
 
