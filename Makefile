@@ -1,4 +1,4 @@
-# make demo, test, test-all, bench, report, kernels, wheel; make quick, lint and build while coding.
+# make demo, test, test-all, bench, report, kernels, gpu, wheel; make quick, lint and build while coding.
 
 PYTHON ?= python3
 VENV := .venv
@@ -23,7 +23,7 @@ NATIVE := $(VENV)/native.stamp
 SOURCES := $(wildcard csrc/*.cpp csrc/*.hpp) CMakeLists.txt setup.py
 REQUIREMENTS := constraints.txt pyproject.toml
 
-.PHONY: demo quick test test-all test-native lint bench report kernels wheel build clean
+.PHONY: demo quick test test-all test-native lint bench report kernels gpu wheel build clean
 .DELETE_ON_ERROR:
 
 # One thread: the model is so small that two are hardly faster, and three times slower where
@@ -94,6 +94,12 @@ report: $(TEST) $(NATIVE)
 # Every kernel compiled for GPUs that need not be there; the table is in benchmarks/results.
 kernels: $(TEST) $(NATIVE)
 	$(PY) -m benchmarks.kernels.compile
+
+# On one GPU, in at most eight minutes: the gpu tests, every kernel timed, find on the demo model and
+# on one of LLaMA-2-7B's shape. PARTS names some of tests, kernels, demo, llama.
+PARTS ?=
+gpu: $(TEST) $(NATIVE)
+	$(PY) -m benchmarks.gpu.run $(PARTS)
 
 # As the workflow builds them, for this Python: compiled, repaired so that it runs on older systems,
 # and tried in an environment that has nothing else. ALONE=1 gives it numpy only, as the workflow
