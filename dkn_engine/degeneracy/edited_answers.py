@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,30 @@ from dkn_engine.forward.row_check import checked_rows, warn_of_full_forwards
 from dkn_engine.forward.shrinking_batches import in_batches
 from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import Layout
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """Edits of some of the sequences of :class:`Prompts`, each edit of every one.
+
+    Attributes:
+        edits: applied one at a time.
+        sequences: of the prompts, ascending.
+    """
+
+    edits: Sequence[Edit]
+    sequences: Sequence[int]
+
+
+def _pairs(asked: Sequence[Asked]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """int64 ``[N]`` each: edits, numbered through, and sequences, question by question."""
+    edit, sequence, first = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
+    for one in asked:
+        n, wanted = len(one.edits), np.asarray(one.sequences, dtype=np.int64)
+        edit.append(np.repeat(np.arange(first, first + n), len(wanted)))
+        sequence.append(np.tile(wanted, n))
+        first += n
+    return np.concatenate(edit), np.concatenate(sequence)
 
 
 class Prompts:
@@ -88,6 +113,10 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.probability)
 
+    def holds_free(self, sequences: Sequence[int]) -> bool:
+        """Whether one of the sequences goes on with the edited model's own tokens."""
+        return not self._free.keys().isdisjoint(int(b) for b in sequences)
+
     def _of(self) -> list[_Batch]:
         return [batch for _, batch in self._batches]
 
@@ -127,22 +156,37 @@ class Prompts:
         as another); not to be read without ``greedy``. Arguments and errors as in
         :meth:`probabilities`.
         """
+        wanted = range(len(self)) if sequences is None else sequences
+        return self.answers([Asked(edits, wanted)], greedy=greedy)[0]
+
+    def answers(
+        self, asked: Sequence[Asked], *, greedy: bool = False
+    ) -> list[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
+        """:meth:`outcomes` of several questions, each with edits and sequences of its own.
+
+        Rows of all of them climb together. Errors as in :meth:`probabilities`.
+        """
+        if not asked:
+            return []
+        edits = [edit for one in asked for edit in one.edits]
         require_inside(edits, self.layout)
-        wanted = np.arange(len(self)) if sequences is None else np.asarray(sequences, np.int64)
-        table = np.zeros((len(edits), len(self)))
-        every = np.zeros(table.shape, dtype=bool)
-        free = [b for b in wanted.tolist() if b in self._free]
-        others = np.setdiff1d(wanted, free)
+        edit, sequence = _pairs(asked)
+        p, hit = np.zeros(len(edit)), np.zeros(len(edit), dtype=bool)
+        is_free = np.isin(sequence, list(self._free))
         for index, batch in self._batches:
-            mine = np.flatnonzero(np.isin(index, others))
-            if len(mine):
-                found = batch.outcomes(edits, mine, greedy=greedy)
-                table[:, index[mine]], every[:, index[mine]] = found
+            at = np.flatnonzero(np.isin(sequence, index) & ~is_free)
+            if len(at):
+                place = np.searchsorted(index, sequence[at])
+                p[at], hit[at] = batch.outcomes(edits, edit[at], place, greedy=greedy)
         whole = (self.model, self.layout)
-        for b in free:
-            run = free_running(*whole, self._free[b], edits, self.positions)
-            table[:, b], every[:, b] = run
-        return table[:, wanted], every[:, wanted]
+        for b in np.unique(sequence[is_free]).tolist():
+            at = np.flatnonzero(sequence == b)
+            some = [edits[i] for i in edit[at]]
+            p[at], hit[at] = free_running(*whole, self._free[b], some, self.positions)
+        ends = np.cumsum([len(one.edits) * len(one.sequences) for one in asked])[:-1]
+        shapes = [(len(one.edits), len(one.sequences)) for one in asked]
+        parts = zip(np.split(p, ends), np.split(hit, ends), shapes, strict=True)
+        return [(some.reshape(shape), first.reshape(shape)) for some, first, shape in parts]
 
     def as_model_is(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """As :meth:`outcomes`, ``[B]`` each, by full forwards of the model as it is by now."""
@@ -195,37 +239,52 @@ class _Batch:
         return found
 
     def outcomes(
-        self, edits: Sequence[Edit], wanted: NDArray[np.int64], *, greedy: bool
+        self,
+        edits: Sequence[Edit],
+        edit: NDArray[np.int64],
+        sequence: NDArray[np.int64],
+        *,
+        greedy: bool,
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """``[P, n]`` each, of the n sequences ``wanted``; at least one."""
-        mine = np.flatnonzero(np.isin(self._sequence, wanted))
-        chosen = torch.from_numpy(mine).to(self.contexts.ids.device)
-        step = max(1, self._max_rows // len(mine))
-        table = np.zeros((len(edits), len(self._sequence)))
-        hits = np.zeros(table.shape, dtype=bool)
+        """``[N]`` each, of N pairs of an edit and a sequence, at least one."""
+        n_tokens = np.diff(self._starts, append=len(self._sequence))[sequence]
+        pair = np.repeat(np.arange(len(edit)), n_tokens)
+        token = np.arange(len(pair)) - np.repeat(np.cumsum(n_tokens) - n_tokens, n_tokens)
+        context = self._starts[sequence[pair]] + token
+        # What rows of a context, or forwards of a sequence, have in common is shared in a batch.
+        shared = context if self.rows is not None else sequence[pair]
+        order = np.lexsort((context, edit[pair], shared))
+        log_p, hits = np.empty(len(pair)), np.zeros(len(pair), dtype=bool)
 
         def evaluate(start: int, stop: int) -> None:
-            log_p, first = self._evaluate(edits[start:stop], chosen, greedy)
+            at = order[start:stop]
+            some, first = self._evaluate(edits, edit[pair[at]], context[at], greedy)
             if first is not None:
-                hits[start:stop, mine] = first.cpu().numpy()
-            table[start:stop, mine] = log_p.double().cpu().numpy()
+                hits[at] = first.cpu().numpy()
+            log_p[at] = some.double().cpu().numpy()
 
         with guest(self.model, grad=False):
-            in_batches(len(edits), step, evaluate)
-        every = np.logical_and.reduceat(hits, self._starts, axis=1)
-        return np.exp(self._sum(table))[:, wanted], every[:, wanted]
+            in_batches(len(pair), self._max_rows, evaluate)
+        starts = np.cumsum(n_tokens) - n_tokens
+        every = np.logical_and.reduceat(hits, starts)
+        return np.exp(np.add.reduceat(log_p, starts)), every
 
     def _evaluate(
-        self, edits: Sequence[Edit], chosen: Tensor, greedy: bool
+        self,
+        edits: Sequence[Edit],
+        edit: NDArray[np.int64],
+        context: NDArray[np.int64],
+        greedy: bool,
     ) -> tuple[Tensor, Tensor | None]:
         if self.rows is not None:
-            return row_log_probabilities(self.rows, edits, chosen, greedy=greedy)
+            return row_log_probabilities(self.rows, edits, edit, context, greedy=greedy)
         return forward_log_probabilities(
             self.model,
             self.layout,
             self.contexts,
             edits,
-            chosen,
+            edit,
+            context,
             self.positions,
             self._max_rows,
         )

@@ -6,7 +6,9 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dkn_engine.degeneracy.edits import Edit, LayerEdit, by_layer, change
@@ -24,58 +26,64 @@ def forward_log_probabilities(
     layout: Layout,
     contexts: Contexts,
     edits: Sequence[Edit],
-    chosen: Tensor,
+    edit: NDArray[np.int64],
+    context: NDArray[np.int64],
     positions: str,
     max_tokens: int,
 ) -> tuple[Tensor, Tensor]:
-    """What each of P edits makes of each context's gold token.
+    """What edits make of the gold tokens of N contexts.
 
     Args:
-        chosen: int64 ``[n]``, contexts to look at.
+        edit: int64 ``[N]``, which of ``edits``; context: int64 ``[N]``, of the chunk.
         positions: where edits act: ``answer``, the position that predicts the context's own
-            token, so one forward a context (else one a sequence); ``answer_all``, those of all
-            answer tokens of the sequence; ``all``, every position.
+            token, so one forward for each context (else for each sequence) under an edit;
+            ``answer_all``, those of all answer tokens of the sequence; ``all``, every position.
         max_tokens: most positions in one forward.
 
     Returns:
-        Its log-probability ``[P, n]``, and bool ``[P, n]``: whether no token is more probable.
+        The log-probability ``[N]``, and bool ``[N]``: whether no token is more probable.
     """
-    groups = _sharing(contexts, chosen, positions)
-    # Sequence by sequence, so that few of a batch are longer than others.
-    entries = [(p, columns) for columns in groups for p in range(len(edits))]
-    step = max(1, max_tokens // contexts.ids.shape[1])
-    shape = len(edits), len(chosen)
-    log_p = torch.empty(shape, device=chosen.device)
-    first = torch.empty(shape, dtype=torch.bool, device=chosen.device)
-    ends = contexts.ends()
+    device = contexts.ids.device
+    runs, entry = _runs(contexts, edit, context, positions)
+    # Pairs by the run that they are read off; a run is an edit and a sequence.
+    order = np.argsort(entry, kind="stable")
+    ends = np.searchsorted(entry[order], np.arange(len(runs) + 1))
+    log_p: list[Tensor] = []
+    first: list[Tensor] = []
+    last = contexts.ends()
 
     def evaluate(start: int, stop: int) -> None:
-        nonlocal log_p
-        batch = entries[start:stop]
-        asked = [(k, p, c) for k, (p, columns) in enumerate(batch) for c in columns]
-        entry, edit, column = torch.tensor(asked, device=chosen.device).T
-        leader = chosen[torch.tensor([columns[0] for _, columns in batch], device=chosen.device)]
-        changes = [edits[p] for p, _ in batch]
+        at = order[ends[start] : ends[stop]]
+        chosen = torch.from_numpy(context[at]).to(device)
+        leader = torch.from_numpy(context[runs[start:stop]]).to(device)
         # Nothing behind the last token that is looked at can change it; but some models read a
         # shorter sequence otherwise (see ``forward.lengths``).
-        shortest = int(ends[contexts.sequence[leader]].min())
-        length = 1 + max(int(contexts.position[chosen[column]].max()), shortest)
+        shortest = int(last[contexts.sequence[leader]].min())
+        length = 1 + max(int(contexts.position[chosen].max()), shortest)
         mask = _mask(contexts, leader, positions)[:, :length]
-        gold, hit = _forward(model, layout, contexts, changes, leader, mask, entry, chosen[column])
-        log_p = log_p.to(gold.dtype)
-        log_p[edit, column], first[edit, column] = gold, hit
+        changes = [edits[p] for p in edit[runs[start:stop]]]
+        of_run = torch.from_numpy(entry[at] - start).to(device)
+        gold, hit = _forward(model, layout, contexts, changes, leader, mask, of_run, chosen)
+        log_p.append(gold)
+        first.append(hit)
 
-    in_batches(len(entries), step, evaluate)
-    return log_p, first
+    in_batches(len(runs), max(1, max_tokens // contexts.ids.shape[1]), evaluate)
+    back = torch.from_numpy(np.argsort(order)).to(device)
+    return torch.cat(log_p)[back], torch.cat(first)[back]
 
 
-def _sharing(contexts: Contexts, chosen: Tensor, positions: str) -> list[list[int]]:
-    """Columns of ``chosen`` that one forward serves: with ``answer`` every token has its own."""
-    sequence = contexts.sequence[chosen].tolist()
-    found: dict[int, list[int]] = {}
-    for column, s in enumerate(sequence):
-        found.setdefault(column if positions == "answer" else s, []).append(column)
-    return list(found.values())
+def _runs(
+    contexts: Contexts, edit: NDArray[np.int64], context: NDArray[np.int64], positions: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """A pair for each forward that is needed, sequence by sequence, and of each pair its forward.
+
+    With ``answer`` every token has a forward of its own.
+    """
+    own = context if positions == "answer" else contexts.sequence.cpu().numpy()[context]
+    # Sequence by sequence, so that few of a batch are longer than others.
+    code = own * (int(edit.max(initial=0)) + 1) + edit
+    _, runs, entry = np.unique(code, return_index=True, return_inverse=True)
+    return runs, entry
 
 
 def _mask(contexts: Contexts, context: Tensor, positions: str) -> Tensor:

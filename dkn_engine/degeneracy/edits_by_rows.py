@@ -1,13 +1,15 @@
 """Many edits at the answer positions in one climb: a row for each distinct edit so far.
 
 An edit at the position that predicts an answer token changes only that position in the layers
-above, so it is one row (see ``forward.patched_rows``). Rows whose edits agree up to a layer are one
-row up to there; a layer in which they part duplicates them.
+above, so it is one row (see ``forward.patched_rows``). Rows of one context whose edits agree up to
+a layer are one row up to there; a layer in which they part duplicates them. Contexts climb
+together, each with edits of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,48 +27,54 @@ _LOGITS = 64
 
 @torch.no_grad()
 def row_log_probabilities(
-    engine: RowEngine, edits: Sequence[Edit], contexts: Tensor, *, greedy: bool = False
+    engine: RowEngine,
+    edits: Sequence[Edit],
+    edit: NDArray[np.int64],
+    context: NDArray[np.int64],
+    *,
+    greedy: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probability ``[P, n]`` of each context's gold token under each of P edits.
+    """Log-probability ``[N]`` of the gold token of N contexts, each under an edit.
 
     Args:
         edits: each acts at the position of the context alone.
-        contexts: int64 ``[n]``, of the chunk.
+        edit: int64 ``[N]``, which of ``edits``; context: int64 ``[N]``, of the chunk.
         greedy: also say where no token is more probable than the gold one.
 
     Returns:
-        The log-probabilities and, with ``greedy``, bool ``[P, n]``, else None.
+        The log-probabilities and, with ``greedy``, bool ``[N]``, else None.
     """
-    layers = by_layer(edits)
-    group = np.zeros(len(edits), dtype=np.int64)
+    used, edit = np.unique(edit, return_inverse=True)
+    layers = {l: _Layer.of(e, len(used)) for l, e in by_layer([edits[i] for i in used]).items()}
+    present, group = np.unique(context, return_inverse=True)
     first = min(layers, default=engine.layout.n_layers - 1)
-    rows = RowSet(contexts.unsqueeze(1), aligned=True)
+    device = engine.contexts.ids.device
+    of_row = torch.from_numpy(present).to(device)
     with engine.active():
-        hidden = engine.clean_rows(contexts, first)
+        hidden = engine.clean_rows(of_row, first).transpose(0, 1)
         for layer in range(first, engine.layout.n_layers):
             handles = []
             if layer in layers:
-                group, parent = _split(group, layers[layer], len(edits))
-                hidden = hidden[:, torch.from_numpy(parent).to(hidden.device)]
-                edit = _of_groups(layers[layer], group)
+                group, parent, change = layers[layer].split(group, edit)
+                at = torch.from_numpy(parent).to(device)
+                hidden, of_row = hidden[:, at], of_row[at]
                 down = engine.layout.mlps[layer].down
-                handles.append(down.register_forward_pre_hook(changing(edit)))
+                handles.append(down.register_forward_pre_hook(changing(change)))
             with hooks(handles):
+                rows = RowSet(of_row.unsqueeze(0), aligned=False)
                 hidden = engine.run_layer(layer, hidden, rows)
-        n_rows = hidden.shape[1]
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        targets = engine.contexts.target[contexts].repeat_interleave(n_rows)
+        targets = engine.contexts.target[of_row]
         log_p, _ = answer_probability(
             engine.tail,
-            flat,
+            hidden[0],
             targets,
             objective="log_probability",
             gradient=False,
             backend=engine.backend,
         )
-        hit = _most_probable(engine.tail, flat, targets) if greedy else None
-    row = torch.from_numpy(group).to(log_p.device)
-    return log_p.view(-1, n_rows).T[row], None if hit is None else hit.view(-1, n_rows).T[row]
+        hit = _most_probable(engine.tail, hidden[0], targets) if greedy else None
+    row = torch.from_numpy(group).to(device)
+    return log_p[row], None if hit is None else hit[row]
 
 
 def _most_probable(tail: Tail, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -78,23 +86,52 @@ def _most_probable(tail: Tail, hidden: Tensor, targets: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def _split(
-    group: NDArray[np.int64], edit: LayerEdit, n_edits: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """New groups of edits that also agree in this layer, and the old group of each."""
-    order = np.lexsort((edit.index, edit.row))
-    entries = np.stack([edit.index, edit.factor, edit.offset], axis=1)[order]
-    ends = np.searchsorted(edit.row[order], np.arange(n_edits + 1))
-    found: dict[tuple[int, bytes], int] = {}
-    new = np.empty_like(group)
-    for p in range(n_edits):
-        key = (int(group[p]), entries[ends[p] : ends[p + 1]].tobytes())
-        new[p] = found.setdefault(key, len(found))
-    return new, np.array([old for old, _ in found], dtype=np.int64)
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """What P edits do in one layer.
 
+    Attributes:
+        entries: by edit, in it by neuron.
+        start: int64 ``[P + 1]``, where each edit's entries begin, and the end.
+        kind: int64 ``[P]``; equal for edits that do the same here, 0 for those that do nothing.
+    """
 
-def _of_groups(edit: LayerEdit, group: NDArray[np.int64]) -> LayerEdit:
-    """The edit with groups for rows, each neuron of a group once."""
-    row = group[edit.row]
-    _, once = np.unique(row << 32 | edit.index, return_index=True)
-    return LayerEdit(row[once], edit.index[once], edit.factor[once], edit.offset[once])
+    entries: LayerEdit
+    start: NDArray[np.int64]
+    kind: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, edit: LayerEdit, n_edits: int) -> _Layer:
+        order = np.lexsort((edit.index, edit.row))
+        entries = LayerEdit(
+            edit.row[order], edit.index[order], edit.factor[order], edit.offset[order]
+        )
+        start = np.searchsorted(entries.row, np.arange(n_edits + 1))
+        table = np.stack([entries.index, entries.factor, entries.offset], axis=1)
+        kinds: dict[bytes, int] = {b"": 0}
+        kind = np.zeros(n_edits, dtype=np.int64)
+        for p in np.unique(entries.row).tolist():
+            key = table[start[p] : start[p + 1]].tobytes()
+            kind[p] = kinds.setdefault(key, len(kinds))
+        return cls(entries, start, kind)
+
+    def split(
+        self, group: NDArray[np.int64], edit: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], LayerEdit]:
+        """New groups of rows that also agree in this layer, ordered by the old ones.
+
+        Args:
+            group: int64 ``[N]``; edit: int64 ``[N]``, of each row.
+
+        Returns:
+            The new group of each row, the old group of each new one, and what each new one changes.
+        """
+        code = group * (int(self.kind.max()) + 1) + self.kind[edit]
+        _, member, new = np.unique(code, return_index=True, return_inverse=True)
+        like = edit[member]  # an edit of each new group; any of them does the same here
+        n = self.start[like + 1] - self.start[like]
+        row = np.repeat(np.arange(len(member)), n)
+        at = np.arange(len(row)) + np.repeat(self.start[like] - np.cumsum(n) + n, n)
+        entries = self.entries
+        change = LayerEdit(row, entries.index[at], entries.factor[at], entries.offset[at])
+        return new, group[member], change

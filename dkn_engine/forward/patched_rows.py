@@ -181,8 +181,10 @@ class RowEngine:
             prefix = (keys[sequence], values[sequence], visible[context])
             out = prefix_attention(query, key, value, *prefix, **options)
             return out.transpose(1, 2)
-        slots, back = _slots(rows.context[0], len(self.contexts))
-        prefix = (keys[self.contexts.sequence], values[self.contexts.sequence], visible)
+        present, own = torch.unique(rows.context[0], return_inverse=True)
+        slots, back = _slots(own, len(present))
+        sequence = self.contexts.sequence[present]
+        prefix = (keys[sequence], values[sequence], visible[present])
         parts = [_pad(x, slots) for x in (query, key, value)]
         out = prefix_attention(parts[0], parts[1], parts[2], *prefix, **options)
         flat = out.transpose(1, 2).reshape(-1, *out.shape[1::2])  # [C*R, H, D]

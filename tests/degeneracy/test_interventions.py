@@ -149,12 +149,14 @@ def test_full_forwards_equal_brute_force(name: str, positions: str) -> None:
     """Where rows can run, too: the two implementations answer to one oracle."""
     model, edits = model_of(name), some_edits()
     contexts = build_contexts(sequences(), torch.device("cpu"))
-    chosen = torch.arange(len(contexts))
+    n = len(contexts)
+    edit, context = np.repeat(np.arange(len(edits)), n), np.tile(np.arange(n), len(edits))
     # 30 positions a forward: fewer than the edits have, so batches are cut.
     log_p, first = forward_log_probabilities(
-        model, find_layout(model), contexts, edits, chosen, positions, 30
+        model, find_layout(model), contexts, edits, edit, context, positions, 30
     )
-    assert log_p.shape == first.shape == (len(edits), len(contexts))
+    assert log_p.shape == first.shape == (len(edits) * n,)
+    log_p = log_p.view(len(edits), n)
     per_sequence = [log_p[:, contexts.sequence == b].sum(1) for b in range(3)]
     found = torch.stack(per_sequence, dim=1).exp()
     np.testing.assert_allclose(found, brute_force(name, model, edits, positions), rtol=1e-10)
