@@ -15,11 +15,8 @@ STAGES = ("clean", "attribution", "lattice", "controls")
 # What lies in none of the others belongs to the clean pass and the rest of a run.
 BEGINNINGS = {
     "attribution": ["dkn_engine.run.stages:attribute_chunk"],
-    "lattice": [
-        "dkn_engine.degeneracy.controls:lattice_of",
-        "dkn_engine.degeneracy.functional_filter:_rest",
-    ],
-    "controls": ["dkn_engine.degeneracy.functional_filter:_controls"],
+    "lattice": ["dkn_engine.degeneracy.functional_filter:_lattices"],
+    "controls": ["dkn_engine.degeneracy.functional_filter:_measured"],
 }
 # Parts that cut across the stages: the head under edits, and Python's bookkeeping.
 PARTS = {
@@ -29,8 +26,6 @@ PARTS = {
         "dkn_engine.degeneracy.controls:random_sets",
         "dkn_engine.degeneracy.edited_answers:require_inside",
         "dkn_engine.degeneracy.edits_by_rows:by_layer",
-        "dkn_engine.degeneracy.edits_by_rows:_split",
-        "dkn_engine.degeneracy.edits_by_rows:_of_groups",
     ],
     "reading_off": [
         "dkn_engine.degeneracy.controls:drops",

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.degeneracy.edited_answers import Prompts
+from dkn_engine.degeneracy.asked_together import Measurement
+from dkn_engine.degeneracy.edited_answers import Asked, Prompts
 from dkn_engine.degeneracy.edits import Edit, suppress
 from dkn_engine.degeneracy.lattice import Lattice, drops
 from dkn_engine.neurons import random_sets
@@ -27,6 +28,18 @@ def lattice_of(
 ) -> Lattice:
     """Probabilities of one answer over subsets of suppressed sets of neurons."""
     found = prompts.probabilities(subset_edits(sets, masks, means), [sequence])
+    return Lattice(len(sets), masks, found[:, 0])
+
+
+def measured_lattice(
+    prompts: Prompts,
+    sequence: int,
+    sets: Sets,
+    masks: NDArray[np.int64],
+    means: NDArray[np.float64] | None = None,
+) -> Measurement[Lattice]:
+    """:func:`lattice_of` beside other measurements."""
+    found = yield prompts, Asked(subset_edits(sets, masks, means), [sequence])
     return Lattice(len(sets), masks, found[:, 0])
 
 
@@ -54,7 +67,7 @@ def random_control(
     n_draws: int,
     rng: np.random.Generator,
     means: NDArray[np.float64] | None = None,
-) -> Drops | None:
+) -> Measurement[Drops | None]:
     """Mean over draws of :func:`random_sets`, one after another from ``rng``; None without draws.
 
     More draws begin with the same ones.
@@ -65,7 +78,8 @@ def random_control(
         edits += subset_edits(drawn, masks, means)
     if not edits:
         return None
-    table = prompts.probabilities(edits, [sequence])[:, 0].reshape(n_draws, len(masks))
+    found = yield prompts, Asked(edits, [sequence])
+    table = found[:, 0].reshape(n_draws, len(masks))
     return average([drops(Lattice(len(sets), masks, row)) for row in table])
 
 
@@ -75,12 +89,23 @@ def elsewhere(
     sets: Sets,
     masks: NDArray[np.int64],
     means: NDArray[np.float64] | None = None,
-) -> Drops | None:
+) -> Measurement[Drops | None]:
     """Mean over other prompts with the family's own neurons suppressed; None without prompts."""
     if not len(sequences):
         return None
-    table = prompts.probabilities(subset_edits(sets, masks, means), sequences)
+    table = yield prompts, Asked(subset_edits(sets, masks, means), sequences)
     return average([drops(Lattice(len(sets), masks, column)) for column in table.T])
+
+
+def ablation(
+    prompts: Prompts,
+    sequence: int,
+    sets: Sets,
+    masks: NDArray[np.int64],
+    means: NDArray[np.float64],
+) -> Measurement[Drops]:
+    """The family's drops with its activations set to means instead."""
+    return drops((yield from measured_lattice(prompts, sequence, sets, masks, means)))
 
 
 def average(measured: Sequence[Drops]) -> Drops:

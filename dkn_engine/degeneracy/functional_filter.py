@@ -1,25 +1,53 @@
-"""The functional filter of one fact: from candidate components to its DKN, with controls."""
+"""The functional filter: from a fact's candidate components to its DKN, with controls."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dkn_engine.config import CONTROL_EXACT, CONTROL_SAMPLES, Config, FilterConfig
 from dkn_engine.degeneracy import controls
-from dkn_engine.degeneracy.edited_answers import Prompts
+from dkn_engine.degeneracy.asked_together import Measurement, together
+from dkn_engine.degeneracy.edited_answers import Asked, Prompts
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.lattice import Lattice, degenerate_family, drops, mask_of, subset_masks
 from dkn_engine.degeneracy.reference_facts import Reference, knows
 from dkn_engine.degeneracy.released_filter import released_family
+from dkn_engine.errors import FactError
 from dkn_engine.neurons import encode
 from dkn_engine.seeds import generator
-from dkn_engine.types import Component, Degeneracy, Drops, Fact
+from dkn_engine.types import Component, Degeneracy, Fact
 
 MOST_COMPONENTS = 62  # A mask is a signed 64-bit integer.
+_REST = "rest"  # beside the controls' names, the measurement that is none
+
+
+@dataclass(frozen=True, eq=False)
+class Examinee:
+    """A fact whose candidates are examined.
+
+    Attributes:
+        fact: for unrelated facts to be chosen.
+        sequence: its index among the prompts.
+        components: candidates, most persistent first, at most 62.
+        located: int32 ``[n, 2]``, the fact's knowledge neurons.
+        paraphrases: indices of those of its prompts that were not used for finding.
+    """
+
+    fact: Fact
+    sequence: int
+    components: Sequence[Component]
+    located: NDArray[np.int32]
+    paraphrases: Sequence[int] = ()
+
+    @property
+    def sets(self) -> controls.Sets:
+        return [c.neurons for c in self.components]
 
 
 def examine(
@@ -45,16 +73,92 @@ def examine(
             and a name, so that the draws of one control change no other.
         paraphrases: prompts that were not used for finding, for a control.
         reference: for the controls on unrelated facts and with mean activations.
+
+    Raises:
+        FactError: an edited model's own text outgrows the context.
     """
-    sets = [c.neurons for c in components]
-    masks = lattice_masks(len(sets), config.filter, config.seed, fact.id)
+    held_out = range(0 if paraphrases is None else len(paraphrases))
+    one = Examinee(fact, sequence, components, located, held_out)
+    (found,) = examine_chunk(prompts, [one], config, paraphrases=paraphrases, reference=reference)
+    if isinstance(found, FactError):
+        raise found
+    return found
+
+
+def examine_chunk(
+    prompts: Prompts,
+    examinees: Sequence[Examinee],
+    config: Config,
+    *,
+    paraphrases: Prompts | None = None,
+    reference: Reference | None = None,
+) -> list[Degeneracy | FactError]:
+    """:func:`examine` for several facts, whose edits climb together.
+
+    No fact's result depends on the others, but for the rounding of other batches. ``prompts`` and
+    ``paraphrases`` hold those of all.
+    """
     means = _means(reference, config.filter)
-    lattice = controls.lattice_of(prompts, sequence, sets, masks, means)
-    dkn = _dkn(lattice, prompts, sequence, components, config.filter)
-    members = dkn if len(dkn) >= 2 else tuple(range(len(sets)))
-    of_family = drops(lattice.restrict(members))
+    lattices = _lattices(prompts, examinees, config, means)
+    asked = _Controls(prompts, config, means, paraphrases, reference)
+    measured = _measured(asked, examinees, lattices)
+    return [
+        _put_together(one, found, own, asked)
+        for one, found, own in zip(examinees, lattices, measured, strict=True)
+    ]
+
+
+# The lattice of a fact's candidates and its DKN; or why there are none.
+_Found = tuple[Lattice, tuple[int, ...]] | FactError
+
+
+def _lattices(
+    prompts: Prompts,
+    examinees: Sequence[Examinee],
+    config: Config,
+    means: NDArray[np.float64] | None,
+) -> list[_Found]:
+    return together([_lattice(prompts, one, config, means) for one in examinees])
+
+
+def _measured(
+    asked: _Controls, examinees: Sequence[Examinee], lattices: Sequence[_Found]
+) -> list[dict[str, Any]]:
+    """Of each fact by name what is measured once its DKN is known."""
+    named = [
+        (i, name, measurement)
+        for i, (one, found) in enumerate(zip(examinees, lattices, strict=True))
+        if not isinstance(found, FactError)
+        for name, measurement in asked.of(one, found[1])
+    ]
+    answers = together([measurement for _, _, measurement in named])
+    measured: list[dict[str, Any]] = [{} for _ in examinees]
+    for (i, name, _), answer in zip(named, answers, strict=True):
+        measured[i][name] = answer
+    return measured
+
+
+def _lattice(
+    prompts: Prompts, one: Examinee, config: Config, means: NDArray[np.float64] | None
+) -> Measurement[tuple[Lattice, tuple[int, ...]]]:
+    """The lattice of a fact's candidates, and its DKN."""
+    masks = lattice_masks(len(one.sets), config.filter, config.seed, one.fact.id)
+    lattice = yield from controls.measured_lattice(prompts, one.sequence, one.sets, masks, means)
+    return lattice, _dkn(lattice, prompts, one.sequence, one.components, config.filter)
+
+
+def _put_together(
+    one: Examinee, found: _Found, measured: dict[str, Any], asked: _Controls
+) -> Degeneracy | FactError:
+    """What was found about one fact; or why nothing was."""
+    for failed in (found, *measured.values()):
+        if isinstance(failed, FactError):
+            return failed
+    assert not isinstance(found, FactError)
+    lattice, dkn = found
+    of_family = drops(lattice.restrict(_members(one, dkn)))
     degeneracy = Degeneracy(
-        components=_described(components, lattice),
+        components=_described(one.components, lattice),
         subset_probabilities=lattice.probabilities,
         subset_masks=lattice.masks,
         dkn=dkn,
@@ -62,22 +166,26 @@ def examine(
         full_drop=of_family.full_drop,
         redundancy=of_family.redundancy,
         excess=of_family.excess,
-        candidates=drops(lattice) if sets else None,
-        rest_suppressed=_rest(prompts, sequence, [sets[i] for i in dkn], located, means),
+        candidates=drops(lattice) if one.sets else None,
+        rest_suppressed=measured.pop(_REST, np.empty(0)),
     )
-    if not sets:
+    if not one.sets:
         return degeneracy
-    family = [sets[i] for i in members]
-    known = None if paraphrases is None else knows(paraphrases, config.filter)
+    n_not_known, reference = None, asked.reference
+    if len(one.paraphrases):
+        n_not_known = len(one.paraphrases) - len(asked.known(one))
     return dataclasses.replace(
         degeneracy,
-        controls=_controls(
-            prompts, sequence, family, located, fact, config, paraphrases, reference
-        ),
-        n_paraphrases_not_known=None if known is None else int((~known).sum()),
+        controls={name: d for name, d in measured.items() if d is not None},
+        n_paraphrases_not_known=n_not_known,
         n_reference=None if reference is None else len(reference.facts),
         n_reference_packaged=None if reference is None else reference.n_filled,
     )
+
+
+def _members(one: Examinee, dkn: tuple[int, ...]) -> tuple[int, ...]:
+    """The family that figures are about: the DKN if there is one, else all candidates."""
+    return dkn if len(dkn) >= 2 else tuple(range(len(one.components)))
 
 
 def _means(reference: Reference | None, config: FilterConfig) -> NDArray[np.float64] | None:
@@ -134,46 +242,58 @@ def _rest(
     family: controls.Sets,
     located: NDArray[np.int32],
     means: NDArray[np.float64] | None,
-) -> NDArray[np.float64]:
+) -> Measurement[NDArray[np.float64]]:
     """Probabilities ``[members + 1]`` of each member alone, then of none, all KNs else off."""
-    if not family:
-        return np.empty(0)
     codes = encode(located)
     off = [located[~np.isin(codes, encode(kept))] for kept in (*family, located[:0])]
-    edits = [suppress(neurons, means) for neurons in off]
-    return prompts.probabilities(edits, [sequence])[:, 0]
+    found = yield prompts, Asked([suppress(neurons, means) for neurons in off], [sequence])
+    return found[:, 0]
 
 
-def _controls(
-    prompts: Prompts,
-    sequence: int,
-    sets: controls.Sets,
-    located: NDArray[np.int32],
-    fact: Fact,
-    config: Config,
-    paraphrases: Prompts | None,
-    reference: Reference | None,
-) -> dict[str, Drops]:
-    """Drops by the control's name, with the sets of the DKN (or of all candidates) suppressed."""
+@dataclass(frozen=True, eq=False)
+class _Controls:
+    """What is measured once the DKN are known; arguments as in :func:`examine_chunk`."""
 
-    def draws(name: str) -> np.random.Generator:
-        return generator(config.seed, fact.id, name)
+    prompts: Prompts
+    config: Config
+    means: NDArray[np.float64] | None
+    paraphrases: Prompts | None
+    reference: Reference | None
 
-    means, settings = _means(reference, config.filter), config.filter
-    masks = subset_masks(len(sets), CONTROL_EXACT, CONTROL_SAMPLES, draws("control subsets"))
-    random, n_random = draws("random neurons"), settings.n_random
-    measured = {
-        "random": controls.random_control(
-            prompts, sequence, sets, located, masks, n_random, random, means
-        )
-    }
-    if paraphrases is not None:
-        known = np.flatnonzero(knows(paraphrases, settings)).tolist()
-        measured["paraphrases"] = controls.elsewhere(paraphrases, known, sets, masks, means)
-    if reference is not None:
-        others = reference.unrelated(fact, settings.n_unrelated, draws("unrelated facts"))
-        measured["unrelated"] = controls.elsewhere(reference.prompts, others, sets, masks, means)
-    if reference is not None and reference.is_enough:
-        ablated = controls.lattice_of(prompts, sequence, sets, masks, reference.means)
-        measured["mean_ablation"] = drops(ablated)
-    return {name: d for name, d in measured.items() if d is not None}
+    def known(self, one: Examinee) -> list[int]:
+        """Those of a fact's held-out paraphrases that the model answers."""
+        if self.paraphrases is None:
+            return []
+        every = knows(self.paraphrases, self.config.filter)
+        return [i for i in one.paraphrases if every[i]]
+
+    def of(self, one: Examinee, dkn: tuple[int, ...]) -> Iterator[tuple[str, Measurement[Any]]]:
+        """Measurements by the control's name, and of the members alone with the rest suppressed.
+
+        The sets of the DKN (or of all candidates) are suppressed.
+        """
+        prompts, settings, means = self.prompts, self.config.filter, self.means
+        if dkn:
+            family = [one.sets[i] for i in dkn]
+            yield _REST, _rest(prompts, one.sequence, family, one.located, means)
+        if not one.sets:
+            return
+
+        def draws(name: str) -> np.random.Generator:
+            return generator(self.config.seed, one.fact.id, name)
+
+        sets = [one.sets[i] for i in _members(one, dkn)]
+        masks = subset_masks(len(sets), CONTROL_EXACT, CONTROL_SAMPLES, draws("control subsets"))
+        own = (prompts, one.sequence, sets)
+        random, n_random = draws("random neurons"), settings.n_random
+        yield "random", controls.random_control(*own, one.located, masks, n_random, random, means)
+        if self.paraphrases is not None and len(one.paraphrases):
+            known = self.known(one)
+            yield "paraphrases", controls.elsewhere(self.paraphrases, known, sets, masks, means)
+        if self.reference is None:
+            return
+        others = self.reference.unrelated(one.fact, settings.n_unrelated, draws("unrelated facts"))
+        elsewhere = self.reference.prompts, others, sets
+        yield "unrelated", controls.elsewhere(*elsewhere, masks, means)
+        if self.reference.is_enough:
+            yield "mean_ablation", controls.ablation(*own, masks, self.reference.means)

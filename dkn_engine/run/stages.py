@@ -13,7 +13,7 @@ import numpy as np
 from dkn_engine.attribution.chunk import ChunkScores, attribute_chunk
 from dkn_engine.config import Config
 from dkn_engine.degeneracy.edited_answers import Prompts
-from dkn_engine.degeneracy.functional_filter import MOST_COMPONENTS, examine
+from dkn_engine.degeneracy.functional_filter import MOST_COMPONENTS, Examinee, examine_chunk
 from dkn_engine.degeneracy.reference_facts import Reference, knows, read_reference
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts.load import load_facts
@@ -167,49 +167,63 @@ class Stages:
         scores = attribute_chunk(
             self.model, self.layout, flat, self.config.attribution, mask_id=self._mask_id
         )
-        start = 0
-        for i, group in zip(chosen, used, strict=True):
-            span = slice(start, start + len(group))
-            start += len(group)
-            yield self._result(tasks[i], prompts, i, scores, span)
+        ends = np.cumsum([len(group) for group in used]).tolist()
+        spans = [slice(end - len(group), end) for end, group in zip(ends, used, strict=True)]
+        yield from self._results([tasks[i] for i in chosen], chosen, prompts, scores, spans)
 
     def _paraphrases(self, task: _Task, which: slice) -> list[AnswerSequence]:
         texts = [(p, task.answer) for p in task.fact.paraphrases[which]]
         return encode_sequences(self.model, self.tokenizer, texts, config=self.config.facts)
 
-    def _result(
-        self, task: _Task, prompts: Prompts, i: int, scores: ChunkScores, span: slice
-    ) -> FactResult:
-        config, fact = self.config, task.fact
-        table = scores.scores[span]
-        if not np.isfinite(table).all():
-            reason = f"fact {fact.id!r}: attribution gives scores that are not finite"
-            return _without(fact, "error", reason, answer=task.answer)
-        selection = select_neurons(table, config.selection)
-        components, reason = self._candidates(selection)
-        held_out = self._paraphrases(task, slice(config.selection.n_paraphrases, None))
-        try:
-            degeneracy = examine(
-                prompts,
-                i,
-                components,
-                selection.neurons,
-                fact,
-                config,
-                paraphrases=self._prompts(held_out) if held_out and components else None,
-                reference=self.reference,
-            )
-        except FactError as error:  # A suppressed model's own text may outgrow the context.
-            return _without(fact, "error", str(error), answer=task.answer)
-        p, rank = float(prompts.probability[i]), int(prompts.rank[i])
-        answered = Answered(fact.id, "ok", reason, fact.prompt, task.answer, fact.relation, p, rank)
-        quality = AttributionQuality(
-            convergence_delta=scores.convergence_delta[span][0],
-            n_points=scores.n_points[span].sum(0, dtype=np.int32),
-            converged=bool(scores.converged[span].all()),
-            path=scores.path,
+    def _results(
+        self,
+        tasks: Sequence[_Task],
+        sequences: Sequence[int],
+        prompts: Prompts,
+        scores: ChunkScores,
+        spans: Sequence[slice],
+    ) -> Iterator[FactResult]:
+        """Select and cluster neurons of each fact, and examine all facts' components together.
+
+        Each fact has its index among the prompts and its span of the scores.
+        """
+        found, examinees = [], []
+        texts: list[AnswerSequence] = []
+        for task, sequence, span in zip(tasks, sequences, spans, strict=True):
+            table = scores.scores[span]
+            if not np.isfinite(table).all():
+                reason = f"fact {task.fact.id!r}: attribution gives scores that are not finite"
+                yield _without(task.fact, "error", reason, answer=task.answer)
+                continue
+            selection = select_neurons(table, self.config.selection)
+            components, reason = self._candidates(selection)
+            held_out = self._held_out(task) if components else []
+            index = range(len(texts), len(texts) + len(held_out))
+            texts += held_out
+            examinees.append(Examinee(task.fact, sequence, components, selection.neurons, index))
+            found.append((task, selection, reason, _quality(scores, span)))
+        every = examine_chunk(
+            prompts,
+            examinees,
+            self.config,
+            paraphrases=self._prompts(texts) if texts else None,
+            reference=self.reference if examinees else None,
         )
-        return FactResult.of(answered, selection, degeneracy, quality)
+        for (task, selection, reason, quality), one, degeneracy in zip(
+            found, examinees, every, strict=True
+        ):
+            fact = task.fact
+            if isinstance(degeneracy, FactError):  # A suppressed model's own text may be too long.
+                yield _without(fact, "error", str(degeneracy), answer=task.answer)
+                continue
+            p, rank = float(prompts.probability[one.sequence]), int(prompts.rank[one.sequence])
+            answered = Answered(
+                fact.id, "ok", reason, fact.prompt, task.answer, fact.relation, p, rank
+            )
+            yield FactResult.of(answered, selection, degeneracy, quality)
+
+    def _held_out(self, task: _Task) -> list[AnswerSequence]:
+        return self._paraphrases(task, slice(self.config.selection.n_paraphrases, None))
 
     def _candidates(self, selection: Selection) -> tuple[tuple[Component, ...], str]:
         w_out, w_in = connection_rows(self.layout, selection.neurons, self.config.topology)
@@ -217,6 +231,16 @@ class Stages:
         if len(every) <= MOST_COMPONENTS:
             return every, ""
         return every[:MOST_COMPONENTS], f"the first {MOST_COMPONENTS} of {len(every)} components"
+
+
+def _quality(scores: ChunkScores, span: slice) -> AttributionQuality:
+    """How well a fact was attributed, whose prompts are a span of the chunk's."""
+    return AttributionQuality(
+        convergence_delta=scores.convergence_delta[span][0],
+        n_points=scores.n_points[span].sum(0, dtype=np.int32),
+        converged=bool(scores.converged[span].all()),
+        path=scores.path,
+    )
 
 
 def _without(

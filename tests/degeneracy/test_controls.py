@@ -13,7 +13,8 @@ import pytest
 import dkn_engine as dkn
 from dkn_engine.config import Config, FilterConfig
 from dkn_engine.degeneracy import controls
-from dkn_engine.degeneracy.edited_answers import Prompts
+from dkn_engine.degeneracy.asked_together import together
+from dkn_engine.degeneracy.edited_answers import Asked, Prompts
 from dkn_engine.degeneracy.edits import Edit, nothing, suppress
 from dkn_engine.degeneracy.functional_filter import examine
 from dkn_engine.degeneracy.lattice import Lattice, drops, members_of, subset_masks
@@ -167,8 +168,8 @@ def lattice_by_force(
     return Lattice(len(sets), np.arange(1 << len(sets)), np.array(p))
 
 
-def same(found: Drops | None, expected: Drops) -> None:
-    assert found is not None
+def same(found: Any, expected: Drops) -> None:
+    assert isinstance(found, Drops)
     for name in ("partial_drop", "full_drop", "redundancy", "partial_std", "full_std", "excess"):
         want = getattr(expected, name)
         # A drop is a difference, so what is relative is the probability.
@@ -260,23 +261,27 @@ def test_fewer_than_two_components_are_no_family(prompts: Prompts, n: int) -> No
 
 def test_random_controls_are_means_over_their_draws(model: Any, prompts: Prompts) -> None:
     masks = np.arange(8)
-    found = controls.random_control(prompts, 1, SETS, LOCATED, masks, 5, np.random.default_rng(7))
+    five = (masks, 5, np.random.default_rng(7))
+    (found,) = together([controls.random_control(prompts, 1, SETS, LOCATED, *five)])
     rng = np.random.default_rng(7)
     measured = []
     for _ in range(5):
         drawn = random_sets(SETS, LOCATED, WIDTH, rng)
         measured.append(drops(lattice_by_force(model, sequences()[1], drawn)))
     same(found, controls.average(measured))
-    assert found is not None
+    assert isinstance(found, Drops)
     assert found.n == 5
-    assert controls.random_control(prompts, 1, SETS, LOCATED, masks, 0, rng) is None
+    none = controls.random_control(prompts, 1, SETS, LOCATED, masks, 0, rng)
+    assert together([none]) == [None]
 
 
 def test_controls_elsewhere_are_means_over_the_other_prompts(model: Any, prompts: Prompts) -> None:
-    found = controls.elsewhere(prompts, [0, 2], SETS, np.arange(8))
+    found, none = together(
+        [controls.elsewhere(prompts, some, SETS, np.arange(8)) for some in ([0, 2], [])]
+    )
     measured = [drops(lattice_by_force(model, sequences()[b], SETS)) for b in (0, 2)]
     same(found, controls.average(measured))
-    assert controls.elsewhere(prompts, [], SETS, np.arange(8)) is None
+    assert none is None
 
 
 def test_examine_reports_every_control_that_can_be_measured(model: Any, prompts: Prompts) -> None:
@@ -321,20 +326,28 @@ def test_suppressing_to_means_uses_them_everywhere(model: Any, prompts: Prompts)
         examined(prompts, SETS, config=config)
 
 
-def test_large_families_are_controlled_on_a_sample(prompts: Prompts) -> None:
+def edits_of(
+    prompts: Prompts, sets: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, **options: Any
+) -> list[list[Edit]]:
+    """The edits of each question that the filter asks about one fact, in order."""
+    asked: list[list[Edit]] = []
+    original = prompts.answers
+
+    def remember(some: Sequence[Asked], **options: Any) -> Any:
+        asked.extend(list(one.edits) for one in some)
+        return original(some, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prompts, "answers", remember)
+        examined(prompts, sets, config=dataclasses.replace(KNOWN, **options))
+    return asked
+
+
+def test_large_families_are_controlled_on_a_sample(
+    prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sets = [np.array([[i % N_LAYERS, i]], dtype=np.int32) for i in range(7)]
-    asked: list[int] = []
-    original = prompts.probabilities
-
-    def count(edits: Sequence[Edit], sequences: Any = None) -> Any:
-        asked.append(len(edits))
-        return original(edits, sequences)
-
-    prompts.probabilities = count  # type: ignore[method-assign]
-    try:
-        examined(prompts, sets, config=FilterConfig(n_random=2))
-    finally:
-        del prompts.probabilities
+    asked = [len(edits) for edits in edits_of(prompts, sets, monkeypatch, n_random=2)]
     # All 2^7 subsets of the candidates; the sample of the controls in each of two draws.
     assert asked == [128, 2 * 32]
 
@@ -402,17 +415,7 @@ def test_no_control_changes_with_the_draws_of_another(
 def test_more_draws_begin_with_the_same_ones(
     prompts: Prompts, sets: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[list[Edit]] = []
-    original = prompts.probabilities
-
-    def remember(edits: list[Edit], sequences: Any = None) -> Any:
-        asked.append(list(edits))
-        return original(edits, sequences)
-
-    monkeypatch.setattr(prompts, "probabilities", remember)
-    for n_random in (3, 5):
-        examined(prompts, sets, config=dataclasses.replace(KNOWN, n_random=n_random))
-    _, few, _, more = asked
+    (_, few), (_, more) = (edits_of(prompts, sets, monkeypatch, n_random=n) for n in (3, 5))
     assert len(more) == len(few) * 5 // 3
     for one, other in zip(few, more, strict=False):
         np.testing.assert_array_equal(one.neurons, other.neurons)

@@ -22,13 +22,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 import dkn_engine as dkn
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.config import Config
+from dkn_engine.degeneracy import functional_filter
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.errors import FactError
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.continuation import ByText
 from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.layout import find_layout
-from dkn_engine.run import stages
 from tests.support.brute_force_edits import edited, greedy_tokens
 from tests.support.brute_force_scores import BruteForce
 from tests.support.published import Asked, Cluster, clusters, distances, located
@@ -343,14 +343,14 @@ def test_a_suppressed_text_that_outgrows_the_context_is_an_error_of_its_fact(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     case = Case("gpt2", "byte", False, "hu jo")
-    asked, examine = case.asked(), stages.examine  # type: ignore[attr-defined]
+    asked, lattice = case.asked(), functional_filter._lattice
 
-    def outgrown(*args: Any, **options: Any) -> Any:
-        if args[4].id == "long":
+    def outgrown(prompts: Any, one: Any, *args: Any) -> Any:
+        if one.fact.id == "long":
             raise FactError("prompt and continuation need 65 positions; the model's context has 64")
-        return examine(*args, **options)
+        return (yield from lattice(prompts, one, *args))
 
-    monkeypatch.setattr(stages, "examine", outgrown)
+    monkeypatch.setattr(functional_filter, "_lattice", outgrown)
     some = [dataclasses.replace(case.fact, id=name) for name in ("long", "short")]
     long, short = dkn.find_dkns(asked.model, asked.tokenizer, some, released())
     assert (long.status, short.status) == ("error", "ok")
