@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dkn_engine.config import AttributionConfig
 from dkn_engine.degeneracy.edits import Edit, nothing, require_inside
 from dkn_engine.degeneracy.edits_by_forwards import forward_log_probabilities
 from dkn_engine.degeneracy.edits_by_rows import row_log_probabilities
@@ -20,10 +21,17 @@ from dkn_engine.forward.contexts import AnswerSequence, build_contexts
 from dkn_engine.forward.lengths import length_groups
 from dkn_engine.forward.patched_rows import RowEngine, SweepUnsupported
 from dkn_engine.forward.prefill import prefill, token_log_probabilities
-from dkn_engine.forward.row_check import checked_rows, warn_of_full_forwards
+from dkn_engine.forward.row_check import Check, rows_tried_once, warn_of_full_forwards
 from dkn_engine.forward.shrinking_batches import in_batches
 from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import Layout
+
+MOST_ROWS = 1024
+
+
+def most_rows(config: AttributionConfig) -> int:
+    """How many rows of edits climb at once at most: as many as path points, where that is set."""
+    return MOST_ROWS if config.rows_per_batch == "auto" else config.rows_per_batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +92,7 @@ class Prompts:
         positions: str = "answer",
         backend: str = "auto",
         warn: bool = True,
-        max_rows: int = 1024,
+        max_rows: int = MOST_ROWS,
     ) -> None:
         require_causal(layout)
         self.model, self.layout, self.positions = model, layout, positions
@@ -209,7 +217,7 @@ class _Batch:
     ) -> None:
         self.model, self.layout, self.positions = model, layout, positions
         self.sequences, self._max_rows = tuple(sequences), max_rows
-        self.stands_in = False
+        self.stands_in, self._warn = False, warn
         self.contexts = build_contexts(sequences, next(model.parameters()).device)
         with guest(model, grad=False):
             self._clean = prefill(model, layout, self.contexts)
@@ -226,12 +234,16 @@ class _Batch:
         if self.positions == "all" or (self.positions == "answer_all" and not single):
             return None
         try:
-            return checked_rows(self.model, self.layout, self.contexts, self._clean, backend)
+            return rows_tried_once(self.model, self.layout, self.contexts, self._clean, backend)
         except SweepUnsupported as reason:
-            self.stands_in = True
-            if warn:
-                warn_of_full_forwards(self.model, reason, stacklevel=7)
+            self._stand_in(reason, warn)
             return None
+
+    def _stand_in(self, reason: SweepUnsupported, warn: bool) -> None:
+        """From here on full forwards answer."""
+        self.rows, self.stands_in = None, True
+        if warn:
+            warn_of_full_forwards(self.model, reason, stacklevel=8)
 
     def first_activations(self) -> NDArray[np.float64]:
         first = self.contexts.token == 0
@@ -277,7 +289,10 @@ class _Batch:
         greedy: bool,
     ) -> tuple[Tensor, Tensor | None]:
         if self.rows is not None:
-            return row_log_probabilities(self.rows, edits, edit, context, greedy=greedy)
+            try:
+                return self._by_rows(self.rows, edits, edit, context, greedy)
+            except SweepUnsupported as reason:
+                self._stand_in(reason, self._warn)
         return forward_log_probabilities(
             self.model,
             self.layout,
@@ -288,6 +303,22 @@ class _Batch:
             self.positions,
             self._max_rows,
         )
+
+    @staticmethod
+    def _by_rows(
+        rows: RowEngine,
+        edits: Sequence[Edit],
+        edit: NDArray[np.int64],
+        context: NDArray[np.int64],
+        greedy: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Rows' answers, of which those that nothing edits must be the model's own."""
+        log_p, first = row_log_probabilities(rows, edits, edit, context, greedy=greedy)
+        is_clean = np.array([len(one.neurons) == 0 for one in edits])[edit]
+        if is_clean.any():
+            own = torch.from_numpy(context[is_clean]).to(log_p.device)
+            Check(rows, own).answer(log_p[torch.from_numpy(is_clean).to(log_p.device)])
+        return log_p, first
 
     def as_model_is(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         with guest(self.model, grad=False):

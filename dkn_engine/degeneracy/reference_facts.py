@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dkn_engine.config import Config, FilterConfig
-from dkn_engine.degeneracy.edited_answers import Prompts
+from dkn_engine.degeneracy.edited_answers import Prompts, most_rows
 from dkn_engine.errors import FactError
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence
@@ -122,6 +122,7 @@ def read_reference(
         positions=config.filter.positions,
         backend=config.attribution.backend,
         warn=False,  # The run's own prompts come first, and say it.
+        max_rows=most_rows(config.attribution),
     )
     return Reference(
         tuple(fact for fact, _ in chosen.values()),

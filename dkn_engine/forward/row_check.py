@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,10 @@ from dkn_engine.ops.answer_probability import answer_probability
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+# The longest padded sequences whose rows were tried in a layout of plain layers.
+_tried: weakref.WeakKeyDictionary[Layout, int] = weakref.WeakKeyDictionary()
 
 
 def checked_rows(
@@ -62,6 +67,25 @@ def rows_to_check(
     if _is_plain(layout):
         return RowEngine(model, layout, contexts, clean, backend)
     return checked_rows(model, layout, contexts, clean, backend)
+
+
+def rows_tried_once(
+    model: nn.Module, layout: Layout, contexts: Contexts, clean: Prefill, backend: str
+) -> RowEngine:
+    """As :func:`checked_rows`, but tried only where plain layers were not at this length before.
+
+    A layout lives as long as a call or a run. The caller looks at what unchanged rows give.
+
+    Raises:
+        SweepUnsupported: as in :func:`checked_rows`.
+    """
+    n, plain = contexts.ids.shape[1], _is_plain(layout)
+    if plain and n <= _tried.get(layout, 0):
+        return RowEngine(model, layout, contexts, clean, backend)
+    engine = checked_rows(model, layout, contexts, clean, backend)
+    if plain:
+        _tried[layout] = n
+    return engine
 
 
 def _is_plain(layout: Layout) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 
 from dkn_engine.attribution.chunk import ChunkScores, attribute_chunk
 from dkn_engine.config import Config
-from dkn_engine.degeneracy.edited_answers import Prompts
+from dkn_engine.degeneracy.edited_answers import Prompts, most_rows
 from dkn_engine.degeneracy.functional_filter import MOST_COMPONENTS, Examinee, examine_chunk
 from dkn_engine.degeneracy.reference_facts import Reference, knows, read_reference
 from dkn_engine.errors import FactError, UserError
@@ -43,11 +43,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """A fact of a chunk that goes through all stages."""
+    """A fact of a chunk that goes through all stages.
+
+    Attributes:
+        fact: as it was given.
+        answer: the spelling that is taken.
+        sequence: of prompt and answer; ``place``: its index among the chunk's prompts.
+    """
 
     fact: Fact
     answer: str
     sequence: AnswerSequence
+    place: int
 
 
 def filling_facts(config: Config) -> list[Fact]:
@@ -99,28 +106,26 @@ class Stages:
     def results(self, facts: Sequence[Fact]) -> list[FactResult]:
         """Results of a chunk, in the order of its facts."""
         results: dict[str, FactResult] = {}
-        tasks: list[_Task] = []
+        spelled: list[tuple[Fact, dict[str, AnswerSequence]]] = []
         for fact in facts:
             try:
-                tasks.append(self._task(fact))
+                spelled.append((fact, self._spellings(fact)))
             except FactError as error:
                 results[fact.id] = _without(fact, "skipped", str(error))
-        if tasks:
-            for result in self._known(tasks):
+        if spelled:
+            prompts = self._prompts([s for _, encoded in spelled for s in encoded.values()])
+            for result in self._known(_best(spelled, prompts), prompts):
                 results[result.fact_id] = result
         return [results[fact.id] for fact in facts]
 
-    def _task(self, fact: Fact) -> _Task:
+    def _spellings(self, fact: Fact) -> dict[str, AnswerSequence]:
+        """The answer, encoded, and those aliases that can be, if they count."""
         encoded = {fact.answer: self._encode(fact, fact.answer)}
         for alias in fact.aliases if self.config.facts.aliases else ():
             # One of several spellings may be of no use; the answer itself must be.
             with contextlib.suppress(FactError):
                 encoded[alias] = self._encode(fact, alias)
-        answers = list(encoded)
-        best = 0
-        if len(answers) > 1:
-            best = int(np.argmax(self._prompts(list(encoded.values())).probability))
-        return _Task(fact, answers[best], encoded[answers[best]])
+        return encoded
 
     def _encode(self, fact: Fact, answer: str) -> AnswerSequence:
         return encode_sequence(
@@ -140,36 +145,36 @@ class Stages:
             positions=self.config.filter.positions,
             backend=self.config.attribution.backend,
             warn=not self._said,
+            max_rows=most_rows(self.config.attribution),
         )
         self._said |= found.stands_in
         return found
 
-    def _known(self, tasks: Sequence[_Task]) -> Iterator[FactResult]:
+    def _known(self, tasks: Sequence[_Task], prompts: Prompts) -> Iterator[FactResult]:
         """Sort out what the model does not know; attribute and examine the rest."""
-        prompts = self._prompts([t.sequence for t in tasks])
         known = knows(prompts, self.config.filter)
         chosen = []
-        for i, task in enumerate(tasks):
-            p, rank = float(prompts.probability[i]), int(prompts.rank[i])
+        for task in tasks:
+            p, rank = float(prompts.probability[task.place]), int(prompts.rank[task.place])
             if not np.isfinite(p):
                 reason = f"fact {task.fact.id!r}: the model gives the answer the probability {p}"
                 yield _without(task.fact, "error", reason, answer=task.answer)
-            elif not known[i]:
+            elif not known[task.place]:
                 reason = f"rank {rank}, p {p:.2g}"
                 yield _without(task.fact, "not_known", reason, answer=task.answer, p=p, rank=rank)
             else:
-                chosen.append(i)
+                chosen.append(task)
         if not chosen:
             return
         n = self.config.selection.n_paraphrases  # that help to find neurons
-        used = [[tasks[i].sequence, *self._paraphrases(tasks[i], slice(0, n))] for i in chosen]
+        used = [[task.sequence, *self._paraphrases(task, slice(0, n))] for task in chosen]
         flat = [sequence for group in used for sequence in group]
         scores = attribute_chunk(
             self.model, self.layout, flat, self.config.attribution, mask_id=self._mask_id
         )
         ends = np.cumsum([len(group) for group in used]).tolist()
         spans = [slice(end - len(group), end) for end, group in zip(ends, used, strict=True)]
-        yield from self._results([tasks[i] for i in chosen], chosen, prompts, scores, spans)
+        yield from self._results(chosen, prompts, scores, spans)
 
     def _paraphrases(self, task: _Task, which: slice) -> list[AnswerSequence]:
         texts = [(p, task.answer) for p in task.fact.paraphrases[which]]
@@ -178,18 +183,17 @@ class Stages:
     def _results(
         self,
         tasks: Sequence[_Task],
-        sequences: Sequence[int],
         prompts: Prompts,
         scores: ChunkScores,
         spans: Sequence[slice],
     ) -> Iterator[FactResult]:
         """Select and cluster neurons of each fact, and examine all facts' components together.
 
-        Each fact has its index among the prompts and its span of the scores.
+        Each fact has its span of the scores.
         """
         found, examinees = [], []
         texts: list[AnswerSequence] = []
-        for task, sequence, span in zip(tasks, sequences, spans, strict=True):
+        for task, span in zip(tasks, spans, strict=True):
             table = scores.scores[span]
             if not np.isfinite(table).all():
                 reason = f"fact {task.fact.id!r}: attribution gives scores that are not finite"
@@ -200,7 +204,7 @@ class Stages:
             held_out = self._held_out(task) if components else []
             index = range(len(texts), len(texts) + len(held_out))
             texts += held_out
-            examinees.append(Examinee(task.fact, sequence, components, selection.neurons, index))
+            examinees.append(Examinee(task.fact, task.place, components, selection.neurons, index))
             found.append((task, selection, reason, _quality(scores, span)))
         every = examine_chunk(
             prompts,
@@ -231,6 +235,19 @@ class Stages:
         if len(every) <= MOST_COMPONENTS:
             return every, ""
         return every[:MOST_COMPONENTS], f"the first {MOST_COMPONENTS} of {len(every)} components"
+
+
+def _best(
+    spelled: Sequence[tuple[Fact, dict[str, AnswerSequence]]], prompts: Prompts
+) -> list[_Task]:
+    """Each fact with its most probable spelling; the prompts are those of all, in order."""
+    tasks, first = [], 0
+    for fact, encoded in spelled:
+        best = int(np.argmax(prompts.probability[first : first + len(encoded)]))
+        answer = list(encoded)[best]
+        tasks.append(_Task(fact, answer, encoded[answer], first + best))
+        first += len(encoded)
+    return tasks
 
 
 def _quality(scores: ChunkScores, span: slice) -> AttributionQuality:
