@@ -225,7 +225,8 @@ class AttributionConfig(Section):
         objective: ``probability`` of the gold token or its natural logarithm.
         multiply_by: ``delta``, (x - x'); ``activation``, x; ``first_activation``, the x of the
             answer's first token for all its tokens (released). Completeness holds for ``delta``.
-        rows_per_batch: most path points a sweep holds at once; bounds memory.
+        rows_per_batch: most path points a sweep holds at once, and most rows of edits of the
+            filter; bounds memory.
         backend: which implementation of the operations; only ``auto`` may choose, an explicit name
             runs or raises a BackendError that says why not. ``reference``: plain torch.
             ``triton``: GPU kernels. ``numba``: compiled CPU loops in one thread for the path's
@@ -377,8 +378,12 @@ class FilterConfig(Section):
         positions: where suppression acts; see ``dkn_engine.answer_probability``.
         n_random: draws of random sets matched by size and layer, none of them knowledge neurons of
             the fact (as long as the layer has others).
-        n_unrelated: unrelated facts on which the family is suppressed too. All controls of a family
-            of more than five members are measured on 32 of its subsets, the family itself on all.
+        n_unrelated: unrelated facts on which the family is suppressed too.
+        control_precision: controls are measured on as few random draws and subsets of the family as
+            it takes for the 95% interval of a mean drop to be this much on either side, at most
+            on ``n_random`` draws and 32 subsets (0.02 a fact is 0.005, half of the last digit that
+            is printed, in a mean over 16). 0: on all draws, each with all subsets (of a family of
+            more than five members with 32 of them). The family itself is measured on all.
         fill_reference: with fewer than eight facts of use, take packaged English ones too for
             unrelated facts and mean activations (results and summary count them); without, they are
             of the run's own facts, and there is no control with means of fewer than eight.
@@ -396,12 +401,14 @@ class FilterConfig(Section):
     positions: Positions = "answer"
     n_random: int = count(20, least=0)
     n_unrelated: int = count(3, least=0)
+    control_precision: float = 0.02
     fill_reference: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("min_alone", "max_none", "released_max_drop", "min_probability"):
             self._require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
+        self._require("control_precision", 0 <= self.control_precision < 1, "in [0, 1)")
         self._require("exact_limit", 1 <= self.exact_limit <= 20, "from 1 to 20")
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -10,13 +11,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dkn_engine.degeneracy.asked_together import Measurement
+from dkn_engine.degeneracy.control_subsets import Subsets
 from dkn_engine.degeneracy.edited_answers import Asked, Prompts
 from dkn_engine.degeneracy.edits import Edit, suppress
-from dkn_engine.degeneracy.lattice import Lattice, drops
+from dkn_engine.degeneracy.lattice import Lattice
 from dkn_engine.neurons import random_sets
 from dkn_engine.types import Drops
 
 Sets = Sequence[NDArray[np.int32]]
+_DROPS = ("partial_drop", "full_drop")
+_FIRST_DRAWS = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Suppressed:
+    """Whose answers a control looks at, and what it suppresses.
+
+    Attributes:
+        prompts, sequences: the answers.
+        sets: of neurons, of which subsets are suppressed.
+        means: what suppressed activations become, ``[L, F]``; None for zero.
+    """
+
+    prompts: Prompts
+    sequences: Sequence[int]
+    sets: Sets
+    means: NDArray[np.float64] | None = None
 
 
 def lattice_of(
@@ -59,53 +79,61 @@ def subset_edits(
 
 
 def random_control(
-    prompts: Prompts,
-    sequence: int,
-    sets: Sets,
+    asked: Suppressed,
     located: NDArray[np.int32],
-    masks: NDArray[np.int64],
     n_draws: int,
     rng: np.random.Generator,
-    means: NDArray[np.float64] | None = None,
+    subsets: Subsets,
 ) -> Measurement[Drops | None]:
     """Mean over draws of :func:`random_sets`, one after another from ``rng``; None without draws.
 
-    More draws begin with the same ones.
+    More draws begin with the same ones. With a precision there are only as many as it takes, and
+    of each: all suppressed, and a proper subset with its complement, another pair each time; each
+    set alone until the excess is as precise as the drops.
     """
-    edits: list[Edit] = []
-    for _ in range(n_draws):
-        drawn = random_sets(sets, located, prompts.layout.width, rng)
-        edits += subset_edits(drawn, masks, means)
-    if not edits:
+    measured: list[Drops] = []
+    alone = True
+    for n in _rounds(n_draws, subsets.precision):
+        edits: list[Edit] = []
+        masks = [subsets.of_draw(i, alone) for i in range(len(measured), n)]
+        for some in masks:
+            drawn = random_sets(asked.sets, located, asked.prompts.layout.width, rng)
+            edits += subset_edits(drawn, some, asked.means)
+        found = yield asked.prompts, Asked(edits, asked.sequences)
+        rows = np.split(found[:, 0], np.cumsum([len(some) for some in masks])[:-1])
+        measured += [
+            subsets.drops(Lattice(len(asked.sets), some, row))
+            for some, row in zip(masks, rows, strict=True)
+        ]
+        alone = not subsets.is_narrow([d.excess for d in measured])
+        wide = (not subsets.is_narrow([getattr(d, k) for d in measured]) for k in _DROPS)
+        if not alone and not any(wide):
+            break
+    return average(measured) if measured else None
+
+
+def elsewhere(asked: Suppressed, subsets: Subsets) -> Measurement[Drops | None]:
+    """Mean over prompts with the family's own neurons suppressed; None without prompts.
+
+    With a precision, proper subsets with their complements are taken until the partial drop's mean
+    over all prompts is that precise, at most as many as without.
+    """
+    if not len(asked.sequences):
         return None
-    found = yield prompts, Asked(edits, [sequence])
-    table = found[:, 0].reshape(n_draws, len(masks))
-    return average([drops(Lattice(len(sets), masks, row)) for row in table])
-
-
-def elsewhere(
-    prompts: Prompts,
-    sequences: Sequence[int],
-    sets: Sets,
-    masks: NDArray[np.int64],
-    means: NDArray[np.float64] | None = None,
-) -> Measurement[Drops | None]:
-    """Mean over other prompts with the family's own neurons suppressed; None without prompts."""
-    if not len(sequences):
-        return None
-    table = yield prompts, Asked(subset_edits(sets, masks, means), sequences)
-    return average([drops(Lattice(len(sets), masks, column)) for column in table.T])
-
-
-def ablation(
-    prompts: Prompts,
-    sequence: int,
-    sets: Sets,
-    masks: NDArray[np.int64],
-    means: NDArray[np.float64],
-) -> Measurement[Drops]:
-    """The family's drops with its activations set to means instead."""
-    return drops((yield from measured_lattice(prompts, sequence, sets, masks, means)))
+    known: dict[int, NDArray[np.float64]] = {}
+    lattices: list[Lattice] = []
+    for some in subsets.rounds():
+        new = np.array([m for m in some.tolist() if m not in known], dtype=np.int64)
+        edits = subset_edits(asked.sets, new, asked.means)
+        table = yield asked.prompts, Asked(edits, asked.sequences)
+        known |= dict(zip(new.tolist(), table, strict=True))
+        whole = np.stack([known[m] for m in some.tolist()])
+        lattices = [Lattice(len(asked.sets), some, column) for column in whole.T]
+        by_pair = np.stack([subsets.pair_drops(one) for one in lattices])
+        finite = by_pair[np.isfinite(by_pair).all(axis=1)]
+        if not len(finite) or subsets.is_narrow(finite.mean(axis=0)):
+            break
+    return average([subsets.drops(one) for one in lattices])
 
 
 def average(measured: Sequence[Drops]) -> Drops:
@@ -124,6 +152,14 @@ def average(measured: Sequence[Drops]) -> Drops:
         excess=_figure(np.median, excess),
         n_redundancy=len(redundancy),
     )
+
+
+def _rounds(n_draws: int, precision: float) -> Iterator[int]:
+    """How many draws there are after each round: a few at first, then twice as many."""
+    n = 0
+    while n < n_draws:
+        n = min(n_draws, max(_FIRST_DRAWS, 2 * n)) if precision else n_draws
+        yield n
 
 
 _deviation = partial(np.std, ddof=1)

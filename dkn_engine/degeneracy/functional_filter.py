@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.config import CONTROL_EXACT, CONTROL_SAMPLES, Config, FilterConfig
+from dkn_engine.config import Config, FilterConfig
 from dkn_engine.degeneracy import controls
 from dkn_engine.degeneracy.asked_together import Measurement, together
+from dkn_engine.degeneracy.control_subsets import Subsets
 from dkn_engine.degeneracy.edited_answers import Asked, Prompts
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.lattice import Lattice, degenerate_family, drops, mask_of, subset_masks
@@ -283,17 +284,23 @@ class _Controls:
             return generator(self.config.seed, one.fact.id, name)
 
         sets = [one.sets[i] for i in _members(one, dkn)]
-        masks = subset_masks(len(sets), CONTROL_EXACT, CONTROL_SAMPLES, draws("control subsets"))
-        own = (prompts, one.sequence, sets)
-        random, n_random = draws("random neurons"), settings.n_random
-        yield "random", controls.random_control(*own, one.located, masks, n_random, random, means)
+        precision = settings.control_precision
+        subsets = Subsets.of(len(sets), precision, draws("control subsets"))
+        own = controls.Suppressed(prompts, [one.sequence], sets, means)
+        random = draws("random neurons")
+        yield (
+            "random",
+            controls.random_control(own, one.located, settings.n_random, random, subsets),
+        )
         if self.paraphrases is not None and len(one.paraphrases):
-            known = self.known(one)
-            yield "paraphrases", controls.elsewhere(self.paraphrases, known, sets, masks, means)
-        if self.reference is None:
+            asked = controls.Suppressed(self.paraphrases, self.known(one), sets, means)
+            yield "paraphrases", controls.elsewhere(asked, subsets)
+        reference = self.reference
+        if reference is None:
             return
-        others = self.reference.unrelated(one.fact, settings.n_unrelated, draws("unrelated facts"))
-        elsewhere = self.reference.prompts, others, sets
-        yield "unrelated", controls.elsewhere(*elsewhere, masks, means)
-        if self.reference.is_enough:
-            yield "mean_ablation", controls.ablation(*own, masks, self.reference.means)
+        others = reference.unrelated(one.fact, settings.n_unrelated, draws("unrelated facts"))
+        asked = controls.Suppressed(reference.prompts, others, sets, means)
+        yield "unrelated", controls.elsewhere(asked, subsets)
+        if reference.is_enough:
+            asked = dataclasses.replace(own, means=reference.means)
+            yield "mean_ablation", controls.elsewhere(asked, subsets)

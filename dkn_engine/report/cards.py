@@ -247,8 +247,8 @@ def _notes(result: FactResult) -> Iterator[str]:
     size = len(result.dkn if result.is_degenerate else result.components)
     if size > CONTROL_EXACT:
         yield (
-            f"With {size} components the controls are measured on {CONTROL_SAMPLES} subsets, the "
-            "components themselves on all."
+            f"With {size} components the controls are measured on up to {CONTROL_SAMPLES} subsets, "
+            "the components themselves on all."
         )
     if result.n_reference_packaged:
         yield (

@@ -62,8 +62,8 @@ def caveats(summary: Summary) -> Iterator[str]:
     if n := summary.n_sampled_controls:
         yield (
             f"{'1 fact has' if n == 1 else f'{n:,} facts have'} a family of more than "
-            f"{CONTROL_EXACT} components: its controls are measured on {CONTROL_SAMPLES} of its "
-            "subsets, its own partial drop on its whole lattice."
+            f"{CONTROL_EXACT} components: its controls are measured on up to {CONTROL_SAMPLES} of "
+            "its subsets, its own partial drop on its whole lattice."
         )
     if summary.n_paraphrases_not_known:
         total = summary.n_paraphrases + summary.n_paraphrases_not_known

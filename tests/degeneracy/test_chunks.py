@@ -27,7 +27,8 @@ from dkn_engine.types import Component, Degeneracy, Drops, Fact
 from tests.support.brute_force_edits import answer_probability
 from tests.support.tiny import N_LAYERS, WIDTH, sequence, sequences, tiny
 
-EVERY = FilterConfig(require_rank_1=False, min_probability=0.0, n_random=4)
+EVERY = FilterConfig(require_rank_1=False, min_probability=0.0, n_random=4, control_precision=0.0)
+PRECISE = dataclasses.replace(EVERY, control_precision=0.05, n_random=12)
 # Loose thresholds, so that random models have families too.
 LOOSE = dataclasses.replace(EVERY, min_alone=0.0, max_none=1.0)
 MEANS = dataclasses.replace(EVERY, suppress_value="mean")
@@ -35,6 +36,7 @@ RELEASED = dataclasses.replace(EVERY, method="released", released_max_drop=0.5)
 SAMPLED = dataclasses.replace(EVERY, exact_limit=2, n_samples=14)
 SETTINGS = {
     "every": EVERY,
+    "precise": PRECISE,
     "loose": LOOSE,
     "means": MEANS,
     "released": RELEASED,

@@ -14,6 +14,7 @@ import dkn_engine as dkn
 from dkn_engine.config import Config, FilterConfig
 from dkn_engine.degeneracy import controls
 from dkn_engine.degeneracy.asked_together import together
+from dkn_engine.degeneracy.control_subsets import Subsets
 from dkn_engine.degeneracy.edited_answers import Asked, Prompts
 from dkn_engine.degeneracy.edits import Edit, nothing, suppress
 from dkn_engine.degeneracy.functional_filter import examine
@@ -187,7 +188,11 @@ def prompts(model: Any) -> Prompts:
     return Prompts(model, find_layout(model), sequences())
 
 
-KNOWN = FilterConfig(require_rank_1=False, min_probability=0.0)
+KNOWN = FilterConfig(require_rank_1=False, min_probability=0.0, control_precision=0.0)
+
+
+def subsets_of(q: int, precision: float, seed: int = 0) -> Subsets:
+    return Subsets.of(q, precision, np.random.default_rng(seed))
 
 
 def facts_of(some: list[AnswerSequence]) -> list[Fact]:
@@ -260,9 +265,9 @@ def test_fewer_than_two_components_are_no_family(prompts: Prompts, n: int) -> No
 
 
 def test_random_controls_are_means_over_their_draws(model: Any, prompts: Prompts) -> None:
-    masks = np.arange(8)
-    five = (masks, 5, np.random.default_rng(7))
-    (found,) = together([controls.random_control(prompts, 1, SETS, LOCATED, *five)])
+    asked, exact = controls.Suppressed(prompts, [1], SETS), subsets_of(3, 0)
+    five = (5, np.random.default_rng(7), exact)
+    (found,) = together([controls.random_control(asked, LOCATED, *five)])
     rng = np.random.default_rng(7)
     measured = []
     for _ in range(5):
@@ -271,14 +276,13 @@ def test_random_controls_are_means_over_their_draws(model: Any, prompts: Prompts
     same(found, controls.average(measured))
     assert isinstance(found, Drops)
     assert found.n == 5
-    none = controls.random_control(prompts, 1, SETS, LOCATED, masks, 0, rng)
+    none = controls.random_control(asked, LOCATED, 0, rng, exact)
     assert together([none]) == [None]
 
 
 def test_controls_elsewhere_are_means_over_the_other_prompts(model: Any, prompts: Prompts) -> None:
-    found, none = together(
-        [controls.elsewhere(prompts, some, SETS, np.arange(8)) for some in ([0, 2], [])]
-    )
+    asked = [controls.Suppressed(prompts, some, SETS) for some in ([0, 2], [])]
+    found, none = together([controls.elsewhere(one, subsets_of(3, 0)) for one in asked])
     measured = [drops(lattice_by_force(model, sequences()[b], SETS)) for b in (0, 2)]
     same(found, controls.average(measured))
     assert none is None

@@ -134,7 +134,7 @@ def test_sets_that_are_both_needed_are_not(model: Any, results: Any) -> None:
 
 def test_controls_show_that_it_is_these_neurons_and_this_fact(results: Any) -> None:
     for result in results:
-        assert result.controls["random"].n == 20
+        assert result.controls["random"].n == 5  # enough for the precision asked
         assert abs(result.controls["random"].full_drop) < 0.01
         # The other fact has neurons of its own.
         assert result.controls["unrelated"].n == 1

@@ -176,7 +176,7 @@ def test_a_card_says_what_its_controls_leave_out() -> None:
     (card,) = cards(run_page([fact]))
     for said in (
         "paraphrases that the model does not answer are left out: 2.",
-        "With 6 components the controls are measured on 32 subsets",
+        "With 6 components the controls are measured on up to 32 subsets",
         "5 of the 8 facts that unrelated facts and mean activations come from are packaged English",
         "none of the fact's own knowledge neurons",
     ):
@@ -197,7 +197,7 @@ def test_a_run_says_what_it_leaves_out_and_where_its_controls_come_from() -> Non
     for said in (
         "A mean of fewer than 6 facts has no interval.",
         "costs nothing: 1 of 2 (DKN families); 1 of 1 (Candidates, no DKN).",
-        "1 fact has a family of more than 5 components: its controls are measured on 32",
+        "1 fact has a family of more than 5 components: its controls are measured on up to 32",
         "Of 9 held-out paraphrases the model does not answer 3; they are left out.",
         "come from 8 facts, of which 5 are packaged English ones",
     ):
