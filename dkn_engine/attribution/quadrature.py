@@ -16,14 +16,20 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 
-# Nodes on [0, 1] of the four-point Lobatto rule, its seven-point Kronrod extension, and the
-# thirteen-point extension of that (Gander and Gautschi, Adaptive Quadrature - Revisited, BIT 2000).
-# Both ends are nodes: alpha = 1 is the clean row, paid once for all layers; neighbouring panels
-# share theirs; and a panel's integral can be checked against the change of the objective.
-_X13 = (0.942882415695480, np.sqrt(2 / 3), 0.641853342345781, 1 / np.sqrt(5), 0.236383199662150)
-NODES = np.array(sorted([-1.0, *(-x for x in _X13), 0.0, *_X13, 1.0])) / 2 + 0.5
-LEVELS = {4: (0, 4, 8, 12), 7: (0, 2, 4, 6, 8, 10, 12), 13: tuple(range(13))}
-_FINER = {4: 7, 7: 13}
+# Nodes on [0, 1] of nested Lobatto rules: of three points (Simpson's rule), of five (which are the
+# Kronrod extension of the three), and the Kronrod extension of those to nine. Both ends are nodes:
+# alpha = 1 is the clean row, paid once for all layers; neighbouring panels share theirs; and a
+# panel's integral can be checked against the change of the objective. They are exact for
+# polynomials up to degree 3, 7 and 13; the two ends alone, the trapezoid rule, up to 1.
+_X9 = (
+    np.sqrt((5 + 6 * np.sqrt(5 / 13)) / 11),
+    np.sqrt(3 / 7),
+    np.sqrt((5 - 6 * np.sqrt(5 / 13)) / 11),
+)
+NODES = np.array(sorted([-1.0, *(-x for x in _X9), 0.0, *_X9, 1.0])) / 2 + 0.5
+LEVELS = {2: (0, 8), 3: (0, 4, 8), 5: (0, 2, 4, 6, 8), 9: tuple(range(9))}
+_FINER = {2: 3, 3: 5, 5: 9}
+_FIRST, _FIRST_WHERE_STEEP = 3, 5
 
 
 def interpolatory_weights(nodes: Array) -> Array:
@@ -39,29 +45,24 @@ def interpolatory_weights(nodes: Array) -> Array:
 WEIGHTS = {n: interpolatory_weights(NODES[list(index)]) for n, index in LEVELS.items()}
 
 
-def _embedded(n: int) -> Array:
-    """Weights of the coarser rule on the nodes of the ``n``-point rule.
-
-    The next rule below, or for four points the mean of the inner two, the only other kind of
-    symmetric rule there is on them; it is exact for degree 1, where the full rule is for 5.
-    """
-    if n == 4:
-        return np.array([0.0, 0.5, 0.5, 0.0])
+def _difference(n: int) -> Array:
+    """Weights of the ``n``-point rule minus those of the next coarser one, on the same nodes."""
     coarser = next(m for m, finer in _FINER.items() if finer == n)
-    weights = np.zeros(n)
-    weights[[LEVELS[n].index(i) for i in LEVELS[coarser]]] = WEIGHTS[coarser]
+    weights = WEIGHTS[n].copy()
+    weights[[LEVELS[n].index(i) for i in LEVELS[coarser]]] -= WEIGHTS[coarser]
     return weights
 
 
-_DIFFERENCES = {n: WEIGHTS[n] - _embedded(n) for n in LEVELS}
+_DIFFERENCES = {n: _difference(n) for n in _FINER.values()}
 # What float arithmetic leaves open, in steps of the model's dtype, by comparison with the model's
 # own float64 run: of an activation (2 to 6 in tiny models, 11 in the demo model), and of a
 # gradient, relative to the whole (4 to 20).
 _ACTIVATION_STEPS = 12.0
 _GRADIENT_STEPS = 12.0
-# Of the four-point rule: where its difference from the embedded rule is less than a tenth of the
-# score, the error is taken to be that much smaller again. The true one falls with the cube of it.
-_SMOOTH = 10.0
+# A rule's relative error is taken to be this often the square of its difference from the next
+# coarser one, which is exact to half its degree; and no less than what completeness shows, where
+# that holds. Calibrated by benchmarks/speed/calibration.py.
+_SQUARES, _SQUARES_ALONE = 2.0, 10.0
 
 
 def fixed_rule(name: str, n_steps: int) -> tuple[Array, Array]:
@@ -147,6 +148,11 @@ class _Panel:
     @property
     def n_nodes(self) -> int:
         return len(self.nodes)
+
+    @property
+    def smooth(self) -> bool:
+        """Whether nothing has yet shown that the integrand is not."""
+        return self.n_nodes < 9 and self.b - self.a == 1.0
 
     @property
     def key(self) -> tuple[int, int]:
@@ -282,11 +288,11 @@ def integrate_adaptive(
 ) -> Integrals:
     """Refine every layer until each group's estimated relative L2 error is within ``tolerance``.
 
-    A panel's error is the larger of the norm of the difference of its two finest nested rules
-    (less where four points already see a smooth integrand) and its completeness error. A path
-    begins with four points, in the first layer with seven: there the residual stream is still
-    short, so the MLP's output turns all of it, and four are often too few. A path that must improve
-    gets seven, then thirteen, then is bisected into panels of seven.
+    A panel's error is estimated by :func:`_measure`. A path begins with three points, of which the
+    clean end is paid already; with five where its integrand is often steeper: in the first layer,
+    whose residual stream is still short, so that the MLP's output turns all of it, and in the last
+    quarter of the layers, where a point is also cheapest. A path that must improve gets five, then
+    nine, then is bisected into panels of five.
 
     Rounding is estimated beside it (:func:`_rounding`). What it leaves of the tolerance is for the
     quadrature; where it leaves nothing, more points cannot help: the quadrature is brought within
@@ -303,7 +309,9 @@ def integrate_adaptive(
     """
     n, n_layers = paths.value.shape[:2]
     panels = [
-        _panel(c, layer, 0.0, 1.0, 4 if layer else 7) for c in range(n) for layer in range(n_layers)
+        _panel(c, layer, 0.0, 1.0, _first_nodes(layer, n_layers))
+        for c in range(n)
+        for layer in range(n_layers)
     ]
     store = _Store(evaluator, paths, _keys(panels))
     stuck = np.zeros((n, n_layers), dtype=bool)
@@ -326,6 +334,12 @@ def integrate_adaptive(
             panels.extend(children)
             fresh.extend(children)
     return _collect(store, panels, stuck, groups, weights, tolerance)
+
+
+def _first_nodes(layer: int, n_layers: int) -> int:
+    """How many nodes a path begins with; see :func:`integrate_adaptive`."""
+    steep = layer == 0 or 4 * layer >= 3 * n_layers - 2
+    return _FIRST_WHERE_STEEP if steep else _FIRST
 
 
 def _total(panels: list[_Panel], shape: tuple[int, int, int]) -> Array:
@@ -372,7 +386,14 @@ def _keys(panels: list[_Panel]) -> list[_Key]:
 
 
 def _measure(store: _Store, panels: list[_Panel], complete: bool) -> None:
-    """Fill in score and error of new panels, one call a layer and rule."""
+    """Fill in score and error of new panels, one call a layer and rule.
+
+    The difference from the next coarser rule is about that one's error. It is exact to half the
+    degree, so where the integrand is smooth the relative error of the finer is about the square of
+    its relative difference. That is believed of three and five points on a whole path; more are
+    only asked for where it may not be smooth, and then the difference itself is the estimate.
+    """
+    squares = _SQUARES if complete else _SQUARES_ALONE
     batches: dict[tuple[int, int], list[_Panel]] = {}
     for p in panels:
         batches.setdefault((p.layer, p.n_nodes), []).append(p)
@@ -380,10 +401,9 @@ def _measure(store: _Store, panels: list[_Panel], complete: bool) -> None:
         both = store.integrate(batch, np.stack([WEIGHTS[n_nodes], _DIFFERENCES[n_nodes]]))
         for panel, score, difference in zip(batch, both[0], both[1], strict=True):
             panel.score = score
-            panel.error = float(np.linalg.norm(difference))
-            if n_nodes == 4:
-                norm = float(np.linalg.norm(score))
-                panel.error *= min(1.0, _SMOOTH * panel.error / norm) if norm > 0 else 1.0
+            panel.error, norm = (float(np.linalg.norm(x)) for x in (difference, score))
+            if panel.smooth and norm > 0:
+                panel.error *= min(1.0, squares * panel.error / norm)
             if complete:
                 panel.error = max(panel.error, _completeness_error(store, panel))
 
@@ -404,10 +424,10 @@ def _refine(panel: _Panel) -> list[_Panel]:
         finer = _FINER[panel.n_nodes]
         return [_panel(panel.context, panel.layer, panel.a, panel.b, finer)]
     # The halves reuse the parent's end points and its middle node, bit for bit.
-    middle = float(panel.nodes[6])
+    middle = float(panel.nodes[4])
     halves = []
     for a, b in ((panel.a, middle), (middle, panel.b)):
-        half = _panel(panel.context, panel.layer, a, b, 7)
+        half = _panel(panel.context, panel.layer, a, b, 5)
         half.nodes[0], half.nodes[-1] = a, b
         halves.append(half)
     return halves
