@@ -15,7 +15,7 @@ PEAK_16, PEAK_TF32, PEAK_32, PEAK_BYTES = 989e12, 494e12, 67e12, 3.35e12
 # Assumed.
 ARITHMETIC, BANDWIDTH = 0.4, 0.7
 SECONDS_PER_LAUNCH, LAUNCHES_PER_LAYER = 10e-6, 80  # eager torch; forward and backward, twice
-POINTS, ROUNDS, FACTS_PER_CHUNK = 4.3, 2, 8  # points a layer as on the demo model
+POINTS, ROUNDS, FACTS_PER_CHUNK = 4.3, 2, 8  # points a layer: more than on the demo model
 
 # TempLAMA's training file: 10,693 entries, 2,832 of them with a blank not at the end.
 FACTS = 7861
