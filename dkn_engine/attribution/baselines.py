@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from functools import partial
 from itertools import groupby
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from dkn_engine.attribution.sites import site_activation
 from dkn_engine.forward.contexts import Contexts, by_position
 from dkn_engine.forward.head import layer_inputs
 from dkn_engine.forward.patched_rows import RowEngine
-from dkn_engine.forward.prefill import position_logits
+from dkn_engine.forward.prefill import Prefill, position_logits
 from dkn_engine.forward.row_blocks import Block, pad_block
 from dkn_engine.forward.row_check import Check
 from dkn_engine.forward.shrinking_batches import in_batches
@@ -23,6 +24,11 @@ from dkn_engine.models.layout import Layout
 # Rows of a block entry: enough to fill a product of matrices, few enough that the rows' attention
 # to one another, most of it masked, costs little beside it.
 BLOCK_ROWS = 256
+# Shared prefixes halve the products with a layer's weights, but the rows of a block attend to one
+# another in several steps, in every head. With fewer weights a head than this whole copies are
+# faster: at 1,100 (tiny models) 2 to 5 times, for prompts of 8 to 200 tokens; at 49,000 neither is
+# throughout, at 147,000 shared prefixes nearly always (docs/kernels.md).
+_WEIGHTS_PER_HEAD = 40_000
 
 
 class Copy(NamedTuple):
@@ -45,11 +51,20 @@ def masked_positions(n_prompt: int, most: int | None) -> list[int]:
     return [(2 * i + 1) * n_prompt // (2 * most) for i in range(most)]
 
 
-def masked_rows(contexts: Contexts, most: int | None) -> int:
-    """Positions of all masked copies of a chunk, each from its masked token on."""
+def prefixes_pay(layout: Layout, clean: Prefill) -> bool:
+    """Whether the masked copies of this model are cheaper with shared prefixes than whole."""
+    keys = clean.keys[-1]
+    if keys is None:
+        return False
+    weights = sum(p.numel() for p in layout.layers[-1].parameters())
+    return weights >= _WEIGHTS_PER_HEAD * layout.d_model / keys.shape[-1]
+
+
+def masked_rows(contexts: Contexts, most: int | None, shared: bool) -> int:
+    """Positions of all masked copies of a chunk, if ``shared`` each from its masked token on."""
     ends = contexts.ends().tolist()
     return sum(
-        end - j + 1
+        (end - j if shared else contexts.ids.shape[1] - 1) + 1
         for n_prompt, end in zip(contexts.n_prompt, ends, strict=True)
         for j in masked_positions(n_prompt, most)
     )
@@ -71,7 +86,7 @@ def masked_baselines(
     tokens. One forward pass of the model over whole masked copies gives all layers; copies are
     batched so that at most ``max_tokens`` positions are in a forward, fewer where the device's
     memory does not hold them. This is the plain form of :func:`shared_masked_baselines`, for models
-    without rows.
+    without rows and for small ones (:func:`prefixes_pay`).
     Source: AMIG baselines of Chen et al. 2024 (arXiv 2308.13198), as the design defines them.
     """
     n, length = contexts.ids.shape
@@ -196,15 +211,33 @@ def _entries(contexts: Contexts, most: int | None, block_rows: int) -> list[list
         copies = [Copy(b, j, end) for j in masked_positions(n_prompt, most)]
         if b == shortest:
             copies.append(Copy(b, max(0, n_prompt - 2), end, masked=False))
-        entry: list[Copy] = []
-        for copy in copies:
-            if entry and _rows_of(entry) + copy.n_rows > block_rows:
-                entries.append(entry)
-                entry = []
-            entry.append(copy)
-        entries.append(entry)
+        entries.extend(_evenly(copies, block_rows))
     # Those of one length go together.
     return sorted(entries, key=_rows_of, reverse=True)
+
+
+def _evenly(copies: list[Copy], block_rows: int) -> list[list[Copy]]:
+    """Copies in as few entries as ``block_rows`` allows, and these about equally long.
+
+    Entries are padded to the longest: one of 256 rows and one of 44 would cost 512.
+    """
+    fewest = len(_filled(copies, block_rows))
+    limits = range(1, block_rows + 1)
+    enough = bisect_left(limits, True, key=lambda limit: len(_filled(copies, limit)) <= fewest)
+    return _filled(copies, limits[enough])
+
+
+def _filled(copies: list[Copy], limit: int) -> list[list[Copy]]:
+    """Copies in their order, to each entry as many as have ``limit`` rows, or one."""
+    entries: list[list[Copy]] = []
+    room = 0
+    for copy in copies:
+        if not entries or copy.n_rows > room:
+            entries.append([])
+            room = limit
+        entries[-1].append(copy)
+        room -= copy.n_rows
+    return entries
 
 
 def _rows_of(entry: list[Copy]) -> int:

@@ -19,6 +19,7 @@ from dkn_engine.attribution.baselines import (
     masked_baselines,
     masked_positions,
     masked_rows,
+    prefixes_pay,
     shared_masked_baselines,
 )
 from dkn_engine.attribution.full_forwards import General
@@ -152,7 +153,7 @@ def _attribute_batch(
                 probability[b] = clean_probability(model, one)
         if config.baseline == "masked":
             pace = (time.perf_counter() - started) / contexts.ids.numel()
-            warn_of_cost(contexts, config.max_masked, pace)
+            warn_of_cost(contexts, config.max_masked, pace, shared=prefixes_pay(layout, clean))
         if config.answer_tokens == "first":
             first = torch.nonzero(contexts.token == 0).squeeze(1)
             contexts, clean = contexts.take(first), clean.take(first)
@@ -167,12 +168,13 @@ def _attribute_batch(
     return _combine(integrals, groups, weights, probability, path, row_layers)
 
 
-def warn_of_cost(contexts: Contexts, max_masked: int | None, pace: float) -> None:
+def warn_of_cost(contexts: Contexts, max_masked: int | None, pace: float, *, shared: bool) -> None:
     """Say how long the masked copies of long prompts will take, if that is more than a minute.
 
-    ``pace`` is seconds a position, as the clean pass took them.
+    ``pace`` is seconds a position, as the clean pass took them; ``shared`` is whether the copies
+    share their prefixes.
     """
-    seconds = pace * masked_rows(contexts, max_masked)
+    seconds = pace * masked_rows(contexts, max_masked, shared)
     if seconds < _MINUTE:
         return
     n_masked = sum(len(masked_positions(n, max_masked)) for n in contexts.n_prompt)
@@ -214,17 +216,24 @@ class _Chunk:
         """
         whole = (self.model, self.layout, self.contexts, self.clean)
         engine = rows_to_check(*whole, self.config.backend)
-        with failures_mean_no_sweep():  # The rows are not checked yet.
-            paths = self._paths(partial(shared_masked_baselines, engine, max_tokens=4 * self.rows))
+        if prefixes_pay(self.layout, self.clean):
+            with failures_mean_no_sweep():  # The rows are not checked yet.
+                masked = partial(shared_masked_baselines, engine, max_tokens=4 * self.rows)
+                paths = self._paths(masked)
+        else:
+            paths = self._plain_paths()
         sweep = Sweep(engine, paths, self.config.objective, self.rows)
         return self._integrate(sweep, paths), engine.row_layers
 
     def in_full(self) -> Integrals:
         """By full forward passes."""
-        whole = (self.model, self.layout, self.contexts)
-        paths = self._paths(partial(masked_baselines, *whole, max_tokens=self.rows))
+        paths = self._plain_paths()
         general = General(self.model, self.contexts, paths, self.config.objective, self.rows)
         return self._integrate(general, paths)
+
+    def _plain_paths(self) -> Paths:
+        whole = (self.model, self.layout, self.contexts)
+        return self._paths(partial(masked_baselines, *whole, max_tokens=self.rows))
 
     def _paths(self, masked: Callable[..., Tensor]) -> Paths:
         value, fixed = site_activation(self.layout, self.clean, self.config.site)

@@ -5,16 +5,22 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from dkn_engine.attribution import chunk
 from dkn_engine.attribution.baselines import (
     BLOCK_ROWS,
+    Copy,
+    _evenly,
+    _filled,
     masked_baselines,
     masked_positions,
     masked_rows,
+    prefixes_pay,
     shared_masked_baselines,
 )
 from dkn_engine.attribution.chunk import warn_of_cost
@@ -25,6 +31,7 @@ from dkn_engine.forward.row_blocks import pad_block
 from dkn_engine.forward.row_check import checked_rows
 from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import find_layout
+from tests.support.attribution_runs import attributed, fixed
 from tests.support.tiny import MASK_ID, relative_error, sequence, tiny
 
 FAMILIES = ("gpt2", "llama", "gemma2", "phi3")
@@ -163,16 +170,61 @@ def test_cost_is_the_number_of_rows(engine: RowEngine, most: int | None) -> None
         lambda _m, args: seen.append(args[0].shape[:2].numel())
     )
     shared_masked_baselines(engine, "post", MASK_ID, 1, most)
-    handle.remove()
     unmasked = len(MIXED[2].ids)
-    assert sum(seen) == masked_rows(engine.contexts, most) + unmasked
+    assert sum(seen) == masked_rows(engine.contexts, most, shared=True) + unmasked
+    seen.clear()
+    whole = (engine.model, engine.layout, engine.contexts)
+    masked_baselines(*whole, "post", MASK_ID, 10_000, most)
+    handle.remove()
+    assert sum(seen) == masked_rows(engine.contexts, most, shared=False)
+
+
+@pytest.mark.parametrize("block_rows", [1, 7, 64, 256])
+@pytest.mark.parametrize("n", [1, 9, 24, 60])
+def test_entries_are_as_few_as_before_and_as_even_as_can_be(n: int, block_rows: int) -> None:
+    """Every copy once and in order; nothing shorter holds them in as few entries."""
+    copies = [Copy(0, j, n - 1) for j in range(n)]
+    entries = _evenly(copies, block_rows)
+    assert [copy for entry in entries for copy in entry] == copies
+    assert len(entries) == len(_filled(copies, block_rows))
+    rows = [sum(copy.n_rows for copy in entry) for entry in entries]
+    assert max(rows) <= max(block_rows, n)
+    if max(rows) > n:
+        assert len(_filled(copies, max(rows) - 1)) > len(entries)
+
+
+@pytest.mark.parametrize(("width", "pays"), [(32, False), (512, True)])
+def test_prefixes_are_shared_where_layers_are_large(width: int, pays: bool) -> None:
+    """By weights a head; a model whose attention keeps no keys has no prefixes to share."""
+    model = tiny("gpt2", n_embd=width, n_inner=4 * width, n_layer=1)
+    layout = find_layout(model)
+    contexts = build_contexts(MIXED, torch.device("cpu"))
+    with guest(model, grad=True):
+        clean = prefill(model, layout, contexts)
+    assert prefixes_pay(layout, clean) == pays
+    assert not prefixes_pay(layout, replace(clean, keys=[None]))
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_attribution_is_the_same_whether_prefixes_are_shared(
+    pays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scores() -> torch.Tensor:
+        return torch.from_numpy(attributed("llama", model, fixed(), MIXED).scores)
+
+    model = tiny("llama")
+    expected = scores()
+    monkeypatch.setattr(chunk, "prefixes_pay", lambda *_: pays)
+    assert relative_error(scores(), expected) < 1e-10
 
 
 def test_long_prompts_say_how_long_they_take() -> None:
     contexts = build_contexts([sequence(99, 1)], torch.device("cpu"))
     with pytest.warns(UserWarning, match=r"99 masked copies of 1 prompts of up to 99 .* 8 min; "):
-        warn_of_cost(contexts, None, 0.1)  # 99 * 100 / 2 positions
+        warn_of_cost(contexts, None, 0.1, shared=True)  # 99 * 100 / 2 positions
+    with pytest.warns(UserWarning, match=r"99 masked copies of 1 prompts .* 16 min; "):
+        warn_of_cost(contexts, None, 0.1, shared=False)  # 99 * 99
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_of_cost(contexts, None, 0.01)
-        warn_of_cost(contexts, 10, 0.1)
+        warn_of_cost(contexts, None, 0.01, shared=True)
+        warn_of_cost(contexts, 10, 0.1, shared=True)
