@@ -226,7 +226,8 @@ class AttributionConfig(Section):
         multiply_by: ``delta``, (x - x'); ``activation``, x; ``first_activation``, the x of the
             answer's first token for all its tokens (released). Completeness holds for ``delta``.
         rows_per_batch: most path points a sweep holds at once, and most rows of edits of the
-            filter; bounds memory.
+            filter; bounds memory. ``auto``: as many points as a GiB holds with their gradients, on
+            a GPU as a quarter of its free memory does, up to 4,096; and 1,024 rows of edits.
         backend: which implementation of the operations; only ``auto`` may choose, an explicit name
             runs or raises a BackendError that says why not. ``reference``: plain torch.
             ``triton``: GPU kernels. ``numba``: compiled CPU loops in one thread for the path's

@@ -200,7 +200,7 @@ def workers(setting: Setting) -> Iterator[Row]:
 
 
 PLANS = {
-    "8 facts, auto rows": Plan(8),
+    "8 facts, a GiB of rows": Plan(8),
     "8 facts, 1,024 rows": Plan(8, 1024),
     "8 facts, 4,096 rows": Plan(8, 4096),
     "32 facts, 4,096 rows": Plan(32, 4096),

@@ -47,8 +47,10 @@ from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import Layout
 from dkn_engine.models.projections import refuse_changed_outputs
 
-# Bytes that one batch of rows may hold for its backward pass, with rows_per_batch="auto".
+# Bytes that one batch of rows may hold for its backward pass, with rows_per_batch="auto"; on a GPU,
+# which waits for launches if rows are few, a share of the memory that is free, if that is more.
 _BUDGET = 1 << 30
+_FREE_SHARE = 4
 _MINUTE = 60.0
 
 
@@ -139,7 +141,7 @@ def _attribute_batch(
     """:func:`attribute_chunk` of sequences that are padded to one length."""
     device = next(model.parameters()).device
     contexts = scored_contexts(sequences, device, config.masked_tokens)
-    rows = _rows_per_batch(config, layout, next(model.parameters()).dtype)
+    rows = _rows_per_batch(config, layout, next(model.parameters()))
     with guest(model, grad=True):
         refuse_cut_gradients(layout, contexts.ids)
         started = time.perf_counter()
@@ -306,9 +308,12 @@ def _combine(
     )
 
 
-def _rows_per_batch(config: AttributionConfig, layout: Layout, dtype: torch.dtype) -> int:
+def _rows_per_batch(config: AttributionConfig, layout: Layout, weight: Tensor) -> int:
     if config.rows_per_batch != "auto":
         return config.rows_per_batch
+    budget = _BUDGET
+    if weight.is_cuda:
+        budget = max(budget, torch.cuda.mem_get_info(weight.device)[0] // _FREE_SHARE)
     # A row entering at a middle layer keeps about 12 d + 6 F numbers in each layer above.
-    per_row = (12 * layout.d_model + 6 * layout.width) * dtype.itemsize * layout.n_layers // 2
-    return int(min(4096, max(64, _BUDGET // per_row)))
+    per_row = (12 * layout.d_model + 6 * layout.width) * weight.itemsize * layout.n_layers // 2
+    return int(min(4096, max(64, budget // per_row)))

@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from benchmarks.kernels import estimate as kernel_estimate
@@ -43,8 +44,26 @@ def test_auto_is_what_the_engine_takes() -> None:
     dtypes = {2: torch.bfloat16, 4: torch.float32}
     for shape in kernel_estimate.MODELS.values():
         layout = SimpleNamespace(n_layers=shape.layers, d_model=shape.d, width=shape.f)
-        taken = _rows_per_batch(AttributionConfig(), layout, dtypes[shape.size])  # type: ignore[arg-type]
+        weight = torch.empty(1, dtype=dtypes[shape.size])
+        taken = _rows_per_batch(AttributionConfig(), layout, weight)  # type: ignore[arg-type]
         assert taken == kernel_estimate.auto_rows(shape)
+
+
+def test_auto_takes_a_quarter_of_the_memory_that_is_free_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shape = kernel_estimate.MODELS["LLaMA-2-7B, bfloat16"]
+    layout = SimpleNamespace(n_layers=shape.layers, d_model=shape.d, width=shape.f)
+    weight = SimpleNamespace(is_cuda=True, device="cuda:1", itemsize=shape.size)
+
+    def taken(free: int) -> int:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", {"cuda:1": (free, 80 << 30)}.__getitem__)
+        return _rows_per_batch(AttributionConfig(), layout, weight)  # type: ignore[arg-type]
+
+    # As many as on a CPU where less is free; and no more than 4,096.
+    assert taken(0) == taken(4 << 30) == kernel_estimate.auto_rows(shape)
+    assert taken(8 << 30) == pytest.approx(2 * taken(0), abs=1)
+    assert taken(66 << 30) == 4096
 
 
 def test_the_compiled_kernels_on_the_page_are_those_of_the_table() -> None:
