@@ -21,11 +21,11 @@ import numpy as np
 import torch
 
 import dkn_engine as dkn
-from benchmarks.rows import RESULTS, commit
+from benchmarks.rows import RESULTS, commit, write_csv
 from benchmarks.scale.templama_model import Training, dated_facts, train
 from dkn_engine.attribution.chunk import ChunkScores, attribute_chunk
 from dkn_engine.config import AttributionConfig, FactsConfig
-from dkn_engine.files.csv import csv_text, write_csv
+from dkn_engine.files.csv import csv_text
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.layout import find_layout
