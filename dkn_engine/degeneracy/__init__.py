@@ -3,15 +3,18 @@
 from dkn_engine.degeneracy.functional_filter import examine
 from dkn_engine.degeneracy.interventions import answer_probability, intervene
 from dkn_engine.degeneracy.lattice import Lattice, degenerate_family, drops, subset_masks
+from dkn_engine.degeneracy.pair_interactions import Interactions, interactions
 from dkn_engine.types import Degeneracy
 
 __all__ = [
     "Degeneracy",
+    "Interactions",
     "Lattice",
     "answer_probability",
     "degenerate_family",
     "drops",
     "examine",
+    "interactions",
     "intervene",
     "subset_masks",
 ]

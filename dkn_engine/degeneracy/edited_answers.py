@@ -16,8 +16,11 @@ from dkn_engine.degeneracy.edits import Edit, nothing, require_inside
 from dkn_engine.degeneracy.edits_by_forwards import forward_log_probabilities
 from dkn_engine.degeneracy.edits_by_rows import row_log_probabilities
 from dkn_engine.degeneracy.free_running import free_running
+from dkn_engine.degeneracy.gates import Gated, forward_gates, row_gates
+from dkn_engine.errors import FactError
 from dkn_engine.forward.causality import require_causal
 from dkn_engine.forward.contexts import AnswerSequence, build_contexts
+from dkn_engine.forward.gradient_check import refuse_cut_gradients
 from dkn_engine.forward.lengths import length_groups
 from dkn_engine.forward.patched_rows import RowEngine, SweepUnsupported
 from dkn_engine.forward.prefill import prefill, token_log_probabilities
@@ -27,6 +30,8 @@ from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import Layout
 
 MOST_ROWS = 1024
+# A backward pass holds every layer's activations of a row: so many times what a row holds else.
+_BACKWARD = 4
 
 
 def most_rows(config: AttributionConfig) -> int:
@@ -196,6 +201,36 @@ class Prompts:
         parts = zip(np.split(p, ends), np.split(hit, ends), shapes, strict=True)
         return [(some.reshape(shape), first.reshape(shape)) for some, first, shape in parts]
 
+    def gate_slopes(
+        self, sequence: int, closed: Edit, gates: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Log-probability of an answer behind gates, and its derivative by each gate.
+
+        Args:
+            sequence: of the answer.
+            closed: what closed gates do: suppress n neurons. Open ones do nothing.
+            gates: ``[R, n]``, each from 0, closed, to 1, open.
+
+        Returns:
+            Float64 ``[R]`` and ``[R, n]``.
+
+        Raises:
+            FactError: the sequence goes on with the edited model's own tokens.
+            UnsupportedModelError: a module passes no gradients on.
+            ValueError: the model lacks a neuron.
+        """
+        require_inside([closed], self.layout)
+        if sequence in self._free:
+            raise FactError(
+                "gradients need answers of fixed tokens (teacher_forced=true, or "
+                "continuation='clean'); an edited model's own tokens depend on the edit"
+            )
+        for index, batch in self._batches:
+            if sequence in index:
+                place = int(np.searchsorted(index, sequence))
+                return batch.gate_slopes(place, closed, gates)
+        raise IndexError(f"sequence must be below {len(self)}; got {sequence}")
+
     def as_model_is(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """As :meth:`outcomes`, ``[B]`` each, by full forwards of the model as it is by now."""
         probability, hits = zip(*(batch.as_model_is() for batch in self._of()), strict=True)
@@ -319,6 +354,31 @@ class _Batch:
             own = torch.from_numpy(context[is_clean]).to(log_p.device)
             Check(rows, own).answer(log_p[torch.from_numpy(is_clean).to(log_p.device)])
         return log_p, first
+
+    def gate_slopes(
+        self, sequence: int, closed: Edit, gates: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """As :meth:`Prompts.gate_slopes`."""
+        gated = Gated(closed.neurons, closed.offset)
+        device = self.contexts.ids.device
+        chosen = torch.from_numpy(np.flatnonzero(self._sequence == sequence)).to(device)
+        log_p, slopes = np.empty(len(gates)), np.empty(gates.shape)
+
+        def evaluate(start: int, stop: int) -> None:
+            some = torch.from_numpy(gates[start:stop]).to(device, self._clean.log_probability.dtype)
+            if self.rows is not None:
+                value, slope = row_gates(self.rows, gated, some, chosen)
+            else:
+                whole = (self.model, self.layout, self.contexts)
+                value, slope = forward_gates(*whole, gated, some, chosen, self.positions)
+            log_p[start:stop] = value.double().cpu().numpy()
+            slopes[start:stop] = slope.double().cpu().numpy()
+
+        each = len(chosen) * (1 if self.rows is not None else self.contexts.ids.shape[1])
+        with guest(self.model, grad=True):
+            refuse_cut_gradients(self.layout, self.contexts.ids)
+            in_batches(len(gates), max(1, self._max_rows // _BACKWARD // each), evaluate)
+        return log_p, slopes
 
     def as_model_is(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         with guest(self.model, grad=False):

@@ -60,7 +60,7 @@ def forward_log_probabilities(
         # shorter sequence otherwise (see ``forward.lengths``).
         shortest = int(last[contexts.sequence[leader]].min())
         length = 1 + max(int(contexts.position[chosen].max()), shortest)
-        mask = _mask(contexts, leader, positions)[:, :length]
+        mask = where_edits_act(contexts, leader, positions)[:, :length]
         changes = [edits[p] for p in edit[runs[start:stop]]]
         of_run = torch.from_numpy(entry[at] - start).to(device)
         gold, hit = _forward(model, layout, contexts, changes, leader, mask, of_run, chosen)
@@ -86,7 +86,7 @@ def _runs(
     return runs, entry
 
 
-def _mask(contexts: Contexts, context: Tensor, positions: str) -> Tensor:
+def where_edits_act(contexts: Contexts, context: Tensor, positions: str) -> Tensor:
     """bool ``[n, T]``: where the edit of each entry acts."""
     at = torch.arange(contexts.ids.shape[1], device=context.device)
     if positions == "all":

@@ -82,17 +82,14 @@ def answer_probability(
         TypeError, ValueError: neurons that are not integers ``[n, 2]``, not distinct, not the
             model's, or both suppressed and enhanced.
     """
-    if positions not in get_args(Positions):
-        allowed = ", ".join(get_args(Positions))
-        raise UserError(f"positions must be one of {allowed}; got {positions!r}")
-    if backend not in get_args(Backend):
-        raise UserError(f"backend must be one of {', '.join(get_args(Backend))}; got {backend!r}")
+    require_word("positions", positions, get_args(Positions))
+    require_word("backend", backend, get_args(Backend))
     config = FactsConfig() if facts_config is None else facts_config
     facts = fact_list(facts, config)
-    _require_ids("suppress", suppress, facts)
-    _require_ids("enhance", enhance, facts)
+    require_ids("suppress", suppress, facts)
+    require_ids("enhance", enhance, facts)
     layout = find_layout(model)
-    table = _means(means, layout)
+    table = means_table(means, layout)
     found, said = np.empty(len(facts)), False
     for start in range(0, len(facts), _CHUNK):
         chunk = facts[start : start + _CHUNK]
@@ -105,18 +102,25 @@ def answer_probability(
         )
         said |= prompts.stands_in
         for i, fact in enumerate(chunk):
-            off = edits.suppress(_of_fact(suppress, fact.id), table)
-            edit = edits.combine(off, edits.enhance(_of_fact(enhance, fact.id), factor))
+            off = edits.suppress(neurons_of_fact(suppress, fact.id), table)
+            edit = edits.combine(off, edits.enhance(neurons_of_fact(enhance, fact.id), factor))
             found[start + i] = prompts.probabilities([edit], [i])[0, 0]
     return found
 
 
-def _of_fact(neurons: Neurons, fact_id: str) -> ArrayLike:
+def require_word(name: str, value: object, allowed: Sequence[str]) -> None:
+    """Refuse an option's value that is none of the allowed words."""
+    if value not in allowed:
+        raise UserError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+
+
+def neurons_of_fact(neurons: Neurons, fact_id: str) -> ArrayLike:
+    """Those given for one fact; none where there are none for it."""
     found = neurons.get(fact_id) if isinstance(neurons, Mapping) else neurons
     return [] if found is None else found
 
 
-def _require_ids(name: str, neurons: Neurons, facts: Sequence[Fact]) -> None:
+def require_ids(name: str, neurons: Neurons, facts: Sequence[Fact]) -> None:
     """Refuse keys that are no fact's id: their neurons would be left alone without a word."""
     if not isinstance(neurons, Mapping):
         return
@@ -131,7 +135,8 @@ def _require_ids(name: str, neurons: Neurons, facts: Sequence[Fact]) -> None:
         )
 
 
-def _means(means: ArrayLike | None, layout: Layout) -> NDArray[np.float64] | None:
+def means_table(means: ArrayLike | None, layout: Layout) -> NDArray[np.float64] | None:
+    """Means ``[L, F]`` of the model's shape, as float64; None where none are given."""
     if means is None:
         return None
     table = np.asarray(means, dtype=np.float64)
@@ -179,10 +184,8 @@ def intervene(
         TypeError, ValueError: neurons or means of the wrong form; ``means`` with ``weights``.
         UserError: ``on`` or ``site`` is another word; ``pre`` with ``weights``.
     """
-    if on not in get_args(On):
-        raise UserError(f"on must be one of {', '.join(get_args(On))}; got {on!r}")
-    if site not in get_args(Site):
-        raise UserError(f"site must be one of {', '.join(get_args(Site))}; got {site!r}")
+    require_word("on", on, get_args(On))
+    require_word("site", site, get_args(Site))
     if on != "activations" and site != "post":
         raise UserError(
             f"site must be 'post' with on={on!r}; got {site!r}: weights have no activations in "
@@ -205,7 +208,7 @@ def _changed(
     require_site(layout, site)
     if site == "pre":
         require_own_act(layout, site)
-    table = _means(means, layout)
+    table = means_table(means, layout)
     edit = edits.enhance(neurons, factor) if table is None else edits.suppress(neurons, table)
     edits.require_inside([edit], layout)
     if on != "activations":

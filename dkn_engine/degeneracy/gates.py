@@ -1,0 +1,148 @@
+"""Gates in front of neurons, and the derivative of an answer's log-probability by each of them.
+
+A gate g lets a neuron's activation x through as ``m + g (x - m)``, m being what suppression makes
+of it: 1 leaves it as it is, 0 suppresses it. With some gates closed one backward pass tells, to
+first order, what closing or opening each of the others would do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dkn_engine.degeneracy.edits_by_forwards import where_edits_act
+from dkn_engine.forward.contexts import Contexts, by_position
+from dkn_engine.forward.log_probability import log_probabilities
+from dkn_engine.forward.patched_rows import RowEngine, RowSet
+from dkn_engine.forward.prefill import position_logits
+from dkn_engine.models.guest import hooks
+from dkn_engine.models.layout import Layout
+from dkn_engine.ops.answer_probability import answer_probability
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
+
+@dataclass(frozen=True, eq=False)
+class Gated:
+    """Neurons with gates.
+
+    Attributes:
+        neurons: int32 ``[n, 2]``, distinct.
+        closed: float64 ``[n]``, the activations behind closed gates.
+    """
+
+    neurons: NDArray[np.int32]
+    closed: NDArray[np.float64]
+
+    def layers(self) -> list[int]:
+        """Those that have a neuron, ascending."""
+        return np.unique(self.neurons[:, 0]).tolist()
+
+    def let_through(self, layer: int, x: Tensor, gates: Tensor) -> Tensor:
+        """Activations ``[..., R, F]`` of a layer behind the gates ``[R, n]`` of each row."""
+        at = np.flatnonzero(self.neurons[:, 0] == layer)
+        index = torch.from_numpy(self.neurons[at, 1].astype(np.int64)).to(x.device)
+        closed = torch.from_numpy(self.closed[at]).to(x)
+        gate = gates[:, torch.from_numpy(at).to(x.device)].to(x.dtype)
+        activation = x[..., index]
+        through = closed + gate * (activation - closed)
+        return x.index_copy(x.ndim - 1, index, through)
+
+
+def row_gates(
+    engine: RowEngine, gated: Gated, gates: Tensor, contexts: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As :func:`forward_gates` with ``positions="answer"``, by rows: see ``edits_by_rows``."""
+    n_layers, layers = engine.layout.n_layers, gated.layers()
+    first = min(layers, default=n_layers - 1)
+    rows = RowSet(contexts.unsqueeze(1), aligned=True)
+    gates = gates.requires_grad_(True)
+    with engine.active():
+        hidden = engine.clean_rows(contexts, first).expand(-1, len(gates), -1)
+        for layer in range(first, n_layers):
+            handles = _behind_gates(engine.layout, layer, gated, gates) if layer in layers else []
+            with hooks(handles):
+                hidden = engine.run_layer(layer, hidden, rows)
+        log_p, slope = answer_probability(
+            engine.tail,
+            hidden.detach().flatten(0, 1),
+            engine.contexts.target[contexts].repeat_interleave(len(gates)),
+            objective="log_probability",
+            gradient=True,
+            backend=engine.backend,
+        )
+    assert slope is not None
+    return log_p.view(len(contexts), -1).sum(0), _gradient(hidden, gates, slope.view_as(hidden))
+
+
+def forward_gates(
+    model: nn.Module,
+    layout: Layout,
+    contexts: Contexts,
+    gated: Gated,
+    gates: Tensor,
+    chosen: Tensor,
+    positions: str,
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of a sequence's answer behind gates, and its derivatives, by full forwards.
+
+    Args:
+        gates: float ``[R, n]``, one setting of all gates a row.
+        chosen: int64 ``[C]``, the contexts of the sequence.
+        positions: where gates act, as edits do; see ``edits_by_forwards``.
+
+    Returns:
+        The log-probability ``[R]``, summed over the contexts, and its derivatives ``[R, n]``.
+    """
+    gates = gates.requires_grad_(True)
+    n_rows, n_tokens = len(gates), len(chosen)
+    # Where an edit acts at the position of one token only, each token has a forward of its own.
+    leader = chosen if positions == "answer" else chosen[:1]
+    read = chosen.unsqueeze(1) if positions == "answer" else chosen.unsqueeze(0)
+    mask = where_edits_act(contexts, leader.repeat(n_rows), positions)
+    of_entry = gates.repeat_interleave(len(leader), dim=0)
+    handles = [
+        handle
+        for layer in gated.layers()
+        for handle in _behind_gates(layout, layer, gated, of_entry, mask)
+    ]
+    context = read.repeat(n_rows, 1)  # [entries, those read off each]
+    entry = torch.arange(len(context), device=context.device).repeat_interleave(context.shape[1])
+    flat = context.flatten()
+    with hooks(handles):
+        ids = contexts.ids[contexts.sequence[leader.repeat(n_rows)]]
+        logits = position_logits(model, ids, entry, contexts.position[flat])
+    log_p, _ = log_probabilities(logits, contexts.target[flat])
+    total = log_p.view(n_rows, n_tokens).sum(1)
+    return total.detach(), _gradient(total, gates, torch.ones_like(total))
+
+
+def _gradient(of: Tensor, gates: Tensor, outer: Tensor) -> Tensor:
+    if not of.requires_grad:  # no neurons, so no gates on the way
+        return torch.zeros_like(gates)
+    return torch.autograd.grad(of, gates, outer)[0]
+
+
+def _behind_gates(
+    layout: Layout, layer: int, gated: Gated, gates: Tensor, mask: Tensor | None = None
+) -> list[RemovableHandle]:
+    """Put gates ``[R, n]`` in front of a layer's down projection.
+
+    ``mask``, bool ``[R, T]``, says at which positions of full forwards; None for rows.
+    """
+
+    def hook(_module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if mask is None:
+            return (gated.let_through(layer, args[0], gates), *args[1:])
+        x = by_position(args[0], mask.shape)  # [R, T, F]
+        through = gated.let_through(layer, x.transpose(0, 1), gates)
+        x = torch.where(mask.unsqueeze(-1), through.transpose(0, 1), x)
+        return (x.reshape(args[0].shape), *args[1:])
+
+    return [layout.mlps[layer].down.register_forward_pre_hook(hook)]
