@@ -42,7 +42,7 @@ class Gated:
 
     def layers(self) -> list[int]:
         """Those that have a neuron, ascending."""
-        return np.unique(self.neurons[:, 0]).tolist()
+        return [int(layer) for layer in np.unique(self.neurons[:, 0])]
 
     def let_through(self, layer: int, x: Tensor, gates: Tensor) -> Tensor:
         """Activations ``[..., R, F]`` of a layer behind the gates ``[R, n]`` of each row."""

@@ -238,3 +238,23 @@ def test_the_readme_shows_what_the_example_of_the_analyses_holds() -> None:
             measured = [float(by_group[group][k]) for k in ("mean", "ci_low", "ci_high")]
             # Two digits; the table has six, so that a half may fall to either side.
             assert numbers == pytest.approx(measured, abs=0.00501), (name, figure, group)
+
+
+def test_the_page_on_interactions_shows_the_measured_estimates() -> None:
+    every = rows_of("interactions.csv")
+    rank = [float(r["spearman"]) for r in every]
+    error = [float(r["rmse"]) / float(r["spread"]) for r in every]
+    time = [float(r["exact_seconds"]) / float(r["gradient_seconds"]) for r in every]
+    page = ROOT / "docs" / "interactions.md"
+    assert [cells[1:] for cells in table(page, "| | median | worst |")] == [
+        [f"{statistics.median(rank):.2f}", f"{min(rank):.2f}"],
+        [f"{statistics.median(error):.2f}", f"{max(error):.2f}"],
+        [f"{statistics.median(time):.1f}", f"{min(time):.1f}"],
+    ]
+    text = page.read_text(encoding="utf-8")
+    covering, in_series = (
+        statistics.median(float(r[name]) for r in every) for name in ("covering", "in_series")
+    )
+    assert f"On {len(every)} demo facts" in text
+    assert f"{covering:.0%} cover".replace("%", " %") in text
+    assert f"{in_series:.0%} are".replace("%", " %") in text
