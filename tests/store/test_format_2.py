@@ -20,7 +20,9 @@ from dkn_engine.types import (
     FactResult,
     Selection,
 )
+from tests.store import test_store
 from tests.store.test_store import (
+    CONFIG,
     FACTS,
     bits,
     open_run,
@@ -30,6 +32,23 @@ from tests.store.test_store import (
 )
 
 OLD = Path(__file__).parents[1] / "data" / "run_format_2"
+
+
+class ConfigOfThen(dkn.Config):
+    """The configuration as that version had it, without the settings that came later."""
+
+    @property
+    def hash(self) -> str:
+        return str(read_manifest(OLD)["config_hash"])
+
+    def to_dict(self) -> dict[str, Any]:
+        settings: dict[str, Any] = read_manifest(OLD)["config"]
+        return settings
+
+
+@pytest.fixture(autouse=True)
+def _config_of_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(test_store, "CONFIG", ConfigOfThen(facts_per_chunk=CONFIG.facts_per_chunk))
 
 
 @pytest.mark.parametrize("table", TABLES)

@@ -13,9 +13,9 @@ import pytest
 
 import dkn_engine as dkn
 from dkn_engine.cli import main as cli
-from dkn_engine.cli import report
 from dkn_engine.config import Config
 from dkn_engine.errors import RunDirectoryError
+from dkn_engine.report import html
 from dkn_engine.store import count_done
 from dkn_engine.store.tables import chunk_files
 from tests.store.test_store import FACTS, bits, forget_digests, open_run, result_for, write_all
@@ -168,7 +168,10 @@ def test_a_run_on_damaged_files_ends_right_or_is_refused(
 def test_report_on_damaged_files_says_one_line(
     run: Path, tmp_path: Path, damage: Any, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(report, "_write_page", lambda *_: None)
+    def no_page(folder: Path, *_: Any, **__: Any) -> tuple[Path, bool]:
+        return folder / "report.html", True
+
+    monkeypatch.setattr(html, "write_page", no_page)
     path, codes = tmp_path / "run", Counter[int]()
     for _ in damages(run, path, damage, 12):
         code = cli.main(["report", str(path), "--quiet"])
