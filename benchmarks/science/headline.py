@@ -43,7 +43,7 @@ def counts(summary: Summary) -> dict[str, int]:
     return {
         "held-out paraphrases": summary.n_paraphrases,
         "held-out paraphrases not known": summary.n_paraphrases_not_known,
-        "facts whose controls are on 32 subsets": summary.n_sampled_controls,
+        "facts whose controls are on 32 subsets at most": summary.n_sampled_controls,
         "reference facts": summary.n_reference or 0,
         "reference facts packaged": summary.n_reference_packaged or 0,
     }
