@@ -26,6 +26,7 @@ from dkn_engine.forward.patched_rows import RowEngine, SweepUnsupported
 from dkn_engine.forward.prefill import prefill, token_log_probabilities
 from dkn_engine.forward.row_check import Check, rows_tried_once, warn_of_full_forwards
 from dkn_engine.forward.shrinking_batches import in_batches
+from dkn_engine.forward.upper_layers import UpperLayers
 from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import Layout
 
@@ -231,9 +232,13 @@ class Prompts:
                 return batch.gate_slopes(place, closed, gates)
         raise IndexError(f"sequence must be below {len(self)}; got {sequence}")
 
-    def as_model_is(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """As :meth:`outcomes`, ``[B]`` each, by full forwards of the model as it is by now."""
-        probability, hits = zip(*(batch.as_model_is() for batch in self._of()), strict=True)
+    def as_model_is(self, lowest: int = 0) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """As :meth:`outcomes`, ``[B]`` each, by forwards of the model as it is by now.
+
+        Args:
+            lowest: layer below which the model is as it was.
+        """
+        probability, hits = zip(*(batch.as_model_is(lowest) for batch in self._of()), strict=True)
         return self._joined(probability), self._joined(hits)
 
 
@@ -257,6 +262,7 @@ class _Batch:
         with guest(model, grad=False):
             self._clean = prefill(model, layout, self.contexts)
             self.rows = self._engine(backend, warn)
+        self._upper = UpperLayers(layout, self.contexts, self._clean)
         self._sequence = self.contexts.sequence.cpu().numpy()
         self._starts = np.flatnonzero(np.diff(self._sequence, prepend=-1))
         log_p = self._clean.log_probability.double().cpu().numpy()
@@ -329,7 +335,6 @@ class _Batch:
             except SweepUnsupported as reason:
                 self._stand_in(reason, self._warn)
         return forward_log_probabilities(
-            self.model,
             self.layout,
             self.contexts,
             edits,
@@ -337,6 +342,7 @@ class _Batch:
             context,
             self.positions,
             self._max_rows,
+            self._upper,
         )
 
     @staticmethod
@@ -380,8 +386,10 @@ class _Batch:
             in_batches(len(gates), max(1, self._max_rows // _BACKWARD // each), evaluate)
         return log_p, slopes
 
-    def as_model_is(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        with guest(self.model, grad=False):
+    def as_model_is(self, lowest: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        every = torch.arange(len(self.sequences), device=self.contexts.ids.device)
+        whole = self.contexts.ids.shape[1]
+        with guest(self.model, grad=False), self._upper.passes(lowest, every, whole):
             log_p, rank = token_log_probabilities(self.model, self.contexts)
         hits = np.logical_and.reduceat((rank == 1).cpu().numpy(), self._starts)
         return np.exp(self._sum(log_p.double().cpu().numpy()[None])[0]), hits

@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from dkn_engine.degeneracy.edits import Edit, LayerEdit, by_layer, change
 from dkn_engine.forward.contexts import Contexts, by_position
 from dkn_engine.forward.log_probability import log_probabilities
 from dkn_engine.forward.prefill import position_logits
 from dkn_engine.forward.shrinking_batches import in_batches
+from dkn_engine.forward.upper_layers import UpperLayers
 from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import Layout
 
 
 @torch.no_grad()
 def forward_log_probabilities(
-    model: nn.Module,
     layout: Layout,
     contexts: Contexts,
     edits: Sequence[Edit],
@@ -30,6 +30,7 @@ def forward_log_probabilities(
     context: NDArray[np.int64],
     positions: str,
     max_tokens: int,
+    upper: UpperLayers | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What edits make of the gold tokens of N contexts.
 
@@ -39,12 +40,14 @@ def forward_log_probabilities(
             token, so one forward for each context (else for each sequence) under an edit;
             ``answer_all``, those of all answer tokens of the sequence; ``all``, every position.
         max_tokens: most positions in one forward.
+        upper: begins passes at the first layer that an edit changes; None: all at the first.
 
     Returns:
         The log-probability ``[N]``, and bool ``[N]``: whether no token is more probable.
     """
     device = contexts.ids.device
-    runs, entry = _runs(contexts, edit, context, positions)
+    lowest = _lowest_layers(edits, layout, upper)
+    runs, entry = _runs(contexts, edit, context, positions, lowest)
     # Pairs by the run that they are read off; a run is an edit and a sequence.
     order = np.argsort(entry, kind="stable")
     ends = np.searchsorted(entry[order], np.arange(len(runs) + 1))
@@ -52,36 +55,60 @@ def forward_log_probabilities(
     first: list[Tensor] = []
     last = contexts.ends()
 
-    def evaluate(start: int, stop: int) -> None:
+    def evaluate(begin: int, start: int, stop: int) -> None:
         at = order[ends[start] : ends[stop]]
         chosen = torch.from_numpy(context[at]).to(device)
         leader = torch.from_numpy(context[runs[start:stop]]).to(device)
+        sequence = contexts.sequence[leader]
         # Nothing behind the last token that is looked at can change it; but some models read a
         # shorter sequence otherwise (see ``forward.lengths``).
-        shortest = int(last[contexts.sequence[leader]].min())
-        length = 1 + max(int(contexts.position[chosen].max()), shortest)
+        length = 1 + max(int(contexts.position[chosen].max()), int(last[sequence].min()))
         mask = where_edits_act(contexts, leader, positions)[:, :length]
         changes = [edits[p] for p in edit[runs[start:stop]]]
         of_run = torch.from_numpy(entry[at] - start).to(device)
-        gold, hit = _forward(model, layout, contexts, changes, leader, mask, of_run, chosen)
+        with upper.passes(begin, sequence, length) if upper else contextlib.nullcontext():
+            gold, hit = _forward(layout, contexts, changes, leader, mask, of_run, chosen)
         log_p.append(gold)
         first.append(hit)
 
-    in_batches(len(runs), max(1, max_tokens // contexts.ids.shape[1]), evaluate)
+    size = max(1, max_tokens // contexts.ids.shape[1])
+    begins, starts = np.unique(lowest[edit[runs]], return_index=True)
+    for begin, start, stop in zip(begins.tolist(), starts, [*starts[1:], len(runs)], strict=True):
+
+        def work(a: int, b: int, begin: int = begin, start: int = int(start)) -> None:
+            evaluate(begin, start + a, start + b)
+
+        in_batches(int(stop - start), size, work)
     back = torch.from_numpy(np.argsort(order)).to(device)
     return torch.cat(log_p)[back], torch.cat(first)[back]
 
 
+def _lowest_layers(
+    edits: Sequence[Edit], layout: Layout, upper: UpperLayers | None
+) -> NDArray[np.int64]:
+    """int64 ``[P]``, the layer at which each edit's passes can begin."""
+    if upper is None:
+        return np.zeros(len(edits), dtype=np.int64)
+    top = layout.n_layers - 1
+    return np.array([int(one.neurons[:, 0].min(initial=top)) for one in edits], dtype=np.int64)
+
+
 def _runs(
-    contexts: Contexts, edit: NDArray[np.int64], context: NDArray[np.int64], positions: str
+    contexts: Contexts,
+    edit: NDArray[np.int64],
+    context: NDArray[np.int64],
+    positions: str,
+    lowest: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """A pair for each forward that is needed, sequence by sequence, and of each pair its forward.
 
-    With ``answer`` every token has a forward of its own.
+    With ``answer`` every token has a forward of its own. Those that begin at one layer, ``lowest``
+    of their edits, are neighbours.
     """
     own = context if positions == "answer" else contexts.sequence.cpu().numpy()[context]
     # Sequence by sequence, so that few of a batch are longer than others.
-    code = own * (int(edit.max(initial=0)) + 1) + edit
+    by_layer_first = lowest[edit] * (int(own.max(initial=0)) + 1) + own
+    code = by_layer_first * len(lowest) + edit
     _, runs, entry = np.unique(code, return_index=True, return_inverse=True)
     return runs, entry
 
@@ -100,7 +127,6 @@ def where_edits_act(contexts: Contexts, context: Tensor, positions: str) -> Tens
 
 
 def _forward(
-    model: nn.Module,
     layout: Layout,
     contexts: Contexts,
     edits: Sequence[Edit],
@@ -115,7 +141,7 @@ def _forward(
     """
     with edited(layout, edits, mask):
         ids = contexts.ids[contexts.sequence[leader], : mask.shape[1]]
-        logits = position_logits(model, ids, entry, contexts.position[context])
+        logits = position_logits(layout.model, ids, entry, contexts.position[context])
     log_p, n_above = log_probabilities(logits, contexts.target[context])
     return log_p, (n_above == 0) & ~log_p.isnan()
 

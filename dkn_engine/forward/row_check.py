@@ -64,7 +64,7 @@ def rows_to_check(
     Raises:
         SweepUnsupported: as in :func:`checked_rows`.
     """
-    if _is_plain(layout):
+    if is_plain(layout):
         return RowEngine(model, layout, contexts, clean, backend)
     return checked_rows(model, layout, contexts, clean, backend)
 
@@ -79,7 +79,7 @@ def rows_tried_once(
     Raises:
         SweepUnsupported: as in :func:`checked_rows`.
     """
-    n, plain = contexts.ids.shape[1], _is_plain(layout)
+    n, plain = contexts.ids.shape[1], is_plain(layout)
     if plain and n <= _tried.get(layout, 0):
         return RowEngine(model, layout, contexts, clean, backend)
     engine = checked_rows(model, layout, contexts, clean, backend)
@@ -88,7 +88,7 @@ def rows_tried_once(
     return engine
 
 
-def _is_plain(layout: Layout) -> bool:
+def is_plain(layout: Layout) -> bool:
     """Whether nothing but the code of torch and transformers, without hooks, runs in the layers."""
     if global_forward_hooks():
         return False

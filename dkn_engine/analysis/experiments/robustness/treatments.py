@@ -146,8 +146,9 @@ class Trial:
         which: Which = "input_and_output_weights"
         with guest(self.model, grad=False):
             for neurons in self.sets:
+                lowest = int(neurons[:, 0].min(initial=self.layout.n_layers - 1))
                 with scaled_weights(self.layout, neurons, treatment.factor, which):
-                    p, hit = self._prompts["answer"].as_model_is()
+                    p, hit = self._prompts["answer"].as_model_is(lowest)
                 probability.append(p)
                 exact.append(hit)
         shape = len(self.sets), self.clean.exact.shape[1]
