@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from dkn_engine import Fact
+from dkn_engine.analysis.experiments.evolvability import unchanged_layers
 from dkn_engine.analysis.experiments.evolvability.answers import read_answers
 from dkn_engine.analysis.experiments.evolvability.finetune import Diverged, finetuned
 from dkn_engine.config import FactsConfig
@@ -95,16 +97,17 @@ def every(n_layers: int) -> list[tuple[int, int]]:
     return [(layer, i) for layer in range(n_layers) for i in range(WIDTH)]
 
 
-@pytest.mark.parametrize("trainable", ["neurons", "mlp", "all"])
+@pytest.mark.parametrize("trainable", ["neurons", "upper", "mlp", "all"])
 @pytest.mark.parametrize("name", PARTS)
 def test_it_is_plain_training_that_leaves_the_rest_alone(name: str, trainable: str) -> None:
     model = tiny(name)
     start, other = copy.deepcopy(model), copy.deepcopy(model)
-    where = masks(name, model, NEURONS if trainable == "neurons" else every(3))
+    sets = {"neurons": NEURONS, "upper": NEURONS[NEURONS[:, 0] > 0]}
+    where = masks(name, model, sets.get(trainable, every(3)))
     if trainable == "all":
         where = [torch.ones_like(m) for m in where]
     losses = plain_training(other, where, steps=4, lr=0.01)
-    chosen: Any = NEURONS if trainable == "neurons" else trainable
+    chosen: Any = sets.get(trainable, trainable)
     with finetuned(model, words_tokenizer(), FACTS, chosen, steps=4, lr=0.01) as training:
         assert training.n_trainable == sum(int(m.sum()) for m in where) > 0
         assert training.n_state == 2 * training.n_trainable  # of AdamW: two moments a value
@@ -118,6 +121,66 @@ def test_it_is_plain_training_that_leaves_the_rest_alone(name: str, trainable: s
             assert torch.equal(now[~mask], before[~mask])
             torch.testing.assert_close(now, expected, rtol=0, atol=1e-9)
     assert all(map(torch.equal, model.parameters(), start.parameters()))
+
+
+def trained_weights(
+    model: Any, batch_size: int | None = None
+) -> tuple[list[torch.Tensor], np.ndarray]:
+    """The weights after four steps of neurons of the last layer, and the losses."""
+    top = NEURONS[NEURONS[:, 0] == 2]
+    with finetuned(
+        model, words_tokenizer(), FACTS, top, steps=4, lr=0.01, batch_size=batch_size
+    ) as training:
+        return [p.detach().clone() for p in model.parameters()], training.losses
+
+
+@pytest.mark.parametrize("batch_size", [None, 3, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_layers_below_the_trained_ones_run_once_for_facts_that_come_again(
+    batch_size: int | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the same weights, bit for bit, as where all layers run in every step."""
+    model, runs = tiny("llama", dtype), []
+    trained_weights(model, batch_size)  # which tries how the model reads lengths
+    lowest = type(model.model.layers[0])
+    forward = lowest.forward
+
+    @functools.wraps(forward)  # so that the layer counts as plain
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        runs.append(self)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(lowest, "forward", counted)
+    weights, losses = trained_weights(model, batch_size)
+    n_lowest = sum(layer is model.model.layers[0] for layer in runs)
+    runs.clear()
+    monkeypatch.setattr(unchanged_layers, "is_plain", lambda _layout: False)
+    expected, expected_losses = trained_weights(model, batch_size)
+    n_whole = sum(layer is model.model.layers[0] for layer in runs)
+    assert n_lowest == (n_whole if batch_size == 3 else n_whole / 4)
+    np.testing.assert_array_equal(losses, expected_losses)
+    assert all(map(torch.equal, weights, expected))
+
+
+def test_layers_that_are_not_all_that_the_next_reads_run_in_every_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny("llama")
+    kept: list[torch.Tensor] = []
+
+    def keep(_module: Any, _args: Any, out: torch.Tensor) -> None:
+        kept[:] = [out]
+
+    def add(_module: Any, _args: Any, out: torch.Tensor) -> torch.Tensor:
+        return out + (kept.pop() if kept else 0 * out)
+
+    lower, upper = model.model.layers[0], model.model.layers[2]
+    with lower.register_forward_hook(keep), upper.register_forward_hook(add):
+        expected, losses = trained_weights(model)
+        monkeypatch.setattr(unchanged_layers, "is_plain", lambda _layout: True)
+        weights, again = trained_weights(model)
+    np.testing.assert_array_equal(again, losses)
+    assert all(map(torch.equal, weights, expected))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

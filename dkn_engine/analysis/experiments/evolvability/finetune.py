@@ -16,10 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from dkn_engine.analysis.config import TrainingConfig
-from dkn_engine.analysis.experiments.evolvability.answers import (
-    answer_logits,
-    batches,
-)
+from dkn_engine.analysis.experiments.evolvability.answers import batches
 from dkn_engine.analysis.experiments.evolvability.trainable import (
     Block,
     Trainable,
@@ -30,6 +27,7 @@ from dkn_engine.analysis.experiments.evolvability.trainable import (
     trainable_blocks,
 )
 from dkn_engine.analysis.experiments.evolvability.training_checkpoint import Checkpoint
+from dkn_engine.analysis.experiments.evolvability.unchanged_layers import UnchangedLayers
 from dkn_engine.config import FactsConfig
 from dkn_engine.errors import DknError, UserError
 from dkn_engine.facts.given import Facts, fact_list
@@ -149,7 +147,8 @@ def finetuned(
             }
             kept = Checkpoint(local_path(checkpoint), identity)
         with standing_in(model, blocks):
-            losses, n_state = _train(model, blocks, plan, kept, progress)
+            layers = UnchangedLayers(model, layout, blocks)
+            losses, n_state = _train(model, blocks, plan, layers, kept, progress)
             n = sum(b.values.numel() for b in blocks)
             yield FineTuning(losses, n, n_state, sequences, layout, tuple(blocks))
 
@@ -191,10 +190,16 @@ class _Plan:
         learnt = enough is not None and len(losses) > 0 and losses[-1] <= enough
         return learnt or len(losses) >= self.settings.steps
 
+    @property
+    def all_at_once(self) -> bool:
+        """Whether every step is on all facts, in the same order."""
+        size = self.settings.batch_size
+        return size is None or size >= len(self.sequences)
+
     def batch(self, step: int) -> list[AnswerSequence]:
         """The facts of a step, which depend on nothing but the seed and the step."""
         n, size = len(self.sequences), self.settings.batch_size
-        if size is None or size >= n:
+        if size is None or self.all_at_once:
             return list(self.sequences)
         epoch, part = divmod(step, -(-n // size))
         order = generator(self.seed, "fine-tuning", str(epoch)).permutation(n)
@@ -206,6 +211,7 @@ def _train(
     model: nn.Module,
     blocks: Sequence[Block],
     plan: _Plan,
+    layers: UnchangedLayers,
     checkpoint: Checkpoint | None,
     progress: Progress | None,
 ) -> tuple[NDArray[np.float64], int]:
@@ -219,7 +225,7 @@ def _train(
         if progress is not None and plan.done(losses):
             progress(plan.settings.steps, plan.settings.steps)
         while not plan.done(losses):
-            losses.append(_gradients(model, blocks, plan.batch(len(losses))))
+            losses.append(_gradients(model, blocks, plan, len(losses), layers))
             if not math.isfinite(losses[-1]):
                 raise Diverged(
                     f"fine-tuning: the loss is {losses[-1]} before step {len(losses)}; "
@@ -243,13 +249,15 @@ def _train(
 
 
 def _gradients(
-    model: nn.Module, blocks: Sequence[Block], sequences: Sequence[AnswerSequence]
+    model: nn.Module, blocks: Sequence[Block], plan: _Plan, step: int, layers: UnchangedLayers
 ) -> float:
-    """The loss of some facts; its gradients become those of the blocks' values."""
+    """The loss of a step's facts; its gradients become those of the blocks' values."""
+    sequences = plan.batch(step)
     n_tokens = sum(len(s.targets) for s in sequences)
     total = 0.0
-    for _, contexts in batches(model, sequences):
-        log_p, _ = log_probabilities(answer_logits(model, contexts), contexts.target)
+    for i, (_, contexts) in enumerate(batches(model, sequences)):
+        logits = layers.logits(contexts, i if plan.all_at_once else None)
+        log_p, _ = log_probabilities(logits, contexts.target)
         loss = -log_p.sum() / n_tokens
         total += loss.item()
         loss.backward()
