@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -139,6 +140,13 @@ class Prompts:
         back = np.argsort(np.concatenate([index for index, _ in self._batches]))
         return np.concatenate(parts)[back]
 
+    def acting_at(self, positions: str) -> Prompts:
+        """The same prompts, not read again, with edits at other positions."""
+        other = copy.copy(self)
+        other.positions = positions
+        other._batches = [(index, batch.acting_at(positions)) for index, batch in self._batches]
+        return other
+
     def first_activations(self) -> NDArray[np.float64]:
         """Clean activations ``[B, L, F]`` where each first answer token is predicted."""
         return self._joined([batch.first_activations() for batch in self._of()])
@@ -257,11 +265,11 @@ class _Batch:
     ) -> None:
         self.model, self.layout, self.positions = model, layout, positions
         self.sequences, self._max_rows = tuple(sequences), max_rows
-        self.stands_in, self._warn = False, warn
+        self.stands_in, self._backend, self._warn = False, backend, warn
         self.contexts = build_contexts(sequences, next(model.parameters()).device)
         with guest(model, grad=False):
             self._clean = prefill(model, layout, self.contexts)
-            self.rows = self._engine(backend, warn)
+            self.rows = self._engine()
         self._upper = UpperLayers(layout, self.contexts, self._clean)
         self._sequence = self.contexts.sequence.cpu().numpy()
         self._starts = np.flatnonzero(np.diff(self._sequence, prepend=-1))
@@ -270,14 +278,23 @@ class _Batch:
         first = (self.contexts.token == 0).cpu().numpy()
         self.rank: NDArray[np.int64] = self._clean.rank.cpu().numpy()[first]
 
-    def _engine(self, backend: str, warn: bool) -> RowEngine | None:
+    def acting_at(self, positions: str) -> _Batch:
+        other = copy.copy(self)
+        other._warn = self._warn and not self.stands_in  # or it was said
+        other.positions, other.stands_in = positions, False
+        with guest(self.model, grad=False):
+            other.rows = other._engine()
+        return other
+
+    def _engine(self) -> RowEngine | None:
         single = bool((torch.bincount(self.contexts.sequence) == 1).all())
         if self.positions == "all" or (self.positions == "answer_all" and not single):
             return None
         try:
-            return rows_tried_once(self.model, self.layout, self.contexts, self._clean, backend)
+            clean = self._clean
+            return rows_tried_once(self.model, self.layout, self.contexts, clean, self._backend)
         except SweepUnsupported as reason:
-            self._stand_in(reason, warn)
+            self._stand_in(reason, self._warn)
             return None
 
     def _stand_in(self, reason: SweepUnsupported, warn: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from typing import Any
 
 import numpy as np
@@ -268,3 +269,20 @@ def test_neurons_outside_the_model_are_refused() -> None:
 def test_neurons_of_the_wrong_form_are_refused(make: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_prompts_that_were_read_for_other_positions_give_the_same(
+    name: str, positions: str
+) -> None:
+    model, edits = model_of(name), some_edits()
+    read = prompts_of(name, model, positions)
+    for other in POSITIONS:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of full forwards, now or then
+            prompts = Prompts(model, find_layout(model), sequences(), positions=other)
+            again = prompts.acting_at(positions)
+        for found, expected in zip(again.outcomes(edits), read.outcomes(edits), strict=True):
+            np.testing.assert_array_equal(found, expected)
+        assert again.stands_in == read.stands_in

@@ -96,8 +96,11 @@ def robustness(
     made: dict[Positions, Reference] = {}
 
     def refer(where: Positions) -> Reference:
+        if not made:
+            made["answer"] = _reference(model, tokenizer, layout, facts, config)
         if where not in made:
-            made[where] = _reference(model, tokenizer, layout, facts, config, where)
+            there = made["answer"].prompts.acting_at(where)
+            made[where] = dataclasses.replace(made["answer"], prompts=there)
         return made[where]
 
     means = refer("answer").means if "mean" in settings.values else None
@@ -154,10 +157,9 @@ def _reference(
     layout: Layout,
     facts: Sequence[Fact],
     config: Config,
-    positions: Positions,
 ) -> Reference:
-    """Reference facts of the run, on which edits act at ``positions``."""
-    there = dataclasses.replace(config.filter, positions=positions)
+    """Reference facts of the run, on which edits act where an answer token is predicted."""
+    there = dataclasses.replace(config.filter, positions="answer")
     config = dataclasses.replace(config, filter=there)
     found = build_reference(model, tokenizer, layout, facts, config, filling_facts(config))
     if found is None:

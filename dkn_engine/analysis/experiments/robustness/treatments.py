@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -113,8 +112,7 @@ class Trial:
         warn: bool = True,
     ) -> None:
         self.model, self.layout, self.sets, self.means = model, layout, sets, means
-        self._read = partial(Prompts, model, layout, sequences, backend=backend)
-        self._prompts = {"answer": self._read(positions="answer", warn=warn)}
+        self._prompts = {"answer": Prompts(model, layout, sequences, backend=backend, warn=warn)}
         self._found: dict[Treatment, Outcome] = {}
         nothing = np.empty((0, 2), dtype=np.int32)
         self.clean = Outcome(*self._prompts["answer"].outcomes([suppress(nothing)]))
@@ -129,7 +127,7 @@ class Trial:
 
     def _on_values(self, treatment: Treatment) -> Outcome:
         if treatment.on not in self._prompts:
-            self._prompts[treatment.on] = self._read(positions=treatment.on, warn=False)
+            self._prompts[treatment.on] = self._prompts["answer"].acting_at(treatment.on)
         edits = [self._edit(s, treatment) for s in self.sets]
         return Outcome(*self._prompts[treatment.on].outcomes(edits))
 
