@@ -18,8 +18,8 @@ from dkn_engine.analysis.config import ANALYSES, SharingConfig
 from dkn_engine.analysis.kept_tables import read_table, to_bytes
 from dkn_engine.analysis.suite.cells import analyze_cell
 from dkn_engine.analysis.suite.headlines import HEADLINES, Headline
-from dkn_engine.analysis.suite.requests import Options
-from dkn_engine.analysis.suite.tasks import Loaded
+from dkn_engine.analysis.suite.requests import Options, Request
+from dkn_engine.analysis.suite.tasks import LONGEST, Loaded, longest_first
 from dkn_engine.cli import main as cli
 from dkn_engine.cli.console import Console
 from dkn_engine.cli.settings import config_from_options
@@ -328,6 +328,15 @@ def test_headlines_name_analyses_and_take_their_rows() -> None:
     assert Headline("drop", "", {}, ("N",)).rows(table) == [every[2]]
     assert Headline("drop", "").labels(every[:2]) == ["clean, D", "word, D"]
     assert Headline("drop", "").labels(every[:3]) == ["all, clean, D", "all, word, D", "clean, N"]
+
+
+def test_workers_begin_with_what_takes_longest(tmp_path: Path) -> None:
+    options = Options({name: analysis.section() for name, analysis in ANALYSES.items()})
+    asked = [Request(name, tmp_path, (), dkn.Config(), options) for name in ANALYSES]
+    names = [request.name for request in longest_first(asked)]
+    assert set(names) == set(ANALYSES)
+    assert names[: len(LONGEST)] == list(LONGEST)
+    assert [r.name for r in longest_first(asked[-1:])] == [list(ANALYSES)[-1]]
 
 
 @pytest.fixture

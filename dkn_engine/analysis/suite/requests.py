@@ -26,7 +26,8 @@ class Options:
     """What is made of a run.
 
     Attributes:
-        analyses: settings of the analyses, by their names in :data:`ANALYSES`; begun in this order.
+        analyses: settings of the analyses, by their names in :data:`ANALYSES`, in the order of the
+            tables.
         new_facts: what evolvability teaches; None for the packaged ones.
         checkpoint: keep the states of trainings beside the tables, so that one that was stopped
             goes on; three times the size of the model.
