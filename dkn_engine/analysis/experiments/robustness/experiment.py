@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -93,16 +94,7 @@ def robustness(
     groups = neuron_groups(facts, results, layout.width, n_random=settings.n_random, seed=seed)
     if not groups:
         raise UserError(f"the model knows none of the {len(facts)} facts: nothing to measure")
-    made: dict[Positions, Reference] = {}
-
-    def refer(where: Positions) -> Reference:
-        if not made:
-            made["answer"] = _reference(model, tokenizer, layout, facts, config)
-        if where not in made:
-            there = made["answer"].prompts.acting_at(where)
-            made[where] = dataclasses.replace(made["answer"], prompts=there)
-        return made[where]
-
+    refer = _References(model, tokenizer, layout, facts, config)
     means = refer("answer").means if "mean" in settings.values else None
     samples: list[Sample] = []
     wrong: list[bool] = []
@@ -124,8 +116,31 @@ def robustness(
         seed=seed,
         tested=_is_tested,
         settings=settings.to_dict(),
-        notes=(*_notes(len(facts), groups, wrong), *_filled(made.values()), *ask.notes()),
+        notes=(*_notes(len(facts), groups, wrong), *_filled(refer.made.values()), *ask.notes()),
     )
+
+
+class _References:
+    """The run's reference facts by where edits act, read once, when they are first asked for."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        layout: Layout,
+        facts: Sequence[Fact],
+        config: Config,
+    ) -> None:
+        self._read = partial(_reference, model, tokenizer, layout, facts, config)
+        self.made: dict[Positions, Reference] = {}
+
+    def __call__(self, where: Positions) -> Reference:
+        if not self.made:
+            self.made["answer"] = self._read()
+        if where not in self.made:
+            there = self.made["answer"].prompts.acting_at(where)
+            self.made[where] = dataclasses.replace(self.made["answer"], prompts=there)
+        return self.made[where]
 
 
 def _notes(n_facts: int, groups: Sequence[NeuronGroups], wrong: Sequence[bool]) -> Iterator[str]:
