@@ -142,7 +142,7 @@ def test_an_output_changed_in_place_means_the_general_path(
         mlp = model.get_submodule(f"model.layers.{layer}.mlp")
         mlp.register_forward_hook(lambda _m, args, out: out.add_(args[0]))
     if not tried:
-        monkeypatch.setattr(check, "_is_plain", lambda _layout: True)
+        monkeypatch.setattr(check, "is_plain", lambda _layout: True)
     with pytest.warns(UserWarning, match="rows fail in its layers .*RuntimeError"):
         found = attributed("llama", model, fixed())
     assert found.path == "general"
