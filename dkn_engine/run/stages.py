@@ -9,27 +9,26 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dkn_engine.attribution.chunk import ChunkScores, attribute_chunk
 from dkn_engine.config import Config
+from dkn_engine.degeneracy.component_choice import Located, choose_components
 from dkn_engine.degeneracy.edited_answers import Prompts, most_rows
-from dkn_engine.degeneracy.functional_filter import MOST_COMPONENTS, Examinee, examine_chunk
+from dkn_engine.degeneracy.functional_filter import Examinee, examine_chunk
 from dkn_engine.degeneracy.reference_facts import Reference, knows, read_reference
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts.load import load_facts
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence, encode_sequences
-from dkn_engine.models.connections import connection_rows
 from dkn_engine.models.layout import find_layout
 from dkn_engine.models.tokens import mask_token_id
 from dkn_engine.run.tasks import Task
 from dkn_engine.selection import select_neurons
 from dkn_engine.store.tables import chunk_files
-from dkn_engine.topology.clustering import find_candidates
 from dkn_engine.types import (
     Answered,
     AttributionQuality,
-    Component,
     Fact,
     FactResult,
     Selection,
@@ -191,21 +190,28 @@ class Stages:
 
         Each fact has its span of the scores.
         """
-        found, examinees = [], []
-        texts: list[AnswerSequence] = []
+        selected: list[tuple[_Task, slice, Selection]] = []
         for task, span in zip(tasks, spans, strict=True):
             table = scores.scores[span]
-            if not np.isfinite(table).all():
+            if np.isfinite(table).all():
+                selected.append((task, span, select_neurons(table, self.config.selection)))
+            else:
                 reason = f"fact {task.fact.id!r}: attribution gives scores that are not finite"
                 yield _without(task.fact, "error", reason, answer=task.answer)
+        located = [Located(task.fact, task.place, selection) for task, _, selection in selected]
+        choices = choose_components(prompts, located, self.config, self._means(located))
+        found, examinees = [], []
+        texts: list[AnswerSequence] = []
+        for (task, span, selection), choice in zip(selected, choices, strict=True):
+            if isinstance(choice, FactError):
+                yield _without(task.fact, "error", str(choice), answer=task.answer)
                 continue
-            selection = select_neurons(table, self.config.selection)
-            components, reason = self._candidates(selection)
-            held_out = self._held_out(task) if components else []
+            held_out = self._held_out(task) if choice.components else []
             index = range(len(texts), len(texts) + len(held_out))
             texts += held_out
-            examinees.append(Examinee(task.fact, task.place, components, selection.neurons, index))
-            found.append((task, selection, reason, _quality(scores, span)))
+            sets = choice.components, selection.neurons, index
+            examinees.append(Examinee(task.fact, task.place, *sets))
+            found.append((task, selection, choice.remark, _quality(scores, span)))
         every = examine_chunk(
             prompts,
             examinees,
@@ -229,12 +235,12 @@ class Stages:
     def _held_out(self, task: _Task) -> list[AnswerSequence]:
         return self._paraphrases(task, slice(self.config.selection.n_paraphrases, None))
 
-    def _candidates(self, selection: Selection) -> tuple[tuple[Component, ...], str]:
-        w_out, w_in = connection_rows(self.layout, selection.neurons, self.config.topology)
-        every = find_candidates(selection.neurons, w_out, w_in, self.config.topology)
-        if len(every) <= MOST_COMPONENTS:
-            return every, ""
-        return every[:MOST_COMPONENTS], f"the first {MOST_COMPONENTS} of {len(every)} components"
+    def _means(self, located: Sequence[Located]) -> NDArray[np.float64] | None:
+        """What suppressed activations become ``[L, F]``; None for zero, or without facts."""
+        if self.config.filter.suppress_value != "mean" or not located:
+            return None
+        assert self.reference is not None  # or it had raised
+        return self.reference.means
 
 
 def _best(

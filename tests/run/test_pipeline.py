@@ -19,6 +19,7 @@ import torch
 
 import dkn_engine as dkn
 from dkn_engine.config import AttributionConfig, Config, FilterConfig, SelectionConfig
+from dkn_engine.degeneracy import component_choice
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.lattice import Lattice, degenerate_family, drops, members_of
 from dkn_engine.degeneracy.reference_facts import build_reference
@@ -277,7 +278,7 @@ def test_more_components_than_a_mask_has_bits_are_cut_and_said(
 ) -> None:
     n = len(results[0].components)
     assert n > 1
-    monkeypatch.setattr(stages, "MOST_COMPONENTS", n - 1)
+    monkeypatch.setattr(component_choice, "MOST_COMPONENTS", n - 1)
     found = run(model, facts(model)[:1])[0]
     assert (found.status, found.reason) == ("ok", f"the first {n - 1} of {n} components")
     assert [c.neurons.tolist() for c in found.components] == [
