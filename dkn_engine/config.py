@@ -310,6 +310,11 @@ class TopologyConfig(Section):
         fold_norm: multiply W_in by the gain of the norm in front of the MLP.
         direction: ``forward``, W_out[a] . W_in[b]; ``reversed``, W_in[a] . W_out[b] (released,
             LLaMA layouts only).
+        connections: which neurons are joined, and how strongly: those of ``adjacent`` layers by
+            the weight w(a, b), as the paper has it; those of any two layers by w(a, b), as the
+            ``residual`` stream joins them; or by their measured ``influence``, the share of b's
+            activation that goes when a, in a lower layer, is suppressed.
+        by_activation: multiply w(a, b) by the size of a's activation in the unchanged model.
         clustering: ``ntc`` (merge tree) or ``released`` (the released procedure).
         spans: longer spans by ``shortest_path`` or by the ``released`` enumeration.
         max_span: most layers a distance crosses (None: no limit).
@@ -320,14 +325,22 @@ class TopologyConfig(Section):
         min_persistence: tau_1; components need strictly more.
         min_persistence_kind: ``absolute``, or a ``quantile`` over components.
         allow_root: make roots candidates even in a connected forest.
-        select: disjoint family by total ``persistence``, the ``leaf`` or the ``root`` nodes.
+        select: disjoint family by total ``persistence``, the ``leaf`` or the ``root`` nodes; or
+            ``tree``: of all nodes of the merge tree (``condense`` is not read) the disjoint family
+            that the filter prefers, chosen by measuring; see
+            ``dkn_engine/degeneracy/tree_families.py``.
         scale: ``linear`` or ``log`` persistence in that total.
-        max_candidates: q, the most persistent components that enter the subset lattice.
+        max_candidates: q, the most persistent components that enter the subset lattice; with
+            ``tree`` the most members of a family.
+        max_component_size, max_families: with ``tree``, the most neurons of a node, and the most
+            families of each number of members that are measured.
     """
 
     input_weights: Literal["gate", "up"] = "gate"
     fold_norm: bool = False
     direction: Literal["forward", "reversed"] = "forward"
+    connections: Literal["adjacent", "residual", "influence"] = "adjacent"
+    by_activation: bool = False
     clustering: Literal["ntc", "released"] = "ntc"
     spans: Literal["shortest_path", "released"] = "shortest_path"
     max_span: int | None = count(None)
@@ -338,9 +351,11 @@ class TopologyConfig(Section):
     min_persistence: float = 0.0
     min_persistence_kind: Literal["absolute", "quantile"] = "absolute"
     allow_root: bool = True
-    select: Literal["persistence", "leaf", "root"] = "leaf"
+    select: Literal["persistence", "leaf", "root", "tree"] = "leaf"
     scale: Literal["linear", "log"] = "linear"
     max_candidates: int = count(8)
+    max_component_size: int = count(16)
+    max_families: int = count(1024)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -353,6 +368,15 @@ class TopologyConfig(Section):
         else:
             ok = self.end_value is not None and 0 < self.end_value <= 1
             self._require("end_value", ok, "in (0, 1] with end='quantile'")
+        if self.clustering == "released" or self.spans == "released":
+            ok = self.connections == "adjacent"
+            self._require("connections", ok, "'adjacent' with the released clustering or spans")
+        if self.clustering == "released":
+            self._require("select", self.select != "tree", "not 'tree' with clustering='released'")
+        if self.connections == "influence":  # measured, by no weights
+            for name, plain in (("fold_norm", False), ("by_activation", False)):
+                ok = getattr(self, name) is plain
+                self._require(name, ok, "false with connections='influence'")
 
 
 # No settings: families of more members are controlled on a sample of so many of their subsets.
@@ -430,6 +454,14 @@ class Config(Section):
     filter: FilterConfig = field(default_factory=FilterConfig)
     facts_per_chunk: int = count(8)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.topology.select == "tree" and self.filter.method != "degenerate":
+            raise UserError(
+                "filter.method must be 'degenerate' with topology.select='tree'; "
+                f"got {self.filter.method!r}"
+            )
 
     @classmethod
     def paper(cls) -> Config:

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.config import Config
+from dkn_engine.config import Config, TopologyConfig
 from dkn_engine.degeneracy.asked_together import Measurement, together
 from dkn_engine.degeneracy.edited_answers import Prompts
+from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.functional_filter import MOST_COMPONENTS
+from dkn_engine.degeneracy.influences import shares
 from dkn_engine.errors import FactError
 from dkn_engine.models.connections import connection_rows
-from dkn_engine.topology.clustering import find_candidates
+from dkn_engine.topology.clustering import candidates_by_distance, find_candidates
+from dkn_engine.topology.graph import weight_distances
 from dkn_engine.types import Component, Fact, Selection
 
 
@@ -63,11 +66,56 @@ def choose_components(
 def _choice(
     prompts: Prompts, one: Located, config: Config, means: NDArray[np.float64] | None
 ) -> Measurement[Choice]:
-    neurons, topology = one.selection.neurons, config.topology
-    rows = connection_rows(prompts.layout, neurons, topology)
-    every = find_candidates(neurons, *rows, topology)
+    every = _candidates(prompts, one, config.topology, means)
     yield from ()
     if len(every) <= MOST_COMPONENTS:
         return Choice(every)
     remark = f"the first {MOST_COMPONENTS} of {len(every)} components"
     return Choice(every[:MOST_COMPONENTS], remark)
+
+
+def _candidates(
+    prompts: Prompts, one: Located, config: TopologyConfig, means: NDArray[np.float64] | None
+) -> tuple[Component, ...]:
+    """Components of the graph that ``config.connections`` says."""
+    neurons = one.selection.neurons
+    if config.connections == "influence":
+        distances = weight_distances(neurons, influence(prompts, one.sequence, neurons, means))
+        return candidates_by_distance(neurons, distances, config)
+    w_out, w_in = connection_rows(prompts.layout, neurons, config)
+    if config.by_activation:
+        w_out = w_out * activation_sizes(prompts, one.sequence, neurons)[:, None]
+    return find_candidates(neurons, w_out, w_in, config)
+
+
+def activation_sizes(
+    prompts: Prompts, sequence: int, neurons: NDArray[np.int32]
+) -> NDArray[np.float64]:
+    """Size of clean activations ``[n]``, a mean over the answer's tokens where they are predicted.
+
+    Raises:
+        ValueError: the model lacks a neuron.
+    """
+    n = len(neurons)
+    found = prompts.gated_activations(sequence, suppress(neurons), np.ones((1, n)))
+    sizes: NDArray[np.float64] = np.abs(found[:, 0]).mean(axis=0)
+    return sizes
+
+
+def influence(
+    prompts: Prompts,
+    sequence: int,
+    neurons: NDArray[np.int32],
+    means: NDArray[np.float64] | None = None,
+) -> NDArray[np.float64]:
+    """Share of neuron b's activation that goes when a is suppressed, ``[n, n]``, a's row by row.
+
+    n + 1 rows of the model; see :func:`dkn_engine.degeneracy.influences.shares`. Zero where a is
+    not in a lower layer than b.
+
+    Raises:
+        ValueError: the model lacks a neuron.
+    """
+    n, closed = len(neurons), suppress(neurons, means)
+    gates = np.concatenate([np.ones((1, n)), 1 - np.eye(n)])
+    return shares(prompts.gated_activations(sequence, closed, gates), closed.offset)

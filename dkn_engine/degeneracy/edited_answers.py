@@ -18,6 +18,7 @@ from dkn_engine.degeneracy.edits_by_forwards import forward_log_probabilities
 from dkn_engine.degeneracy.edits_by_rows import row_log_probabilities
 from dkn_engine.degeneracy.free_running import free_running
 from dkn_engine.degeneracy.gates import Gated, forward_gates, row_gates
+from dkn_engine.degeneracy.influences import forward_activations, row_activations
 from dkn_engine.errors import FactError
 from dkn_engine.forward.causality import require_causal
 from dkn_engine.forward.contexts import AnswerSequence, build_contexts
@@ -234,10 +235,33 @@ class Prompts:
                 "gradients need answers of fixed tokens (teacher_forced=true, or "
                 "continuation='clean'); an edited model's own tokens depend on the edit"
             )
+        batch, place = self._batch_of(sequence)
+        return batch.gate_slopes(place, closed, gates)
+
+    def gated_activations(
+        self, sequence: int, closed: Edit, gates: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Activations of n neurons behind gates, each before its own gate.
+
+        Args:
+            sequence: where its C answer tokens are predicted, the clean model's where it is free.
+            closed, gates: as in :meth:`gate_slopes`.
+
+        Returns:
+            Float64 ``[C, R, n]``.
+
+        Raises:
+            ValueError: the model lacks a neuron.
+        """
+        require_inside([closed], self.layout)
+        batch, place = self._batch_of(sequence)
+        return batch.gated_activations(place, closed, gates)
+
+    def _batch_of(self, sequence: int) -> tuple[_Batch, int]:
+        """The batch that holds a sequence, and its place there."""
         for index, batch in self._batches:
             if sequence in index:
-                place = int(np.searchsorted(index, sequence))
-                return batch.gate_slopes(place, closed, gates)
+                return batch, int(np.searchsorted(index, sequence))
         raise IndexError(f"sequence must be below {len(self)}; got {sequence}")
 
     def as_model_is(self, lowest: int = 0) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -402,6 +426,30 @@ class _Batch:
             refuse_cut_gradients(self.layout, self.contexts.ids)
             in_batches(len(gates), max(1, self._max_rows // _BACKWARD // each), evaluate)
         return log_p, slopes
+
+    def gated_activations(
+        self, sequence: int, closed: Edit, gates: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """As :meth:`Prompts.gated_activations`."""
+        gated = Gated(closed.neurons, closed.offset)
+        device = self.contexts.ids.device
+        chosen = torch.from_numpy(np.flatnonzero(self._sequence == sequence)).to(device)
+        found = np.zeros((len(chosen), *gates.shape))
+        if not len(closed.neurons):
+            return found
+
+        def evaluate(start: int, stop: int) -> None:
+            some = torch.from_numpy(gates[start:stop]).to(device, self._clean.log_probability.dtype)
+            if self.rows is not None:
+                table = row_activations(self.rows, gated, some, chosen)
+            else:
+                whole = (self.model, self.layout, self.contexts)
+                table = forward_activations(*whole, gated, some, chosen, self.positions)
+            found[:, start:stop] = table.double().cpu().numpy()
+
+        with guest(self.model, grad=False):
+            in_batches(len(gates), max(1, self._max_rows // len(chosen)), evaluate)
+        return found
 
     def as_model_is(self, lowest: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         every = torch.arange(len(self.sequences), device=self.contexts.ids.device)

@@ -23,6 +23,9 @@ def candidates(
 ) -> tuple[Component, ...]:
     """Disjoint components of a fact's merge tree, by descending persistence.
 
+    With ``config.select="tree"`` they are not disjoint: all nodes of at most
+    ``config.max_component_size`` neurons that the root rule and tau_1 let through.
+
     Ties go to the earlier birth, then to more neurons, then to the smaller (layer, index).
 
     Args:
@@ -44,16 +47,20 @@ def candidates(
     forest = components(
         tree,
         min_component_size=config.min_component_size,
-        condense=config.condense,
+        condense=config.condense and config.select != "tree",
         end=end,
     )
-    chosen = select(forest, eligible(forest, config), config.select, config.scale)
+    may = eligible(forest, config)
+    if config.select == "tree":
+        chosen = np.flatnonzero(may & (forest.sizes <= config.max_component_size)).tolist()
+    else:
+        chosen = select(forest, may, config.select, config.scale)
     found = [
         component(points[forest.members(c)], float(forest.births[c]), float(forest.deaths[c]))
         for c in chosen
     ]
     found.sort(key=lambda c: (-c.persistence, c.birth, -len(c.neurons), c.neurons.tolist()))
-    return tuple(found[: config.max_candidates])
+    return tuple(found if config.select == "tree" else found[: config.max_candidates])
 
 
 def filtration_end(

@@ -37,6 +37,50 @@ def distances(
     return _native.distances(as_neurons(neurons), *as_weights(w_out, w_in), limit)
 
 
+def residual_distances(
+    neurons: ArrayLike, w_out: ArrayLike, w_in: ArrayLike
+) -> NDArray[np.float64]:
+    """Distance matrix float64 ``[n, n]`` of neurons that the residual stream joins directly.
+
+    What a neuron writes is read in every layer above: for ``a`` in a lower layer than ``b`` the
+    distance is ``|1 / (w_out[a] . w_in[b])|``, in float64, however many layers are between. ``inf``
+    within a layer and where the weight is 0; 0 on the diagonal. Arguments and errors as in
+    :func:`distances`.
+    """
+    points, (out, into) = as_neurons(neurons), as_weights(w_out, w_in)
+    layer_tree(points, out, into)  # Refuses what is not a graph.
+    # A sum of products a row pair, so that a distance depends on its two rows alone.
+    weights = np.einsum("ad,bd->ab", out.astype(np.float64), into.astype(np.float64))
+    return weight_distances(points, weights)
+
+
+def weight_distances(neurons: ArrayLike, weights: ArrayLike) -> NDArray[np.float64]:
+    """Distance matrix float64 ``[n, n]`` of neurons between which strengths are given.
+
+    Args:
+        neurons: int ``[n, 2]``, columns layer and index.
+        weights: real ``[n, n]``, of row a on column b; read where a is in a lower layer than b.
+
+    Returns:
+        ``1 / |weight|``; ``inf`` within a layer and where the weight is 0; 0 on the diagonal.
+
+    Raises:
+        ValueError: another shape, or weights that are not finite.
+    """
+    points, table = as_neurons(neurons), np.asarray(weights, dtype=np.float64)
+    n = len(points)
+    if table.shape != (n, n):
+        raise ValueError(f"weights must be [{n}, {n}]; got {list(table.shape)}")
+    if not np.isfinite(table).all():
+        raise ValueError("weights must be finite; got nan or inf")
+    up = points[:, None, 0] < points[None, :, 0]
+    size = np.where(up, np.abs(table), 0.0)
+    with np.errstate(divide="ignore"):
+        found: NDArray[np.float64] = 1 / (size + size.T)  # of two mirrored ones, one is 0
+    np.fill_diagonal(found, 0.0)
+    return found
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ShortestPaths:
     """Shortest paths between all located neurons.

@@ -190,6 +190,14 @@ def test_means_instead_of_zeros(model: Any, comparison: ClustererComparison) -> 
             {"config": Config(topology=TopologyConfig(clustering="released"))},
             "topology.clustering must be 'ntc'.*got 'released'",
         ),
+        (
+            {"config": Config(topology=TopologyConfig(connections="residual"))},
+            "topology.connections must be 'adjacent'.*got 'residual'",
+        ),
+        (
+            {"config": Config(topology=TopologyConfig(select="tree"))},
+            "topology.select must be no 'tree'",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused(model: Any, options: Any, expected: str) -> None:

@@ -218,19 +218,20 @@ def require_comparable(config: Config, methods: Sequence[str] | None = None) -> 
     """The clusterers to be compared, NTC first.
 
     Raises:
-        UserError: an unknown method, another filter than ``degenerate``, or another clustering
-            than ``ntc``.
+        UserError: an unknown method; another filter than ``degenerate``, another clustering than
+            ``ntc``, or candidates or connections that are measured in the model.
     """
-    if config.topology.clustering != "ntc":
-        raise UserError(
-            "topology.clustering must be 'ntc' to compare clusterers; "
-            f"got {config.topology.clustering!r}"
-        )
-    if config.filter.method != "degenerate":
-        raise UserError(
-            "filter.method must be 'degenerate' to compare clusterers; "
-            f"got {config.filter.method!r}"
-        )
+    topology = config.topology
+    for name, value, expected in (
+        ("topology.clustering", topology.clustering, "ntc"),
+        ("topology.connections", topology.connections, "adjacent"),
+        ("topology.by_activation", topology.by_activation, False),
+        ("filter.method", config.filter.method, "degenerate"),
+    ):
+        if value != expected:
+            raise UserError(f"{name} must be {expected!r} to compare clusterers; got {value!r}")
+    if topology.select == "tree":
+        raise UserError("topology.select must be no 'tree' to compare clusterers; got 'tree'")
     for name in methods or ():
         if name not in CLUSTERERS:
             raise UserError(f"methods must be among {', '.join(CLUSTERERS)}; got {name!r}")
