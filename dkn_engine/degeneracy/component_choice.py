@@ -14,6 +14,7 @@ from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.functional_filter import MOST_COMPONENTS
 from dkn_engine.degeneracy.influences import shares
+from dkn_engine.degeneracy.tree_families import tree_family
 from dkn_engine.errors import FactError
 from dkn_engine.models.connections import connection_rows
 from dkn_engine.topology.clustering import candidates_by_distance, find_candidates
@@ -66,18 +67,30 @@ def choose_components(
 def _choice(
     prompts: Prompts, one: Located, config: Config, means: NDArray[np.float64] | None
 ) -> Measurement[Choice]:
-    every = _candidates(prompts, one, config.topology, means)
-    yield from ()
+    every = graph_components(prompts, one, config.topology, means)
+    if config.topology.select == "tree":
+        chosen = yield from tree_family(prompts, one.sequence, every, config, means)
+        remark = "" if chosen.passes else f"no family of the tree's {len(every)} nodes passes"
+        return Choice(tuple(every[i] for i in chosen.members), remark)
     if len(every) <= MOST_COMPONENTS:
         return Choice(every)
     remark = f"the first {MOST_COMPONENTS} of {len(every)} components"
     return Choice(every[:MOST_COMPONENTS], remark)
 
 
-def _candidates(
-    prompts: Prompts, one: Located, config: TopologyConfig, means: NDArray[np.float64] | None
+def graph_components(
+    prompts: Prompts,
+    one: Located,
+    config: TopologyConfig,
+    means: NDArray[np.float64] | None = None,
 ) -> tuple[Component, ...]:
-    """Components of the graph that ``config.connections`` says."""
+    """Components of a fact's neurons in the graph that ``config.connections`` says.
+
+    Arguments as in :func:`choose_components`; with ``config.select="tree"`` all nodes of the tree.
+
+    Raises:
+        UnsupportedModelError: the model does not have the weights that are asked for.
+    """
     neurons = one.selection.neurons
     if config.connections == "influence":
         distances = weight_distances(neurons, influence(prompts, one.sequence, neurons, means))
