@@ -355,7 +355,7 @@ class TopologyConfig(Section):
     scale: Literal["linear", "log"] = "linear"
     max_candidates: int = count(8)
     max_component_size: int = count(16)
-    max_families: int = count(1024)
+    max_families: int = count(256)
 
     def __post_init__(self) -> None:
         super().__post_init__()
