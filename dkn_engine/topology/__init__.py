@@ -7,14 +7,16 @@ persistent, disjoint components of that tree. NumPy and the C++ core only; no to
 from typing import TYPE_CHECKING, Any
 
 from dkn_engine.topology.candidate_components import candidates
-from dkn_engine.topology.clustering import find_candidates
+from dkn_engine.topology.clustering import candidates_by_distance, find_candidates
 from dkn_engine.topology.graph import (
     ShortestPaths,
     adjacent_distances,
     distances,
     h0_persistence,
     merge_tree,
+    residual_distances,
     shortest_paths,
+    weight_distances,
 )
 from dkn_engine.topology.many_graphs import GraphTopology, analyze_graphs, merge_trees
 from dkn_engine.topology.other_clusterers import CLUSTERERS, ClustererOptions, Located, cluster
@@ -34,6 +36,8 @@ __all__ = [
     "GraphTopology",
     "shortest_paths",
     "ShortestPaths",
+    "residual_distances",
+    "weight_distances",
     "model_merge_tree",
     "layer_weights",
     "ModelTree",
@@ -44,6 +48,7 @@ __all__ = [
     "ComponentForest",
     "candidates",
     "find_candidates",
+    "candidates_by_distance",
     "cluster",
     "CLUSTERERS",
     "ClustererOptions",

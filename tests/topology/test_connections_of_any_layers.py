@@ -10,8 +10,7 @@ import pytest
 from dkn_engine import topology
 from dkn_engine.config import TopologyConfig
 from dkn_engine.errors import UserError
-from dkn_engine.topology.clustering import candidates_by_distance
-from dkn_engine.topology.graph import residual_distances, weight_distances
+from dkn_engine.topology import candidates_by_distance, residual_distances, weight_distances
 from tests.support import topology_oracle as reference
 from tests.support.graphs import MakeGraph, normal_graph, tied_graph
 
