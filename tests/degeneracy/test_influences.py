@@ -9,11 +9,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dkn_engine.degeneracy.component_choice import activation_sizes, influence
+from dkn_engine.config import TopologyConfig
+from dkn_engine.degeneracy.component_choice import (
+    Located,
+    activation_sizes,
+    graph_components,
+    influence,
+)
 from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import nothing, suppress
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.models.layout import find_layout
+from dkn_engine.topology import candidates_by_distance, weight_distances
+from dkn_engine.types import Fact, Selection
 from tests.models.test_guest import assert_unchanged, state
 from tests.support.brute_force_edits import edited
 from tests.support.tiny import N_LAYERS, WIDTH, down_of, sequences, tiny
@@ -116,3 +124,47 @@ def test_no_neurons_have_no_influence() -> None:
 def test_a_neuron_that_the_model_lacks_is_refused() -> None:
     with pytest.raises(ValueError, match="neurons must be below layer"):
         influence(prompts_of("gpt2"), 0, np.array([[99, 0]]))
+
+
+def weights_by_hand(model: Any, neurons: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """|activation of a * W_out[a] . (gain * gate row of b)| for a below b, in a llama."""
+    layers = model.model.layers
+    table = np.zeros((len(neurons), len(neurons)))
+    for a, (low, i) in enumerate(neurons.tolist()):
+        for b, (high, j) in enumerate(neurons.tolist()):
+            if low < high:
+                reads = layers[high].mlp.gate_proj.weight[j]
+                reads = reads * layers[high].post_attention_layernorm.weight
+                written = sizes[a] * layers[low].mlp.down_proj.weight[:, i]
+                table[a, b] = abs(float((written * reads).sum().detach()))
+    return table
+
+
+def drawn(n: int) -> np.ndarray:
+    random = np.random.default_rng(7)
+    flat = random.choice(N_LAYERS * WIDTH, n, replace=False)
+    return np.stack(np.unravel_index(flat, (N_LAYERS, WIDTH)), axis=1).astype(np.int32)
+
+
+@pytest.mark.parametrize("connections", ["residual", "influence"])
+def test_components_are_those_of_the_graph_that_is_named(connections: Any) -> None:
+    prompts, neurons = prompts_of("llama"), drawn(24)
+    fact = Fact("f", "w5", "w6")
+    selection = Selection(neurons, np.ones(len(neurons), np.float32))
+    weighted = connections == "residual"
+    config = TopologyConfig(
+        connections=connections, fold_norm=weighted, by_activation=weighted, select="tree"
+    )
+    found = graph_components(prompts, Located(fact, 1, selection), config)
+    if weighted:
+        sizes = activation_sizes(prompts, 1, neurons)
+        assert np.ptp(sizes) > 0
+        table = weights_by_hand(prompts.model, neurons, sizes)
+    else:
+        table = influence(prompts, 1, neurons)
+    expected = candidates_by_distance(neurons, weight_distances(neurons, table), config)
+    assert len(found) > 1
+    for one, other in zip(found, expected, strict=True):
+        assert one.neurons.tolist() == other.neurons.tolist()
+        assert one.birth == pytest.approx(other.birth, rel=1e-6)
+        assert one.death == pytest.approx(other.death, rel=1e-6)
