@@ -75,11 +75,13 @@ OPTIONS: tuple[Option, ...] = tuple((graph, select) for graph in GRAPHS for sele
 class Outcome:
     """What one option gives for one fact.
 
-    ``candidates`` counts components, or nodes of the tree; the figures are the family's own, and
-    ``held_out`` those on its known paraphrases; NaN without a family, or without those.
+    ``candidates`` counts components, or nodes of the tree, ``rows`` suppressions; the figures are
+    the family's own, and ``held_out`` those on its known paraphrases; NaN without a family, or
+    without those.
     """
 
     candidates: int
+    rows: int
     members: int
     full_drop: float = float("nan")
     redundancy: float = float("nan")
@@ -110,26 +112,30 @@ def permuted(
 
 def family(
     prompts: Prompts, components: Sequence[Component], config: Config
-) -> Measurement[tuple[Component, ...]]:
-    """The degenerate family among a fact's candidates, or among all nodes of its tree."""
+) -> Measurement[tuple[Sets, int]]:
+    """The degenerate family among a fact's candidates or all nodes of its tree; suppressions."""
     if config.topology.select == "tree":
         chosen = yield from tree_family(prompts, 0, components, config)
-        return tuple(components[i] for i in chosen.members) if chosen.passes else ()
+        members = chosen.members if chosen.passes else ()
+        return [components[i].neurons for i in members], chosen.n_rows
     masks = np.arange(1 << len(components))
-    lattice = yield from measured_lattice(prompts, 0, [c.neurons for c in components], masks)
+    sets = [c.neurons for c in components]
+    lattice = yield from measured_lattice(prompts, 0, sets, masks)
     taus = config.filter.min_alone, config.filter.max_none
     found = degenerate_family(lattice, [c.persistence for c in components], *taus)
-    return tuple(components[i] for i in found)
+    return [sets[i] for i in found], len(masks)
 
 
-def outcome(prompts: Prompts, paraphrases: Prompts | None, n: int, sets: Sets) -> Outcome:
+def outcome(
+    prompts: Prompts, paraphrases: Prompts | None, n: int, n_rows: int, sets: Sets
+) -> Outcome:
     """The figures of a family of sets, none if there is no family; n candidates."""
     if not sets:
-        return Outcome(n, 0)
+        return Outcome(n, n_rows, 0)
     every = (1 << len(sets)) - 1
     masks = np.unique([0, every, *(1 << i for i in range(len(sets)))])
     own = drops(lattice_of(prompts, 0, sets, masks))
-    figures = n, len(sets), own.full_drop, own.redundancy
+    figures = n, n_rows, len(sets), own.full_drop, own.redundancy
     known = np.flatnonzero(knows(paraphrases, FilterConfig())).tolist() if paraphrases else []
     if paraphrases is None or not known:
         return Outcome(*figures)
@@ -160,7 +166,7 @@ def measured(
     texts = [(p, fact.answer) for p in fact.paraphrases]
     held_out = encode_sequences(model, tokenizer, texts, config=facts_config)
     paraphrases = Prompts(model, layout, held_out) if held_out else None
-    asked: dict[tuple[Option, str], tuple[int, Measurement[tuple[Component, ...]]]] = {}
+    asked: dict[tuple[Option, str], tuple[int, Measurement[tuple[Sets, int]]]] = {}
     for graph, select in options:
         config = Config(topology=TopologyConfig(select=select, **GRAPHS[graph]))  # type: ignore[arg-type]
         own = graph_components(prompts, Located(fact, 0, selection), config.topology)
@@ -172,7 +178,8 @@ def measured(
     outcomes = {}
     for (name, (n, _)), one in zip(asked.items(), found, strict=True):
         assert not isinstance(one, FactError)
-        outcomes[name] = outcome(prompts, paraphrases, n, [c.neurons for c in one])
+        sets, n_rows = one
+        outcomes[name] = outcome(prompts, paraphrases, n, n_rows, sets)
     return outcomes
 
 
@@ -194,6 +201,7 @@ def row(facts: str, option: Option, labels: str, found: Sequence[Outcome]) -> di
         "labels": labels,
         "n": len(found),
         "candidates": median("candidates", found),
+        "rows": median("rows", found),
         "degenerate": sum(o.members > 0 for o in found),
         "share_low": round(share.ci_low, 3),
         "share_high": round(share.ci_high, 3),

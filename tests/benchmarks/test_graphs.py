@@ -42,8 +42,8 @@ def test_permuted_labels_keep_sizes_layers_and_nesting() -> None:
 def outcomes(own: bool, other: bool) -> dict[Any, Outcome]:
     option = ("adjacent", "leaf")
     return {
-        (option, "own"): Outcome(5, 2 * own, 0.5, 1.5),
-        (option, "permuted"): Outcome(5, 2 * other),
+        (option, "own"): Outcome(5, 32, 2 * own, 0.5, 1.5),
+        (option, "permuted"): Outcome(5, 32, 2 * other),
     }
 
 
@@ -58,13 +58,13 @@ def test_shares_beyond_chance_are_paired_over_facts() -> None:
 
 def test_a_row_counts_families_and_those_that_hold() -> None:
     found = [
-        Outcome(4, 2, 0.6, 1.5, 0.30, 0.6, 1.4),
-        Outcome(6, 3, 0.5, 1.3, 0.40, 0.6, 1.2),
-        Outcome(8, 2, 0.7, 1.2),
-        Outcome(9, 0),
+        Outcome(4, 16, 2, 0.6, 1.5, 0.30, 0.6, 1.4),
+        Outcome(6, 64, 3, 0.5, 1.3, 0.40, 0.6, 1.2),
+        Outcome(8, 256, 2, 0.7, 1.2),
+        Outcome(9, 512, 0),
     ]
     line = row("other", ("any", "tree"), "own", found)
-    expected = {"n": 4, "candidates": 7.0, "degenerate": 3, "judged": 2, "holds": 1}
+    expected = {"n": 4, "candidates": 7.0, "rows": 160.0, "degenerate": 3, "judged": 2, "holds": 1}
     assert {name: line[name] for name in expected} == expected
     assert (line["full_drop"], line["held_out_redundancy"]) == (0.6, 1.3)
 
