@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -50,8 +51,12 @@ _LATER_FIGURE = _kept(Column("float64", later=True, nullable=True))
 _LATER_COUNT = _kept(Column("int32", later=True, nullable=True))
 _OF_DROPS = _kept(Column("float64", nullable=True))
 _OF_COMPONENT = _kept(Column("float64", table="components"))
+_LATER_TEXT = _kept(Column("string", later=True, nullable=True))
 # Names that a result's controls have, which are the beginnings of their columns' names.
 CONTROLS = ("random", "paraphrases", "unrelated", "mean_ablation")
+# A DKN holds on its held-out paraphrases if one member off costs at most the first share of their
+# probability, on average, and all off cost the second.
+HOLDS_SINGLE, HOLDS_FULL = 0.35, 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +212,8 @@ class Drops:
             wherever no probability is 0. NaN in what older versions wrote.
         n_redundancy: measurements in which the redundancy is defined; None in what older versions
             wrote.
+        single_drop: relative drop with one member suppressed, the mean over the members. NaN in
+            what older versions wrote.
     """
 
     partial_drop: float = field(metadata=_OF_DROPS)
@@ -217,6 +224,7 @@ class Drops:
     full_std: float = field(default=_NAN, metadata=_OF_DROPS)
     excess: float = field(default=_NAN, metadata=_LATER_FIGURE)
     n_redundancy: int | None = field(default=None, metadata=_LATER_COUNT)
+    single_drop: float = field(default=_NAN, metadata=_LATER_FIGURE)
 
 
 def _array(empty: NDArray[np.generic], *columns: Column) -> Any:
@@ -295,6 +303,15 @@ class Degeneracy:
             ``n_reference_packaged``: how many of them are the packaged English ones, which fill up
             where a run has fewer than eight facts of use. These three are None where nothing was
             measured, and in what older versions wrote.
+        n_paraphrases_known: held-out paraphrases that the model answers; None in what older
+            versions wrote.
+        null: what chance finds is measured on: ``regrouped``, the fact's own located neurons in
+            groups of the same sizes and layers, put through the same filter
+            (:mod:`dkn_engine.degeneracy.regrouped`); None where nothing was.
+        null_draws: of it; ``null_passing``: in how many of them the filter keeps a family.
+        null_p: p-value of the family, (1 + draws that do at least as well) / (1 + draws). A family
+            that the filter keeps does better than one that it does not, a greater excess better
+            than a smaller one. NaN without draws.
         subset_probabilities: float64 ``[2**q]``; bit i of the index = component i suppressed.
         subset_masks: int64, the index of each entry; ``arange(2**q)`` unless sampled.
         rest_suppressed: for the DKN, with the neurons of no member suppressed too: the
@@ -316,6 +333,17 @@ class Degeneracy:
     n_paraphrases_not_known: int | None = field(default=None, metadata=_LATER_COUNT)
     n_reference: int | None = field(default=None, metadata=_LATER_COUNT)
     n_reference_packaged: int | None = field(default=None, metadata=_LATER_COUNT)
+    n_paraphrases_known: int | None = field(
+        default=None,
+        metadata=_kept(
+            Column("int32", later=True, nullable=True),
+            Column("bool", "holds", later=True, nullable=True),
+        ),
+    )
+    null: str | None = field(default=None, metadata=_LATER_TEXT)
+    null_draws: int | None = field(default=None, metadata=_LATER_COUNT)
+    null_passing: int | None = field(default=None, metadata=_LATER_COUNT)
+    null_p: float = field(default=_NAN, metadata=_LATER_FIGURE)
     subset_probabilities: NDArray[np.float64] = _array(np.empty(0), Column("list<float64>"))
     subset_masks: NDArray[np.int64] = _array(np.empty(0, np.int64), Column("list<int64>"))
     rest_suppressed: NDArray[np.float64] = _array(np.empty(0), Column("list<float64>"))
@@ -324,6 +352,25 @@ class Degeneracy:
     def is_degenerate(self) -> bool:
         """Whether a degenerate family of at least two components was found."""
         return len(self.dkn) >= 2
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether there is a DKN that shows on the held-out paraphrases that the model answers.
+
+        Over those, one member suppressed costs at most 0.35 of the answer's probability on average,
+        all members at least 0.5. None where no such paraphrase was asked, and for DKNs of older
+        versions, which did not keep the first figure.
+        """
+        held_out = self.controls.get("paraphrases")
+        n = self.n_paraphrases_known
+        n = (0 if held_out is None else held_out.n) if n is None else n
+        if not n:
+            return None
+        if not self.is_degenerate:
+            return False
+        if held_out is None or math.isnan(held_out.single_drop + held_out.full_drop):
+            return None
+        return bool(held_out.single_drop <= HOLDS_SINGLE and held_out.full_drop >= HOLDS_FULL)
 
 
 @dataclass(frozen=True, eq=False)

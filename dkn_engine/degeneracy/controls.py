@@ -138,9 +138,9 @@ def elsewhere(asked: Suppressed, subsets: Subsets) -> Measurement[Drops | None]:
 
 def average(measured: Sequence[Drops]) -> Drops:
     """Mean drops, their deviation, and the medians of redundancy and excess, where defined."""
-    part, full, redundancy, excess = (
+    part, full, redundancy, excess, single = (
         _finite([getattr(d, name) for d in measured])
-        for name in ("partial_drop", "full_drop", "redundancy", "excess")
+        for name in ("partial_drop", "full_drop", "redundancy", "excess", "single_drop")
     )
     return Drops(
         partial_drop=_figure(np.mean, part),
@@ -151,6 +151,7 @@ def average(measured: Sequence[Drops]) -> Drops:
         full_std=_figure(_deviation, full, least=2),
         excess=_figure(np.median, excess),
         n_redundancy=len(redundancy),
+        single_drop=_figure(np.mean, single),
     )
 
 

@@ -170,13 +170,15 @@ def _put_together(
         candidates=drops(lattice) if one.sets else None,
         rest_suppressed=measured.pop(_REST, np.empty(0)),
     )
+    n_known = len(asked.known(one))
     if not one.sets:
-        return degeneracy
+        return dataclasses.replace(degeneracy, n_paraphrases_known=n_known)
     n_not_known, reference = None, asked.reference
     if len(one.paraphrases):
-        n_not_known = len(one.paraphrases) - len(asked.known(one))
+        n_not_known = len(one.paraphrases) - n_known
     return dataclasses.replace(
         degeneracy,
+        n_paraphrases_known=n_known,
         controls={name: d for name, d in measured.items() if d is not None},
         n_paraphrases_not_known=n_not_known,
         n_reference=None if reference is None else len(reference.facts),

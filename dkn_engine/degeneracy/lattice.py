@@ -76,7 +76,7 @@ def subset_masks(
 
 
 def drops(lattice: Lattice) -> Drops:
-    """Partial drop, full drop, redundancy and excess of the whole family; NaN where undefined.
+    """Partial, full and single drop, redundancy and excess of the family; NaN where undefined.
 
     The partial drop is the mean over the proper non-empty subsets; over a sample it is the
     mean of the strata (one suppressed, all but one, the rest) by the sizes they have in full.
@@ -94,6 +94,7 @@ def drops(lattice: Lattice) -> Drops:
         redundancy=redundancy,
         excess=excess,
         n_redundancy=int(math.isfinite(redundancy)),
+        single_drop=1 - math.fsum(alone) / (q * clean),
     )
 
 

@@ -19,7 +19,7 @@ def fact_record(result: FactResult) -> dict[str, Any]:
     delta = result.convergence_delta[np.isfinite(result.convergence_delta)]
     summaries: dict[str, dict[str, Any]] = {
         "neurons": {"n_neurons": len(result.neurons)},
-        "dkn": {"dkn": result.dkn, "is_degenerate": result.is_degenerate},
+        "dkn": {"dkn": result.dkn, "is_degenerate": result.is_degenerate, "holds": result.holds},
         "convergence_delta": {
             "max_abs_convergence_delta": np.abs(delta).max() if delta.size else None
         },

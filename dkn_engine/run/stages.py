@@ -206,7 +206,7 @@ class Stages:
             if isinstance(choice, FactError):
                 yield _without(task.fact, "error", str(choice), answer=task.answer)
                 continue
-            held_out = self._held_out(task) if choice.components else []
+            held_out = self._held_out(task)
             index = range(len(texts), len(texts) + len(held_out))
             texts += held_out
             sets = choice.components, selection.neurons, index

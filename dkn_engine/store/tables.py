@@ -165,6 +165,7 @@ def _fact_row(result: FactResult, config_hash: str) -> dict[str, Any]:
         "n_neurons": len(result.neurons),
         "n_components": len(result.components),
         "is_degenerate": result.is_degenerate,
+        "holds": result.holds,
         "max_abs_convergence_delta": float(delta.max()) if delta.size else float("nan"),
         "n_points": int(result.n_points.sum()),
         "config_hash": config_hash,

@@ -79,8 +79,11 @@ def agree(found: Degeneracy | FactError, expected: Degeneracy, tolerance: float)
         np.testing.assert_allclose(
             getattr(found, name), getattr(expected, name), rtol=0, atol=tolerance, err_msg=name
         )
-    for name in ("n_paraphrases_not_known", "n_reference", "n_reference_packaged"):
+    for name in ("n_paraphrases_known", "n_paraphrases_not_known", "n_reference"):
         assert getattr(found, name) == getattr(expected, name)
+    for name in ("n_reference_packaged", "null", "null_draws", "null_passing"):
+        assert getattr(found, name) == getattr(expected, name)
+    assert found.null_p == pytest.approx(expected.null_p, rel=0, abs=0, nan_ok=True)
     for name in ("random", "paraphrases", "unrelated", "mean_ablation"):
         ours, theirs = found.controls.get(name), expected.controls.get(name)
         assert (ours is None) == (theirs is None)

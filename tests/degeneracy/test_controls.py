@@ -312,6 +312,9 @@ def test_paraphrases_that_the_model_does_not_answer_are_left_out(
     config = FilterConfig(require_rank_1=False, min_probability=least)
     found = examined(prompts, SETS, config=config, paraphrases=paraphrases)
     assert (found.controls["paraphrases"].n, found.n_paraphrases_not_known) == (2, 2)
+    assert found.n_paraphrases_known == 2
+    without = examined(prompts, [], config=config, paraphrases=paraphrases)
+    assert (without.n_paraphrases_known, without.holds) == (2, False)
     none = FilterConfig(require_rank_1=False, min_probability=1.0)
     found = examined(prompts, SETS, config=none, paraphrases=paraphrases)
     assert "paraphrases" not in found.controls
