@@ -69,6 +69,20 @@ def union(sets: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
     return every[first]
 
 
+def adjacent_pairs(neurons: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Pairs of neurons in adjacent layers, int64 ``[m, 2]``: positions of the lower and the upper.
+
+    By layer, then by the index of the lower neuron, then of the upper one.
+    """
+    order = np.argsort(encode(neurons), kind="stable")
+    layers = neurons[order, 0]
+    pairs = [np.empty((0, 2), dtype=np.int64)]
+    for layer in np.unique(layers).tolist():
+        low, high = order[layers == layer], order[layers == layer + 1]
+        pairs.append(np.stack([np.repeat(low, len(high)), np.tile(high, len(low))], axis=1))
+    return np.concatenate(pairs)
+
+
 def random_sets(
     sets: Sequence[NDArray[np.int32]],
     located: NDArray[np.int32],

@@ -265,6 +265,9 @@ class Selection:
         scores: float32 ``[n]``.
         borderline: int32 ``[b, 2]``, neurons within 1e-5 of the fact's maximum from the
             threshold, on either side of it, in the same order.
+        connection_weights: float32 ``[m]``, what the lower writes times what the upper reads, for
+            the pairs of :func:`dkn_engine.neurons.adjacent_pairs`; empty in what older versions
+            wrote.
     """
 
     neurons: NDArray[np.int32] = _array(
@@ -282,6 +285,9 @@ class Selection:
         _NO_NEURONS,
         Column("bool", "borderline", "neurons"),
         Column("int32", "borderline_order", "neurons", nullable=True),
+    )
+    connection_weights: NDArray[np.float32] = _array(
+        np.empty(0, np.float32), Column("list<float32>", later=True, nullable=True)
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -21,11 +21,13 @@ from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts.load import load_facts
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence, encode_sequences
+from dkn_engine.models.connections import connection_rows
 from dkn_engine.models.layout import find_layout
 from dkn_engine.models.tokens import mask_token_id
 from dkn_engine.run.tasks import Task
 from dkn_engine.selection import select_neurons
 from dkn_engine.store.tables import chunk_files
+from dkn_engine.topology.adjacent_weights import adjacent_weights
 from dkn_engine.types import (
     Answered,
     AttributionQuality,
@@ -194,7 +196,7 @@ class Stages:
         for task, span in zip(tasks, spans, strict=True):
             table = scores.scores[span]
             if np.isfinite(table).all():
-                selected.append((task, span, select_neurons(table, self.config.selection)))
+                selected.append((task, span, self._selected(table)))
             else:
                 reason = f"fact {task.fact.id!r}: attribution gives scores that are not finite"
                 yield _without(task.fact, "error", reason, answer=task.answer)
@@ -234,6 +236,12 @@ class Stages:
 
     def _held_out(self, task: _Task) -> list[AnswerSequence]:
         return self._paraphrases(task, slice(self.config.selection.n_paraphrases, None))
+
+    def _selected(self, scores: NDArray[np.float32]) -> Selection:
+        """A fact's neurons, with the weights that connect them."""
+        selection = select_neurons(scores, self.config.selection)
+        rows = connection_rows(self.layout, selection.neurons, self.config.topology)
+        return replace(selection, connection_weights=adjacent_weights(selection.neurons, *rows))
 
     def _means(self, located: Sequence[Located]) -> NDArray[np.float64] | None:
         """What suppressed activations become ``[L, F]``; None for zero, or without facts."""

@@ -71,6 +71,7 @@ def result_for(fact: Fact) -> FactResult:
         scores=rng.random(4, dtype=np.float32),
         # One that was selected and one just below the threshold, not in order.
         borderline=np.array([[5, 1], [3, 2]], dtype=np.int32),
+        connection_weights=np.array([-0.25], dtype=np.float32),
         components=(
             Component(neurons[[1, 0]], 1.5, float("inf"), NAN, rng.random(), rng.random()),
             Component(neurons[[3]], 0.0, 2.0, 2.0),
@@ -473,7 +474,11 @@ def without(result: FactResult, columns: Collection[str]) -> FactResult:
 def emptied(record: Any, prefix: str, columns: Collection[str]) -> Any:
     """A record with the default in every field that a column of these names keeps."""
     fields = [f for f in dataclasses.fields(record) if f"{prefix}{f.name}" in columns]
-    return dataclasses.replace(record, **{f.name: f.default for f in fields})
+    fresh = {
+        f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        for f in fields
+    }
+    return dataclasses.replace(record, **fresh)
 
 
 def test_files_of_older_versions_can_be_read_and_continued(
