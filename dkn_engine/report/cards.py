@@ -24,7 +24,7 @@ from dkn_engine.report.content import (
     number,
     paragraphs,
 )
-from dkn_engine.report.family import about_family, component_name
+from dkn_engine.report.family import about_family, component_name, members_of
 from dkn_engine.report.figures.subsets import has_drops, subset_drops
 from dkn_engine.report.run import FACTS, STATUS_WORDS, dkn_sizes
 from dkn_engine.types import Component, Drops, FactResult
@@ -180,7 +180,7 @@ def _subsets(result: FactResult) -> Iterator[Table]:
     if len(own) <= _MOST_SUBSETS:
         yield Table(
             ("suppressed", number("p of the answer"), number("relative drop")),
-            [(_members(m), p[m], drops[m]) for m in own],
+            [(members_of(m), p[m], drops[m]) for m in own],
             f"Every subset of {'the DKN' if result.is_degenerate else 'the candidates'}",
         )
     if len(own) < len(drops) or len(own) > _MOST_SUBSETS:
@@ -195,11 +195,6 @@ def _subsets(result: FactResult) -> Iterator[Table]:
             ],
             f"All {len(drops):,} measured subsets of the candidates, by size",
         )
-
-
-def _members(mask: int) -> str:
-    members = [i for i in range(mask.bit_length()) if mask >> i & 1]
-    return " + ".join(map(component_name, members)) or "nothing"
 
 
 def _controls(result: FactResult) -> Table:

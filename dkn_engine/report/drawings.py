@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from dkn_engine.report import figures
 from dkn_engine.report.clean import clean
 from dkn_engine.report.content import Figure
+from dkn_engine.report.family import component_name, members_of
 from dkn_engine.report.summary import Summary, drop_rows
 from dkn_engine.statistics.words import number
-from dkn_engine.types import FactResult
+from dkn_engine.types import Component, FactResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 FOLDER = "figures"
 _MOST_SETS = 10  # of the overlap's rows
 _LONGEST = 24  # letters of their names
+_MOST_NAMED = 12  # neurons of a component
 
 
 def draw_run(folder: Path, results: Sequence[FactResult], summary: Summary) -> dict[str, Figure]:
@@ -67,7 +69,7 @@ def draw_run(folder: Path, results: Sequence[FactResult], summary: Summary) -> d
 
 
 def draw_fact(folder: Path, result: FactResult, place: int) -> list[Figure]:
-    """Draw and save one fact's barcode, subset map and layer map.
+    """Draw and save one fact's graph, the lattice of a small family, barcode and subset map.
 
     Args:
         folder: made if absent.
@@ -76,7 +78,11 @@ def draw_fact(folder: Path, result: FactResult, place: int) -> list[Figure]:
     """
     stem = folder / f"fact-{place:05d}"
     members = ", ".join(f"C{i + 1}" for i in result.dkn) or "none"
-    pictures = [
+    pictures = [_graph(result, stem)]
+    has_lattice = figures.has_lattice(result)
+    if has_lattice:
+        pictures.append(_lattice(result, stem))
+    pictures.append(
         _kept(
             figures.barcode(result),
             stem.with_name(f"{stem.name}-barcode"),
@@ -84,21 +90,60 @@ def draw_fact(folder: Path, result: FactResult, place: int) -> list[Figure]:
             f"{members}.",
             "Life of the components in the filtration. Dark: in the DKN.",
         )
-    ]
-    if figures.has_drops(result):
-        full = result.candidates.full_drop if result.candidates is not None else math.nan
-        pictures.append(
-            _kept(
-                figures.subset_map(result),
-                stem.with_name(f"{stem.name}-subsets"),
-                "Map of the relative drop with each subset of components suppressed; with all "
-                f"suppressed: {number(full)}.",
-                "Drop with each subset suppressed: a square says that a component is, a plus "
-                "that the probability rose. Framed: subsets of the DKN's own components.",
-            )
-        )
-    pictures.append(_neurons([result], stem.with_name(f"{stem.name}-neurons"), "this fact"))
+    )
+    is_whole = len(figures.lattice_family(result)) == len(result.components)
+    if figures.has_drops(result) and not (has_lattice and is_whole):
+        pictures.append(_subsets(result, stem))
     return pictures
+
+
+def _subsets(result: FactResult, stem: Path) -> Figure:
+    full = result.candidates.full_drop if result.candidates is not None else math.nan
+    return _kept(
+        figures.subset_map(result),
+        stem.with_name(f"{stem.name}-subsets"),
+        "Map of the relative drop with each subset of components suppressed; with all "
+        f"suppressed: {number(full)}.",
+        "Drop with each subset suppressed: a square says that a component is, a plus "
+        "that the probability rose. Framed: subsets of the DKN's own components.",
+    )
+
+
+def _graph(result: FactResult, stem: Path) -> Figure:
+    sets = "; ".join(
+        f"{component_name(i)}{'*' if i in result.dkn else ''} {_named(c)}"
+        for i, c in enumerate(result.components)
+    )
+    return _kept(
+        figures.dkn_graph(result),
+        stem.with_name(f"{stem.name}-graph"),
+        f"Graph of {len(result.neurons):,} knowledge neurons by layer, their connections, and "
+        f"{len(result.components)} components: {sets}.",
+        "The fact's knowledge neurons, layers upwards; wide edges are strong connections, colours "
+        "are components, rings mark the DKN. Numbers are the neurons' indices in their layers.",
+    )
+
+
+def _named(component: Component) -> str:
+    neurons = component.neurons.tolist()
+    more = f" and {len(neurons) - _MOST_NAMED:,} more" if len(neurons) > _MOST_NAMED else ""
+    return ", ".join(f"{layer}:{index}" for layer, index in neurons[:_MOST_NAMED]) + more
+
+
+def _lattice(result: FactResult, stem: Path) -> Figure:
+    of = "the DKN" if result.is_degenerate else "the candidates"
+    p = dict(zip(result.subset_masks.tolist(), result.subset_probabilities.tolist(), strict=True))
+    members = sum(1 << i for i in figures.lattice_family(result))
+    left = "; ".join(
+        f"{members_of(mask)} {p[mask]:.2g}" for mask in sorted(p) if mask & ~members == 0
+    )
+    return _kept(
+        figures.lattice(result),
+        stem.with_name(f"{stem.name}-lattice"),
+        f"The answer's probability with each subset of {of} suppressed: {left}.",
+        f"Every subset of {of}: what is suppressed, the answer's probability p, and how much of "
+        "it is left.",
+    )
 
 
 def facts_to_draw(results: Sequence[FactResult], most: int) -> list[int]:

@@ -83,3 +83,9 @@ def _alone(result: FactResult) -> Iterator[str]:
 def component_name(component: int) -> str:
     """As figures and tables name a candidate."""
     return f"C{component + 1}"
+
+
+def members_of(mask: int) -> str:
+    """The components of a subset, whose bits are set, by their names."""
+    members = [i for i in range(mask.bit_length()) if mask >> i & 1]
+    return " + ".join(map(component_name, members)) or "nothing"

@@ -369,11 +369,15 @@ def test_page_with_figures_has_them_in_the_folder_and_inside(tmp_path: Path) -> 
     written = page.read_bytes()
     root = read(written.decode())
     names = {"drops", "neurons", "overlap"}
-    names |= {f"fact-0000{i}-{kind}" for i in (1, 3) for kind in ("barcode", "subsets", "neurons")}
+    kinds = ("graph", "lattice", "barcode", "subsets")
+    names |= {f"fact-0000{i}-{kind}" for i in (1, 3) for kind in kinds}
     there = {p.name for p in (tmp_path / "figures").iterdir()}
     assert there == {f"{name}.{end}" for name in names for end in ("svg", "png")}
     assert len(root.all("img")) == len(names)
-    assert [len(c.all("img")) for c in cards(root)] == [3, 0, 3, 0, 0, 0, 0]
+    assert [len(c.all("img")) for c in cards(root)] == [4, 0, 4, 0, 0, 0, 0]
+    (first, *_) = cards(root)[0].all("img")
+    graph = tmp_path / "figures" / "fact-00001-graph.svg"
+    assert drawing(first) == graph.read_text(encoding="utf-8")
     drawn_files = {p.read_text(encoding="utf-8") for p in (tmp_path / "figures").glob("*.svg")}
     for svg in root.all("img"):
         assert re.fullmatch(r"width:\d+\.\drem", svg.attributes["style"] or "")

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dkn_engine.neurons import adjacent_pairs
 from dkn_engine.types import Component, Drops, FactResult
 
 LAYERS = 6
@@ -32,6 +33,7 @@ def known(
         "rank": 1,
         "neurons": neurons,
         "scores": np.linspace(1, 0.1, n, dtype=np.float32),
+        "connection_weights": rng.normal(size=len(adjacent_pairs(neurons))).astype(np.float32),
         "components": components,
         "subset_probabilities": 0.5 * 0.8 ** np.array([m.bit_count() for m in masks.tolist()]),
         "subset_masks": masks,

@@ -34,7 +34,7 @@ def test_their_inverses_are_the_adjacent_distances() -> None:
     found = 1 / np.abs(adjacent_weights(neurons, *graph[1:]).astype(np.float64))
     # Rounding to float32 is half of this, and that of the float64 sums nothing beside it.
     expected = np.sort(topology.adjacent_distances(*graph))
-    np.testing.assert_allclose(np.sort(found), expected, rtol=np.finfo(np.float32).eps)
+    np.testing.assert_allclose(np.sort(found), expected, rtol=float(np.finfo(np.float32).eps))
 
 
 @pytest.mark.parametrize("layers", [[], [3, 3, 3], [0, 0, 2, 2]])

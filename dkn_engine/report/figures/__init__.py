@@ -8,7 +8,9 @@ state knows of: safe in notebooks and threads, ``rcParams`` untouched. matplotli
 from __future__ import annotations
 
 from dkn_engine.report.figures.bar_chart import bars
+from dkn_engine.report.figures.component_graph import dkn_graph
 from dkn_engine.report.figures.files import save, to_png, to_svg
+from dkn_engine.report.figures.hasse_diagram import has_lattice, lattice, lattice_family
 from dkn_engine.report.figures.lifetimes import barcode
 from dkn_engine.report.figures.neurons import neuron_map
 from dkn_engine.report.figures.share_matrix import overlap
@@ -19,7 +21,11 @@ __all__ = [
     "available",
     "barcode",
     "bars",
+    "dkn_graph",
     "has_drops",
+    "has_lattice",
+    "lattice",
+    "lattice_family",
     "neuron_map",
     "overlap",
     "save",

@@ -19,6 +19,19 @@ INK, RULE, PAPER = "#1c1c1c", "#d0d0d0", "#ffffff"
 # Fills tell groups apart by luminance first, so that they do in grey, too.
 MAIN, DARK, MIDDLE, LIGHT = "#7b9cc0", "#17375e", "#8c8c8c", "#d9d9d9"
 HATCH = "/////"
+# Colours of Okabe and Ito, which colour-blind people tell apart, each with a form of its own, which
+# does in grey; the first two also differ in luminance.
+COMPONENTS = (
+    ("#0072b2", "o"),
+    ("#e69f00", "s"),
+    ("#009e73", "^"),
+    ("#cc79a7", "D"),
+    ("#56b4e9", "v"),
+    ("#d55e00", "P"),
+    ("#f0e442", "h"),
+    ("#000000", "X"),
+)
+OTHERS = ("#8c8c8c", "p")  # of components beyond these
 _LINE = 42  # characters of a label
 MOST_VECTORS = 1000  # more marks become pixels, so that a file stays small
 _DARKEST = 0.15  # of the scale of shares: not black, so that lines show on it
