@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from dkn_engine.facts import iter_facts as iter_facts
     from dkn_engine.facts import load_facts as load_facts
     from dkn_engine.models.load import load_model as load_model
+    from dkn_engine.results import Results as Results
     from dkn_engine.run.build_info import build_info as build_info
     from dkn_engine.run.pipeline import find_dkns as find_dkns
     from dkn_engine.run.pipeline import iter_dkns as iter_dkns
@@ -60,6 +61,7 @@ _NAMES = {
     "run.workers.processes": ("iter_dkns_in_workers",),
     "run.workers.ray": ("iter_dkns_on_ray",),
     "run.workers.job": ("ModelSpec",),
+    "results": ("Results",),
     "store.plan": ("Shard",),
     "store": ("merge", "load_results", "read_results"),
     "models.load": ("load_model",),

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dkn_engine.errors import FactError
 from dkn_engine.files.visible_text import prompt_without_space, without_space
+from dkn_engine.showing import shown
 
 _REQUIRED = ("id", "prompt", "answer")
 _NAN = float("nan")
@@ -421,3 +422,6 @@ class FactResult(AttributionQuality, Degeneracy, Selection, Answered):
         """The result that the four records are together."""
         parts = (answered, selection, degeneracy, quality)
         return cls(**{f.name: getattr(part, f.name) for part in parts for f in fields(part)})
+
+    def _repr_html_(self) -> str:
+        return str(shown("fact_html", self))

@@ -56,7 +56,7 @@ class Work:
         if not paraphrases:
             self.facts = [dataclasses.replace(f, paraphrases=()) for f in self.facts]
 
-    def find(self) -> list[dkn.FactResult]:
+    def find(self) -> dkn.Results:
         return dkn.find_dkns(self.model, self.tokenizer, self.facts, self.config)
 
 

@@ -106,7 +106,7 @@ def whole_run(record: Recorder, case: str, given: Given, device: str) -> None:
         record(label, "dkn_engine", "attribution_seconds_per_fact", [taken / n])
 
 
-def _find(given: Given, rows: Any = "auto") -> Callable[[], list[Any]]:
+def _find(given: Given, rows: Any = "auto") -> Callable[[], dkn.Results]:
     options = {**given.config.attribution.to_dict(), "rows_per_batch": rows}
     attribution = AttributionConfig.from_dict(options)
     config = Config.of(given.config, attribution=attribution)

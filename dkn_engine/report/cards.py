@@ -127,14 +127,15 @@ def _attribution(result: FactResult) -> str:
 def _parts(result: FactResult) -> list[Block]:
     """Components, what suppressing them does, and the controls."""
     blocks: list[Block] = [Heading("Components"), Paragraph(about_family(result))]
-    blocks.append(_components(result))
+    blocks.append(components_table(result))
     if has_drops(result):
         blocks += [Heading("Subsets suppressed"), *_subsets(result)]
     blocks += [Heading("Controls"), _controls(result)]
     return [*blocks, *paragraphs(list(_notes(result)), note=True)]
 
 
-def _components(result: FactResult) -> Table:
+def components_table(result: FactResult) -> Table:
+    """A fact's candidate components, one a row."""
     names = (
         "neurons",
         "birth",

@@ -77,31 +77,41 @@ def draw_fact(folder: Path, result: FactResult, place: int) -> list[Figure]:
         place: of the fact in the run, from 1; part of the files' names.
     """
     stem = folder / f"fact-{place:05d}"
-    members = ", ".join(f"C{i + 1}" for i in result.dkn) or "none"
-    pictures = [_graph(result, stem)]
-    has_lattice = figures.has_lattice(result)
-    if has_lattice:
-        pictures.append(_lattice(result, stem))
-    pictures.append(
-        _kept(
-            figures.barcode(result),
-            stem.with_name(f"{stem.name}-barcode"),
-            f"Bars of {len(result.components)} components from birth to death; in the DKN: "
-            f"{members}.",
-            "Life of the components in the filtration. Dark: in the DKN.",
-        )
-    )
+    pictures = [*pictures_of(result, stem), _barcode(result, stem)]
     is_whole = len(figures.lattice_family(result)) == len(result.components)
-    if figures.has_drops(result) and not (has_lattice and is_whole):
+    if figures.has_drops(result) and not (figures.has_lattice(result) and is_whole):
         pictures.append(_subsets(result, stem))
     return pictures
+
+
+def pictures_of(result: FactResult, stem: Path | None = None) -> list[Figure]:
+    """A fact's graph, and the lattice if its family is small; saved if there is a stem for it.
+
+    Args:
+        result: with neurons.
+        stem: path of the files, to whose name ``-graph`` or ``-lattice`` is added.
+    """
+    pictures = [_graph(result, stem)]
+    if figures.has_lattice(result):
+        pictures.append(_lattice(result, stem))
+    return pictures
+
+
+def _barcode(result: FactResult, stem: Path) -> Figure:
+    members = ", ".join(component_name(i) for i in result.dkn) or "none"
+    return _kept(
+        figures.barcode(result),
+        _beside(stem, "barcode"),
+        f"Bars of {len(result.components)} components from birth to death; in the DKN: {members}.",
+        "Life of the components in the filtration. Dark: in the DKN.",
+    )
 
 
 def _subsets(result: FactResult, stem: Path) -> Figure:
     full = result.candidates.full_drop if result.candidates is not None else math.nan
     return _kept(
         figures.subset_map(result),
-        stem.with_name(f"{stem.name}-subsets"),
+        _beside(stem, "subsets"),
         "Map of the relative drop with each subset of components suppressed; with all "
         f"suppressed: {number(full)}.",
         "Drop with each subset suppressed: a square says that a component is, a plus "
@@ -109,14 +119,14 @@ def _subsets(result: FactResult, stem: Path) -> Figure:
     )
 
 
-def _graph(result: FactResult, stem: Path) -> Figure:
+def _graph(result: FactResult, stem: Path | None) -> Figure:
     sets = "; ".join(
         f"{component_name(i)}{'*' if i in result.dkn else ''} {_named(c)}"
         for i, c in enumerate(result.components)
     )
     return _kept(
         figures.dkn_graph(result),
-        stem.with_name(f"{stem.name}-graph"),
+        _beside(stem, "graph"),
         f"Graph of {len(result.neurons):,} knowledge neurons by layer, their connections, and "
         f"{len(result.components)} components: {sets}.",
         "The fact's knowledge neurons, layers upwards; wide edges are strong connections, colours "
@@ -130,7 +140,7 @@ def _named(component: Component) -> str:
     return ", ".join(f"{layer}:{index}" for layer, index in neurons[:_MOST_NAMED]) + more
 
 
-def _lattice(result: FactResult, stem: Path) -> Figure:
+def _lattice(result: FactResult, stem: Path | None) -> Figure:
     of = "the DKN" if result.is_degenerate else "the candidates"
     p = dict(zip(result.subset_masks.tolist(), result.subset_probabilities.tolist(), strict=True))
     members = sum(1 << i for i in figures.lattice_family(result))
@@ -139,7 +149,7 @@ def _lattice(result: FactResult, stem: Path) -> Figure:
     )
     return _kept(
         figures.lattice(result),
-        stem.with_name(f"{stem.name}-lattice"),
+        _beside(stem, "lattice"),
         f"The answer's probability with each subset of {of} suppressed: {left}.",
         f"Every subset of {of}: what is suppressed, the answer's probability p, and how much of "
         "it is left.",
@@ -205,6 +215,13 @@ def _overlap(of: str, names: list[str], sets: list[NDArray[np.int64]], stem: Pat
     )
 
 
-def _kept(figure: Drawing, stem: Path, alt: str, caption: str) -> Figure:
+def _beside(stem: Path | None, kind: str) -> Path | None:
+    return stem and stem.with_name(f"{stem.name}-{kind}")
+
+
+def _kept(figure: Drawing, stem: Path | None, alt: str, caption: str) -> Figure:
+    """The figure for a page; in files, too, if there is a stem for their names."""
+    if stem is None:
+        return Figure(figures.to_svg(figure), alt, caption)
     svg, _ = figures.save(figure, stem)
     return Figure(svg.read_text(encoding="utf-8"), alt, caption)

@@ -14,6 +14,7 @@ from dkn_engine.facts.given import Facts, facts_from
 from dkn_engine.facts.scan import Scan, pick, scan
 from dkn_engine.models.fingerprint import Identity, identity_of
 from dkn_engine.models.tokens import encode_fact, mask_token_text
+from dkn_engine.results import Results
 from dkn_engine.run.build_info import versions
 from dkn_engine.run.stages import Stages
 from dkn_engine.run.tasks import Task, iter_tasks
@@ -39,12 +40,12 @@ def find_dkns(
     *,
     shard: Shard = WHOLE,
     progress: Progress | None = None,
-) -> list[FactResult]:
+) -> Results:
     """The degenerate knowledge neurons of every fact, in the order of the facts.
 
     Args, errors and sources: see :func:`iter_dkns`.
     """
-    return list(iter_dkns(model, tokenizer, facts, config, out, shard=shard, progress=progress))
+    return Results(iter_dkns(model, tokenizer, facts, config, out, shard=shard, progress=progress))
 
 
 def iter_dkns(

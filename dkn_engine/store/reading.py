@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 from dkn_engine.errors import UserError
+from dkn_engine.results import Results
 from dkn_engine.store import manifest as manifests
 from dkn_engine.store import tables
 from dkn_engine.store.open_place import RunPath, place_of
@@ -62,9 +63,9 @@ def iter_results(path: RunPath) -> Iterator[FactResult]:
     yield from Snapshot(path)
 
 
-def read_results(path: RunPath) -> list[FactResult]:
+def read_results(path: RunPath) -> Results:
     """All results of a run directory, in the order of the facts; see :func:`iter_results`."""
-    return list(iter_results(path))
+    return Results(iter_results(path))
 
 
 def read_tables(path: RunPath) -> dict[str, pa.Table]:
@@ -78,7 +79,7 @@ def read_tables(path: RunPath) -> dict[str, pa.Table]:
 
 
 @overload
-def load_results(path: RunPath, as_: Literal["facts"] = "facts") -> list[FactResult]: ...
+def load_results(path: RunPath, as_: Literal["facts"] = "facts") -> Results: ...
 @overload
 def load_results(
     path: RunPath, as_: Literal["pandas"], *, table: Table = "facts"
@@ -95,8 +96,8 @@ def load_results(path: RunPath, as_: As = "facts", *, table: Table = "facts") ->
 
     Args:
         path: a run directory, or the URL of one that fsspec knows.
-        as_: ``facts``, a list of :class:`dkn_engine.FactResult` with every array bit-equal to what
-            was written; ``pandas``, a DataFrame, or ``datasets``, a ``datasets.Dataset`` of one
+        as_: ``facts``, :class:`dkn_engine.Results` whose every array is bit-equal to what was
+            written; ``pandas``, a DataFrame, or ``datasets``, a ``datasets.Dataset`` of one
             table with the columns of ``docs/interchange.md``. In a DataFrame a column of integers
             with empty cells holds floats, as is pandas' way.
         table: for ``pandas`` and ``datasets``: ``facts`` (a row a fact), ``neurons``,

@@ -57,12 +57,12 @@ def model() -> Any:
 
 
 @pytest.fixture(scope="module")
-def found(model: Any) -> list[FactResult]:
+def found(model: Any) -> dkn.Results:
     return dkn.find_dkns(model, words_tokenizer(), planted_facts(), ZERO)
 
 
 @pytest.fixture(scope="module")
-def either_alone(model: Any, found: list[FactResult]) -> Table:
+def either_alone(model: Any, found: dkn.Results) -> Table:
     facts = planted_facts()[:COPIES]
     return complexity(
         model, words_tokenizer(), facts, found[:COPIES], forms=["paraphrase"], config=ZERO
@@ -90,9 +90,7 @@ def test_planted_degeneracy_is_what_the_table_says(either_alone: Table) -> None:
         assert either_alone.comparison("full_drop", "D", "Rnd", form=form).verdict == "higher"
 
 
-def test_facts_that_need_all_components_are_not_degenerate(
-    model: Any, found: list[FactResult]
-) -> None:
+def test_facts_that_need_all_components_are_not_degenerate(model: Any, found: dkn.Results) -> None:
     facts = planted_facts()[COPIES:]
     table = complexity(
         model, words_tokenizer(), facts, found[COPIES:], forms=["paraphrase"], config=ZERO
@@ -118,7 +116,7 @@ def test_a_form_that_is_the_same_to_the_model_differs_in_length_alone(either_alo
         assert c.verdict == "no difference found"
 
 
-def test_facts_that_a_form_loses_are_counted(model: Any, found: list[FactResult]) -> None:
+def test_facts_that_a_form_loses_are_counted(model: Any, found: dkn.Results) -> None:
     """Words in front leave the subject too little attention; one fact has no paraphrase."""
     facts = planted_facts()
     facts[0] = dataclasses.replace(facts[0], paraphrases=())
@@ -146,13 +144,13 @@ def test_unusable_facts_are_named_and_left_out(model: Any) -> None:
     assert table.row("known", "short").n == 1
 
 
-def test_the_model_and_the_process_stay_as_they_were(model: Any, found: list[FactResult]) -> None:
+def test_the_model_and_the_process_stay_as_they_were(model: Any, found: dkn.Results) -> None:
     before = state(model)
     complexity(model, words_tokenizer(), planted_facts()[:2], found[:2], forms=["paraphrase"])
     assert state(model) == before
 
 
-def test_run_directories_continue(model: Any, found: list[FactResult], tmp_path: Any) -> None:
+def test_run_directories_continue(model: Any, found: dkn.Results, tmp_path: Any) -> None:
     facts, tokenizer = planted_facts(), words_tokenizer()
     told: list[tuple[int, int]] = []
 
@@ -186,13 +184,13 @@ def test_run_directories_continue(model: Any, found: list[FactResult], tmp_path:
     ids=["unknown", "none", "twice"],
 )
 def test_wrong_forms_are_named(
-    model: Any, found: list[FactResult], forms: list[str], message: str
+    model: Any, found: dkn.Results, forms: list[str], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
         complexity(model, words_tokenizer(), planted_facts(), found, forms=forms)
 
 
-def test_results_of_other_facts_are_refused(model: Any, found: list[FactResult]) -> None:
+def test_results_of_other_facts_are_refused(model: Any, found: dkn.Results) -> None:
     with pytest.raises(UserError, match="results must be those of the facts"):
         complexity(model, words_tokenizer(), planted_facts()[1:], found)
 
@@ -326,11 +324,11 @@ def test_a_single_candidate_has_no_redundancy() -> None:
 # Models
 
 
-def relabelled(results: list[FactResult]) -> list[FactResult]:
+def relabelled(results: dkn.Results) -> list[FactResult]:
     return [dataclasses.replace(r, fact_id=f"f{i}") for i, r in enumerate(results)]
 
 
-def test_a_degenerate_model_is_told_from_one_that_is_not(found: list[FactResult]) -> None:
+def test_a_degenerate_model_is_told_from_one_that_is_not(found: dkn.Results) -> None:
     """As if one model held the facts redundantly and a larger one did not."""
     facts = [Fact(f"f{i}", "p", "a") for i in range(COPIES)]
     either, both = relabelled(found[:COPIES]), relabelled(found[COPIES:])
@@ -386,7 +384,7 @@ def test_trend_is_over_facts_known_to_all() -> None:
     assert [c.against for c in table.comparisons if c.figure == "probability"] == ["a", "a"]
 
 
-def test_equal_sizes_have_no_trend_and_keep_their_order(found: list[FactResult]) -> None:
+def test_equal_sizes_have_no_trend_and_keep_their_order(found: dkn.Results) -> None:
     facts = [Fact(f"f{i}", "p", "a") for i in range(COPIES)]
     of = {"first": relabelled(found[:COPIES]), "second": relabelled(found[:COPIES])}
     size = ModelSize(1000, 4, 32, 256)
@@ -403,7 +401,7 @@ def test_size_counts_tied_parameters_once() -> None:
     assert model_size(model) == ModelSize(v * d + positions * d + n * layer + 2 * d, n, d, f)
 
 
-def test_models_must_be_the_same_and_two(found: list[FactResult]) -> None:
+def test_models_must_be_the_same_and_two(found: dkn.Results) -> None:
     facts, size = planted_facts(), ModelSize(1, 1, 1, 1)
     with pytest.raises(UserError, match="two at least; got"):
         complexity_of_models(facts, {"a": found}, {"a": size})

@@ -32,7 +32,7 @@ from tests.docs.test_committed_results import rows_of, table
 
 PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
 TINY = Training(layers=2, width=32, vocabulary=400, known=0.8, batch=8, most_epochs=120)
-Examined = tuple[Any, Any, list[dkn.FactResult]]
+Examined = tuple[Any, Any, dkn.Results]
 NAMES = ("Ada", "Bob", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hal", "Ivy", "Jo")
 
 

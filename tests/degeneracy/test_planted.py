@@ -41,7 +41,7 @@ def model() -> Any:
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
-def results(request: pytest.FixtureRequest, model: Any) -> list[dkn.FactResult]:
+def results(request: pytest.FixtureRequest, model: Any) -> dkn.Results:
     # Mean activations are over eight facts at the least; the packaged ones are in English.
     fill = [dkn.Fact(f"fill-{i}", f"w{i + 20} w9", f"w{i + 30}") for i in range(8)]
     with pytest.MonkeyPatch.context() as patched:

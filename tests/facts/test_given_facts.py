@@ -129,7 +129,7 @@ def model() -> Any:
 
 
 @pytest.fixture(scope="module")
-def results(model: Any) -> list[dkn.FactResult]:
+def results(model: Any) -> dkn.Results:
     return dkn.find_dkns(model, words_tokenizer(), facts(model), CONFIG)
 
 
@@ -202,7 +202,7 @@ ENTRIES += [_complexity, _of_models, _clusterers, _sharing, _finetuned]
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e.__name__)
 def test_every_entry_takes_every_form(
     model: Any,
-    results: list[dkn.FactResult],
+    results: dkn.Results,
     entry: Callable[[Any, Any, Any], Any],
     tmp_path: Path,
 ) -> None:
@@ -213,7 +213,7 @@ def test_every_entry_takes_every_form(
 
 
 def test_new_facts_are_taken_in_every_form(
-    model: Any, results: list[dkn.FactResult], tmp_path: Path
+    model: Any, results: dkn.Results, tmp_path: Path
 ) -> None:
     new = [dkn.Fact(f"new{i}", f"w{5 + i} w30 w31", f"w{40 + i}") for i in range(3)]
     options: dict[str, Any] = {"steps": 1, "lr": 0.1, "n_random": 1}

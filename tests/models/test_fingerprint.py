@@ -30,7 +30,7 @@ def model() -> Any:
     return tiny("llama", torch.float32)
 
 
-def find(out: Path, guest: Any, tokenizer: Any, **options: Any) -> list[dkn.FactResult]:
+def find(out: Path, guest: Any, tokenizer: Any, **options: Any) -> dkn.Results:
     return dkn.find_dkns(guest, tokenizer, FACTS, CONFIG, out, **options)
 
 

@@ -16,6 +16,7 @@ PACKAGE = Path(dkn_engine.__file__).parent
 ROOMS = (
     "_native",
     "errors",
+    "showing",
     "files",
     "config",
     "types",
@@ -30,6 +31,7 @@ ROOMS = (
     "topology",
     "degeneracy",
     "statistics",
+    "results",
     "store",
     "run",
     "interchange",

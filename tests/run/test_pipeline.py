@@ -66,13 +66,13 @@ def model() -> Any:
 
 
 @pytest.fixture(scope="module")
-def results(model: Any) -> list[dkn.FactResult]:
+def results(model: Any) -> dkn.Results:
     return run(model, facts(model))
 
 
 def run(
     model: Any, some: list[dkn.Fact], config: Config = CONFIG, out: Path | None = None, **more: Any
-) -> list[dkn.FactResult]:
+) -> dkn.Results:
     return dkn.find_dkns(model, words_tokenizer(), some, config, out, **more)
 
 

@@ -18,7 +18,7 @@ def demo() -> tuple[Any, Any]:
 
 
 @pytest.fixture(scope="module")
-def results(demo: tuple[Any, Any], tmp_path_factory: Any) -> list[dkn.FactResult]:
+def results(demo: tuple[Any, Any], tmp_path_factory: Any) -> dkn.Results:
     out = tmp_path_factory.mktemp("demo") / "run"
     found = dkn.find_dkns(*demo, dkn.load_facts("demo", limit=2), out=out)
     assert [r.fact_id for r in dkn.read_results(out)] == [r.fact_id for r in found]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def files_in(run: Path) -> Files:
     return {f.name: f.read_bytes() for f in run.iterdir() if f.suffix in {".parquet", ".json"}}
 
 
-def read(path: Path) -> list[dkn.FactResult]:
+def read(path: Path) -> dkn.Results:
     done, _ = count_done(path)
     found = dkn.read_results(path)
     assert len(dkn.load_results(path, "datasets")) == len(found) == done
@@ -49,7 +49,7 @@ def resume(path: Path) -> list[dkn.FactResult]:
         return [r for w in range(directory.plan.n_windows) for r in directory.read_window(w)]
 
 
-def outcome(path: Path, use: Callable[[Path], list[dkn.FactResult]] = read) -> str:
+def outcome(path: Path, use: Callable[[Path], Sequence[dkn.FactResult]] = read) -> str:
     """``same``, or ``refused`` in one line; anything else fails the test."""
     try:
         found = use(path)

@@ -36,7 +36,7 @@ def model() -> Any:
     return tiny("llama", torch.float32)
 
 
-def run(model: Any, out: Any, **more: Any) -> list[dkn.FactResult]:
+def run(model: Any, out: Any, **more: Any) -> dkn.Results:
     return dkn.find_dkns(model, words_tokenizer(), many_facts(model, N), CONFIG, out, **more)
 
 

@@ -42,7 +42,7 @@ CONFIG = Config(
 )
 
 
-def run(out: Path) -> list[dkn.FactResult]:
+def run(out: Path) -> dkn.Results:
     return dkn.find_dkns(MODEL, TOKENIZER, FACTS, CONFIG, out)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from dkn_engine.report.clean import clean
-from dkn_engine.report.content import Report
+from dkn_engine.report.content import Block, Report
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -44,6 +44,12 @@ def render_page(report: Report) -> str:
             script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         )
     )
+
+
+def render_blocks(blocks: Sequence[Block]) -> str:
+    """Blocks as a piece of HTML, without the page's style and script."""
+    show = _environment().get_template("blocks.html.j2").module.show  # type: ignore[attr-defined]
+    return "".join(map(str, map(show, blocks)))
 
 
 @cache

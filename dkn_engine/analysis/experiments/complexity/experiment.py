@@ -76,7 +76,8 @@ def complexity(
     _require_forms(forms)
     usable = [f for f, r in zip(facts, results, strict=True) if r.status in USABLE]
     texts = {SHORT: usable, **{f: _rewritten(tokenizer, usable, f, seed) for f in forms}}
-    found = {f: [r for r in results if r.status in USABLE] if f == SHORT else [] for f in texts}
+    found: dict[str, Sequence[FactResult]] = dict.fromkeys(texts, ())
+    found[SHORT] = [r for r in results if r.status in USABLE]
     total = sum(len(texts[f]) for f in forms)
     starts = accumulate((len(texts[f]) for f in forms), initial=0)
     for done, form in zip(starts, forms, strict=False):

@@ -1,0 +1,69 @@
+"""What a notebook shows of a record, and the pages and figures that a record makes of itself."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dkn_engine.files.atomic import write_files
+from dkn_engine.files.local_paths import local_path
+from dkn_engine.report.cards import components_table
+from dkn_engine.report.content import Block, Figures, Heading, Paragraph, cell_text
+from dkn_engine.report.drawings import pictures_of
+from dkn_engine.report.family import about_family
+from dkn_engine.report.figures import available
+from dkn_engine.report.html.files import write_page
+from dkn_engine.report.html.page import render_blocks
+from dkn_engine.report.run import STATUS_WORDS, facts_table
+from dkn_engine.report.summary import Summary, summarize
+from dkn_engine.types import FactResult
+
+if TYPE_CHECKING:
+    from dkn_engine.results import Results
+
+_MOST_ROWS = 50
+
+
+def results_html(results: Results) -> str:
+    """How many facts there are and have a DKN, and the table of them, 50 at most."""
+    rows = results[:_MOST_ROWS]
+    blocks: list[Block] = [Paragraph(repr(results).strip("<>").removeprefix("Results: "))]
+    blocks += facts_table(rows, None, len(rows)).blocks
+    if more := len(results) - len(rows):
+        blocks.append(Paragraph(f"… and {more:,} more facts."))
+    return render_blocks(blocks)
+
+
+def fact_html(result: FactResult) -> str:
+    """A fact: its graph and lattice if matplotlib is installed, its DKN, its components."""
+    blocks: list[Block] = [Heading(f"{result.prompt or result.fact_id} → {result.answer}")]
+    if result.status != "ok":
+        blocks.append(Paragraph(f"{STATUS_WORDS[result.status]}: {result.reason}"))
+        return render_blocks(blocks)
+    blocks.append(
+        Paragraph(
+            f"p = {cell_text(result.probability)}, {len(result.neurons):,} knowledge neurons in "
+            f"{len(result.components):,} candidate components"
+        )
+    )
+    if available() and len(result.neurons):
+        blocks.append(Figures(pictures_of(result)))
+    if result.components:
+        blocks += [Paragraph(about_family(result)), components_table(result)]
+    return render_blocks(blocks)
+
+
+def summary_of(results: Results) -> Summary:
+    """The headline figures."""
+    return summarize(results)
+
+
+def write_report(results: Results, path: str | Path) -> Path:
+    """The page of results as one file; see :meth:`dkn_engine.results.Results.report`."""
+    path = local_path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        page, _ = write_page(folder, results, summarize(results))
+        write_files(path.parent, {path.name: page.read_bytes()})
+    return path
