@@ -1,18 +1,23 @@
-"""What flows between the stages: frozen records of NumPy arrays, no torch, no behaviour."""
+"""What flows between the stages: frozen records of NumPy arrays, without torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.errors import FactError
+from dkn_engine.config import integer
+from dkn_engine.errors import FactError, UserError
 from dkn_engine.files.visible_text import prompt_without_space, without_space
 from dkn_engine.showing import shown
+from dkn_engine.showing.tables import data_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _REQUIRED = ("id", "prompt", "answer")
 _NAN = float("nan")
@@ -141,6 +146,41 @@ class Attribution:
     converged: NDArray[np.bool_]
     error: NDArray[np.float32]
     path: tuple[Path, ...]
+
+    def top(self, k: int = 20) -> dict[str, NDArray[np.int32]]:
+        """The neurons of each fact with the highest scores, as interventions take them.
+
+        Args:
+            k: how many, at least 1.
+
+        Returns:
+            By fact id int32 ``[k, 2]`` (layer, index), by descending score, ties by layer and
+            index; fewer where the model has no more.
+
+        Raises:
+            UserError: ``k`` is not a positive integer.
+        """
+        return {fact_id: self._highest(i, k) for i, fact_id in enumerate(self.fact_ids)}
+
+    def to_pandas(self, k: int = 20) -> pd.DataFrame:
+        """The scores of :meth:`top`'s neurons, a row each: fact_id, layer, index, score.
+
+        Raises:
+            UserError: ``k`` is not a positive integer, or pandas is not installed.
+        """
+        rows = [
+            (fact_id, layer, index, self.scores[i, layer, index])
+            for i, fact_id in enumerate(self.fact_ids)
+            for layer, index in self._highest(i, k).tolist()
+        ]
+        return data_frame(rows, ("fact_id", "layer", "index", "score"))
+
+    def _highest(self, fact: int, k: int) -> NDArray[np.int32]:
+        if (integer(k) or 0) < 1:
+            raise UserError(f"k must be an integer of at least 1; got {k!r}")
+        order = np.argsort(-self.scores[fact].ravel(), kind="stable")[:k]
+        places = np.unravel_index(order, self.scores.shape[1:])
+        return np.stack(places, axis=1).astype(np.int32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

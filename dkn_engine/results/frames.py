@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from dkn_engine.errors import UserError
 from dkn_engine.neurons import encode
+from dkn_engine.showing.tables import data_frame
 from dkn_engine.types import CONTROLS, FactResult
 
 if TYPE_CHECKING:
@@ -40,21 +40,6 @@ def frame(results: Iterable[FactResult], table: str) -> pd.DataFrame:
     rows = [row for result in results for row in _ROWS[table](result)]
     found = data_frame(rows, COLUMNS[table])
     return found.astype({"component": "Int64"}) if table == "neurons" else found
-
-
-def data_frame(rows: Sequence[Sequence[Any]], columns: Sequence[str]) -> pd.DataFrame:
-    """Rows as a DataFrame.
-
-    Raises:
-        UserError: pandas is not installed.
-    """
-    try:
-        pandas = importlib.import_module("pandas")
-    except ImportError as error:
-        raise UserError(
-            f"to_pandas needs the package pandas: pip install pandas ({error})"
-        ) from error
-    return pandas.DataFrame(rows, columns=list(columns))
 
 
 def components_of(result: FactResult) -> list[int | None]:
