@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import zlib
@@ -19,6 +20,7 @@ from dkn_engine.files.visible_text import without_space
 from dkn_engine.types import Fact
 
 _GZIP = b"\x1f\x8b"
+FIELDS = tuple(f.name for f in dataclasses.fields(Fact))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,7 @@ def iter_records(path: Path) -> Iterator[Record | FactProblem]:
         FactError: the file cannot be read or is empty.
     """
     try:
-        with _open(path) as file:
+        with opened(path) as file:
             start = file.read(4096)
         if not start.removeprefix(b"\xef\xbb\xbf").strip():
             raise UnreadableFile(path, "the file is empty; expected facts as JSON")
@@ -125,7 +127,7 @@ def iter_records(path: Path) -> Iterator[Record | FactProblem]:
         raise UnreadableFile(path, f"cannot be read: {reason}") from error
 
 
-def _open(path: Path) -> IO[bytes]:
+def opened(path: Path) -> IO[bytes]:
     """The file to be read, unpacked if it is gzip's, whatever its name."""
     with path.open("rb") as file:
         packed = file.read(len(_GZIP)) == _GZIP
@@ -141,7 +143,7 @@ def one_of_many(items: Read) -> Read:
 
 
 def _line_records(path: Path) -> Iterator[Record | FactProblem]:
-    with _open(path) as file:
+    with opened(path) as file:
         for number, line in enumerate(file, start=1):
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
@@ -156,7 +158,7 @@ def _line_records(path: Path) -> Iterator[Record | FactProblem]:
 def _list_records(path: Path) -> Iterator[Record | FactProblem]:
     """Elements of a JSON list; those before a mistake are kept, since they are whole."""
     try:
-        with _open(path) as file:
+        with opened(path) as file:
             text = file.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         yield FactProblem(str(path), None, None, _describe(error))

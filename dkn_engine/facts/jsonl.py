@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dkn_engine.config import Blank
+from dkn_engine.facts.ids import made_id
 from dkn_engine.facts.json_records import (
+    FIELDS,
     BadEntry,
     Read,
     convert_records,
     label,
-    required_label,
     table,
     text,
     texts,
@@ -24,11 +24,10 @@ from dkn_engine.types import Fact
 
 # As other formats, tokenizers and people spell it. Two underscores in a word are part of a name.
 _BLANK = re.compile(r"_{3,}|(?<![\w.])__(?![\w(])|(?i:\[MASK\]|<MASK>|\[BLANK\])|\{\}|\[Y\]|_X_")
-_FIELDS = tuple(f.name for f in dataclasses.fields(Fact))
 
 
 def read(path: Path, blank: Blank) -> Read:
-    """Facts of ``{"id", "prompt", "answer", ...}`` lines."""
+    """Facts of ``{"prompt", "answer", ...}`` lines; what has no id gets one of its text."""
     return convert_records(path, lambda value, _: fact_of(table(value), blank))
 
 
@@ -57,18 +56,21 @@ def convert(entry: Mapping[str, Any]) -> Fact:
     Raises:
         BadEntry: it has none.
     """
-    unknown = sorted(set(entry) - set(_FIELDS), key=str)
+    unknown = sorted(set(entry) - set(FIELDS), key=str)
     if unknown:
         # A misspelt 'paraphrases' must not be lost without a word.
-        raise BadEntry(f"unknown key {unknown[0]!r}; known: {', '.join(_FIELDS)}")
+        raise BadEntry(f"unknown key {unknown[0]!r}; known: {', '.join(FIELDS)}")
+    name = label(entry, "id")
+    prompt, answer = text(entry, "prompt", prompt_without_space), text(entry, "answer")
+    date = label(entry, "date")
     return Fact(
-        id=required_label(entry, "id"),
-        prompt=text(entry, "prompt", prompt_without_space),
-        answer=text(entry, "answer"),
+        id=made_id(prompt, answer, date) if name is None else name,
+        prompt=prompt,
+        answer=answer,
         aliases=texts(entry, "aliases"),
         subject=label(entry, "subject"),
         relation=label(entry, "relation"),
         paraphrases=texts(entry, "paraphrases", prompt_without_space),
         wrong_answers=texts(entry, "wrong_answers"),
-        date=label(entry, "date"),
+        date=date,
     )

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from dkn_engine.config import Blank, Dates, integer
 from dkn_engine.errors import FactError, UserError
-from dkn_engine.facts import counterfact, jsonl, lama, pararel, templama
+from dkn_engine.facts import counterfact, csv_table, jsonl, lama, pararel, templama
 from dkn_engine.facts.dates import dated
 from dkn_engine.facts.json_records import FactProblem, Read, Record, iter_records
 from dkn_engine.facts.shared import SharedPrompts
@@ -18,7 +18,7 @@ from dkn_engine.types import Fact
 
 logger = logging.getLogger(__name__)
 
-Format = Literal["auto", "templama", "pararel", "lama", "counterfact", "jsonl"]
+Format = Literal["auto", "templama", "pararel", "lama", "counterfact", "jsonl", "csv"]
 # Each raises FactError where a file or folder cannot be read, is empty or has another layout.
 _READERS: dict[str, Callable[[Path, Blank], Read]] = {
     "templama": templama.read,
@@ -26,6 +26,7 @@ _READERS: dict[str, Callable[[Path, Blank], Read]] = {
     "lama": lama.read,
     "counterfact": counterfact.read,
     "jsonl": jsonl.read,
+    "csv": csv_table.read,
 }
 _DATA = Path(__file__).resolve().parent / "packaged"
 _PACKAGED = {
@@ -100,8 +101,9 @@ def iter_facts(
             fixed sample drawn without looking at the model) or ``"demo-new"`` (made-up facts that
             no model knows).
         format: ``templama``, ``pararel`` (bags file, or folder of patterns and vocabulary),
-            ``lama``, ``counterfact``, ``jsonl`` (keys as the fields of ``Fact``), or ``auto``,
-            which looks at the content.
+            ``lama``, ``counterfact``, ``jsonl`` (keys as the fields of ``Fact``), ``csv`` (a header
+            with the same names; commas, semicolons or tabs), or ``auto``, which looks at the
+            content.
         limit: stop after so many facts.
         blank: a blank that is not at the end of its sentence: ``skip`` the entry, or keep the
             blank as ``literal`` text, as the released code does.
@@ -184,6 +186,8 @@ def _sniff(path: Path) -> str:
             return "lama"
         expected = "'patterns' and 'vocab' folders (ParaRel) or relations.jsonl (LAMA)"
         raise FactError(f"{path}: a folder of facts must hold {expected}; it has neither")
+    if csv_table.header_of(path) is not None:
+        return "csv"
     first: Record | FactProblem | None = None
     for record in itertools.islice(iter_records(path), _SNIFFED_RECORDS):
         # A broken first line must not hide the format of the others.
@@ -191,7 +195,12 @@ def _sniff(path: Path) -> str:
         if found is not None:
             return found
         first = first or record
-    raise FactError(f"{path}: unknown format: {_seen(first)}; pass format= if it is known")
+    if path.suffix.lower() in {".csv", ".tsv"}:
+        return "csv"  # whose header will be refused by its columns
+    raise FactError(
+        f"{path}: unknown format: {_seen(first)}; expected JSON, or a table whose header has "
+        "prompt and answer"
+    )
 
 
 def _format_of(value: Any) -> str | None:

@@ -754,7 +754,7 @@ def test_folder_for_a_format_of_files_is_an_error(tmp_path: Path, format: str) -
 @pytest.mark.parametrize(
     "options",
     [
-        {"format": "csv"},
+        {"format": "xml"},
         {"blank": "keep"},
         {"dates": "year"},
         {"limit": -1},

@@ -22,7 +22,7 @@ from dkn_engine.interchange import read_eleuther, read_released, write_eleuther,
 from dkn_engine.interchange.neuron_records import FactNeurons, same_set
 from dkn_engine.types import Fact
 
-FORMATS = ["auto", "templama", "pararel", "lama", "counterfact", "jsonl"]
+FORMATS = ["auto", "templama", "pararel", "lama", "counterfact", "jsonl", "csv"]
 # The same examples every time, so that a failure is a change of the code, not of luck.
 FUZZ = settings(
     max_examples=60,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import hashlib
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from dkn_engine.config import FactsConfig
 from dkn_engine.errors import FactError
 from dkn_engine.facts import write_facts
 from dkn_engine.facts.given import fact_list, facts_from
+from dkn_engine.facts.ids import made_id
 from tests.run.test_pipeline import CONFIG, facts
 from tests.support.saved import save_tiny
 from tests.support.tiny import tiny
@@ -65,6 +68,43 @@ def test_every_form_makes_the_same_facts(
     assert fact_list(way(some, tmp_path)) == some
 
 
+def test_pairs_are_prompts_and_answers() -> None:
+    expected = [dkn.Fact(made_id("w5 w6", "w7"), "w5 w6", "w7")]
+    forms: tuple[Any, ...] = ((" w5 w6", "w7"), [("w5 w6", "w7")], iter([["w5 w6", " w7"]]))
+    for given in forms:
+        assert fact_list(given) == expected
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars", "pyarrow"])
+def test_rows_of_data_frames_are_facts(library: str) -> None:
+    module = pytest.importorskip(library)
+    rows: list[dict[str, Any]] = [
+        {"prompt": "w5 w6", "answer": "w7", "relation": "r", "aliases": ["w8"]},
+        {"prompt": "w5", "answer": "w6", "relation": None, "aliases": None},
+    ]
+    frame = module.Table.from_pylist(rows) if library == "pyarrow" else module.DataFrame(rows)
+    assert fact_list(frame) == fact_list(rows)
+    assert [f.relation for f in fact_list(frame)] == ["r", None]
+
+
+def test_made_ids_follow_from_the_text_alone() -> None:
+    ids = [
+        made_id("The capital of Italy is", "Rome"),
+        made_id("The capital of Italy is", "rome"),
+        made_id("the capital of Italy: is", "Rome"),
+        made_id("The capital of Italy is", "Rome", "2012"),
+        made_id("意大利的首都是", "罗马"),
+        made_id("w " * 100, "x"),
+        made_id("?", "!"),
+    ]
+    assert ids[0] == "the-capital-of-italy-is-rome-" + ids[0][-6:]
+    assert len(set(ids)) == len(ids)
+    assert all(len(i) <= 47 and re.fullmatch(r"[\w-]+", i) for i in ids)
+    # Computed once, so that a run directory of an older version is continued.
+    digest = hashlib.sha256(b"The capital of Italy is\nRome").hexdigest()
+    assert ids[0].endswith(digest[:6])
+
+
 @pytest.mark.parametrize("given", [FULL, plain(FULL)], ids=["fact", "dict"])
 def test_one_fact_is_a_list_of_one(given: Any) -> None:
     assert fact_list(given) == [FULL]
@@ -99,13 +139,13 @@ def test_settings_of_facts_hold_for_paths_and_dicts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([plain(FULL), {"prompt": "w5", "answer": "w6"}], r"^facts\[1\]: missing key 'id'$"),
+        ([plain(FULL), {"prompt": "w5"}], r"^facts\[1\]: missing key 'answer'$"),
         ({"id": "x", "prompt": "w5", "answer": 7}, r"^fact 'x': 'answer' must be text; got int$"),
         ([{"id": "x", "prompt": "w5", "answer": "a", "alias": []}], "unknown key 'alias'; known"),
         ([{1: 2, "x": 3}], r"^facts\[0\]: unknown key 1; known"),
         ("no_such_file.jsonl", "no_such_file.jsonl: there is no such file"),
     ],
-    ids=["id", "answer", "key", "number", "path"],
+    ids=["absent", "answer", "key", "number", "path"],
 )
 def test_a_mapping_that_makes_no_fact_is_named(given: Any, message: str) -> None:
     with pytest.raises(FactError, match=message):
@@ -114,11 +154,17 @@ def test_a_mapping_that_makes_no_fact_is_named(given: Any, message: str) -> None
 
 @pytest.mark.parametrize(
     ("given", "kind"),
-    [(5, "int"), (None, "NoneType"), ([("w5", "w6")], "tuple"), ([FULL, "a.jsonl"], "str")],
-    ids=["int", "none", "pairs", "paths"],
+    [
+        (5, "int"),
+        (None, "NoneType"),
+        ([("w5", "w6", "r")], "tuple"),
+        ([FULL, "a.jsonl"], "str"),
+        (["w5", "w6"], "str"),  # A list of texts may be anything, a tuple of two is a pair.
+    ],
+    ids=["int", "none", "triples", "paths", "texts"],
 )
 def test_what_is_no_fact_is_refused(given: Any, kind: str) -> None:
-    message = rf"^facts must be a path, or dkn_engine\.Fact or mappings.*; got {kind}$"
+    message = rf"^facts must be a path, a data frame, or facts.*dkn_engine\.Fact.*; got {kind}$"
     with pytest.raises(TypeError, match=message):
         fact_list(given)
 
