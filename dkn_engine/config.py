@@ -16,6 +16,7 @@ import numpy as np
 
 from dkn_engine.errors import UserError
 from dkn_engine.files.local_paths import local_path
+from dkn_engine.files.near_names import did_you_mean
 from dkn_engine.files.strict_json import parse_json
 
 Blank = Literal["skip", "literal"]
@@ -445,6 +446,11 @@ class Config(Section):
     of the demo model that are in no packaged set (``benchmarks/science/defaults.py`` states
     candidates and rule, ``benchmarks/results/defaults.csv`` has the figures). Other models may
     want others.
+
+    Attributes:
+        facts, attribution, selection, topology, filter: the settings of each stage.
+        facts_per_chunk: facts that are computed together, and whose results are written at once.
+        seed: of every random choice; each has numbers of its own.
     """
 
     facts: FactsConfig = field(default_factory=FactsConfig)
@@ -510,11 +516,42 @@ class Config(Section):
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 
+    def set(self, key: str | Mapping[str, Any], value: Any = None) -> Config:
+        """The configuration with one setting changed, or several that are only allowed together.
+
+        Args:
+            key: as ``--set`` has it, such as ``"selection.threshold"``; or values by such keys.
+            value: of the one setting.
+
+        Raises:
+            UserError: there is no such setting, or the value is not allowed.
+        """
+        data = self.to_dict()
+        for name, one in key.items() if isinstance(key, Mapping) else [(key, value)]:
+            *sections, last = name.split(".")
+            node: Any = data
+            for section in sections:
+                node = node.get(section) if isinstance(node, dict) else None
+            if not isinstance(node, dict) or isinstance(node.get(last, {}), dict):
+                known = dotted_keys(data)
+                raise UserError(f"there is no setting {name!r}{did_you_mean(name, known)}")
+            node[last] = one
+        return Config.from_dict(data)
+
     @property
     def hash(self) -> str:
         """First 16 hexadecimal digits of the SHA-256 of the canonical JSON."""
         text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def dotted_keys(data: Mapping[str, Any], before: str = "") -> list[str]:
+    """The settings in nested plain data, each by its key, as in ``selection.threshold``."""
+    found: list[str] = []
+    for name, value in data.items():
+        key = f"{before}{name}"
+        found += dotted_keys(value, f"{key}.") if isinstance(value, Mapping) else [key]
+    return found
 
 
 def read_table(path: str | Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from dkn_engine.cli.inputs import (
     tell_problems,
     torch_threads,
 )
-from dkn_engine.cli.options import Input, Output, Reading, Training, Work, changes
+from dkn_engine.cli.options import Input, Output, Reading, Training, Work, changes, required_facts
 from dkn_engine.cli.settings import PRESETS, require_not_set, settings_from_options
 from dkn_engine.config import Config, FactsConfig, Section
 from dkn_engine.errors import UserError
@@ -35,11 +36,26 @@ if TYPE_CHECKING:
 _LINES = 60  # of each table's figures on the terminal; the rest is in the files
 
 
+def shown(name: str) -> str:
+    """The name of an analysis as people read and write it."""
+    return name.replace("_", "-")
+
+
+def _analysis(text: str) -> str:
+    """An analysis by its name, in either spelling."""
+    name = text.replace("-", "_")
+    if name not in ANALYSES:
+        known = ", ".join(map(shown, ANALYSES))
+        raise argparse.ArgumentTypeError(f"must be among {known}; got {text!r}")
+    return name
+
+
 @dataclass(frozen=True, kw_only=True)
 class SingleOptions:
     """What ``analyze <analysis>`` is told."""
 
     input: Input
+    facts: str = required_facts()
     work: Work
     output: Output
 
@@ -49,6 +65,7 @@ class EvolvabilityOptions:
     """What ``analyze evolvability`` is told."""
 
     input: Input
+    facts: str = required_facts()
     work: Work
     training: Training
     output: Output
@@ -61,12 +78,14 @@ class AllOptions:
     """
 
     models: tuple[str, ...] = option(
-        "--models", "'demo', hub ids or local paths", nargs="+", metavar="M"
+        "--models", "The models: demo, hub ids or local folders.", nargs="+", metavar="M"
     )
-    facts: tuple[str, ...] = option("--facts", "'demo' or files of facts", nargs="+", metavar="F")
+    facts: tuple[str, ...] = option(
+        "--facts", "The facts: files, folders or packaged lists.", nargs="+", metavar="F"
+    )
     presets: tuple[str, ...] = option(
         "--presets",
-        f"of settings: {', '.join(PRESETS)} (default: default)",
+        f"The presets of settings: {', '.join(PRESETS)} (default: default).",
         default=("default",),
         nargs="+",
         choices=tuple(PRESETS),
@@ -74,10 +93,10 @@ class AllOptions:
     )
     analyses: tuple[str, ...] = option(
         "--analyses",
-        f"make these only: {', '.join(ANALYSES)}",
+        f"Make these analyses only: {', '.join(map(shown, ANALYSES))}.",
         default=tuple(ANALYSES),
         nargs="+",
-        choices=tuple(ANALYSES),
+        type=_analysis,
         metavar="A",
     )
     changes: tuple[str, ...] = changes()
@@ -94,18 +113,19 @@ def single(name: str, options: SingleOptions | EvolvabilityOptions) -> int:
         UserError: options, facts, model or folder cannot be used, or the analysis refuses.
     """
     given = options.input
+    settings = given.settings
     suite = AllOptions(
         models=(given.model,),
-        facts=(given.facts,),
-        presets=(given.preset,),
+        facts=(options.facts,),
+        presets=(settings.preset,),
         analyses=(name,),
-        changes=given.changes,
+        changes=settings.changes,
         reading=given.reading,
         work=options.work,
         training=getattr(options, "training", Training()),
         output=options.output,
     )
-    return _run(suite, given.config, strict=True)
+    return _run(suite, settings.config, strict=True)
 
 
 def every(options: AllOptions) -> int:

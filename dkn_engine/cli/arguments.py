@@ -1,13 +1,16 @@
 """Frozen dataclasses of options, from which a parser is built and which it then fills.
 
 A field made by :func:`option` says what argparse is told of it; any other field is such a dataclass
-itself, a group that several commands share. Nothing behind the parser sees a ``Namespace``.
+itself, a group that several commands share, under its ``TITLE`` in the help if it has one. Nothing
+behind the parser sees a ``Namespace``.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import textwrap
+from collections.abc import Iterator
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -47,20 +50,60 @@ def number(name: str, help: str, *, default: Any = None, type: Any = None) -> An
     return option(name, help, default=default, type=type or positive, metavar="N")
 
 
+_REQUIRED, _OTHERS = "required", "options"
+
+
 def add_arguments(parser: argparse.ArgumentParser, options: Any) -> None:
-    """Let a parser take the options of a dataclass, in the order of its fields."""
-    hints = get_type_hints(options)
-    groups: dict[str, Any] = {"": parser}
-    for f in dataclasses.fields(options):
-        if not f.metadata:
-            add_arguments(parser, hints[f.name])
-            continue
+    """Let a parser take the options of a dataclass, and say so in its help.
+
+    What is required comes first, then the rest, group by group, and in the end ``--help``.
+    """
+    fields = list(_fields(options, _OTHERS))
+    groups: dict[str, Any] = {}
+    # As argparse has them: its own group of --help, and what alone may be given.
+    exclusive: dict[str, Any] = {}
+    order = [_REQUIRED, *dict.fromkeys(title for title, _ in fields if title != _REQUIRED)]
+    for title, f in sorted(fields, key=lambda found: order.index(found[0])):
         name, group, told = f.metadata["name"], f.metadata["group"], f.metadata["told"]
-        if group not in groups:
-            groups[group] = parser.add_mutually_exclusive_group()
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        to = groups[title]
+        if group:
+            to = exclusive.setdefault(group, None) or to.add_mutually_exclusive_group()
+            exclusive[group] = to
         if name.startswith("-"):
             told = told | {"dest": f.name}
-        groups[group].add_argument(name, **told)
+        to.add_argument(name, **told)
+    groups.setdefault(order[-1], parser).add_argument(
+        "-h", "--help", action="help", help="Show this help and exit."
+    )
+    one_of = getattr(options, "ONE_OF", "")  # what must be given in one of several ways
+    parser.usage = _usage(parser.prog, [f for t, f in fields if t == _REQUIRED], one_of)
+
+
+def _fields(options: Any, title: str) -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """Every option of a dataclass and of its groups, with the title that it is under."""
+    hints = get_type_hints(options)
+    for f in dataclasses.fields(options):
+        if not f.metadata:
+            group = hints[f.name]
+            yield from _fields(group, getattr(group, "TITLE", title))
+        else:
+            required = f.default is MISSING or not f.metadata["name"].startswith("-")
+            yield _REQUIRED if required else title, f
+
+
+def _usage(prog: str, required: list[dataclasses.Field[Any]], one_of: str) -> str:
+    """What must be given; all else is listed below it."""
+    parts = [prog]
+    for f in required:
+        name, told = f.metadata["name"], f.metadata["told"]
+        value = told.get("metavar", f.name.upper())
+        text = f"{name} {value}" if name.startswith("-") else value
+        text += " ..." if told.get("nargs") in {"+", "*"} else ""
+        parts.append(text if f.default is MISSING else f"[{text}]")
+    text = " ".join([*parts, *([one_of] if one_of else []), "[options]"])
+    return textwrap.fill(text, 72, subsequent_indent="    ", break_on_hyphens=False)
 
 
 def make_options(options: type[T], given: argparse.Namespace) -> T:

@@ -18,10 +18,10 @@ class BenchOptions:
     """
 
     cases: tuple[str, ...] = option(
-        "cases", "what to measure (default: all)", default=(), nargs="*", metavar="CASE"
+        "cases", "What to measure (default: all).", default=(), nargs="*", metavar="CASE"
     )
-    list: bool = switch("--list", "name the cases")
-    table: bool = switch("--table", "print the last table, measure nothing")
+    list: bool = switch("--list", "Name the cases.")
+    table: bool = switch("--table", "Print the last table and measure nothing.")
 
 
 def bench(options: BenchOptions) -> int:

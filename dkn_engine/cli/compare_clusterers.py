@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from dkn_engine.analysis.config import ClusterersConfig
 from dkn_engine.cli.arguments import folder, number, option
-from dkn_engine.cli.console import Console, put
+from dkn_engine.cli.console import Console, number_of, put
 from dkn_engine.cli.inputs import fact_file, load_model, read_facts, tell_problems, torch_threads
-from dkn_engine.cli.options import Input, Output
+from dkn_engine.cli.options import Input, Output, required_facts
 from dkn_engine.cli.settings import require_not_set, settings_from_options
 from dkn_engine.config import Config
 from dkn_engine.errors import UserError
@@ -28,26 +28,29 @@ class ClusterersOptions:
     """
 
     input: Input
+    facts: str = required_facts()
     out: Path | None = option(
         "--out",
-        "for the tables, and a run that can be continued",
+        "The folder for the tables, and for a run that can be continued.",
         default=None,
         metavar="DIR",
         type=folder,
     )
     methods: tuple[str, ...] = option(
         "--method",
-        "compare with this clusterer only; may be repeated (default: all)",
+        "Compare with this clusterer only; may be repeated (default: all).",
         default=(),
         action="append",
         metavar="NAME",
     )
-    draws: int | None = number("--draws", f"of random sets (default: {ClusterersConfig().n_draws})")
+    draws: int | None = number(
+        "--draws", f"Draw random sets N times (default: {ClusterersConfig().n_draws})."
+    )
     output: Output
 
     def settings(self) -> tuple[Config, ClusterersConfig]:
         """The configuration of the run, and the settings of the comparison."""
-        given = self.input
+        given = self.input.settings
         told = {
             "methods": ("--method", self.methods or None),
             "n_draws": ("--draws", self.draws),
@@ -73,19 +76,20 @@ def clusterers(options: ClusterersOptions) -> int:
     from dkn_engine.store import require_same_config
 
     console, given, out = Console(quiet=options.output.quiet), options.input, options.out
+    source = options.facts
     config, settings = options.settings()
     analysis.require_comparable(config, settings.methods)
     run = None if out is None else _made_folder(out) / "run"
     if run is not None:
         # Also checked later, but a large model takes minutes to load.
         require_same_config(run, analysis.without_controls(config))
-    console.step(1, 3, f"reading facts from {given.facts} ...")
-    facts, problems = read_facts(fact_file(given.facts, given.reading, config.facts))
+    console.step(1, 3, f"reading facts from {source} ...")
+    facts, problems = read_facts(fact_file(source, given.reading, config.facts))
     tell_problems(console, problems, "--json lists them all")
     console.step(2, 3, f"loading model {given.model} ...")
     with torch_threads(given.reading.threads):
         model, tokenizer = load_model(given.model, given.reading, console)
-        console.step(3, 3, f"comparing clusterers on {len(facts)} facts ...")
+        console.step(3, 3, f"comparing clusterers on {number_of(len(facts), 'fact')} ...")
         with console.progress(len(facts)) as progress:
             comparison = analysis.compare_clusterers(
                 model,
@@ -103,7 +107,7 @@ def clusterers(options: ClusterersOptions) -> int:
         document = {
             "analysis": "clusterers",
             "model": given.model,
-            "facts": given.facts,
+            "facts": source,
             "config_hash": config.hash,
             **clusterers_text.document(comparison),
             "problems": problems,

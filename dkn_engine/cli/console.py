@@ -136,6 +136,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def number_of(n: int, what: str) -> str:
+    """A number with its noun, as in "1 fact" and "33 facts"."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
 def put(text: str) -> None:
     """Write to stdout; a terminal that lacks a character shows a question mark instead."""
     try:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dkn_engine.cli.arguments import number, option, run_path
-from dkn_engine.cli.console import Console
+from dkn_engine.cli.console import Console, number_of, put
+from dkn_engine.cli.ending import NOTHING_KNOWN, ending
+from dkn_engine.cli.find_options import FindOptions
 from dkn_engine.cli.inputs import (
     Problem,
     fact_file,
@@ -20,76 +20,23 @@ from dkn_engine.cli.inputs import (
     tell_problems,
     torch_threads,
 )
-from dkn_engine.cli.options import Input, Output
+from dkn_engine.cli.page import write_run_page
 from dkn_engine.cli.results import ROWS, Overview, read_overview, show_results
 from dkn_engine.cli.settings import config_from_options
 from dkn_engine.config import Config
 from dkn_engine.errors import UserError
 from dkn_engine.store import RunPath
-from dkn_engine.store.plan import WHOLE, Shard
 from dkn_engine.types import FactResult, Progress
 
 if TYPE_CHECKING:
     from dkn_engine.run.pipeline import Run
 
 
-def _shard(text: str) -> Shard:
-    index, _, of = text.partition("/")
-    if not (index.isdecimal() and of.isdecimal() and int(index) < int(of)):
-        raise argparse.ArgumentTypeError(
-            f"must be I/N with I from 0 to N - 1, as in 0/4; got {text!r}"
-        )
-    return Shard(int(index), int(of))
-
-
-@dataclass(frozen=True, kw_only=True)
-class FindOptions:
-    """Find the degenerate knowledge neurons of facts and write a run directory."""
-
-    input: Input
-    out: RunPath = option(
-        "--out",
-        "run directory, new or to continue: a folder, or a URL that fsspec knows",
-        metavar="DIR",
-        type=run_path,
-    )
-    relations: tuple[str, ...] = option(
-        "--relation",
-        "use facts of this relation only; may be repeated",
-        default=(),
-        action="append",
-        metavar="R",
-    )
-    where: str | None = option(
-        "--where",
-        "count facts as known above this probability only (or known>=P)",
-        default=None,
-        metavar="known>P",
-    )
-    workers: int | None = number(
-        "--workers", "compute in N processes of --threads threads, 1 if not given"
-    )
-    ray: str | None = option(
-        "--ray",
-        "compute on a Ray cluster (default: one on this machine), by a worker for each "
-        "GPU or CPU, or by --workers of them",
-        default=None,
-        nargs="?",
-        const="local",
-        metavar="ADDRESS",
-    )
-    shard: Shard = option(
-        "--shard",
-        "compute part I of N (from 0), for 'merge' to put together",
-        default=WHOLE,
-        type=_shard,
-        metavar="I/N",
-    )
-    output: Output
-
-
 def find(options: FindOptions) -> int:
-    """``dkn-engine find``: facts to DKNs in a run directory, with the table at the end.
+    """``dkn-engine find``: facts to DKNs in a run directory, with table and page at the end.
+
+    Returns:
+        0, or ``NOTHING_KNOWN`` if the model knows none of the facts.
 
     Raises:
         UserError: options, facts, model or run directory cannot be used.
@@ -97,35 +44,65 @@ def find(options: FindOptions) -> int:
     from dkn_engine.store import require_same_config
 
     console, given = Console(quiet=options.output.quiet), options.input
-    config = config_from_options(given.preset, given.config, given.changes, options.where)
+    told = given.settings
+    config = config_from_options(told.preset, told.config, told.changes, options.selection.where)
+    options = replace(options, out=options.directory)
+    out = options.directory
     # Also checked later, but a large model takes minutes to load.
-    require_same_config(options.out, config)
-    console.step(1, 4, f"reading facts from {given.facts} ...")
+    require_same_config(out, config)
+    console.step(1, 4, f"reading facts from {options.question.words} ...")
     run, problems = _prepare(options, config)
     tell_problems(console, problems, counted=True)
-    if options.ray is not None or (options.workers or 1) > 1:
-        where = "" if options.ray is None else " on Ray"
+    if options.machines.ray is not None or (options.machines.workers or 1) > 1:
+        where = "" if options.machines.ray is None else " on Ray"
         console.step(2, 4, f"starting workers{where} that load {given.model} ...")
-        overview, seconds = _find_all(options.out, _in_workers(options, run), run, console)
+        overview, seconds = _find_all(out, _in_workers(options, run), run, console)
     else:
         console.step(2, 4, f"loading model {given.model} ...")
         with torch_threads(given.reading.threads):
-            overview, seconds = _find_all(options.out, _here(options, run, console), run, console)
+            overview, seconds = _find_all(out, _here(options, run, console), run, console)
     console.step(4, 4, "summing up ...")
-    show_results(options.out, overview, problems, seconds, options.output, ROWS)
+    show_results(out, overview, problems, seconds, options.output, ROWS)
     if given.reading.strict:
         _require_usable(overview)
-    return 0
+    return _finish(options, config, overview, problems, seconds, console)
+
+
+def _finish(
+    options: FindOptions,
+    config: Config,
+    overview: Overview,
+    problems: Sequence[Problem],
+    seconds: float | None,
+    console: Console,
+) -> int:
+    """Write the page, and say in the last lines what was found and where to go on."""
+    from dkn_engine.store import Snapshot
+
+    out, page = options.directory, None
+    if not options.no_report:
+        summary = replace(overview.summary, seconds=seconds, n_left_out=len(problems))
+        page = write_run_page(out, Snapshot(out), summary, problems, console)
+    last = ending(options, config, overview, page)
+    if options.output.json:
+        console.say(last.rstrip())
+    else:
+        put(f"\n{last}")
+    summary = overview.summary
+    return NOTHING_KNOWN if summary.n_facts and not summary.n_known else 0
 
 
 def _prepare(options: FindOptions, config: Config) -> tuple[Run, list[Problem]]:
     """What the run is about, and what the loader says about facts it had to leave out."""
     from dkn_engine.run.pipeline import prepare
 
-    given = options.input
-    facts = fact_file(given.facts, given.reading, config.facts, options.relations)
+    one, shard = options.question.one(config.facts), options.machines.shard
+    if one is not None:
+        return prepare([one], config, shard), []
+    source = options.question.facts or ""
+    facts = fact_file(source, options.input.reading, config.facts, options.selection.relations)
     with readable(facts):
-        run = prepare(facts, config, options.shard)
+        run = prepare(facts, config, shard)
     problems = plain_problems(facts.problems)
     if not run.plan.n_facts:
         refuse_no_facts(facts, problems)
@@ -140,7 +117,7 @@ def _here(options: FindOptions, run: Run, console: Console) -> _Find:
     from dkn_engine.run.pipeline import iter_run
 
     model, tokenizer = load_model(options.input.model, options.input.reading, console)
-    return lambda progress: iter_run(model, tokenizer, run, options.out, progress=progress)
+    return lambda progress: iter_run(model, tokenizer, run, options.directory, progress=progress)
 
 
 def _in_workers(options: FindOptions, run: Run) -> _Find:
@@ -149,7 +126,8 @@ def _in_workers(options: FindOptions, run: Run) -> _Find:
     from dkn_engine.run.workers.processes import iter_run_in_workers
     from dkn_engine.run.workers.ray import iter_run_on_ray
 
-    reading, out, ray, workers = options.input.reading, options.out, options.ray, options.workers
+    reading, out = options.input.reading, options.directory
+    ray, workers = options.machines.ray, options.machines.workers
     spec = ModelSpec(options.input.model, reading.device, reading.dtype, reading.threads or 1)
     if ray is not None:
         return lambda progress: iter_run_on_ray(
@@ -169,11 +147,16 @@ def _find_all(
 
     done = count_done(out)[0] if exists(place_of(out)) else 0
     total = run.plan.n_own
-    there = f", {done} of them are there" if done else ""
-    console.step(3, 4, f"finding DKNs of {total} facts{there} ...")
+    there = f", of which {done} {'is' if done == 1 else 'are'} there" if done else ""
+    console.step(3, 4, f"finding DKNs of {number_of(total, 'fact')}{there} ...")
     start = time.monotonic()
-    with console.progress(total, done) as progress:
-        overview = read_overview(find(progress))
+    try:
+        with console.progress(total, done) as progress:
+            overview = read_overview(find(progress))
+    except KeyboardInterrupt:
+        done = count_done(out)[0] if exists(place_of(out)) else 0
+        on_disk = f"{done} of {number_of(total, 'fact')} {'is' if done == 1 else 'are'} on disk"
+        raise KeyboardInterrupt(f"{on_disk}; give the same command again to go on") from None
     return overview, None if done else time.monotonic() - start
 
 

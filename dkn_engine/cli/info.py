@@ -19,9 +19,14 @@ class InfoOptions:
     """
 
     directory: str | Path | None = option(
-        "directory", "a run directory", default=None, nargs="?", metavar="DIR", type=run_path
+        "directory",
+        "A run directory, about which it is said, too.",
+        default=None,
+        nargs="?",
+        metavar="DIR",
+        type=run_path,
     )
-    json: bool = switch("--json", "print JSON")
+    json: bool = switch("--json", "Print JSON.")
 
 
 def info(options: InfoOptions) -> int:

@@ -12,11 +12,23 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from dkn_engine.analysis.config import ANALYSES
-from dkn_engine.cli import analyze, bench, find, info, merge, report
+from dkn_engine.cli import (
+    analyze,
+    bench,
+    completion,
+    find,
+    info,
+    list_settings,
+    merge,
+    report,
+)
 from dkn_engine.cli.arguments import add_arguments, make_options
 from dkn_engine.cli.compare_clusterers import ClusterersOptions, clusterers
 from dkn_engine.cli.console import detach_broken_pipes
+from dkn_engine.cli.examples import examples
+from dkn_engine.cli.find_options import FindOptions
 from dkn_engine.errors import DknError, UserError
+from dkn_engine.files.near_names import did_you_mean
 from dkn_engine.run.build_info import version, why_broken
 
 PROGRAM = "dkn-engine"
@@ -24,32 +36,6 @@ PROGRAM = "dkn-engine"
 _DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
     *(errno.EACCES, errno.EPERM, errno.EROFS),
-}
-
-_EXAMPLES = {
-    "": """\
-examples:
-  dkn-engine find --model demo --facts demo --limit 8 --out runs/first
-  dkn-engine report runs/first
-  dkn-engine analyze clusterers --model demo --facts demo
-  dkn-engine analyze all --models demo --facts demo --out runs/analyses
-  dkn-engine info
-""",
-    "find": """\
-examples:
-  dkn-engine find --model demo --facts demo --out runs/first
-  dkn-engine find --model gpt2 --facts facts.jsonl --limit 100 --out runs/gpt2
-  dkn-engine find --model demo --facts demo --out runs/paper --preset paper \\
-      --set filter.n_random=50 --set topology.end_value=0.2
-
-A run that was stopped goes on where it was: give the same command again.
-""",
-    "merge": """\
-examples:
-  dkn-engine find --model gpt2 --facts facts.jsonl --out runs/0 --shard 0/2
-  dkn-engine find --model gpt2 --facts facts.jsonl --out runs/1 --shard 1/2
-  dkn-engine merge runs/whole runs/0 runs/1
-""",
 }
 
 
@@ -60,14 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; those of the process if None.
 
     Returns:
-        0; 2 for a mistake of the user, said in one line on stderr; 130 after Ctrl-C; 141 when the
-        reader of the output has gone. Errors of the program itself are raised.
+        0; 2 for a mistake of the user, said in one line on stderr; 3 of ``find`` if the model knows
+        none of the facts; 130 after Ctrl-C; 141 when the reader of the output has gone. Errors of
+        the program itself are raised.
     """
     try:
         code = _run(argv)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        return _fail("interrupted; rerun the same command to continue", 130)
+    except KeyboardInterrupt as stop:
+        return _fail(f"interrupted; {str(stop) or 'rerun the same command to continue'}", 130)
     except BrokenPipeError:
         detach_broken_pipes()
         return 141
@@ -86,9 +73,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     try:
-        given = _parser().parse_args(argv)
+        given, unknown = _parser().parse_known_args(argv)
     except SystemExit as stop:  # --help and --version
         return int(stop.code or 0)
+    if unknown:
+        _refuse_unknown(given.parser, unknown)
+    if given.command is None:  # of those that are listed
+        given.parser.print_help(sys.stderr)
+        return 2
     code: int = given.command(make_options(given.options, given))
     return code
 
@@ -98,8 +90,18 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
+def _refuse_unknown(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> NoReturn:
+    options = [o for action in parser._actions for o in action.option_strings]
+    meant = did_you_mean(unknown[0].partition("=")[0], options)
+    parser.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+
+
 class _Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line, like all others."""
+    """A parser whose complaints are one line, like all others; options are written out."""
+
+    def __init__(self, **told: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **told)
+        self.set_defaults(command=None, parser=self)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
@@ -116,44 +118,52 @@ class _Version(argparse.Action):
 class _Help(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
         columns = min(80, shutil.get_terminal_size().columns)
-        super().__init__(prog, max_help_position=22, width=columns - 2)
+        super().__init__(prog, max_help_position=20, width=columns - 2)
 
 
 def _parser() -> _Parser:
     parser = _Parser(
         prog=PROGRAM,
-        formatter_class=_Help,
         description="Degenerate knowledge neurons (DKNs) of language models.",
-        epilog=_EXAMPLES[""],
+        epilog=examples(""),
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add(commands, "find", "find the DKNs of facts", find.find, find.FindOptions)
-    words = "put the run directories of shards together"
-    _add(commands, "merge", words, merge.merge, merge.MergeOptions)
-    _add_analyses(commands)
-    words = "print a run's results, rewrite its summary, write its page"
+    parser.add_argument("--version", action=_Version, nargs=0, help="Print the version and exit.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    parser.usage = f"{PROGRAM} COMMAND [options]"
+    _add(commands, "find", "Find the DKNs of facts.", find.find, FindOptions)
+    words = "Print a run's results, rewrite its summary, write its page."
     _add(commands, "report", words, report.report, report.ReportOptions)
-    words = "measure the engine beside its peers (from a source checkout)"
-    _add(commands, "bench", words, bench.bench, bench.BenchOptions)
-    words = "say what is installed and which backends can run"
+    _add_analyses(commands)
+    words = "Put the run directories of shards together."
+    _add(commands, "merge", words, merge.merge, merge.MergeOptions)
+    words = "List every setting with its default and its meaning."
+    _add(commands, "settings", words, list_settings.settings, list_settings.SettingsOptions)
+    words = "Say what is installed and which backends can run."
     _add(commands, "info", words, info.info, info.InfoOptions)
+    words = "Measure the engine beside its peers (from a source checkout)."
+    _add(commands, "bench", words, bench.bench, bench.BenchOptions)
+    words = "Print a script that completes commands and options in a shell."
+    complete = functools.partial(completion.completion, parser)
+    _add(commands, "completion", words, complete, completion.CompletionOptions)
     return parser
 
 
 def _add_analyses(commands: Any) -> None:
-    words = "run the paper's analyses, one or all"
+    words = "Run the paper's analyses, one or all."
     parser = commands.add_parser(
-        "analyze", formatter_class=_Help, help=words, description=_sentence(words)
+        "analyze", help=words, description=words, epilog=examples("analyze"), add_help=False
     )
-    analyses = parser.add_subparsers(title="analyses", metavar="ANALYSIS", required=True)
-    words = "every analysis of every model, facts and preset"
+    parser.set_defaults(command=None, parser=parser)
+    parser.add_argument("-h", "--help", action="help", help="Show this help and exit.")
+    analyses = parser.add_subparsers(title="analyses", metavar="ANALYSIS")
+    parser.usage = f"{PROGRAM} analyze ANALYSIS [options]"
+    words = "Make every analysis of every model, facts and preset."
     _add(analyses, "all", words, analyze.every, analyze.AllOptions)
     for name, (words, _) in ANALYSES.items():
         options = analyze.EvolvabilityOptions if name == "evolvability" else analyze.SingleOptions
         single = functools.partial(analyze.single, name)
-        _add(analyses, name.replace("_", "-"), words, single, options, _sentence(words))
-    words = "compare NTC with other clusterers and with random sets"
+        _add(analyses, analyze.shown(name), _sentence(words), single, options, analysis=True)
+    words = "Compare NTC with other clusterers and with random sets."
     _add(analyses, "clusterers", words, clusterers, ClusterersOptions)
 
 
@@ -163,18 +173,19 @@ def _add(
     words: str,
     command: Callable[[Any], int],
     options: type[Any],
-    description: str | None = None,
+    *,
+    analysis: bool = False,
 ) -> None:
-    """A command; its options' documentation describes it unless something else does."""
+    """A command; its options' documentation describes it unless it is one of the analyses."""
     parser = commands.add_parser(
         name,
-        formatter_class=_Help,
         help=words,
-        description=description or inspect.getdoc(options),
-        epilog=_EXAMPLES.get(name),
+        description=words if analysis else inspect.getdoc(options),
+        epilog=examples(name, analysis=analysis),
+        add_help=False,  # It comes last.
     )
     add_arguments(parser, options)
-    parser.set_defaults(command=command, options=options)
+    parser.set_defaults(command=command, options=options, parser=parser)
 
 
 def _sentence(words: str) -> str:

@@ -17,13 +17,13 @@ class MergeOptions:
     a run without shards.
     """
 
-    out: RunPath = option("out", "run directory to make", metavar="OUT", type=run_path)
+    out: RunPath = option("out", "The run directory to make.", metavar="OUT", type=run_path)
     directories: tuple[RunPath, ...] = option(
-        "directories", "run directories of all shards", nargs="+", metavar="DIR", type=run_path
+        "directories", "The run directories of all shards.", nargs="+", metavar="DIR", type=run_path
     )
     compact: bool = switch(
         "--compact",
-        "put the chunks into few files, which are read faster (done by itself for 64 or more)",
+        "Put the chunks into few files, which are read faster (done by itself for 64 or more).",
     )
     output: Output
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 from dkn_engine.cli.arguments import folder, number, option, switch
 from dkn_engine.cli.settings import PRESETS
@@ -12,64 +12,103 @@ from dkn_engine.facts import Format
 from dkn_engine.models.load import DTYPES
 
 FORMATS = get_args(Format)
+FACTS = (
+    "The facts: a file (JSON lines, CSV, TSV, or a data set as published), a folder of ParaRel or "
+    "LAMA, or one of the packaged lists demo, demo-unselected, demo-new."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
     """What a command says."""
 
-    json: bool = switch("--json", "print one JSON document, no table")
-    quiet: bool = switch("--quiet", "no steps and no progress")
+    TITLE: ClassVar = "output"
+
+    json: bool = switch("--json", "Print one JSON document instead of a table.")
+    quiet: bool = switch("--quiet", "Say nothing of steps and progress, only what is wrong.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
     """How facts and models are read."""
 
+    TITLE: ClassVar = "reading facts and models"
+
     format: str = option(
-        "--format", "of the facts (default: auto)", default="auto", choices=FORMATS
+        "--format",
+        f"The format of the facts, if their content does not tell it: {', '.join(FORMATS)} "
+        "(default: auto).",
+        default="auto",
+        choices=FORMATS,
+        metavar="FORMAT",
     )
-    limit: int | None = number("--limit", "use the first N facts only")
-    device: str = option("--device", "auto, cpu, cuda, ... (default: auto)", default="auto")
+    limit: int | None = number("--limit", "Use the first N facts only.")
+    strict: bool = switch("--strict", "Stop at the first fact that cannot be used.")
+    device: str = option(
+        "--device",
+        "Where the model computes: auto (CUDA if there is a device), cpu, cuda, cuda:1, ... "
+        "(default: auto).",
+        default="auto",
+    )
     dtype: str = option(
-        "--dtype", "of the weights (default: auto)", default="auto", choices=("auto", *DTYPES)
+        "--dtype",
+        f"The type of the weights: auto (float32 on the CPU, the checkpoint's own elsewhere), "
+        f"{', '.join(DTYPES)} (default: auto).",
+        default="auto",
+        choices=("auto", *DTYPES),
+        metavar="DTYPE",
     )
-    threads: int | None = number("--threads", "CPU threads of torch")
-    strict: bool = switch("--strict", "stop at a fact that cannot be used")
+    threads: int | None = number("--threads", "Let torch use N threads of the CPU.")
 
 
 def changes() -> Any:
     """A field of single settings."""
     return option(
         "--set",
-        "change one setting, as in selection.threshold=0.1; may be repeated",
+        "Change one setting, as in selection.threshold=0.1; may be repeated. 'dkn-engine settings' "
+        "lists them all.",
         default=(),
         action="append",
         metavar="KEY=VALUE",
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Input:
-    """What a run reads: a model, facts and settings."""
+def required_facts() -> Any:
+    """A field of facts that must be given."""
+    return option("--facts", FACTS, metavar="FACTS")
 
-    model: str = option("--model", "'demo', a hub id or a local path")
-    facts: str = option("--facts", "'demo' or a file of facts")
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The configuration of a run."""
+
+    TITLE: ClassVar = "settings"
+
     preset: str = option(
         "--preset",
-        "of settings (default: default)",
+        "Where settings start from: default, paper (the paper's values where it gives them) or "
+        "released (the published code).",
         default="default",
         choices=tuple(PRESETS),
+        metavar="NAME",
         group="settings",
     )
     config: str | None = option(
         "--config",
-        "settings from a .toml or .json file",
+        "Read settings from a .toml or .json file instead; 'dkn-engine settings --toml' makes one.",
         default=None,
         metavar="FILE",
         group="settings",
     )
     changes: tuple[str, ...] = changes()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """What a run reads beside its facts: a model and settings."""
+
+    model: str = option("--model", "The model: demo, a hub id or a local folder.", metavar="MODEL")
+    settings: Settings
     reading: Reading
 
 
@@ -77,11 +116,15 @@ class Input:
 class Work:
     """Where analyses go, and how they are made."""
 
-    out: Path = option("--out", "for runs, tables and the page", metavar="DIR", type=folder)
-    draws: int | None = number("--draws", "of random neurons")
+    TITLE: ClassVar = "work"
+
+    out: Path = option(
+        "--out", "The folder for runs, tables and the page.", metavar="DIR", type=folder
+    )
+    draws: int | None = number("--draws", "Draw random neurons N times.")
     workers: int = number(
         "--workers",
-        "find, then make analyses, in N processes of --threads threads, 1 if not given",
+        "Find DKNs, then make the analyses, in N processes of --threads threads each (default: 1).",
         default=1,
     )
 
@@ -90,17 +133,23 @@ class Work:
 class Training:
     """What evolvability teaches."""
 
+    TITLE: ClassVar = "fine-tuning (evolvability)"
+
     new_facts: str | None = option(
         "--new-facts",
-        "for evolvability to teach (default: made-up ones)",
+        "The facts that are taught (default: packaged ones that are made up).",
         default=None,
         metavar="FILE",
     )
     new_format: str | None = option(
-        "--new-format", "of the new facts (default: auto)", default=None, choices=FORMATS
+        "--new-format",
+        "The format of the new facts, if their content does not tell it.",
+        default=None,
+        choices=FORMATS,
+        metavar="FORMAT",
     )
     checkpoint: bool = switch(
         "--checkpoint",
-        "keep states of trainings, three times the size of the model, so that one that was "
-        "stopped goes on",
+        "Keep states of trainings, three times the size of the model, so that one that was "
+        "stopped goes on.",
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from dkn_engine.cli.arguments import natural, number, option, run_path, switch
 from dkn_engine.cli.console import Console
 from dkn_engine.cli.options import Output
+from dkn_engine.cli.page import write_run_page
 from dkn_engine.cli.results import HELD, ROWS, read_overview, show_results
 from dkn_engine.report.html import CARDS, FACT_FIGURES
 from dkn_engine.store import RunPath
@@ -19,14 +20,16 @@ class ReportOptions:
     figures as SVG and PNG in figures/. Works while the run goes on.
     """
 
-    directory: RunPath = option("directory", "a run directory", metavar="DIR", type=run_path)
-    all: bool = switch("--all", "print every fact, not only the first")
+    directory: RunPath = option(
+        "directory", "The run directory: a folder or a URL.", metavar="DIR", type=run_path
+    )
+    all: bool = switch("--all", "Print every fact, not only the first ones.")
     cards: int = number(
-        "--cards", f"give the first N facts a card in the page (default: {CARDS})", default=CARDS
+        "--cards", f"Give the first N facts a card in the page (default: {CARDS}).", default=CARDS
     )
     fact_figures: int = number(
         "--fact-figures",
-        f"draw figures of N of them, those with a DKN first (default: {FACT_FIGURES})",
+        f"Draw figures of N of them, those with a DKN first (default: {FACT_FIGURES}).",
         default=FACT_FIGURES,
         type=natural,
     )
@@ -40,8 +43,7 @@ def report(options: ReportOptions) -> int:
         RunDirectoryError: it is not a run directory.
     """
     from dkn_engine.report.files import read_summary
-    from dkn_engine.report.html import NO_FIGURES, write_page
-    from dkn_engine.store import Snapshot, as_folder, count_done, place_of
+    from dkn_engine.store import Snapshot, count_done
 
     console = Console(quiet=options.output.quiet)
     done, total = count_done(options.directory)
@@ -62,19 +64,14 @@ def report(options: ReportOptions) -> int:
     except PermissionError as error:  # Someone else's run can still be read.
         console.warn(f"the summary was not rewritten: {error.filename}: {error.strerror}")
         return 0
-    console.say("drawing figures and writing the page ...")
-    with as_folder(options.directory, "manifest.json") as folder:
-        written, drawn = write_page(
-            folder,
-            results,
-            replace(overview.summary, seconds=seconds, n_left_out=len(problems)),
-            problems=problems,
-            cards=options.cards,
-            fact_figures=options.fact_figures,
-        )
-    place = place_of(options.directory)
-    figures_are = f", its figures are in {place.at('figures')}" if drawn else ""
-    console.say(f"{place.at(written.name)} is written{figures_are}")
-    if not drawn:
-        console.warn(NO_FIGURES)
+    page = write_run_page(
+        options.directory,
+        results,
+        replace(overview.summary, seconds=seconds, n_left_out=len(problems)),
+        problems,
+        console,
+        cards=options.cards,
+        fact_figures=options.fact_figures,
+    )
+    console.say(f"Open {page}")
     return 0

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dkn_engine.config import Config, Section, read_table
+from dkn_engine.config import Config, Section, dotted_keys, read_table
 from dkn_engine.errors import UserError
+from dkn_engine.files.near_names import did_you_mean
 
 S = TypeVar("S", bound=Section)
 PRESETS = {"default": Config, "paper": Config.paper, "released": Config.released}
@@ -107,10 +108,12 @@ def _assign(data: dict[str, Any], change: str) -> None:
         node = node.get(section) if isinstance(node, dict) else None
     if not isinstance(node, dict):
         tables = ", ".join(k for k, v in data.items() if isinstance(v, dict))
-        raise UserError(f"--set {key.strip()}: unknown section; known: {tables}")
+        meant = did_you_mean(key.strip(), dotted_keys(data))
+        raise UserError(f"--set {key.strip()}: unknown section; known: {tables}{meant}")
     if name not in node or isinstance(node[name], dict):
         known = ", ".join(k for k, v in node.items() if not isinstance(v, dict))
-        raise UserError(f"--set {key.strip()}: unknown key {name!r}; known: {known}")
+        meant = did_you_mean(key.strip(), dotted_keys(data))
+        raise UserError(f"--set {key.strip()}: unknown key {name!r}; known: {known}{meant}")
     value = _parse(text.strip())
     if isinstance(node[name], list) and not isinstance(value, list):
         value = [_parse(part.strip()) for part in text.split(",")]

@@ -7,6 +7,8 @@ import errno
 import io
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,14 +21,18 @@ import pytest
 from rich.cells import cell_len as width
 
 import dkn_engine as dkn
-from dkn_engine.analysis.config import EvolvabilityConfig, RobustnessConfig
+from dkn_engine.analysis.config import ANALYSES, EvolvabilityConfig, RobustnessConfig
 from dkn_engine.cli import bench
 from dkn_engine.cli import main as cli
 from dkn_engine.cli.console import Console, duration
+from dkn_engine.cli.find_options import FindOptions, Machines, Question, Selection
+from dkn_engine.cli.list_settings import all_settings
+from dkn_engine.cli.options import Input, Output, Reading, Settings
 from dkn_engine.cli.settings import config_from_options, settings_from_options
-from dkn_engine.config import Config
+from dkn_engine.config import Config, dotted_keys
 from dkn_engine.errors import BackendError, UserError
 from dkn_engine.facts import write_facts
+from dkn_engine.facts.ids import made_id
 from dkn_engine.models import load
 from dkn_engine.models.load import quiet
 from dkn_engine.run.stages import Stages
@@ -52,6 +58,7 @@ SETTINGS = [
     *("--set", "filter.max_none=0.5"),
     *("--set", "filter.n_random=2"),
     *("--set", "filter.fill_reference=false"),
+    "--no-report",  # which takes most of the time; see test_find_writes_the_page
 ]
 ROW = f"{EITHER.fact.prompt}  {EITHER.fact.answer}"  # of the table, its first two cells
 BROKEN = '{"id": "x%d", "prompt": "w4 w9"}\n'  # without an answer
@@ -140,7 +147,8 @@ def test_find_prints_the_table_and_writes_the_run(given: Given) -> None:
     assert "4 of 5  4 known, 1 not known" in given.out
     assert "50%     2 of 4, 95% interval" in given.out
     assert "not known  rank" in given.out
-    assert all(width(line) <= 80 or str(given.run) in line for line in given.out.splitlines())
+    folder = str(given.run.parent)  # Names of files are not cut.
+    assert all(width(line) <= 80 or folder in line for line in given.out.splitlines())
     steps = [line for line in given.err.splitlines() if line.startswith("[")]
     assert [s[:6] for s in steps] == ["[1/4] ", "[2/4] ", "[3/4] ", "[4/4] "]
     assert len(read_results(given.run)) == 5
@@ -268,7 +276,9 @@ def test_interrupted_run_goes_on(
         before_chunks(patch, interrupt)
         assert given.find(tmp_path) == 130
     line = one_error_line(capsys, quiet=False)
-    assert line == "dkn-engine: interrupted; rerun the same command to continue"
+    assert line == (
+        "dkn-engine: interrupted; 2 of 5 facts are on disk; give the same command again to go on"
+    )
 
     assert cli.main(["report", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
@@ -280,7 +290,7 @@ def test_interrupted_run_goes_on(
     assert given.find(tmp_path) == 0
     assert seen == [1, 2]
     out, err = capsys.readouterr()
-    assert "finding DKNs of 5 facts, 2 of them are there" in err
+    assert "finding DKNs of 5 facts, of which 2 are there" in err
     assert n_rows(out) == 5
     assert "Time:" not in out
 
@@ -345,7 +355,7 @@ def test_mistake_is_one_line_and_code_2(
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["moon"], ["find"], ["report"], ["report", "nowhere"], ["info", "nowhere"]]
+    "arguments", [["moon"], ["find"], ["report"], ["report", "nowhere"], ["info", "nowhere"]]
 )
 def test_wrong_command_line_is_one_line_and_code_2(
     arguments: list[str],
@@ -449,7 +459,7 @@ def test_the_date_is_a_setting(given: Given, tmp_path: Path) -> None:
     ):
         out = tmp_path / dates
         asked = ["--facts", str(facts), "--quiet", "--set", f"facts.dates={dates}"]
-        assert given.find(out, *asked) == 0
+        assert given.find(out, *asked) in {0, 3}
         (result,) = read_results(out)
         assert result.prompt == prompt
 
@@ -510,9 +520,7 @@ def test_report_writes_the_page_and_its_figures(
     assert "2 more facts have no card here" in page
     assert {p.name for p in (run / "figures").iterdir()} >= {"drops.svg", "drops.png"}
     assert "report.html" not in out
-    assert err.splitlines()[-1] == (
-        f"{run / 'report.html'} is written, its figures are in {run / 'figures'}"
-    )
+    assert err.splitlines()[-1] == f"Open {run / 'report.html'}"
     assert cli.main(["report", str(run), "--fact-figures", "-1"]) == 2
     assert "must be a positive integer; got '-1'" in one_error_line(capsys)
 
@@ -556,7 +564,25 @@ def test_info_as_text_and_json(
     assert data["run_directory"]["config_hash"] == read_manifest(given.run)["config_hash"]
 
 
-@pytest.mark.parametrize("command", [[], ["find"], ["report"], ["info"]])
+@pytest.mark.parametrize("command", [[], ["analyze"]])
+def test_a_command_alone_shows_its_help(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(command) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("usage: dkn-engine")
+    assert "examples:\n  dkn-engine" in said.err
+
+
+COMMANDS = [
+    *([], ["find"], ["report"], ["merge"], ["settings"], ["info"], ["bench"], ["completion"]),
+    *(["analyze"], ["analyze", "all"], ["analyze", "clusterers"]),
+    *(["analyze", name.replace("_", "-")] for name in ANALYSES),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_help_fits_80_columns(
     command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -564,7 +590,178 @@ def test_help_fits_80_columns(
     assert cli.main([*command, "--help"]) == 0
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
-    assert "dkn-engine" in text
+    assert text.startswith(f"usage: {' '.join(['dkn-engine', *command])} ")
+    assert "examples:\n  dkn-engine" in text or "examples:\n  source <(dkn-engine" in text
+
+
+@pytest.mark.parametrize("command", COMMANDS[1:], ids=" ".join)
+def test_help_has_sentences_and_names_what_is_required_first(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*command, "--help"]) == 0
+    listed = capsys.readouterr().out.partition("examples:")[0]
+    if command != ["analyze"]:
+        assert re.search(r"\n\n(required|options|output):\n", listed)
+        assert listed.find("\nrequired:") in {-1, listed.find(":\n", listed.find("\n\n")) - 9}
+    # An entry begins two columns in; its words end with a full stop.
+    for entry in re.findall(r"^  (?=[-\w]).*(?:\n {5,}.*)*", listed, re.MULTILINE):
+        if not entry.startswith("  ANALYSIS"):
+            assert entry.rstrip().endswith("."), entry
+
+
+def test_options_are_not_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["find", "--model", "demo", "--fact", "demo"]) == 2
+    line = one_error_line(capsys)
+    assert "unrecognized arguments: --fact demo; did you mean '--facts'? (see" in line
+    assert line.endswith("(see dkn-engine find --help)")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give --facts, or --prompt and --answer (see dkn-engine find --help)"),
+        (["--prompt", "w5"], "--answer is missing: one question needs --prompt and --answer"),
+        (["--answer", "w5"], "--prompt is missing"),
+        (["--facts", "demo", "--prompt", "w5"], "give --facts, or --prompt and --answer, not both"),
+        (["--prompt", " ", "--answer", "w5"], "'prompt' is empty"),
+        (["--prompt", "is ___", "--answer", "w5"], "the blank ___ would be asked as text"),
+    ],
+)
+def test_half_a_question_is_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["find", "--model", "demo", *arguments]) == 2
+    assert message in one_error_line(capsys)
+
+
+def test_one_question_goes_into_a_directory_of_its_name(
+    given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fact = EITHER.fact
+    asked = ["find", "--model", str(given.model), "--prompt", fact.prompt, "--answer", fact.answer]
+    assert cli.main([*asked, *SETTINGS, "--quiet"]) == 0
+    name = made_id(fact.prompt, fact.answer)
+    run = Path("runs") / f"model-{name}"
+    (result,) = read_results(run)
+    assert (result.fact_id, result.prompt, result.answer) == (name, fact.prompt, fact.answer)
+    found = [r for r in read_results(given.run) if r.fact_id == "f0"]
+    assert result.probability == pytest.approx(found[0].probability, rel=1e-5)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("Next: dkn-engine find --model ")
+
+
+def test_the_directory_is_named_after_model_and_facts(given: Given) -> None:
+    options = FindOptions(
+        input=Input(model="org/Llama-3.2-1B", settings=Settings(), reading=Reading()),
+        question=Question(facts="data/capitals.csv"),
+        selection=Selection(),
+        machines=Machines(),
+        output=Output(),
+    )
+    assert options.directory == Path("runs/Llama-3.2-1B-capitals")
+    part = replace(options, machines=Machines(shard=dkn.Shard(1, 4)))
+    assert part.directory == Path("runs/Llama-3.2-1B-capitals-1-of-4")
+    assert replace(options, out=Path("x")).directory == Path("x")
+
+
+def test_find_writes_the_page_and_says_where_to_go_on(
+    given: Given, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["find", "--model", str(given.model), "--facts", str(given.facts), "--limit", "1"]
+    settings = [s for s in SETTINGS if s != "--no-report"]
+    assert cli.main([*asked, *settings, "--out", str(tmp_path / "run")]) == 0
+    page = tmp_path / "run" / "report.html"
+    assert EITHER.fact.answer in page.read_text(encoding="utf-8")
+    assert list((tmp_path / "run" / "figures").glob("*.svg"))
+    head, opened, following = capsys.readouterr().out.splitlines()[-3:]
+    assert re.fullmatch(r"[01] of 1 known fact (has|have) a DKN\.", head)
+    assert opened == f"Open {page}"
+    assert following.startswith(f"Next: dkn-engine analyze all --models {given.model} --facts ")
+
+
+def test_a_run_whose_facts_are_all_unknown_says_why_and_has_a_code_of_its_own(
+    given: Given, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["find", "--model", str(given.model), "--prompt", "w7 w10", "--answer", "w30"]
+    assert cli.main([*asked, *SETTINGS, "--out", str(tmp_path / "run"), "--quiet"]) == 3
+    text = capsys.readouterr().out
+    assert "To be known, an answer must have rank 1" in text
+    assert "p at least 0.05 (filter.min_probability)" in text
+    assert re.search(r"The closest: 'w7 w10' → 'w30': rank \d+, p ", text)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_shells_complete_commands_options_and_files(shell: str, tmp_path: Path) -> None:
+    if shutil.which("bash") is None:
+        pytest.skip("there is no bash")
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert cli.main(["completion", shell]) == 0
+    script = out.getvalue()
+    if shell == "zsh":
+        first, _, script = script.partition("\n")
+        assert first.endswith("bashcompinit")
+    (tmp_path / "facts.csv").touch()
+
+    def completed(*words: str) -> set[str]:
+        line = " ".join(map(shlex.quote, words))
+        code = f"COMP_WORDS=(dkn-engine {line}); COMP_CWORD={len(words)}; _dkn_engine\n"
+        code += 'printf "%s\\n" "${COMPREPLY[@]}"'
+        done = subprocess.run(
+            ["bash", "-c", f"{script}\n{code}"],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=tmp_path,
+        )
+        return set(done.stdout.split())
+
+    assert completed("fi") == {"find"}
+    assert completed("analyze", "fact") == {"fact-check", "facts.csv"}
+    assert completed("find", "--fa") == {"--facts"}
+    assert completed("find", "--facts", "fac") == {"facts.csv"}
+    assert completed("report", "--fact") == {"--fact-figures"}
+
+
+def test_settings_lists_every_setting_with_its_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    every = all_settings()
+    run = [s.key for s in every if s.section.partition(".")[0] not in {*ANALYSES, "clusterers"}]
+    assert run == ["facts_per_chunk", "seed", *dotted_keys(run_sections())]
+    assert [s.key for s in every if not s.meaning] == []
+    assert cli.main(["settings"]) == 0
+    text = capsys.readouterr().out
+    for setting in every:
+        assert f"  {setting.key}={json.dumps(setting.value)}\n" in text
+    assert cli.main(["settings", "topolgy"]) == 2
+    assert one_error_line(capsys).endswith("did you mean 'topology'?")
+
+
+def run_sections() -> dict[str, Any]:
+    return {k: v for k, v in Config().to_dict().items() if isinstance(v, dict)}
+
+
+@pytest.mark.parametrize("preset", ["default", "paper", "released"])
+def test_settings_as_a_file_are_those_settings(
+    preset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["settings", "--toml", "--preset", preset]) == 0
+    (tmp_path / "config.toml").write_text(capsys.readouterr().out, encoding="utf-8")
+    assert Config.load(tmp_path / "config.toml") == config_from_options(preset)
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("threshold=0.2", "selection.threshold"),
+        ("selection.treshold=0.2", "selection.threshold"),
+        ("topology.max_sapn=2", "topology.max_span"),
+        ("filtr.n_random=3", "filter.n_random"),
+    ],
+)
+def test_a_misspelt_setting_is_told_what_may_be_meant(key: str, meant: str) -> None:
+    with pytest.raises(UserError, match=rf"did you mean '{meant}'\?$"):
+        config_from_options(changes=[key])
+    with pytest.raises(UserError, match=rf"did you mean '{meant}'\?$"):
+        Config().set(key.partition("=")[0], 1)
 
 
 def test_version_is_the_one_that_runs_note(capsys: pytest.CaptureFixture[str]) -> None:

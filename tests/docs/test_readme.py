@@ -88,7 +88,7 @@ def test_what_other_code_made_is_not_gone_on_with_unless_asked(target: str) -> N
 
 
 def test_no_command_installs_what_is_on_no_index() -> None:
-    """The package itself; checkouts have ``pip install -e '.[plots]'``, messages name packages."""
+    """The package itself; checkouts have ``pip install -e '.[ray]'``, messages name packages."""
     texts = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "docs").rglob("*.html")]
     texts += (ROOT / "dkn_engine").rglob("*.py")
     found = [
@@ -103,5 +103,16 @@ def test_no_command_installs_what_is_on_no_index() -> None:
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
 def test_the_demo_ends_with_the_next_command() -> None:
-    after = recipe("demo")[-2:]  # one line, broken in two
-    assert "dkn-engine report runs/demo" in " ".join(after)
+    assert "source .venv/bin/activate" in recipe("demo")[-1]  # the rest says find itself
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_make_help_names_every_target() -> None:
+    done = subprocess.run(
+        ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (targets,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    told = re.findall(r"^  make ([a-z-]+)  +\S", done.stdout, re.MULTILINE)
+    assert sorted(told) == sorted(targets.split())
+    assert max(map(len, done.stdout.splitlines())) <= 80

@@ -704,7 +704,7 @@ CASES: tuple[Case, ...] = (
         "settings",
         "an unknown key",
         ("selection.thresh=1",),
-        "--set selection.thresh: unknown key 'thresh'; known: method, threshold, top_k, percentile, n_paraphrases, paraphrase_share, max_neurons",
+        "--set selection.thresh: unknown key 'thresh'; known: method, threshold, top_k, percentile, n_paraphrases, paraphrase_share, max_neurons; did you mean 'selection.threshold'?",
     ),
     Case(
         "settings",
@@ -988,7 +988,7 @@ CASES: tuple[Case, ...] = (
         "command",
         "no command",
         (),
-        "dkn-engine: error: the following arguments are required: COMMAND (see dkn-engine --help)",
+        "  dkn-engine settings",
     ),
     Case(
         "command",
@@ -1000,7 +1000,7 @@ CASES: tuple[Case, ...] = (
         "command",
         "an unknown option",
         ("info", "--jsn"),
-        "dkn-engine: error: unrecognized arguments: --jsn (see dkn-engine --help)",
+        "dkn-engine: error: unrecognized arguments: --jsn; did you mean '--json'? (see dkn-engine info --help)",
     ),
     Case(
         "command",
