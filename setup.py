@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pybind11
@@ -11,6 +12,18 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+
+
+def _require_compiler(environment: Mapping[str, str]) -> None:
+    """Stop with one line where CMake would say hundreds; Windows' own compiler is on no path."""
+    named = environment.get("CXX", "").split()[:1]
+    names = named or ["c++", "g++", "clang++", "icpx"]
+    if os.name != "nt" and not any(shutil.which(n, path=environment["PATH"]) for n in names):
+        what = f"; CXX is {named[0]!r}, which is not there" if named else ""
+        sys.exit(
+            "error: dkn_engine needs a C++17 compiler: apt install g++ (Debian, Ubuntu), dnf "
+            f"install gcc-c++ (Fedora), xcode-select --install (macOS){what}"
+        )
 
 
 class CMakeBuild(build_ext):
@@ -22,6 +35,7 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         """Build one extension; ``build/`` is kept between runs, so rebuilds are incremental."""
         environment = self._environment()
+        _require_compiler(environment)
         ninja = shutil.which("ninja", path=environment["PATH"])
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build = Path(self.build_temp).resolve()
