@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dkn_engine.errors import UserError
 from dkn_engine.files.local_paths import local_path
+from dkn_engine.models.hub import from_hub
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +41,7 @@ def load_model(
     where = _device(device)
     kind = _dtype(dtype, where)
     with quiet() if name == "demo" else contextlib.nullcontext():
-        model, tokenizer = _guarded(name, lambda source: _read(source, kind))
+        model, tokenizer = _guarded(name, lambda source, local: _read(source, kind, local))
     if name == "demo":
         model.config._name_or_path = "demo (SmolLM2-135M-Instruct)"  # where results name it
     try:
@@ -60,14 +62,15 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _read(source: str | Path, dtype: Any) -> tuple[Any, Any]:
+def _read(source: str | Path, dtype: Any, local: bool) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM
 
-    tokenizer = _read_tokenizer(source)
+    tokenizer = _read_tokenizer(source, local)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         source,
         dtype=dtype,
         trust_remote_code=False,
+        local_files_only=local,
         use_safetensors=True,
         ignore_mismatched_sizes=True,  # so that they are told below, in one line
         output_loading_info=True,
@@ -79,18 +82,22 @@ def _read(source: str | Path, dtype: Any) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _read_tokenizer(source: str | Path) -> Any:
+def _read_tokenizer(source: str | Path, local: bool) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    return AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=local)
 
 
-def _guarded(name: str | Path, read: Callable[[str | Path], Any]) -> Any:
+# What is read of a folder or a hub id, if need be on this machine alone.
+_Read = Callable[[str | Path, bool], Any]
+
+
+def _guarded(name: str | Path, read: _Read) -> Any:
     """What is read from the demo model, or a model of that name; its errors in one line."""
     if name == "demo":
         from dkn_engine.models.packaged.smollm2 import demo_folder
 
-        return read(demo_folder())
+        return read(demo_folder(), True)
     if str(name).startswith("~"):  # no hub id begins so
         name = local_path(name)
     # The hub's own message for an absent folder is about the spelling of repository names.
@@ -98,8 +105,9 @@ def _guarded(name: str | Path, read: Callable[[str | Path], Any]) -> Any:
     looks_local = isinstance(name, Path) or name.startswith(("/", "."))
     if looks_local or Path(name).is_dir():
         _require_folder(Path(name))
+    is_folder = Path(name).is_dir()
     try:
-        return read(name)
+        return read(name, True) if is_folder else from_hub(str(name), partial(read, name))
     except Exception as error:  # The libraries raise whatever they like here.
         reason = _broken_file(Path(name)) or _first_line(error)
         raise UserError(f"model {str(name)!r} cannot be loaded: {reason}") from error
