@@ -96,7 +96,7 @@ def find(
         SystemExit: the run fails.
     """
     command = [sys.executable, "-m", "dkn_engine", "find", "--model", model, "--facts", str(facts)]
-    command += ["--out", str(out), "--threads", "1", "--quiet", *options]
+    command += ["--out", str(out), "--threads", "1", "--quiet", "--no-report", *options]
     chunks = -(-n // Config().facts_per_chunk)
     start = time.perf_counter()
     with tempfile.TemporaryFile() as said:

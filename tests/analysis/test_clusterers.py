@@ -457,6 +457,6 @@ def test_no_known_fact_is_one_line(program: Program, capsys: Any) -> None:
 
 
 def test_an_analysis_must_be_named(capsys: Any) -> None:
-    assert cli.main(["analyze"]) == 2
+    assert cli.main(["analyze", "nothing"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "ANALYSIS" in line
+    assert "argument ANALYSIS: invalid choice: 'nothing'" in line

@@ -72,7 +72,7 @@ def find(inputs: Path, out: Path, *more: str, model: str = "model", facts: str =
         [
             *["find", "--model", str(inputs / model), "--device", "cpu", "--quiet"],
             *["--facts", str(inputs / f"{facts}.jsonl"), "--out", str(out)],
-            *["--set", "facts_per_chunk=2", "--set", "filter.n_random=2", *more],
+            *["--set", "facts_per_chunk=2", "--set", "filter.n_random=2", "--no-report", *more],
         ]
     )
 
