@@ -6,15 +6,14 @@ import contextlib
 import io
 import os
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dkn_engine.run.progress import Bar, Log
+
 if TYPE_CHECKING:
     from dkn_engine.types import Progress
-
-_LOG_EVERY = 10.0  # seconds between two lines of a log
 
 
 class Console:
@@ -64,76 +63,12 @@ class Console:
         elif self.draws:
             self._drawing = True
             try:
-                with _bar(total, done) as progress:
+                with Bar(total, done, console=True) as progress:
                     yield progress
             finally:
                 self._drawing = False
         else:
-            yield _log(self, done)
-
-
-@contextlib.contextmanager
-def _bar(total: int, done: int) -> Iterator[Progress]:
-    from tqdm import tqdm
-
-    known = _has_size()
-    bar = tqdm(
-        total=total,
-        initial=done,
-        unit="fact",
-        unit_scale=False,
-        file=sys.stderr,
-        dynamic_ncols=known,
-        ncols=None if known else 79,
-        nrows=None if known else 24,
-        # A chunk of facts arrives at once: show it at once.
-        miniters=1,
-        mininterval=0,
-    )
-
-    def progress(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(max(0, done - bar.n))
-
-    with bar:
-        yield progress
-
-
-def _has_size() -> bool:
-    """Whether the terminal says how large it is; some containers and job systems do not."""
-    try:
-        return min(os.get_terminal_size(sys.stderr.fileno())) > 0
-    except OSError:
-        return False
-
-
-def _log(console: Console, before: int) -> Progress:
-    """Progress as lines, seldom enough for a log file."""
-    start = last = time.monotonic()
-
-    def progress(done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if done < total and now - last < _LOG_EVERY:
-            return
-        last = now
-        text, fresh = f"  {done}/{total} facts", done - before
-        if fresh > 0 and now > start:
-            rate = fresh / (now - start)
-            text += f", {rate:.3g} facts/s, {duration((total - done) / rate)} left"
-        console.say(text)
-
-    return progress
-
-
-def duration(seconds: float) -> str:
-    """Time as "42 s", "3 min 10 s" or "2 h 05 min"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+            yield Log(self.say, done)
 
 
 def number_of(n: int, what: str) -> str:

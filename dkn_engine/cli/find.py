@@ -142,10 +142,9 @@ def _find_all(
     out: RunPath, find: _Find, run: Run, console: Console
 ) -> tuple[Overview, float | None]:
     """Results in short, and the time they took (None for a continued run)."""
-    from dkn_engine.store import count_done, place_of
-    from dkn_engine.store.manifest import exists
+    from dkn_engine.run.pipeline import done_before
 
-    done = count_done(out)[0] if exists(place_of(out)) else 0
+    done = done_before(out)
     total = run.plan.n_own
     there = f", of which {done} {'is' if done == 1 else 'are'} there" if done else ""
     console.step(3, 4, f"finding DKNs of {number_of(total, 'fact')}{there} ...")
@@ -154,7 +153,7 @@ def _find_all(
         with console.progress(total, done) as progress:
             overview = read_overview(find(progress))
     except KeyboardInterrupt:
-        done = count_done(out)[0] if exists(place_of(out)) else 0
+        done = done_before(out)
         on_disk = f"{done} of {number_of(total, 'fact')} {'is' if done == 1 else 'are'} on disk"
         raise KeyboardInterrupt(f"{on_disk}; give the same command again to go on") from None
     return overview, None if done else time.monotonic() - start

@@ -16,9 +16,11 @@ from dkn_engine.models.fingerprint import Identity, identity_of
 from dkn_engine.models.tokens import encode_fact, mask_token_text
 from dkn_engine.results import Results
 from dkn_engine.run.build_info import versions
+from dkn_engine.run.progress import Watch, watched
 from dkn_engine.run.stages import Stages
 from dkn_engine.run.tasks import Task, iter_tasks
-from dkn_engine.store import RunDirectory, RunPath
+from dkn_engine.store import RunDirectory, RunPath, count_done, place_of
+from dkn_engine.store.manifest import exists
 from dkn_engine.store.plan import WHOLE, Plan, Shard
 from dkn_engine.types import Fact, FactResult, Progress
 
@@ -39,7 +41,7 @@ def find_dkns(
     out: RunPath | None = None,
     *,
     shard: Shard = WHOLE,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Results:
     """The degenerate knowledge neurons of every fact, in the order of the facts.
 
@@ -56,7 +58,7 @@ def iter_dkns(
     out: RunPath | None = None,
     *,
     shard: Shard = WHOLE,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Iterator[FactResult]:
     """Results one by one, in the order of the facts, in memory that does not grow with them.
 
@@ -76,7 +78,8 @@ def iter_dkns(
         out: run directory, created or continued: what is there is not computed again; a path, or
             a URL that fsspec knows. None keeps nothing on disk.
         shard: compute this part of the chunks only; see :func:`dkn_engine.store.merge`.
-        progress: called with (facts done, facts of the run) after every chunk.
+        progress: True shows a bar (in a log, a line now and then) on stderr or in the notebook; a
+            callable is called with (facts done, facts of the run) after every chunk.
 
     Raises:
         UnsupportedModelError: the model is not a causal decoder that the engine knows.
@@ -89,7 +92,17 @@ def iter_dkns(
     Source:
         Chen et al., Cracking Factual Knowledge (arXiv 2402.13731), sections 3 and 4.
     """
-    return iter_run(model, tokenizer, prepare(facts, config, shard), out, progress=progress)
+    run = prepare(facts, config, shard)
+
+    def find(progress: Progress | None) -> Iterator[FactResult]:
+        return iter_run(model, tokenizer, run, out, progress=progress)
+
+    return watched(progress, run.plan.n_own, lambda: done_before(out), find)
+
+
+def done_before(out: RunPath | None) -> int:
+    """Facts that a run directory holds already; 0 if there is none yet."""
+    return count_done(out)[0] if out is not None and exists(place_of(out)) else 0
 
 
 def iter_run(
@@ -101,7 +114,8 @@ def iter_run(
     progress: Progress | None = None,
 ) -> Iterator[FactResult]:
     """As :func:`iter_dkns`, with facts that :func:`prepare` has read."""
-    stages = Stages(model, tokenizer, run.sample, run.config)
+    tell = progress.stage if isinstance(progress, Watch) else None
+    stages = Stages(model, tokenizer, run.sample, run.config, tell)
     if out is None:
         return _in_memory(run, stages, tokenizer, progress)
     identity = identity_of(model, tokenizer)

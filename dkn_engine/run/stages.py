@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+Tell = Callable[[str, float], None]
+
+
 @dataclass(frozen=True, eq=False)
 class _Task:
     """A fact of a chunk that goes through all stages.
@@ -66,7 +69,9 @@ def filling_facts(config: Config) -> list[Fact]:
 class Stages:
     """All stages for one model, one chunk of facts at a time.
 
-    ``sample`` are facts for controls on other facts, in the order in which they are tried.
+    ``sample`` are facts for controls on other facts, in the order in which they are tried;
+    ``tell`` takes what is being done with a chunk, and how many facts the stages before it count
+    for, each as much as another.
 
     Raises:
         UnsupportedModelError: the model is not a causal decoder that the engine knows.
@@ -79,12 +84,14 @@ class Stages:
         tokenizer: PreTrainedTokenizerBase,
         sample: Sequence[Fact],
         config: Config,
+        tell: Tell | None = None,
     ) -> None:
         self.model, self.tokenizer, self.layout = model, tokenizer, find_layout(model)
         self.config, self._sample = config, sample
         scoring = config.attribution
         masked = scoring.baseline == "masked"
         self._mask_id = mask_token_id(tokenizer, scoring.mask_token) if masked else None
+        self._tell = (lambda words, facts: None) if tell is None else tell
         self._said = False  # that full forwards stand in for rows
 
     @cached_property
@@ -106,6 +113,7 @@ class Stages:
 
     def results(self, facts: Sequence[Fact]) -> list[FactResult]:
         """Results of a chunk, in the order of its facts."""
+        self._say(0, "asking", len(facts))
         results: dict[str, FactResult] = {}
         spelled: list[tuple[Fact, dict[str, AnswerSequence]]] = []
         for fact in facts:
@@ -118,6 +126,10 @@ class Stages:
             for result in self._known(_best(spelled, prompts), prompts):
                 results[result.fact_id] = result
         return [results[fact.id] for fact in facts]
+
+    def _say(self, before: int, words: str, n: int) -> None:
+        """Tell that a stage of a chunk begins, with n facts, behind so many others."""
+        self._tell(f"{words} {n} {'fact' if n == 1 else 'facts'}", n * before / 3)
 
     def _spellings(self, fact: Fact) -> dict[str, AnswerSequence]:
         """The answer, encoded, and those aliases that can be, if they count."""
@@ -167,6 +179,7 @@ class Stages:
                 chosen.append(task)
         if not chosen:
             return
+        self._say(1, "attributing", len(chosen))
         n = self.config.selection.n_paraphrases  # that help to find neurons
         used = [[task.sequence, *self._paraphrases(task, slice(0, n))] for task in chosen]
         flat = [sequence for group in used for sequence in group]
@@ -192,6 +205,7 @@ class Stages:
 
         Each fact has its span of the scores.
         """
+        self._say(2, "suppressing subsets of", len(tasks))
         selected: list[tuple[_Task, slice, Selection]] = []
         for task, span in zip(tasks, spans, strict=True):
             table = scores.scores[span]

@@ -24,7 +24,7 @@ import dkn_engine as dkn
 from dkn_engine.analysis.config import ANALYSES, EvolvabilityConfig, RobustnessConfig
 from dkn_engine.cli import bench
 from dkn_engine.cli import main as cli
-from dkn_engine.cli.console import Console, duration
+from dkn_engine.cli.console import Console
 from dkn_engine.cli.find_options import FindOptions, Machines, Question, Selection
 from dkn_engine.cli.list_settings import all_settings
 from dkn_engine.cli.options import Input, Output, Reading, Settings
@@ -35,6 +35,7 @@ from dkn_engine.facts import write_facts
 from dkn_engine.facts.ids import made_id
 from dkn_engine.models import load
 from dkn_engine.models.load import quiet
+from dkn_engine.run.progress import duration
 from dkn_engine.run.stages import Stages
 from dkn_engine.store import read_manifest, read_results
 from dkn_engine.types import Fact

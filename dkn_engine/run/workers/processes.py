@@ -17,7 +17,8 @@ from dkn_engine.config import Config
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts
 from dkn_engine.models.load import load_tokenizer
-from dkn_engine.run.pipeline import Run, on_disk, prepare
+from dkn_engine.run.pipeline import Run, done_before, on_disk, prepare
+from dkn_engine.run.progress import watched
 from dkn_engine.run.workers.job import Job, ModelSpec
 from dkn_engine.run.workers.pool import Pool, Worker, failure
 from dkn_engine.store import RunPath
@@ -35,7 +36,7 @@ def iter_dkns_in_workers(
     *,
     workers: int,
     shard: Shard = WHOLE,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Iterator[FactResult]:
     """As :func:`dkn_engine.iter_dkns`, with chunks computed by several processes.
 
@@ -56,7 +57,11 @@ def iter_dkns_in_workers(
     if out is None:
         raise UserError("out must be a run directory where workers compute; got None")
     run = prepare(facts, config, shard)
-    return iter_run_in_workers(model, run, out, workers=workers, progress=progress)
+
+    def find(progress: Progress | None) -> Iterator[FactResult]:
+        return iter_run_in_workers(model, run, out, workers=workers, progress=progress)
+
+    return watched(progress, run.plan.n_own, lambda: done_before(out), find)
 
 
 def iter_run_in_workers(

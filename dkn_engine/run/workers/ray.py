@@ -13,7 +13,8 @@ from dkn_engine.config import Config
 from dkn_engine.errors import BackendError, UserError
 from dkn_engine.facts.given import Facts
 from dkn_engine.models.load import load_tokenizer
-from dkn_engine.run.pipeline import Run, on_disk, prepare
+from dkn_engine.run.pipeline import Run, done_before, on_disk, prepare
+from dkn_engine.run.progress import watched
 from dkn_engine.run.tasks import Task
 from dkn_engine.run.workers.job import Job, ModelSpec
 from dkn_engine.run.workers.pool import Pool, Worker, failure
@@ -33,7 +34,7 @@ def iter_dkns_on_ray(
     address: str = LOCAL,
     workers: int | None = None,
     shard: Shard = WHOLE,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Iterator[FactResult]:
     """As :func:`dkn_engine.iter_dkns`, with chunks computed by actors of a Ray cluster.
 
@@ -54,7 +55,12 @@ def iter_dkns_on_ray(
     if out is None:
         raise UserError("out must be a run directory where workers compute; got None")
     run = prepare(facts, config, shard)
-    return iter_run_on_ray(model, run, out, address=address, workers=workers, progress=progress)
+    where: Any = {"address": address, "workers": workers}
+
+    def find(progress: Progress | None) -> Iterator[FactResult]:
+        return iter_run_on_ray(model, run, out, progress=progress, **where)
+
+    return watched(progress, run.plan.n_own, lambda: done_before(out), find)
 
 
 def iter_run_on_ray(
