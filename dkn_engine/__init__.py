@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from dkn_engine.run.build_info import build_info as build_info
     from dkn_engine.run.pipeline import find_dkns as find_dkns
     from dkn_engine.run.pipeline import iter_dkns as iter_dkns
+    from dkn_engine.run.question import find as find
     from dkn_engine.run.workers.job import ModelSpec as ModelSpec
     from dkn_engine.run.workers.processes import iter_dkns_in_workers as iter_dkns_in_workers
     from dkn_engine.run.workers.ray import iter_dkns_on_ray as iter_dkns_on_ray
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 _SUBPACKAGES = ("analysis", "compat", "interchange", "topology")
 _NAMES = {
     "run.pipeline": ("find_dkns", "iter_dkns"),
+    "run.question": ("find",),
     "run.workers.processes": ("iter_dkns_in_workers",),
     "run.workers.ray": ("iter_dkns_on_ray",),
     "run.workers.job": ("ModelSpec",),

@@ -31,8 +31,8 @@ def test_public_names_are_listed_once_and_all() -> None:
     assert len(set(dkn.__all__)) == len(dkn.__all__)
     assert set(dkn._HOME) <= set(dkn.__all__)
     promised = (
-        "find_dkns iter_dkns iter_dkns_in_workers ModelSpec Shard merge attribute iter_attribute "
-        "answer_probability intervene load_model "
+        "find find_dkns iter_dkns iter_dkns_in_workers ModelSpec Shard merge attribute "
+        "iter_attribute answer_probability intervene load_model "
         "load_facts iter_facts build_info topology Config AttributionConfig Fact FactResult "
         "Component Attribution"
     )
