@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dkn_engine.config import Config
 from dkn_engine.errors import UserError
@@ -49,7 +49,7 @@ def find(
             if is_name
             else "tokenizer must be the model's own where model is a loaded one; got None"
         )
-    loaded = load_model(model) if isinstance(model, str | Path) else (model, tokenizer)
+    loaded: Any = load_model(model) if isinstance(model, str | Path) else (model, tokenizer)
     asked = {"prompt": prompt, "answer": answer}
     (result,) = iter_dkns(*loaded, asked, config, out, progress=progress)
     return result
