@@ -316,7 +316,11 @@ class TopologyConfig(Section):
             ``residual`` stream joins them; or by their measured ``influence``, the share of b's
             activation that goes when a, in a lower layer, is suppressed.
         by_activation: multiply w(a, b) by the size of a's activation in the unchanged model.
-        clustering: ``ntc`` (merge tree) or ``released`` (the released procedure).
+        clustering: ``ntc`` (merge tree), ``released`` (the released procedure), or ``covering``:
+            no graph, but groups grown from measured interactions until any one of them will do and
+            all are missed; see ``dkn_engine/degeneracy/covering_groups.py``. Other settings of
+            this section are not read then. Paraphrases that are used for finding neurons
+            (``selection.n_paraphrases``) are used for finding groups too.
         spans: longer spans by ``shortest_path`` or by the ``released`` enumeration.
         max_span: most layers a distance crosses (None: no limit).
         min_component_size: smaller parts continue the larger part's life (condensed tree).
@@ -342,7 +346,7 @@ class TopologyConfig(Section):
     direction: Literal["forward", "reversed"] = "forward"
     connections: Literal["adjacent", "residual", "influence"] = "adjacent"
     by_activation: bool = False
-    clustering: Literal["ntc", "released"] = "ntc"
+    clustering: Literal["ntc", "released", "covering"] = "ntc"
     spans: Literal["shortest_path", "released"] = "shortest_path"
     max_span: int | None = count(None)
     min_component_size: int = count(2)
@@ -463,10 +467,19 @@ class Config(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.topology.select == "tree" and self.filter.method != "degenerate":
+        measured = {"select": "tree", "clustering": "covering"}
+        for name, value in measured.items():
+            if getattr(self.topology, name) == value and self.filter.method != "degenerate":
+                raise UserError(
+                    f"filter.method must be 'degenerate' with topology.{name}={value!r}; "
+                    f"got {self.filter.method!r}"
+                )
+        tokens = self.facts.teacher_forced or self.facts.continuation == "clean"
+        if self.topology.clustering == "covering" and not tokens:
             raise UserError(
-                "filter.method must be 'degenerate' with topology.select='tree'; "
-                f"got {self.filter.method!r}"
+                "facts.continuation must be 'clean' with topology.clustering='covering', whose "
+                f"gradients need fixed tokens (or facts.teacher_forced true); "
+                f"got {self.facts.continuation!r}"
             )
 
     @classmethod

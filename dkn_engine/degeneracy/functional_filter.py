@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -216,7 +217,8 @@ def _dkn(
             components,
             config.released_max_drop,
         )
-    persistence = [c.persistence for c in components]
+    # Components that no filtration made have none; ties go to the first ones then.
+    persistence = [0.0 if math.isnan(c.persistence) else c.persistence for c in components]
     return degenerate_family(lattice, persistence, config.min_alone, config.max_none)
 
 

@@ -49,7 +49,10 @@ def find(
             if is_name
             else "tokenizer must be the model's own where model is a loaded one; got None"
         )
-    loaded: Any = load_model(model) if isinstance(model, str | Path) else (model, tokenizer)
+    decoder: Any = model
+    words: Any = tokenizer
+    if isinstance(model, str | Path):
+        decoder, words = load_model(model)
     asked = {"prompt": prompt, "answer": answer}
-    (result,) = iter_dkns(*loaded, asked, config, out, progress=progress)
+    (result,) = iter_dkns(decoder, words, asked, config, out, progress=progress)
     return result

@@ -214,8 +214,8 @@ class Stages:
             else:
                 reason = f"fact {task.fact.id!r}: attribution gives scores that are not finite"
                 yield _without(task.fact, "error", reason, answer=task.answer)
-        located = [Located(task.fact, task.place, selection) for task, _, selection in selected]
-        choices = choose_components(prompts, located, self.config, self._means(located))
+        located, used = self._located(selected)
+        choices = choose_components(prompts, located, self.config, self._means(located), used)
         found, examinees = [], []
         texts: list[AnswerSequence] = []
         for (task, span, selection), choice in zip(selected, choices, strict=True):
@@ -250,6 +250,27 @@ class Stages:
 
     def _held_out(self, task: _Task) -> list[AnswerSequence]:
         return self._paraphrases(task, slice(self.config.selection.n_paraphrases, None))
+
+    def _located(
+        self, selected: Sequence[tuple[_Task, slice, Selection]]
+    ) -> tuple[list[Located], Prompts | None]:
+        """The facts with their neurons, and the paraphrases that a search may ask too.
+
+        Of those, the ones that the model answers.
+        """
+        n = self.config.selection.n_paraphrases
+        if self.config.topology.clustering != "covering" or not n:
+            return [Located(task.fact, task.place, found) for task, _, found in selected], None
+        texts = [self._paraphrases(task, slice(0, n)) for task, _, _ in selected]
+        flat = [sequence for some in texts for sequence in some]
+        used = self._prompts(flat) if flat else None
+        known = np.zeros(0, dtype=bool) if used is None else knows(used, self.config.filter)
+        ends = np.cumsum([len(some) for some in texts]).tolist()
+        indices = [range(end - len(some), end) for end, some in zip(ends, texts, strict=True)]
+        return [
+            Located(task.fact, task.place, found, [i for i in index if known[i]])
+            for (task, _, found), index in zip(selected, indices, strict=True)
+        ], used
 
     def _selected(self, scores: NDArray[np.float32]) -> Selection:
         """A fact's neurons, with the weights that connect them."""
