@@ -408,6 +408,10 @@ class FilterConfig(Section):
         positions: where suppression acts; see ``dkn_engine.answer_probability``.
         n_random: draws of random sets matched by size and layer, none of them knowledge neurons of
             the fact (as long as the layer has others).
+        n_regrouped: draws of the control that says what chance finds: the fact's own knowledge
+            neurons in groups of the same sizes and layers, put through the same filter. The
+            p-value of a family is never below 1 / (1 + draws). 0: none; nor is there any with
+            ``method="released"``, or of fewer than two candidates.
         n_unrelated: unrelated facts on which the family is suppressed too.
         control_precision: controls are measured on as few random draws and subsets of the family as
             it takes for the 95% interval of a mean drop to be this much on either side, at most
@@ -430,6 +434,7 @@ class FilterConfig(Section):
     suppress_value: Literal["zero", "mean"] = "zero"
     positions: Positions = "answer"
     n_random: int = count(20, least=0)
+    n_regrouped: int = count(8, least=0)
     n_unrelated: int = count(3, least=0)
     control_precision: float = 0.02
     fill_reference: bool = True

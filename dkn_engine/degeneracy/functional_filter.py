@@ -18,7 +18,9 @@ from dkn_engine.degeneracy.control_subsets import Subsets
 from dkn_engine.degeneracy.edited_answers import Asked, Prompts
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.lattice import Lattice, degenerate_family, drops, mask_of, subset_masks
+from dkn_engine.degeneracy.null_draws import Null
 from dkn_engine.degeneracy.reference_facts import Reference, knows
+from dkn_engine.degeneracy.regrouped import REGROUPED, regrouped_null
 from dkn_engine.degeneracy.released_filter import released_family
 from dkn_engine.errors import FactError
 from dkn_engine.neurons import encode
@@ -26,7 +28,7 @@ from dkn_engine.seeds import generator
 from dkn_engine.types import Component, Degeneracy, Fact
 
 MOST_COMPONENTS = 62  # A mask is a signed 64-bit integer.
-_REST = "rest"  # beside the controls' names, the measurement that is none
+_REST, _NULL = "rest", "null"  # beside the controls' names, the measurements that are none
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +133,7 @@ def _measured(
         (i, name, measurement)
         for i, (one, found) in enumerate(zip(examinees, lattices, strict=True))
         if not isinstance(found, FactError)
-        for name, measurement in asked.of(one, found[1])
+        for name, measurement in asked.of(one, *found)
     ]
     answers = together([measurement for _, _, measurement in named])
     measured: list[dict[str, Any]] = [{} for _ in examinees]
@@ -159,6 +161,7 @@ def _put_together(
     assert not isinstance(found, FactError)
     lattice, dkn = found
     of_family = drops(lattice.restrict(_members(one, dkn)))
+    null: Null | None = measured.pop(_NULL, None)
     degeneracy = Degeneracy(
         components=_described(one.components, lattice),
         subset_probabilities=lattice.probabilities,
@@ -180,6 +183,7 @@ def _put_together(
     return dataclasses.replace(
         degeneracy,
         n_paraphrases_known=n_known,
+        **({} if null is None else null.fields),
         controls={name: d for name, d in measured.items() if d is not None},
         n_paraphrases_not_known=n_not_known,
         n_reference=None if reference is None else len(reference.facts),
@@ -272,10 +276,13 @@ class _Controls:
         every = knows(self.paraphrases, self.config.filter)
         return [i for i in one.paraphrases if every[i]]
 
-    def of(self, one: Examinee, dkn: tuple[int, ...]) -> Iterator[tuple[str, Measurement[Any]]]:
-        """Measurements by the control's name, and of the members alone with the rest suppressed.
+    def of(
+        self, one: Examinee, lattice: Lattice, dkn: tuple[int, ...]
+    ) -> Iterator[tuple[str, Measurement[Any]]]:
+        """Measurements by the control's name, the null, and members alone with the rest suppressed.
 
-        The sets of the DKN (or of all candidates) are suppressed.
+        The sets of the DKN (or of all candidates) are suppressed; those of the null are other
+        groupings of the fact's neurons.
         """
         prompts, settings, means = self.prompts, self.config.filter, self.means
         if dkn:
@@ -296,6 +303,16 @@ class _Controls:
             "random",
             controls.random_control(own, one.located, settings.n_random, random, subsets),
         )
+        if settings.method == "degenerate" and settings.n_regrouped and len(one.sets) >= 2:
+            all_sets = dataclasses.replace(own, sets=one.sets)
+            persistence = [c.persistence for c in one.components]
+            found = lattice, dkn
+            yield (
+                _NULL,
+                regrouped_null(
+                    all_sets, one.located, found, persistence, settings, draws(REGROUPED)
+                ),
+            )
         if self.paraphrases is not None and len(one.paraphrases):
             asked = controls.Suppressed(self.paraphrases, self.known(one), sets, means)
             yield "paraphrases", controls.elsewhere(asked, subsets)

@@ -346,7 +346,7 @@ def edits_of(
 
     with monkeypatch.context() as patch:
         patch.setattr(prompts, "answers", remember)
-        examined(prompts, sets, config=dataclasses.replace(KNOWN, **options))
+        examined(prompts, sets, config=dataclasses.replace(KNOWN, n_regrouped=0, **options))
     return asked
 
 

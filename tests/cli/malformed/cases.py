@@ -564,6 +564,12 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "config",
+        "a count below zero",
+        ("a.toml", b"[filter]\nn_regrouped = -1"),
+        "{folder}/a.toml: config.filter: n_regrouped must be an integer of at least 0; got -1",
+    ),
+    Case(
+        "config",
         "an integer for true or false",
         ("a.toml", b"[topology]\nfold_norm = 1"),
         "{folder}/a.toml: config.topology: fold_norm must be true or false; got 1",
