@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dkn_engine import analysis as analysis
     from dkn_engine import compat as compat
     from dkn_engine import interchange as interchange
+    from dkn_engine import plot as plot
     from dkn_engine import topology as topology
     from dkn_engine.attribution import attribute as attribute
     from dkn_engine.attribution import iter_attribute as iter_attribute
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
 
     __version__: str
 
-_SUBPACKAGES = ("analysis", "compat", "interchange", "topology")
+_SUBPACKAGES = ("analysis", "compat", "interchange", "plot", "topology")
 _NAMES = {
     "run.pipeline": ("find_dkns", "iter_dkns"),
     "run.question": ("find",),

@@ -63,7 +63,7 @@ def draw_run(folder: Path, results: Sequence[FactResult], summary: Summary) -> d
     known = [r for r in results if r.status == "ok" and len(r.neurons)]
     if known:
         made["neurons"] = _neurons(known, folder / "neurons", "all known facts")
-        if (sets := _sets(known)) is not None:
+        if (sets := sets_of(known)) is not None:
             made["overlap"] = _overlap(*sets, folder / "overlap")
     return made
 
@@ -180,7 +180,7 @@ def _count(neurons: NDArray[np.int32]) -> int:
     return len(np.unique(neurons, axis=0))
 
 
-def _sets(results: Sequence[FactResult]) -> tuple[str, list[str], list[NDArray[np.int64]]] | None:
+def sets_of(results: Sequence[FactResult]) -> tuple[str, list[str], list[NDArray[np.int64]]] | None:
     """Sets of knowledge neurons by relation, else by fact if there are few; None for one set."""
     sizes = Counter(r.relation for r in results)
     if len(sizes) > 1:
@@ -205,10 +205,14 @@ def _codes(results: Sequence[FactResult]) -> NDArray[np.int64]:
     return np.unique(neurons[:, 0] << 32 | neurons[:, 1])
 
 
+def shares_of(sets: Sequence[NDArray[np.int64]]) -> list[list[float]]:
+    """The share of each set that each of the sets holds."""
+    return [[float(np.isin(a, b).mean()) for b in sets] for a in sets]
+
+
 def _overlap(of: str, names: list[str], sets: list[NDArray[np.int64]], stem: Path) -> Figure:
-    shares = [[np.isin(a, b).mean() for b in sets] for a in sets]
     return _kept(
-        figures.overlap(shares, names),
+        figures.overlap(shares_of(sets), names),
         stem,
         f"Matrix of shares of knowledge neurons in common, by {of}: {', '.join(names)}.",
         f"How many of the knowledge neurons of one {of} (row) are also those of another (column).",

@@ -36,6 +36,7 @@ ROOMS = (
     "run",
     "interchange",
     "report",
+    "plot",
     "analysis",
     "cli",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,9 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dkn_engine.neurons import adjacent_pairs, encode
+from dkn_engine.report.clean import clean
 from dkn_engine.report.figures.graph_layout import Places, place_neurons
+from dkn_engine.report.figures.hasse_diagram import draw_lattice, has_lattice, lattice_height
 from dkn_engine.report.figures.style import (
     COMPONENTS,
+    FONT,
     INK,
     MIDDLE,
     OTHERS,
@@ -37,6 +41,7 @@ _RING = 5.0  # points that a ring is wider than its mark
 _DIGIT = 0.66 * SMALL / 72  # inches; what common fonts take
 _MARK, _BARE = 0.24, 0.16  # inches that a mark takes, with a label beside it and without
 _ROW = 0.28  # inches
+_BESIDE = 2.4  # inches of the lattice
 _MARGIN = 0.75  # inches beside the rows, for the names of layers
 _NONE = -1  # the component of a neuron that is in none
 _FAINT = "#d0d0d0"
@@ -88,6 +93,30 @@ def dkn_graph(result: FactResult) -> Figure:
     room = WIDTH - _MARGIN
     figure = new_figure(graph_height(result, room))
     draw_graph(figure.subplots(), result, room)
+    return figure
+
+
+def graph_with_lattice(result: FactResult) -> Figure:
+    """:func:`dkn_graph` under the fact's name, the lattice of a small family beside it.
+
+    Raises:
+        ValueError: as :func:`dkn_graph`.
+    """
+    room, has_beside = WIDTH - _MARGIN, has_lattice(result)
+    high, beside = graph_height(result, room) + 0.25, lattice_height(result) if has_beside else 0
+    height = max(high, beside + 0.3)
+    figure = new_figure(height, WIDTH + (_BESIDE if has_beside else 0))
+    if has_beside:
+        grid = figure.add_gridspec(
+            2, 2, width_ratios=[WIDTH, _BESIDE], height_ratios=[beside, max(height - beside, 0.01)]
+        )
+        draw_lattice(figure.add_subplot(grid[0, 1]), result)
+        axes = figure.add_subplot(grid[:, 0])
+    else:
+        axes = figure.subplots()
+    draw_graph(axes, result, room)
+    name = textwrap.fill(clean(f"{result.prompt or result.fact_id} → {result.answer}"), 60)
+    figure.suptitle(name, fontsize=FONT, color=INK, parse_math=False)
     return figure
 
 

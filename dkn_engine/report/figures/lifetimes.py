@@ -10,6 +10,7 @@ from dkn_engine.report.figures.style import DARK, INK, LIGHT, dress, legend, new
 from dkn_engine.types import FactResult
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 AXIS = "radius of the filtration, distance 1/|w|"
@@ -24,6 +25,13 @@ def barcode(result: FactResult) -> Figure:
     Raises:
         ValueError: the fact has no components.
     """
+    figure = new_figure(0.95 + 0.27 * len(result.components))
+    draw_barcode(figure.subplots(), result)
+    return figure
+
+
+def draw_barcode(axes: Axes, result: FactResult) -> None:
+    """Draw :func:`barcode` on axes."""
     components = result.components
     if not components:
         raise ValueError(f"fact {result.fact_id!r} has no components; there is nothing to draw")
@@ -31,8 +39,6 @@ def barcode(result: FactResult) -> Figure:
     death = np.array([c.death for c in components])
     finite = np.concatenate([birth[np.isfinite(birth)], death[np.isfinite(death)]])
     edge = 1.05 * float(finite.max()) if finite.size else 1.0
-    figure = new_figure(0.95 + 0.27 * len(components))
-    axes = figure.subplots()
     for label, member in (("* in the DKN", True), ("other candidate", False)):
         at = [i for i in range(len(components)) if (i in result.dkn) == member]
         if not at:
@@ -71,7 +77,6 @@ def barcode(result: FactResult) -> Figure:
     dress(axes, AXIS, grid="x")
     axes.tick_params(axis="y", length=0)
     legend(axes, columns=2)
-    return figure
 
 
 def _neurons(n: int) -> str:

@@ -45,6 +45,44 @@ def neuron_map(
         ValueError: a neuron is outside the model.
     """
     every, dkn = _unique(located), _unique(members)
+    layers, _ = _size(every, dkn, n_layers, width)
+    figure = new_figure(min(5.2, max(2.4, 1.1 + 0.09 * layers)))
+    place, counts = figure.subplots(1, 2, sharey=True, width_ratios=[3, 1])
+    draw_neuron_map(place, located, members, n_layers=n_layers, width=width)
+    at = np.arange(layers)
+    for neurons, color in ((every, MIDDLE), (dkn, DARK)):
+        counts.barh(at, np.bincount(neurons[:, 0], minlength=layers), height=0.8, color=color)
+    dress(counts, "neurons")
+    counts.tick_params(axis="y", length=0, labelleft=False)
+    counts.locator_params(axis="x", integer=True)
+    return figure
+
+
+def draw_neuron_map(
+    place: Axes,
+    located: ArrayLike,
+    members: ArrayLike,
+    *,
+    n_layers: int | None = None,
+    width: int | None = None,
+) -> None:
+    """Draw the map of :func:`neuron_map` on axes, without the numbers beside it."""
+    every, dkn = _unique(located), _unique(members)
+    layers, last = _size(every, dkn, n_layers, width)
+    _marks(place, every, f"N, knowledge neurons ({len(every):,})", MIDDLE, ".", 4)
+    size = 4.5 if len(dkn) <= _CROWD else 2.5
+    _marks(place, dkn, f"D, neurons of DKNs ({len(dkn):,})", DARK, "D", size)
+    place.set_xlim(-0.02 * last - 0.5, 1.02 * last + 0.5)
+    place.set_ylim(-0.8, layers - 0.2)
+    dress(place, "index of the neuron in its layer", "layer")
+    place.locator_params(axis="y", integer=True)
+    legend(place)
+
+
+def _size(
+    every: NDArray[np.int64], dkn: NDArray[np.int64], n_layers: int | None, width: int | None
+) -> tuple[int, int]:
+    """Number of layers, and the last index in them."""
     both = np.concatenate([every, dkn])
     layers = n_layers or int(both[:, 0].max(initial=0)) + 1
     last = (width or int(both[:, 1].max(initial=0)) + 1) - 1
@@ -53,23 +91,7 @@ def neuron_map(
             f"neurons must be within {layers} layers of {last + 1}; got (layer, index) up to "
             f"{tuple(both.max(axis=0).tolist())}"
         )
-    figure = new_figure(min(5.2, max(2.4, 1.1 + 0.09 * layers)))
-    place, counts = figure.subplots(1, 2, sharey=True, width_ratios=[3, 1])
-    _marks(place, every, f"N, knowledge neurons ({len(every):,})", MIDDLE, ".", 4)
-    size = 4.5 if len(dkn) <= _CROWD else 2.5
-    _marks(place, dkn, f"D, neurons of DKNs ({len(dkn):,})", DARK, "D", size)
-    at = np.arange(layers)
-    for neurons, color in ((every, MIDDLE), (dkn, DARK)):
-        counts.barh(at, np.bincount(neurons[:, 0], minlength=layers), height=0.8, color=color)
-    place.set_xlim(-0.02 * last - 0.5, 1.02 * last + 0.5)
-    place.set_ylim(-0.8, layers - 0.2)
-    dress(place, "index of the neuron in its layer", "layer")
-    dress(counts, "neurons")
-    counts.tick_params(axis="y", length=0, labelleft=False)
-    for axis in (place.yaxis, counts.xaxis):
-        axis.get_major_locator().set_params(integer=True)
-    legend(place)
-    return figure
+    return layers, last
 
 
 def _marks(

@@ -49,16 +49,16 @@ def available() -> bool:
 
 
 def new_figure(height: float, width: float = WIDTH) -> Figure:
-    """An empty white figure, in inches, that pyplot does not know of.
+    """An empty white figure, in inches, that pyplot does not know of and notebooks show.
 
     Raises:
         UserError: matplotlib is not installed.
     """
     try:
-        from matplotlib.figure import Figure
+        from dkn_engine.report.figures.picture import Picture
     except ImportError as error:
         raise UserError(f"figures need matplotlib: {HOW_TO_GET}") from error
-    return Figure(
+    return Picture(
         figsize=(width, height), dpi=100, facecolor=PAPER, edgecolor=PAPER, layout="constrained"
     )
 

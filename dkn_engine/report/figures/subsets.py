@@ -48,7 +48,9 @@ def subset_map(result: FactResult) -> Figure:
     q = len(result.components)
     if q <= _MOST_MEMBERS and len(drop) == 1 << q:
         return _map(drop, q, result.dkn)
-    return _dots(drop, result)
+    figure = new_figure(3.0)
+    draw_dots(figure.subplots(), result)
+    return figure
 
 
 def has_drops(result: FactResult) -> bool:
@@ -178,9 +180,9 @@ def _members(axes: Axes, components: range, dkn: tuple[int, ...], *, across: boo
     axes.tick_params(length=0, labelbottom=False, labeltop=not across, labelleft=across)
 
 
-def _dots(drop: NDArray[np.float64], result: FactResult) -> Figure:
-    figure = new_figure(3.0)
-    axes = figure.subplots()
+def draw_dots(axes: Axes, result: FactResult) -> None:
+    """Draw each subset's drop by the number of its components on axes, and their means."""
+    drop = subset_drops(result)
     size = np.array([int(mask).bit_count() for mask in result.subset_masks])
     axes.plot(
         size,
@@ -197,4 +199,3 @@ def _dots(drop: NDArray[np.float64], result: FactResult) -> Figure:
     axes.plot(sizes, means, "D-", color=DARK, markersize=5, linewidth=1.2, label="mean")
     dress(axes, "components suppressed", _AXIS, grid="y")
     legend(axes, columns=2)
-    return figure
