@@ -50,7 +50,7 @@ def find(options: FindOptions) -> int:
     out = options.directory
     # Also checked later, but a large model takes minutes to load.
     require_same_config(out, config)
-    console.step(1, 4, f"reading facts from {options.question.words} ...")
+    console.step(1, 4, f"{options.question.words} ...")
     run, problems = _prepare(options, config)
     tell_problems(console, problems, counted=True)
     if options.machines.ray is not None or (options.machines.workers or 1) > 1:
@@ -148,6 +148,13 @@ def _find_all(
     total = run.plan.n_own
     there = f", of which {done} {'is' if done == 1 else 'are'} there" if done else ""
     console.step(3, 4, f"finding DKNs of {number_of(total, 'fact')}{there} ...")
+    if not total:
+        plan = run.plan
+        chunks = f"{number_of(plan.n_chunks, 'chunk')} of {plan.facts_per_chunk} (facts_per_chunk)"
+        console.warn(
+            f"shard {plan.shard} has nothing to do: {number_of(plan.n_facts, 'fact')} make "
+            f"{chunks}, which the {plan.shard.of} shards take in turn"
+        )
     start = time.monotonic()
     try:
         with console.progress(total, done) as progress:

@@ -67,7 +67,9 @@ class Question:
     @property
     def words(self) -> str:
         """What is asked, for messages."""
-        return self.facts if self.facts is not None else f"{self.prompt} {self.answer}"
+        if self.facts is not None:
+            return f"reading facts from {self.facts}"
+        return f"asking {self.prompt!r} → {self.answer!r}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from dkn_engine.cli.arguments import natural, number, option, run_path, switch
-from dkn_engine.cli.console import Console
+from dkn_engine.cli.console import Console, number_of
 from dkn_engine.cli.options import Output
 from dkn_engine.cli.page import write_run_page
 from dkn_engine.cli.results import HELD, ROWS, read_overview, show_results
-from dkn_engine.report.html import CARDS, FACT_FIGURES
+from dkn_engine.errors import UserError
+from dkn_engine.report.html import CARDS, FACT_FIGURES, PAGE
 from dkn_engine.store import RunPath
 
 
@@ -46,10 +48,12 @@ def report(options: ReportOptions) -> int:
     from dkn_engine.store import Snapshot, count_done
 
     console = Console(quiet=options.output.quiet)
+    _refuse_analysis(options.directory)
     done, total = count_done(options.directory)
     if done < total:
         console.say(
-            f"{done} of {total} facts are there; the command that began the run continues it"
+            f"{done} of {number_of(total, 'fact')} {'is' if done == 1 else 'are'} there; the "
+            "command that began the run continues it"
         )
     results = Snapshot(options.directory)
     overview = read_overview(results, None if options.all else HELD)
@@ -75,3 +79,18 @@ def report(options: ReportOptions) -> int:
     )
     console.say(f"Open {page}")
     return 0
+
+
+def _refuse_analysis(directory: RunPath) -> None:
+    """Of a folder of analyses name the page that is there already, and the runs in it.
+
+    Raises:
+        UserError: it is one.
+    """
+    folder = Path(directory)
+    runs = sorted(str(path.parent) for path in folder.glob("*/run/manifest.json"))
+    if (folder / PAGE).is_file() and runs and not (folder / "manifest.json").exists():
+        raise UserError(
+            f"{folder} holds analyses, whose page is {folder / PAGE}; its runs, which have a "
+            f"report each: {', '.join(runs[:3])}{', ...' if len(runs) > 3 else ''}"
+        )

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dkn_engine.report.content import Paragraph, Section
 from dkn_engine.report.markdown import to_markdown
+from dkn_engine.report.reading import DEFINITIONS
 from dkn_engine.report.run import FACTS, facts_table, run_report
 from dkn_engine.report.summary import Summary
 from dkn_engine.report.text import to_text
@@ -32,7 +34,16 @@ def render_report(
     """
     facts = facts_table(results, limit, summary.n_facts)
     report = run_report(summary, facts, most_relations=_MOST_RELATIONS)
-    return to_text(sorted(report.sections, key=lambda s: s.title != FACTS), width=width)
+    sections = sorted(report.sections, key=lambda s: s.title != FACTS)
+    return to_text([_without_definitions(section) for section in sections], width=width)
+
+
+def _without_definitions(section: Section) -> Section:
+    """A section for a terminal, where those who look again and again need no definitions."""
+    kept = [b for b in section.blocks if not (isinstance(b, Paragraph) and b.text in DEFINITIONS)]
+    if len(kept) < len(section.blocks):
+        kept.append(Paragraph("summary.md says how to read these figures.", note=True))
+    return Section(section.title, kept)
 
 
 def render_markdown(

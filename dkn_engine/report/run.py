@@ -39,6 +39,10 @@ from dkn_engine.types import FactResult
 
 TITLE = "Degenerate knowledge neurons"
 FACTS = "Facts"
+LEGEND = (
+    "KNs: knowledge neurons, the located ones. DKN 3+4: two components of 3 and 4 of them. Partial "
+    "→ full: the share of p that is lost with some, and with all, of the components suppressed."
+)
 STATUS_WORDS = {"ok": "known", "not_known": "not known", "skipped": "skipped", "error": "failed"}
 
 
@@ -103,7 +107,7 @@ def facts_table(results: Sequence[FactResult], limit: int | None, total: int) ->
         ),
         [_fact(result) for result in shown],
     )
-    notes = []
+    notes = [LEGEND] if any(r.components for r in shown) else []
     if len(shown) < total:
         notes.append(f"… and {total - len(shown):,} more facts, which facts-*.parquet holds.")
     if any(r.status == "ok" and r.components and not r.is_degenerate for r in shown):

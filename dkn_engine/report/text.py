@@ -157,6 +157,21 @@ def _fitted(sizes: Sequence[tuple[int, int]], width: int) -> list[int]:
     return widths
 
 
+def _cut(text: str, width: int) -> str:
+    """The text in so many columns; of a longer one the middle goes, since ends tell more apart."""
+    from rich.cells import cell_len, set_cell_size
+
+    if cell_len(text) <= width:
+        return text
+    end = (width - 1) // 2
+    kept = ""
+    for letter in reversed(text):
+        if cell_len(letter + kept) > end:
+            break
+        kept = letter + kept
+    return f"{set_cell_size(text, width - 1 - cell_len(kept))}…{kept}"
+
+
 def _table(
     columns: Sequence[Column],
     widths: Sequence[int],
@@ -175,8 +190,8 @@ def _table(
         made.add_column(Text(name), width=width, justify="right" if column.number else "left")
     for i, row in enumerate(rows):
         texts = [
-            Text(cell, no_wrap=c.one_line, overflow="ellipsis" if c.one_line else "fold")
-            for c, cell in zip(columns, row, strict=True)
+            Text(_cut(cell, width) if c.one_line else cell, no_wrap=c.one_line, overflow="fold")
+            for c, width, cell in zip(columns, widths, row, strict=True)
         ]
         made.add_row(*texts, style="dim" if i in controls else "")
     return made

@@ -526,6 +526,28 @@ def test_report_writes_the_page_and_its_figures(
     assert "must be a positive integer; got '-1'" in one_error_line(capsys)
 
 
+def test_report_of_analyses_names_their_page_and_runs(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "analyses"
+    (folder / "demo").mkdir(parents=True)
+    run.rename(folder / "demo" / "run")
+    (folder / "report.html").touch()
+    assert cli.main(["report", str(folder)]) == 2
+    line = one_error_line(capsys)
+    assert f"whose page is {folder / 'report.html'}; its runs" in line
+    assert line.endswith(str(folder / "demo" / "run"))
+
+
+def test_a_shard_without_a_chunk_says_why(
+    given: Given, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert given.find(tmp_path, "--shard", "1/2", "--set", "facts_per_chunk=8") == 0
+    out, err = capsys.readouterr()
+    assert "shard 1/2 has nothing to do: 5 facts make 1 chunk of 8 (facts_per_chunk)" in err
+    assert "No facts were computed." in out
+
+
 def test_report_without_matplotlib_says_how_to_get_figures(run: Path) -> None:
     code = (
         "import sys; sys.modules['matplotlib'] = None\n"

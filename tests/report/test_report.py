@@ -27,7 +27,8 @@ from dkn_engine.report import (
 from dkn_engine.report.clean import clean
 from dkn_engine.report.content import Column, Section, Table, number
 from dkn_engine.report.files import read_summary
-from dkn_engine.report.text import to_text
+from dkn_engine.report.reading import DEFINITIONS
+from dkn_engine.report.text import _cut, to_text
 from dkn_engine.statistics.intervals import TOO_FEW, mean_interval
 from dkn_engine.statistics.words import interval
 from dkn_engine.store import RunDirectory
@@ -263,6 +264,33 @@ def facts_of(report: str) -> list[str]:
     lines = report.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("───")) + 1
     return lines[start : lines.index("", start)]
+
+
+def test_long_prompts_lose_their_middle_and_wide_terminals_show_them_whole() -> None:
+    prompts = [f"In {land}, prices are given and paid in" for land in ("Russia", "Japan")]
+    results = [make(p, (2, 2), (0, 1), (0.2, 0.5, 2.0), prompt=p) for p in prompts]
+    narrow, wide = (
+        facts_of(render_report(results, summarize(results), width=w)) for w in (60, 140)
+    )
+    assert all(row.startswith(p) for row, p in zip(wide, prompts, strict=True))
+    for row, prompt in zip(narrow, prompts, strict=True):
+        shown = row.partition("  ")[0]
+        start, _, end = shown.partition("…")
+        assert prompt.startswith(start)
+        assert prompt.endswith(end)
+        assert abs(len(start) - len(end)) <= 1
+    # Of wide letters as many as fit; an odd column is a space.
+    assert [width(_cut("価格" * 9, n)) for n in (10, 11, 36)] == [10, 11, 36]
+
+
+def test_a_terminal_has_a_legend_and_leaves_definitions_to_the_files() -> None:
+    s = summarize(RESULTS)
+    text, file = render_report(RESULTS, s, width=100), render_markdown(RESULTS, s)
+    assert "DKN 3+4: two components of 3 and 4 of them." in text
+    for said in DEFINITIONS:
+        assert said in file
+        assert said[:40] not in " ".join(text.split())
+    assert "summary.md says how to read these figures." in text
 
 
 def test_columns_of_the_table_are_aligned() -> None:
