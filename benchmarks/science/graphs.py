@@ -262,7 +262,7 @@ def rows(path: str) -> Iterator[list[dict[str, object]]]:
     done: list[dict[str, object]] = []
     options: Sequence[Option] = OPTIONS
     for name, facts in (
-        ("tuning", tuning_facts(model, tokenizer)[::2]),
+        ("tuning", tuning_facts(model, tokenizer)),
         ("other", other_facts(model, tokenizer, path)),
     ):
         found = []

@@ -37,11 +37,14 @@ class Chosen:
         passes: whether the filter's rule holds. If it does for none, the members are those of the
             family that comes closest in what all suppressed leave.
         n_rows: suppressions measured.
+        excess: log-drop of all suppressed minus the sum of those of each alone; see
+            :class:`dkn_engine.types.Drops`. NaN where there is no family, or a probability is 0.
     """
 
     members: Family
     passes: bool
     n_rows: int
+    excess: float = float("nan")
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +66,14 @@ class _Measured:
 
     def passes(self, family: Family) -> bool:
         return all(map(self.is_kept, _parts(family))) and self.left(family) <= self.max_none
+
+    def chosen(self, family: Family, *, passes: bool) -> Chosen:
+        shares = [self.share[f] for f in (family, *((i,) for i in family))] if family else []
+        excess = float("nan")
+        if shares and min(shares) > 0:
+            together, *alone = (-math.log(share) for share in shares)
+            excess = together - math.fsum(alone)
+        return Chosen(family, passes, len(self.share), excess)
 
 
 def tree_family(
@@ -142,8 +153,7 @@ def _best(measured: _Measured, nodes: Sequence[Component]) -> Chosen:
         total = math.fsum(nodes[i].persistence for i in family)
         return (len(family), total, *(-i for i in family))
 
-    n_rows = len(measured.share)
     if passing:
-        return Chosen(max(passing, key=preference), passes=True, n_rows=n_rows)
+        return measured.chosen(max(passing, key=preference), passes=True)
     closest = min(families, key=lambda family: (measured.left(family), family), default=())
-    return Chosen(closest, passes=False, n_rows=n_rows)
+    return measured.chosen(closest, passes=False)

@@ -14,8 +14,10 @@ import pytest
 import dkn_engine as dkn
 from dkn_engine.config import Config, FilterConfig, SelectionConfig, TopologyConfig
 from dkn_engine.degeneracy.asked_together import together
+from dkn_engine.degeneracy.controls import lattice_of
 from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import nothing, suppress
+from dkn_engine.degeneracy.lattice import drops
 from dkn_engine.degeneracy.tree_families import Chosen, tree_family
 from dkn_engine.errors import FactError
 from dkn_engine.models.layout import find_layout
@@ -110,8 +112,13 @@ def test_the_family_is_the_one_found_by_trying_all(
     for b, (nodes, one) in enumerate(zip(trees, found, strict=True)):
         expected = by_trying_all(name, prompts.model, b, nodes, rule, means)
         assert (chosen(one).members, chosen(one).passes) == expected
+        if chosen(one).members:
+            sets = [nodes[i].neurons for i in chosen(one).members]
+            own = lattice_of(prompts, b, sets, np.arange(1 << len(sets)), means)
+            assert chosen(one).excess == pytest.approx(drops(own).excess, abs=1e-10)
         (alone,) = together([tree_family(prompts, b, nodes, config, means)])
-        assert alone == one
+        assert chosen(alone).members == chosen(one).members
+        assert chosen(alone).n_rows == chosen(one).n_rows
     assert_unchanged(before, state(prompts.model))
 
 
@@ -146,7 +153,9 @@ def test_of_too_many_families_the_costliest_are_measured() -> None:
 def test_fewer_than_two_nodes_are_no_family(n: int) -> None:
     config = Config(topology=TREE)
     (found,) = together([tree_family(prompts_of("gpt2"), 0, random_tree(0)[:n], config)])
-    assert chosen(found) == Chosen((), passes=False, n_rows=n)
+    one = chosen(found)
+    assert (one.members, one.passes, one.n_rows) == ((), False, n)
+    assert math.isnan(one.excess)
 
 
 PLANTED = Config(
