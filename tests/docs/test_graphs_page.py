@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,22 @@ def test_the_numbers_of_facts(facts: str) -> None:
     (n,) = {line["n"] for lines in lines_of(facts) for line in lines}
     text = PAGE.read_text(encoding="utf-8")
     assert f"{n} {facts} facts" in text
+
+
+def weights() -> list[list[str]]:
+    """Median and quartiles of the rank correlations, a graph a line."""
+    rows = rows_of("graph_weights.csv")
+    found = []
+    for graph, name in NAMES.items():
+        low, median, high = statistics.quantiles([float(r[graph]) for r in rows], n=4)
+        found.append([name, f"{median:.2f}", f"{low:.2f} to {high:.2f}"])
+    return found
+
+
+def test_strengths_and_interactions() -> None:
+    assert table(PAGE, "| graph | median |") == weights()
+    (n,) = {line["n"] for lines in lines_of("tuning") for line in lines}
+    assert len(rows_of("graph_weights.csv")) == int(n)
 
 
 def test_the_option_that_was_taken_to_other_facts_is_the_best_of_the_tuning_facts() -> None:
