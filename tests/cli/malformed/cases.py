@@ -765,6 +765,30 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "settings",
+        "a graph of no name",
+        ("topology.connections=anything",),
+        "config.topology: connections must be one of 'adjacent', 'residual', 'influence'; got 'anything'",
+    ),
+    Case(
+        "settings",
+        "a measured graph by weights",
+        ("topology.connections=influence", "topology.fold_norm=true"),
+        "config.topology: fold_norm must be false with connections='influence'; got True",
+    ),
+    Case(
+        "settings",
+        "no families of a tree",
+        ("topology.select=tree", "topology.max_families=0"),
+        "config.topology: max_families must be an integer of at least 1; got 0",
+    ),
+    Case(
+        "settings",
+        "a tree for the released filter",
+        ("topology.select=tree", "filter.method=released"),
+        "config: filter.method must be 'degenerate' with topology.select='tree'; got 'released'",
+    ),
+    Case(
+        "settings",
         "a key of three parts",
         ("a.b.c=1",),
         "--set a.b.c: unknown section; known: facts, attribution, selection, topology, filter",
