@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,7 +16,9 @@ from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.functional_filter import MOST_COMPONENTS
 from dkn_engine.degeneracy.influences import shares
-from dkn_engine.degeneracy.tree_families import tree_family
+from dkn_engine.degeneracy.null_draws import Null
+from dkn_engine.degeneracy.regrouped_trees import REGROUPED_TREE, regrouped_tree_null
+from dkn_engine.degeneracy.tree_families import Chosen, tree_family
 from dkn_engine.errors import FactError
 from dkn_engine.models.connections import connection_rows
 from dkn_engine.seeds import generator
@@ -44,10 +46,18 @@ class Located:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """Candidate components of a fact, disjoint, at most 62; and a remark on them, mostly empty."""
+    """Candidate components of a fact.
+
+    Attributes:
+        components: disjoint, at most 62.
+        remark: on them, mostly empty.
+        null: begins to measure what chance finds by the same choice, where that asks the model;
+            None where the filter's own control does, or without draws.
+    """
 
     components: tuple[Component, ...]
     remark: str = ""
+    null: Callable[[], Measurement[Null]] | None = None
 
 
 def choose_components(
@@ -121,11 +131,26 @@ def _choice(
     if config.topology.select == "tree":
         chosen = yield from tree_family(prompts, one.sequence, every, config, means)
         remark = "" if chosen.passes else f"no family of the tree's {len(every)} nodes passes"
-        return Choice(tuple(every[i] for i in chosen.members), remark)
+        null = partial(_tree_null, prompts, one, every, chosen, config, means)
+        members = tuple(every[i] for i in chosen.members)
+        return Choice(members, remark, null if config.filter.n_regrouped else None)
     if len(every) <= MOST_COMPONENTS:
         return Choice(every)
     remark = f"the first {MOST_COMPONENTS} of {len(every)} components"
     return Choice(every[:MOST_COMPONENTS], remark)
+
+
+def _tree_null(
+    prompts: Prompts,
+    one: Located,
+    nodes: Sequence[Component],
+    chosen: Chosen,
+    config: Config,
+    means: NDArray[np.float64] | None,
+) -> Measurement[Null]:
+    rng = generator(config.seed, one.fact.id, REGROUPED_TREE)
+    asked = prompts, one.sequence, nodes, one.selection.neurons
+    return regrouped_tree_null(*asked, chosen, config, rng, means)
 
 
 def graph_components(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,8 @@ class Examinee:
         components: candidates, most persistent first, at most 62.
         located: int32 ``[n, 2]``, the fact's knowledge neurons.
         paraphrases: indices of those of its prompts that were not used for finding.
+        null: begins to measure what chance finds, where the candidates were chosen by measuring, so
+            that the choice must be repeated; None: the ``regrouped`` control.
     """
 
     fact: Fact
@@ -48,6 +50,7 @@ class Examinee:
     components: Sequence[Component]
     located: NDArray[np.int32]
     paraphrases: Sequence[int] = ()
+    null: Callable[[], Measurement[Null]] | None = None
 
     @property
     def sets(self) -> controls.Sets:
@@ -173,6 +176,7 @@ def _put_together(
         excess=of_family.excess,
         candidates=drops(lattice) if one.sets else None,
         rest_suppressed=measured.pop(_REST, np.empty(0)),
+        **({} if null is None else null.fields),
     )
     n_known = len(asked.known(one))
     if not one.sets:
@@ -183,7 +187,6 @@ def _put_together(
     return dataclasses.replace(
         degeneracy,
         n_paraphrases_known=n_known,
-        **({} if null is None else null.fields),
         controls={name: d for name, d in measured.items() if d is not None},
         n_paraphrases_not_known=n_not_known,
         n_reference=None if reference is None else len(reference.facts),
@@ -288,6 +291,8 @@ class _Controls:
         if dkn:
             family = [one.sets[i] for i in dkn]
             yield _REST, _rest(prompts, one.sequence, family, one.located, means)
+        if one.null is not None:  # Chance may find a family where the choice found none.
+            yield _NULL, one.null()
         if not one.sets:
             return
 
@@ -303,7 +308,8 @@ class _Controls:
             "random",
             controls.random_control(own, one.located, settings.n_random, random, subsets),
         )
-        if settings.method == "degenerate" and settings.n_regrouped and len(one.sets) >= 2:
+        regroups = one.null is None and settings.method == "degenerate"
+        if regroups and settings.n_regrouped and len(one.sets) >= 2:
             all_sets = dataclasses.replace(own, sets=one.sets)
             persistence = [c.persistence for c in one.components]
             found = lattice, dkn

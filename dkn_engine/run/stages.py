@@ -226,7 +226,7 @@ class Stages:
             index = range(len(texts), len(texts) + len(held_out))
             texts += held_out
             sets = choice.components, selection.neurons, index
-            examinees.append(Examinee(task.fact, task.place, *sets))
+            examinees.append(Examinee(task.fact, task.place, *sets, choice.null))
             found.append((task, selection, choice.remark, _quality(scores, span)))
         every = examine_chunk(
             prompts,
