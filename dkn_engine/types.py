@@ -354,8 +354,8 @@ class Degeneracy:
             versions wrote.
         null: what chance finds is measured on: ``regrouped``, the fact's own located neurons in
             groups of the same sizes and layers, put through the same filter
-            (:mod:`dkn_engine.degeneracy.regrouped`); ``regrouped tree``, all of them permuted within
-            layers and the choice repeated (:mod:`dkn_engine.degeneracy.regrouped_trees`); None
+            (:mod:`dkn_engine.degeneracy.regrouped`); ``regrouped tree``, a choice from the whole
+            tree repeated on permuted labels (:mod:`dkn_engine.degeneracy.regrouped_trees`); None
             where nothing was.
         null_draws: of it; ``null_passing``: in how many of them the filter keeps a family.
         null_p: p-value of the family, (1 + draws that do at least as well) / (1 + draws). A family
