@@ -412,6 +412,9 @@ class FilterConfig(Section):
             neurons in groups of the same sizes and layers, put through the same filter. The
             p-value of a family is never below 1 / (1 + draws). 0: none; nor is there any with
             ``method="released"``, or of fewer than two candidates.
+        n_random_searches: with ``topology.clustering="covering"`` that control repeats the search
+            so often instead, each time among as many other neurons of the same layers, at the
+            search's own cost. 0: the fact's own neurons in other groups, as above.
         n_unrelated: unrelated facts on which the family is suppressed too.
         control_precision: controls are measured on as few random draws and subsets of the family as
             it takes for the 95% interval of a mean drop to be this much on either side, at most
@@ -435,6 +438,7 @@ class FilterConfig(Section):
     positions: Positions = "answer"
     n_random: int = count(20, least=0)
     n_regrouped: int = count(8, least=0)
+    n_random_searches: int = count(1, least=0)
     n_unrelated: int = count(3, least=0)
     control_precision: float = 0.02
     fill_reference: bool = True

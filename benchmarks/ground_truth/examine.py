@@ -22,7 +22,7 @@ from dkn_engine.config import (
     Positions,
     SelectionConfig,
 )
-from dkn_engine.degeneracy.component_choice import Located
+from dkn_engine.degeneracy.choices import Located
 from dkn_engine.degeneracy.controls import lattice_of
 from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.lattice import degenerate_family, drops

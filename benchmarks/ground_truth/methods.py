@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dkn_engine.config import Config, TopologyConfig
-from dkn_engine.degeneracy.component_choice import Located, choose_components
+from dkn_engine.degeneracy.choices import Located
+from dkn_engine.degeneracy.component_choice import choose_components
 from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.models.connections import connection_rows
@@ -81,6 +82,7 @@ METHODS: Mapping[str, Method] = {
     "NTC, whole tree": engine(select="tree"),
     "NTC, whole tree, any layers": engine(select="tree", **_RESIDUAL),
     "NTC, whole tree, influence": engine(select="tree", connections="influence"),
+    "covering groups": engine(clustering="covering"),
     "released": engine(**_RELEASED),
     "DBSCAN": clusterer("dbscan"),
     "HDBSCAN": clusterer("hdbscan"),

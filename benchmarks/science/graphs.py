@@ -35,7 +35,8 @@ from benchmarks.science.defaults import MIN_PROBABILITY, tuning_facts
 from benchmarks.science.select_demo_facts import candidates, score
 from dkn_engine.config import Config, FactsConfig, FilterConfig, SelectionConfig, TopologyConfig
 from dkn_engine.degeneracy.asked_together import Measurement, together
-from dkn_engine.degeneracy.component_choice import Located, graph_components
+from dkn_engine.degeneracy.choices import Located
+from dkn_engine.degeneracy.component_choice import graph_components
 from dkn_engine.degeneracy.controls import Sets, lattice_of, measured_lattice
 from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.lattice import degenerate_family, drops

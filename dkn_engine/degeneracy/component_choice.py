@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -11,7 +10,8 @@ from numpy.typing import NDArray
 
 from dkn_engine.config import Config, TopologyConfig
 from dkn_engine.degeneracy.asked_together import Measurement, together
-from dkn_engine.degeneracy.covering_groups import Measure, covering_groups
+from dkn_engine.degeneracy.choices import Choice, Located
+from dkn_engine.degeneracy.covering_choice import covering_choice
 from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.functional_filter import MOST_COMPONENTS
@@ -22,42 +22,9 @@ from dkn_engine.degeneracy.tree_families import Chosen, tree_family
 from dkn_engine.errors import FactError
 from dkn_engine.models.connections import connection_rows
 from dkn_engine.seeds import generator
-from dkn_engine.topology.arrays import component
 from dkn_engine.topology.clustering import candidates_by_distance, find_candidates
 from dkn_engine.topology.graph import weight_distances
-from dkn_engine.types import Component, Fact, Selection
-
-
-@dataclass(frozen=True, eq=False)
-class Located:
-    """A fact and its knowledge neurons.
-
-    Attributes:
-        fact: whose; ``sequence``: its index among the prompts.
-        selection: the neurons, with their scores.
-        paraphrases: indices of its other prompts that may be used for finding.
-    """
-
-    fact: Fact
-    sequence: int
-    selection: Selection
-    paraphrases: Sequence[int] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Choice:
-    """Candidate components of a fact.
-
-    Attributes:
-        components: disjoint, at most 62.
-        remark: on them, mostly empty.
-        null: begins to measure what chance finds by the same choice, where that asks the model;
-            None where the filter's own control does, or without draws.
-    """
-
-    components: tuple[Component, ...]
-    remark: str = ""
-    null: Callable[[], Measurement[Null]] | None = None
+from dkn_engine.types import Component
 
 
 def choose_components(
@@ -80,48 +47,8 @@ def choose_components(
         paraphrases: hold those that may be used for finding, of all facts.
     """
     if config.topology.clustering == "covering":
-        search = partial(covering_choice, prompts, paraphrases, config=config, means=means)
-        return [search(one) for one in located]
+        return [covering_choice(prompts, one, config, means, paraphrases) for one in located]
     return together([_choice(prompts, one, config, means) for one in located])
-
-
-def covering_choice(
-    prompts: Prompts,
-    paraphrases: Prompts | None,
-    one: Located,
-    *,
-    config: Config,
-    means: NDArray[np.float64] | None = None,
-) -> Choice:
-    """Groups of a fact's neurons that cover for one another, by the order of their first neuron."""
-    asked = [(prompts, one.sequence)]
-    if paraphrases is not None:
-        asked += [(paraphrases, i) for i in one.paraphrases]
-    neurons = one.selection.neurons
-    rng = generator(config.seed, one.fact.id, "covering groups")
-    found = covering_groups(slopes_of(asked, neurons, means), len(neurons), config.filter, rng)
-    groups = [neurons[found.labels == group] for group in range(found.k)]
-    return Choice(tuple(component(group) for group in groups))
-
-
-def slopes_of(
-    asked: Sequence[tuple[Prompts, int]],
-    neurons: NDArray[np.int32],
-    means: NDArray[np.float64] | None = None,
-) -> Measure:
-    """What suppressing sets of the neurons costs answers, and the slopes, as a search asks it."""
-    closed = suppress(neurons, means)
-
-    def measure(sets: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        drops, slopes = [], []
-        gates = (~sets).astype(np.float64)
-        for prompts, sequence in asked:
-            log_p, slope = prompts.gate_slopes(sequence, closed, gates)
-            drops.append(np.log(prompts.probability[sequence]) - log_p)
-            slopes.append(slope)
-        return np.array(drops), np.array(slopes)
-
-    return measure
 
 
 def _choice(

@@ -224,9 +224,12 @@ def _dkn(
             components,
             config.released_max_drop,
         )
-    # Components that no filtration made have none; ties go to the first ones then.
-    persistence = [0.0 if math.isnan(c.persistence) else c.persistence for c in components]
-    return degenerate_family(lattice, persistence, config.min_alone, config.max_none)
+    return degenerate_family(lattice, _persistence(components), config.min_alone, config.max_none)
+
+
+def _persistence(components: Sequence[Component]) -> list[float]:
+    """Of each component; 0 of those that no filtration made, whose ties go to the first ones."""
+    return [0.0 if math.isnan(c.persistence) else c.persistence for c in components]
 
 
 def lattice_masks(q: int, config: FilterConfig, seed: int, fact_id: str) -> NDArray[np.int64]:
@@ -311,7 +314,7 @@ class _Controls:
         regroups = one.null is None and settings.method == "degenerate"
         if regroups and settings.n_regrouped and len(one.sets) >= 2:
             all_sets = dataclasses.replace(own, sets=one.sets)
-            persistence = [c.persistence for c in one.components]
+            persistence = _persistence(one.components)
             found = lattice, dkn
             yield (
                 _NULL,

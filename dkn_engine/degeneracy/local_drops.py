@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 NO_GROUP = -1
 _OVER = 4.0
-_NEURON = 0.003
+_NEURON = 0.001
 
 
 def suppressed_sets(labels: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
@@ -34,9 +34,10 @@ def suppressed_sets(labels: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
 class Goal:
     """How good groups are by the drops of their k + 1 sets.
 
-    The drop of all groups, a mean over the prompts; less what the drops of all groups but one
-    exceed ``most_alone`` by, on the first prompt and in the mean, four times each; less a little
-    for each neuron. So groups are sought that together are missed, while any one of them will do.
+    The share of the answer's probability that goes without all groups, on the prompt where that is
+    least; less what the drops of all groups but one exceed ``most_alone`` by, on the first prompt
+    and in the mean, four times each; less a little for each neuron. So groups are sought that
+    together are missed, while any one of them will do.
 
     Attributes:
         most_alone: nats, what may be lost while one group is there.
@@ -53,8 +54,10 @@ class Goal:
         over = self._over(drops[0, 1:]).sum(axis=0)
         if len(drops) > 1:
             over = over + self._over(drops[:, 1:].mean(axis=0)).sum(axis=0)
-        value: NDArray[np.float64] = drops[:, 0].mean(axis=0) - _OVER * over
-        return value - _NEURON * n_neurons
+        with np.errstate(over="ignore"):  # a guess far from what can be
+            lost: NDArray[np.float64] = -np.expm1(-drops[:, 0]).min(axis=0)
+        value: NDArray[np.float64] = lost - _OVER * over - _NEURON * n_neurons
+        return value
 
     def _over(self, drops: NDArray[np.float64]) -> NDArray[np.float64]:
         beyond = drops - self.most_alone

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from dkn_engine.attribution.chunk import ChunkScores, attribute_chunk
 from dkn_engine.config import Config
-from dkn_engine.degeneracy.component_choice import Located, choose_components
+from dkn_engine.degeneracy.choices import Located
+from dkn_engine.degeneracy.component_choice import choose_components
 from dkn_engine.degeneracy.edited_answers import Prompts, most_rows
 from dkn_engine.degeneracy.functional_filter import Examinee, examine_chunk
 from dkn_engine.degeneracy.reference_facts import Reference, knows, read_reference

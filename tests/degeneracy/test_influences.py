@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from dkn_engine.config import TopologyConfig
+from dkn_engine.degeneracy.choices import Located
 from dkn_engine.degeneracy.component_choice import (
-    Located,
     activation_sizes,
     graph_components,
     influence,
