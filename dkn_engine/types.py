@@ -355,7 +355,9 @@ class Degeneracy:
         null: what chance finds is measured on: ``regrouped``, the fact's own located neurons in
             groups of the same sizes and layers, put through the same filter
             (:mod:`dkn_engine.degeneracy.regrouped`); ``regrouped tree``, a choice from the whole
-            tree repeated on permuted labels (:mod:`dkn_engine.degeneracy.regrouped_trees`); None
+            tree repeated on permuted labels (:mod:`dkn_engine.degeneracy.regrouped_trees`);
+            ``random search``, a search repeated among other neurons of the same layers
+            (:mod:`dkn_engine.degeneracy.covering_choice`); None
             where nothing was.
         null_draws: of it; ``null_passing``: in how many of them the filter keeps a family.
         null_p: p-value of the family, (1 + draws that do at least as well) / (1 + draws). A family
