@@ -58,7 +58,7 @@ class Figure:
 
 def examine(planted: Planted, methods: Mapping[str, Method] = METHODS) -> list[Figure]:
     """All figures of a model."""
-    cell = _Cell(planted)
+    cell = Cell(planted)
     found = list(planting_figures(planted))
     for location, of_fact in cell.located().items():
         found += _means(location, "", [cell.location_scores(one) for one in of_fact])
@@ -121,8 +121,13 @@ def _joined(
     return {k: np.concatenate([none, *(some[way] for way in which)]) for k, some in groups.items()}
 
 
-class _Cell:
-    """One model with the facts it knows."""
+class Cell:
+    """One model with the facts it knows.
+
+    Attributes:
+        prompts: of all its facts.
+        known: those that the model knows, with their places among the prompts.
+    """
 
     def __init__(self, planted: Planted) -> None:
         self.planted, model = planted, planted.model

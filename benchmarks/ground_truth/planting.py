@@ -24,10 +24,11 @@ class Planting:
 
     Attributes:
         ways: groups of a relation.
-        split: groups are parts of every layer (``within``), or layers of their own (``between``).
-        answered: while ``any`` group is on; only while ``all`` are; or ``independent``: silencing
-            a share s of the neurons, whichever, takes RATE * s nats from ln p, so that no two sets
-            of neurons cover for one another or need one another.
+        split: each group is in all of the middle half of the layers (``within``), or one is in
+            the lower half of all layers and one in the upper half (``between``, two groups only).
+        answered: while ``any`` group is whole; only while ``all`` are; or ``independent``:
+            silencing a share s of the neurons, whichever, takes RATE * s nats from ln p, so that no
+            two sets of neurons cover for one another or need one another beyond that.
     """
 
     ways: int
@@ -58,7 +59,8 @@ def owners(
     ways, between = planting.ways, planting.split == "between"
     depth = layers // 2
     size = members // max(depth, 1)
-    if size * depth != members or relations * (1 if between else ways) * size > width:
+    misfit = size * depth != members or (between and ways != 2)
+    if misfit or relations * (1 if between else ways) * size > width:
         raise ValueError(
             f"{planting} with {members} neurons a group has no place in {layers} layers of {width}"
         )
