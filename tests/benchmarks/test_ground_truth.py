@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from benchmarks.ground_truth.planted_model import Planted, Training, planted
 from benchmarks.ground_truth.planting import LEFT, PLANTINGS, RATE, REST, draw, owners
 from benchmarks.ground_truth.run import rows
 from dkn_engine.statistics.intervals import mean_estimate
+from tests.docs.test_committed_results import rows_of, table
 
 Groups = list[list[int]]
 RELATIONS, LAYERS, WIDTH, MEMBERS = 3, 4, 48, 6
@@ -171,3 +173,77 @@ def test_figures_become_means_over_seeds_with_their_interval() -> None:
     assert shown == pytest.approx([estimate.mean, *estimate.bounds], abs=5e-4)
     assert (p["mean"], p["ci_low"], p["no_interval"]) == ("1", "nan", "all values are equal")
     assert (purity["layout"], purity["planting"], purity["location"]) == ("gpt2", "two", "given")
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "ground_truth.md"
+REDUNDANT = ("gpt2-two", "llama-two", "gpt2-three", "gpt2-layers")
+NULLS = ("gpt2-twin", "llama-twin", "gpt2-independent")
+Cells = dict[tuple[str, str, str, str], dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def committed() -> Cells:
+    return {
+        (f"{r['layout']}-{r['planting']}", r["location"], r["method"], r["figure"]): r
+        for r in rows_of("ground_truth.csv")
+    }
+
+
+def shown(row: dict[str, str]) -> str:
+    mean, low, high = (f"{float(row[k]):.2f}" for k in ("mean", "ci_low", "ci_high"))
+    return mean if row["no_interval"] else f"{mean} [{low}, {high}]"
+
+
+def test_the_page_shows_what_the_planted_models_do(committed: Cells) -> None:
+    found = table(PAGE, "| model | all groups on")
+    assert [row[0] for row in found] == [*REDUNDANT, *NULLS]
+    for cell, *figures in found:
+        ways = PLANTINGS[cell.split("-")[1]].ways
+        names = [f"p, {left} of {ways} groups on, answer positions" for left in (ways, 1, 0)]
+        names += ["p, one neuron of the last group off", "p, all other neurons off"]
+        assert figures == [f"{float(committed[cell, '', '', n]['mean']):.2f}" for n in names], cell
+
+
+def test_the_page_shows_how_neurons_are_located(committed: Cells) -> None:
+    found = table(PAGE, "| model | masked")
+    assert [row[0] for row in found] == [*REDUNDANT, *NULLS]
+    for cell, *figures in found:
+        assert figures == [
+            shown(committed[cell, baseline, "", f"neuron {name}"])
+            for baseline in ("masked", "zero")
+            for name in ("precision", "recall")
+        ], cell
+
+
+SHOWN = {
+    "neurons given: recall": ("given", "group recall", REDUNDANT),
+    "neurons given: coverage": ("given", "coverage", REDUNDANT),
+    "neurons given: degenerate": ("given", "degenerate", NULLS),
+    "neurons located: recall": ("zero", "group recall", REDUNDANT),
+    "neurons located: degenerate": ("zero", "degenerate", NULLS),
+}
+
+
+@pytest.mark.parametrize("header", SHOWN)
+def test_the_page_shows_every_method(committed: Cells, header: str) -> None:
+    location, figure, cells = SHOWN[header]
+    found = table(PAGE, f"| {header} | " + " | ".join(cells))
+    assert [row[0] for row in found] == [TRUTH, *METHODS]
+    for method, *figures in found:
+        expected = [shown(committed[cell, location, method, figure]) for cell in cells]
+        assert figures == expected, method
+
+
+def test_the_page_says_what_was_measured(committed: Cells) -> None:
+    text = " ".join(PAGE.read_text(encoding="utf-8").split())
+    own = [committed[cell, "given", TRUTH, "redundancy"] for cell in REDUNDANT]
+    chance = committed["gpt2-independent", "given", "AMIG pairs", "redundancy"]
+    lowest = min(float(row["mean"]) for row in own)
+    assert f"a mean redundancy of {lowest:.0f} or more" in text
+    assert f"with a redundancy of {float(chance['mean']):.1f}" in text
+    assert f"on {own[0]['seeds']} seeds" in text
+    chances = [
+        100 * float(committed[cell, "given", "random groups", "degenerate"]["mean"])
+        for cell in REDUNDANT
+    ]
+    assert f"for {min(chances):.0f} to {max(chances):.0f} % of the facts" in text
