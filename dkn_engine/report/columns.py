@@ -32,12 +32,13 @@ class Columns:
 
     Attributes:
         relations: names by number, in the order in which they came.
-        paths: the same of attribution paths.
+        paths: the same of attribution paths; ``nulls``: of what nulls draw.
     """
 
     def __init__(self) -> None:
         self.relations: dict[str, int] = {}
         self.paths: dict[str, int] = {}
+        self.nulls: dict[str, int] = {}
         self._values = array("d")
 
     def add(self, result: FactResult) -> None:
@@ -69,7 +70,11 @@ class Columns:
             "n_deltas": delta.size,
             "points_sum": result.n_points.sum(),
             "n_layers": len(result.n_points),
+            "holds": math.nan if result.holds is None else result.holds,
+            "null_p": result.null_p,
         }
+        if result.null is not None:
+            self.nulls.setdefault(result.null, len(self.nulls))
         for name in LATER_COUNTS:
             count = getattr(result, name)
             row[name] = math.nan if count is None else count

@@ -6,8 +6,10 @@ import math
 from collections.abc import Iterator
 
 from dkn_engine.statistics.words import number
-from dkn_engine.types import FactResult
+from dkn_engine.types import HOLDS_FULL, HOLDS_SINGLE, FactResult
 
+# What nulls draw, by their names.
+NULL_WORDS = {"regrouped": "the fact's own neurons regrouped"}
 _MOST_OF_IT = 0.5  # of the clean probability
 
 
@@ -18,10 +20,35 @@ def about_family(result: FactResult) -> str:
             "No DKN: in no two or more of these components does each, with the others suppressed, "
             "keep enough of the answer's probability while all suppressed lose enough of it "
             "(by the settings of the filter). The figures below are of all candidates."
+            + "".join(f" {text}" for text in _by_chance(result))
         )
     names = ", ".join(component_name(i) for i in result.dkn)
     texts = [f"The DKN is {names} (marked *).", *_kept(result), _covering(result), *_alone(result)]
-    return " ".join(texts)
+    return " ".join([*texts, *_held_out(result), *_by_chance(result)])
+
+
+def _held_out(result: FactResult) -> Iterator[str]:
+    """Whether the DKN shows on paraphrases that were not used for finding it."""
+    held_out = result.controls.get("paraphrases")
+    if result.holds is None or held_out is None:
+        return
+    verdict = "It holds" if result.holds else "It does not hold"
+    yield (
+        f"{verdict} on held-out paraphrases (n = {held_out.n:,}): there one component suppressed "
+        f"costs {held_out.single_drop:.0%} on average, all cost {held_out.full_drop:.0%} (to hold, "
+        f"{HOLDS_SINGLE:.0%} at most and {HOLDS_FULL:.0%} or more)."
+    )
+
+
+def _by_chance(result: FactResult) -> Iterator[str]:
+    """What the null finds in the fact's place."""
+    if not result.null_draws:
+        return
+    drawn = NULL_WORDS.get(result.null or "", result.null)
+    yield (
+        f"By chance ({drawn}, {result.null_draws:,} draws) {result.null_passing:,} draws have a "
+        f"DKN; p = {result.null_p:.2g} for doing as well as this fact."
+    )
 
 
 def _kept(result: FactResult) -> Iterator[str]:

@@ -24,6 +24,7 @@ from dkn_engine.report.content import (
     number,
     paragraphs,
 )
+from dkn_engine.report.family import NULL_WORDS
 from dkn_engine.report.reading import (
     DEFINITIONS,
     DISPUTED,
@@ -35,7 +36,7 @@ from dkn_engine.report.summary import Summary, drop_rows
 from dkn_engine.statistics.intervals import Estimate
 from dkn_engine.statistics.words import DASH, interval, no_interval, sentence
 from dkn_engine.statistics.words import number as short
-from dkn_engine.types import FactResult
+from dkn_engine.types import HOLDS_FULL, HOLDS_SINGLE, FactResult
 
 TITLE = "Degenerate knowledge neurons"
 FACTS = "Facts"
@@ -95,6 +96,9 @@ def facts_table(results: Sequence[FactResult], limit: int | None, total: int) ->
     shown = results if limit is None else results[:limit]
     if not shown:
         return Section(FACTS, [Paragraph("No facts.")])
+    # Two columns for those who have them: a terminal is narrow.
+    held_out = any(result.holds is not None for result in shown)
+    drawn = any(result.null_draws for result in shown)
     table = Table(
         (
             Column("prompt", least=10, one_line=True),
@@ -103,15 +107,24 @@ def facts_table(results: Sequence[FactResult], limit: int | None, total: int) ->
             number("KNs"),
             number("components", "comp."),
             "DKN",
+            *([Column("holds", least=5)] if held_out else []),
+            *([number("p of its null", "null")] if drawn else []),
             Column("partial → full", least=14),
         ),
-        [_fact(result) for result in shown],
+        [_fact(result, held_out, drawn) for result in shown],
     )
     notes = [LEGEND] if any(r.components for r in shown) else []
     if len(shown) < total:
         notes.append(f"… and {total - len(shown):,} more facts, which facts-*.parquet holds.")
     if any(r.status == "ok" and r.components and not r.is_degenerate for r in shown):
         notes.append("Drops in brackets are of all candidate components: the fact has no DKN.")
+    if held_out:
+        notes.append("holds: whether there is a DKN that shows on held-out paraphrases too.")
+    if drawn:
+        notes.append(
+            "null: share of chance draws that do as well (the fact's neurons in other groups), "
+            "the fact itself counted in."
+        )
     return Section(FACTS, [table, *paragraphs(notes, note=True)])
 
 
@@ -124,15 +137,19 @@ def dkn_sizes(result: FactResult, columns: int = 9) -> str:
     return text if len(text) <= columns else f"{len(sizes)}×{min(sizes)}–{max(sizes)}"
 
 
-def _fact(result: FactResult) -> tuple[object, ...]:
+def _fact(result: FactResult, held_out: bool, drawn: bool) -> tuple[object, ...]:
     start = (result.prompt or result.fact_id, result.answer, short(result.probability))
+    more = [DASH if result.holds is None else "yes" if result.holds else "no"] * held_out
+    more += [short(result.null_p)] * drawn
     if result.status != "ok":
-        return (*start, None, None, STATUS_WORDS[result.status], result.reason)
+        gap = (None,) * len(more)
+        return (*start, None, None, STATUS_WORDS[result.status], *gap, result.reason)
     drops = DASH
     if result.components:
         drops = f"{short(result.partial_drop)} → {short(result.full_drop)}"
         drops = drops if result.is_degenerate else f"({drops})"
-    return (*start, len(result.neurons), len(result.components), dkn_sizes(result), drops)
+    sizes = len(result.neurons), len(result.components), dkn_sizes(result)
+    return (*start, *sizes, *more, drops)
 
 
 def _subtitle(summary: Summary, manifest: Mapping[str, Any] | None) -> str:
@@ -171,8 +188,51 @@ def _counts(summary: Summary) -> list[Tile]:
         tiles += [
             _share("Known facts with a DKN", summary.n_degenerate, summary.degenerate),
             _share("Known facts with two or more components", several, summary.with_candidates),
+            *_chance(summary),
+            *_holding(summary),
         ]
     return tiles
+
+
+def _chance(summary: Summary) -> list[Tile]:
+    """How many DKNs chance explains, and how many it does not."""
+    chance = summary.chance
+    if chance is None:
+        return []
+    drawn = ", ".join(NULL_WORDS.get(name, name) for name in summary.nulls)
+    beyond = f"found minus chance, a share of the facts: {interval(chance.beyond)}"
+    tiles = [
+        Tile(
+            "DKNs that chance finds",
+            f"{chance.expected:.1f}",
+            f"{chance.found:,} were found in these {chance.n:,} facts; {drawn}, up to "
+            f"{chance.draws:,} draws a fact; {beyond}",
+        )
+    ]
+    label = f"DKNs beyond chance, FDR {chance.alpha:.0%}"
+    if chance.can_be_told:
+        value, fewest = f"{chance.significant:,} of {chance.found:,}", f"{chance.needed:,}"
+        needed = f"{fewest} or more must have it for any to count"
+    else:
+        value, fewest = DASH, f"{math.ceil(1 / chance.alpha) - 1}"
+        needed = f"{fewest} or more are needed for any to count"
+    floor = f"{chance.draws:,} draws give no p below {1 / (1 + chance.draws):.2g}"
+    note = f"false discovery rate; {floor}: {needed}"
+    return [*tiles, Tile(label, value, note)]
+
+
+def _holding(summary: Summary) -> list[Tile]:
+    """How many DKNs show on paraphrases that were not used for finding them."""
+    if not summary.n_held_out:
+        return []
+    share = summary.holding
+    note = (
+        f"one component suppressed costs {HOLDS_SINGLE:.0%} at most on average, all cost "
+        f"{HOLDS_FULL:.0%} or more; {share.mean:.0%} of the {share.n:,} known facts with such "
+        f"paraphrases, 95% interval {share.ci_low:.0%} to {share.ci_high:.0%}"
+    )
+    value = f"{summary.n_holding:,} of {summary.n_held_out_dkn:,}"
+    return [Tile("DKNs that hold on held-out paraphrases", value, note)]
 
 
 def _means(summary: Summary) -> list[Tile]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dkn_engine.config import CONTROL_EXACT
 from dkn_engine.files.plain_json import plain
 from dkn_engine.report.columns import CONTROL_WORDS, DROPS, STATUSES, Columns
+from dkn_engine.statistics.false_discovery import BeyondChance
 from dkn_engine.statistics.intervals import Estimate, mean_estimate, wilson_share
 from dkn_engine.statistics.table import Comparison, compare, corrected
 from dkn_engine.types import CONTROLS, FactResult
@@ -93,6 +94,13 @@ class Summary:
         n_reference, n_reference_packaged: facts that unrelated facts and mean activations are taken
             from, and how many of them are packaged English ones, not of the run; None if no result
             says so.
+        n_held_out: known facts with a held-out paraphrase that the model knows, and
+            ``n_held_out_dkn``: those of them that have a DKN.
+        n_holding: facts whose DKN holds on those paraphrases (``Degeneracy.holds``).
+        holding: their share among ``n_held_out`` (Wilson interval).
+        nulls: what the nulls of the results draw (``Degeneracy.null``).
+        chance: DKNs beyond those that the null finds, over known facts that have one; None
+            without any.
         comparisons: full drop of the DKNs (of the candidates, for facts without one) minus each
             control's, paired over facts; p-values corrected for their number.
         by_relation: most facts first; facts without a relation under the empty name.
@@ -121,6 +129,12 @@ class Summary:
     n_paraphrases_not_known: int
     n_reference: int | None
     n_reference_packaged: int | None
+    n_held_out: int
+    n_held_out_dkn: int
+    n_holding: int
+    holding: Estimate
+    nulls: tuple[str, ...]
+    chance: BeyondChance | None
     comparisons: tuple[Comparison, ...]
     by_relation: tuple[RelationSummary, ...]
     seconds: float | None = None
@@ -171,6 +185,9 @@ def summarize(results: Iterable[FactResult], *, seconds: float | None = None) ->
         n_paraphrases_not_known=int(np.nansum(c["n_paraphrases_not_known"])),
         n_reference=_largest(c["n_reference"]),
         n_reference_packaged=_largest(c["n_reference_packaged"]),
+        **_holding(c, known, degenerate),
+        nulls=tuple(held.nulls),
+        chance=_chance(c, known, degenerate),
         comparisons=_comparisons(c, degenerate, with_candidates & ~degenerate),
         by_relation=_by_relation(c, held.relations, known, degenerate),
         seconds=seconds,
@@ -184,6 +201,25 @@ def _count(rows: Rows) -> int:
 def _largest(values: Column) -> int | None:
     finite = values[np.isfinite(values)]
     return int(finite.max()) if finite.size else None
+
+
+def _holding(c: Mapping[str, Column], known: Rows, degenerate: Rows) -> dict[str, Any]:
+    held_out = known & np.isfinite(c["holds"])
+    n, n_holding = _count(held_out), _count(held_out & (c["holds"] == 1))
+    return {
+        "n_held_out": n,
+        "n_held_out_dkn": _count(held_out & degenerate),
+        "n_holding": n_holding,
+        "holding": wilson_share(n_holding, n),
+    }
+
+
+def _chance(c: Mapping[str, Column], known: Rows, degenerate: Rows) -> BeyondChance | None:
+    rows = known & (c["null_draws"] > 0)
+    if not rows.any():
+        return None
+    drawn = (c[name][rows] for name in ("null_draws", "null_passing", "null_p"))
+    return BeyondChance.of(degenerate[rows], *drawn)
 
 
 def _family(

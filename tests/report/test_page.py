@@ -34,7 +34,7 @@ from dkn_engine.report.figures import to_svg
 from dkn_engine.report.html import files, render_page, write_page
 from dkn_engine.report.reading import versions_text
 from dkn_engine.report.run import run_report
-from dkn_engine.types import FactResult
+from dkn_engine.types import Drops, FactResult
 from tests.report.test_figures import some_bars
 from tests.support.fact_results import known, several
 from tests.support.pages import Element, Page, drawing, read
@@ -134,7 +134,7 @@ TWO: dict[str, Any] = {
 def family_of(**fields: Any) -> str:
     (card,) = cards(run_page([known("a", **(TWO | fields))]))
     start = card.text.index("The DKN is")
-    return card.text[start : card.text.index("component", card.text.index("with none", start))]
+    return card.text[start : card.text.index("Candidates, the most", start)]
 
 
 def test_a_card_says_of_a_dkn_what_was_measured_and_no_more() -> None:
@@ -161,6 +161,19 @@ def test_a_card_says_of_a_dkn_what_was_measured_and_no_more() -> None:
         ({"redundancy": 1.004}, "They do not cover for one another: redundancy 1.00"),
         ({"redundancy": float("nan")}, "Their redundancy is not defined"),
         ({"controls": {}}, "with all suppressed 45%."),
+        (
+            {"controls": {"paraphrases": Drops(0.2, 0.61, n=3, single_drop=0.12)}},
+            "It holds on held-out paraphrases (n = 3): there one component suppressed costs 12% on "
+            "average, all cost 61%",
+        ),
+        (
+            {"controls": {"paraphrases": Drops(0.2, 0.61, n=3, single_drop=0.42)}},
+            "It does not hold on held-out paraphrases",
+        ),
+        (
+            {"null": "regrouped", "null_draws": 19, "null_passing": 4, "null_p": 0.15},
+            "By chance (the fact's own neurons regrouped, 19 draws) 4 draws have a DKN; p = 0.15",
+        ),
         (
             {"subset_masks": np.array([0, 3]), "subset_probabilities": np.array([0.96, 0.43])},
             "With all of them suppressed the model keeps 45%",

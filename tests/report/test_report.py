@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
@@ -120,6 +121,72 @@ def test_summary_by_hand() -> None:
     assert s.n_not_converged == 1
     assert s.by_path == {"general": 1, "sweep": 1}
     assert s.seconds == 3.0
+
+
+def held_out(single: float, full: float) -> dict[str, Drops]:
+    return {"paraphrases": Drops(0.3, full, single_drop=single)}
+
+
+def nulls(draws: int, passing: int, p: float, **more: Any) -> dict[str, Any]:
+    return {"null": "regrouped", "null_draws": draws, "null_passing": passing, "null_p": p} | more
+
+
+CHANCE = [
+    make("a", (2, 3), (0, 1), controls=held_out(0.2, 0.6), **nulls(99, 0, 0.01)),
+    make("b", (2, 3), (0, 1), controls=held_out(0.5, 0.6), **nulls(99, 33, 0.3)),
+    make("c", (2, 3), (), controls=held_out(0.2, 0.6), **nulls(99, 66, 0.8)),
+    make("d", (2, 3), (0, 1), **nulls(99, 0, 0.01)),
+    make("e", (), n_paraphrases_known=2),
+    make("f", (2, 3), (0, 1), status="not_known", **nulls(99, 0, 0.01)),
+]
+
+
+def test_what_holds_and_what_chance_finds_by_hand() -> None:
+    s = summarize(CHANCE)
+    # "d" has no known paraphrase; "e" has, and no components.
+    assert (s.n_held_out, s.n_held_out_dkn, s.n_holding) == (4, 2, 1)
+    assert s.holding.mean == 0.25
+    assert s.chance is not None
+    assert s.nulls == ("regrouped",)
+    assert (s.chance.n, s.chance.found, s.chance.draws) == (4, 3, 99)
+    assert s.chance.expected == pytest.approx(1.0)
+    assert s.chance.beyond.mean == pytest.approx(0.5)
+    assert (s.chance.significant, s.chance.needed) == (2, 1)
+    assert s.to_dict()["chance"]["expected"] == pytest.approx(1.0)
+    without = summarize(RESULTS)
+    assert (without.chance, without.nulls, without.n_held_out) == (None, (), 0)
+
+
+def test_headlines_say_what_holds_and_what_chance_finds() -> None:
+    wide: Any = functools.partial(render_report, width=400)
+    for render in (wide, render_markdown):
+        text = " ".join(render(CHANCE, summarize(CHANCE)).split())
+        for said in (
+            "DKNs that chance finds",
+            "3 were found in these 4 facts",
+            "DKNs that hold on held-out paraphrases",
+            "25% of the 4 known facts with such paraphrases",
+        ):
+            assert said in text
+        assert "DKNs that chance finds" not in render(RESULTS, summarize(RESULTS))
+    text = render_markdown(CHANCE, summarize(CHANCE))
+    assert "2 of 3" in text  # at a false discovery rate of 5 %
+    few = [make(c, (2, 3), (0, 1), **nulls(8, 0, 1 / 9)) for c in "abcdef"]
+    text = " ".join(wide(few, summarize(few)).split())
+    assert "8 draws give no p below 0.11: 19 or more are needed" in text
+
+
+def test_rows_say_what_holds_and_the_p_of_the_null() -> None:
+    lines = render_report(CHANCE, summarize(CHANCE), width=120).splitlines()
+    rows = [" ".join(line.split()) for line in lines if line.startswith("The capital of")]
+    assert rows == [
+        "The capital of a is Rome 0.50 7 2 2+3 yes 0.01 – → –",
+        "The capital of b is Rome 0.50 7 2 2+3 no 0.30 – → –",
+        "The capital of c is Rome 0.50 7 2 – no 0.80 (– → –)",
+        "The capital of d is Rome 0.50 7 2 2+3 – 0.01 – → –",
+        "The capital of e is Rome 0.50 2 0 – no – –",
+        "The capital of f is Rome 0.50 not known",
+    ]
 
 
 def test_controls_are_averaged_over_the_facts_that_have_them() -> None:
