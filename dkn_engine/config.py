@@ -414,7 +414,7 @@ class FilterConfig(Section):
             ``method="released"``, or of fewer than two candidates.
         n_random_searches: with ``topology.clustering="covering"`` that control repeats the search
             so often instead, each time among as many other neurons of the same layers, at the
-            search's own cost. 0: the fact's own neurons in other groups, as above.
+            search's own cost. 0: none.
         n_unrelated: unrelated facts on which the family is suppressed too.
         control_precision: controls are measured on as few random draws and subsets of the family as
             it takes for the 95% interval of a mean drop to be this much on either side, at most

@@ -32,7 +32,9 @@ TINY_CONFIG = Config(
         backend="triton", baseline="zero", quadrature="riemann_left", n_steps=1
     ),
     selection=SelectionConfig(method="top_k", top_k=30),
-    filter=FilterConfig(min_probability=0.0, n_random=1, n_unrelated=0, fill_reference=False),
+    filter=FilterConfig(
+        min_probability=0.0, n_random=1, n_regrouped=0, n_unrelated=0, fill_reference=False
+    ),
 )
 
 

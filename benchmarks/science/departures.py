@@ -22,7 +22,7 @@ from dkn_engine.report import summarize
 from dkn_engine.statistics.intervals import Estimate
 
 OUTPUT = Path(__file__).resolve().parents[1] / "results" / "departures.csv"
-NO_CONTROLS = ("filter.n_random=0", "filter.n_unrelated=0")
+NO_CONTROLS = ("filter.n_random=0", "filter.n_regrouped=0", "filter.n_unrelated=0")
 
 # Stage, departure, and the settings that make it.
 DEPARTURES: tuple[tuple[str, tuple[str, ...]], ...] = (

@@ -72,7 +72,7 @@ def main(limit: int | None = None) -> None:
     torch.set_num_threads(1)
     model, tokenizer = dkn.load_model("demo")
     facts = {fact.id: fact for fact in dkn.load_facts("demo", limit=limit)}
-    without = dkn.FilterConfig(n_random=0, n_unrelated=0)
+    without = dkn.FilterConfig(n_random=0, n_regrouped=0, n_unrelated=0)
     rows: list[Compared] = []
     for result in dkn.iter_dkns(model, tokenizer, facts.values(), dkn.Config(filter=without)):
         if result.status != "ok":

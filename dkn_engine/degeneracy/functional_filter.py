@@ -20,7 +20,7 @@ from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.lattice import Lattice, degenerate_family, drops, mask_of, subset_masks
 from dkn_engine.degeneracy.null_draws import Null
 from dkn_engine.degeneracy.reference_facts import Reference, knows
-from dkn_engine.degeneracy.regrouped import REGROUPED, regrouped_null
+from dkn_engine.degeneracy.regrouped import REGROUPED, has_null, regrouped_null
 from dkn_engine.degeneracy.released_filter import released_family
 from dkn_engine.errors import FactError
 from dkn_engine.neurons import encode
@@ -311,8 +311,7 @@ class _Controls:
             "random",
             controls.random_control(own, one.located, settings.n_random, random, subsets),
         )
-        regroups = one.null is None and settings.method == "degenerate"
-        if regroups and settings.n_regrouped and len(one.sets) >= 2:
+        if one.null is None and has_null(self.config) and len(one.sets) >= 2:
             all_sets = dataclasses.replace(own, sets=one.sets)
             persistence = _persistence(one.components)
             found = lattice, dkn

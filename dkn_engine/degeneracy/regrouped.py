@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.config import FilterConfig
+from dkn_engine.config import Config, FilterConfig
 from dkn_engine.degeneracy.asked_together import Measurement
 from dkn_engine.degeneracy.controls import Sets, Suppressed
 from dkn_engine.degeneracy.edited_answers import Asked
@@ -18,6 +18,18 @@ from dkn_engine.degeneracy.null_draws import Null, Outcome
 from dkn_engine.neurons import encode, union
 
 REGROUPED = "regrouped"
+
+
+def has_null(config: Config) -> bool:
+    """Whether regrouped neurons say what chance finds by a configuration.
+
+    They do where the filter alone asks the model which neurons cover for one another. A search for
+    such groups finds more than their relabelling, also by chance: its null repeats the search.
+    """
+    settings = config.filter
+    graph = config.topology.clustering in {"ntc", "released"}
+    node = config.topology.select in {"persistence", "leaf", "root"}
+    return graph and node and settings.method == "degenerate" and settings.n_regrouped > 0
 
 
 def regroup(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -153,6 +154,9 @@ def test_fields_have_the_shapes_and_types_of_the_contract(results: Any) -> None:
         assert isinstance(r.probability, float)
         assert isinstance(r.rank, int)
         assert isinstance(r.converged, bool)
+        null = ("regrouped", CONFIG.filter.n_regrouped) if q >= 2 else (None, None)
+        assert (r.null, r.null_draws) == null
+        assert math.isfinite(r.null_p) == (q >= 2)
         assert isinstance(r.components, tuple)
         assert (np.diff(r.scores) <= 0).all()
         assert r.rank == 1

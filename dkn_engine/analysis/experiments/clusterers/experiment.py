@@ -240,7 +240,7 @@ def require_comparable(config: Config, methods: Sequence[str] | None = None) -> 
 
 def without_controls(config: Config) -> Config:
     """The configuration without controls of single facts, which a comparison has no use for."""
-    light = dataclasses.replace(config.filter, n_random=0, n_unrelated=0)
+    light = dataclasses.replace(config.filter, n_random=0, n_regrouped=0, n_unrelated=0)
     return dataclasses.replace(config, filter=light)
 
 
