@@ -436,7 +436,7 @@ class FilterConfig(Section):
     n_samples: int = count(4096, least=0)
     suppress_value: Literal["zero", "mean"] = "zero"
     positions: Positions = "answer"
-    n_random: int = count(20, least=0)
+    n_random: int = count(5, least=0)
     n_regrouped: int = count(8, least=0)
     n_random_searches: int = count(1, least=0)
     n_unrelated: int = count(3, least=0)

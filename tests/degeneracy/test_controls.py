@@ -261,7 +261,7 @@ def test_fewer_than_two_components_are_no_family(prompts: Prompts, n: int) -> No
     else:
         assert found.components[0].probability_alone == found.subset_probabilities[0]
         assert found.redundancy == pytest.approx(1)
-        assert found.controls["random"].n == 20
+        assert found.controls["random"].n == 5
 
 
 def test_random_controls_are_means_over_their_draws(model: Any, prompts: Prompts) -> None:
@@ -294,7 +294,7 @@ def test_examine_reports_every_control_that_can_be_measured(model: Any, prompts:
     found = examined(prompts, SETS, paraphrases=paraphrases, reference=reference)
     assert found.dkn == ()  # So the figures are those of all candidates.
     assert set(found.controls) == {"random", "paraphrases", "unrelated", "mean_ablation"}
-    assert [found.controls[n].n for n in ("random", "paraphrases", "unrelated")] == [20, 2, 3]
+    assert [found.controls[n].n for n in ("random", "paraphrases", "unrelated")] == [5, 2, 3]
     with_means = lattice_by_force(model, sequences()[2], SETS, reference.means)
     same(found.controls["mean_ablation"], drops(with_means))
     on_paraphrases = [
