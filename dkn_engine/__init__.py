@@ -37,7 +37,10 @@ if TYPE_CHECKING:
     from dkn_engine.facts import load_facts as load_facts
     from dkn_engine.models.load import load_model as load_model
     from dkn_engine.results import Results as Results
+    from dkn_engine.results import RunComparison as RunComparison
+    from dkn_engine.results import compare as compare
     from dkn_engine.run.build_info import build_info as build_info
+    from dkn_engine.run.examination import examine as examine
     from dkn_engine.run.pipeline import find_dkns as find_dkns
     from dkn_engine.run.pipeline import iter_dkns as iter_dkns
     from dkn_engine.run.question import find as find
@@ -61,10 +64,11 @@ _SUBPACKAGES = ("analysis", "compat", "interchange", "plot", "topology")
 _NAMES = {
     "run.pipeline": ("find_dkns", "iter_dkns"),
     "run.question": ("find",),
+    "run.examination": ("examine",),
     "run.workers.processes": ("iter_dkns_in_workers",),
     "run.workers.ray": ("iter_dkns_on_ray",),
     "run.workers.job": ("ModelSpec",),
-    "results": ("Results",),
+    "results": ("Results", "RunComparison", "compare"),
     "store.plan": ("Shard",),
     "store": ("merge", "load_results", "read_results"),
     "models.load": ("load_model",),

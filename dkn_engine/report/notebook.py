@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 from dkn_engine.files.atomic import write_files
 from dkn_engine.files.local_paths import local_path
 from dkn_engine.report.cards import components_table
-from dkn_engine.report.content import Block, Figures, Heading, Paragraph, cell_text
+from dkn_engine.report.content import (
+    Block,
+    Figures,
+    Heading,
+    Paragraph,
+    Table,
+    cell_text,
+    number,
+)
 from dkn_engine.report.drawings import pictures_of
 from dkn_engine.report.family import about_family
 from dkn_engine.report.figures import available
@@ -17,10 +25,12 @@ from dkn_engine.report.html.files import write_page
 from dkn_engine.report.html.page import render_blocks
 from dkn_engine.report.run import STATUS_WORDS, facts_table
 from dkn_engine.report.summary import Summary, summarize
+from dkn_engine.statistics.intervals import mean_estimate
+from dkn_engine.statistics.words import interval
 from dkn_engine.types import FactResult
 
 if TYPE_CHECKING:
-    from dkn_engine.results import Results
+    from dkn_engine.results import Results, RunComparison
 
 _MOST_ROWS = 50
 
@@ -52,6 +62,29 @@ def fact_html(result: FactResult) -> str:
     if result.components:
         blocks += [Paragraph(about_family(result)), components_table(result)]
     return render_blocks(blocks)
+
+
+def comparison_html(comparison: RunComparison) -> str:
+    """In which runs facts have a DKN, and the mean changes with their intervals."""
+    rows: list[tuple[object, ...]] = []
+    for name, values in (("jaccard", comparison.jaccard), *comparison.changes.items()):
+        found = mean_estimate(values)
+        what = "overlap of neurons (Jaccard)" if name == "jaccard" else f"change of {name}"
+        rows.append((what, found.n, found.mean, found.median, interval(found, 3)))
+    columns = ("", number("facts"), number("mean"), number("median"), number("mean [95 %]"))
+    counts = comparison.counts()
+    left_out = {
+        "not known in both": comparison.not_known,
+        "in the first run alone": comparison.only_first,
+        "in the second run alone": comparison.only_second,
+    }
+    said = [
+        f"{len(comparison.fact_ids):,} facts known in both runs: {counts['both']:,} with a DKN in "
+        f"both, {counts['first']:,} in the first alone, {counts['second']:,} in the second alone, "
+        f"{counts['none']:,} in none.",
+        *(f"Other facts, {words}: {len(ids):,}." for words, ids in left_out.items() if ids),
+    ]
+    return render_blocks([*map(Paragraph, said), Table(columns, rows, "Second run minus first")])
 
 
 def summary_of(results: Results) -> Summary:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -62,6 +62,10 @@ class _Task:
     place: int
 
 
+# A fact with its neurons and how well they were attributed.
+_Selected = tuple[_Task, Selection, AttributionQuality]
+
+
 def filling_facts(config: Config) -> list[Fact]:
     """Packaged facts for the controls of runs that have too few of their own; none if unwanted."""
     return load_facts("demo") if config.filter.fill_reference else []
@@ -112,8 +116,13 @@ class Stages:
         """A chunk's tables as Parquet files by table name."""
         return chunk_files(self.results(task.facts), task.positions, self.config.hash)
 
-    def results(self, facts: Sequence[Fact]) -> list[FactResult]:
-        """Results of a chunk, in the order of its facts."""
+    def results(
+        self, facts: Sequence[Fact], located: Mapping[str, NDArray[np.int32]] | None = None
+    ) -> list[FactResult]:
+        """Results of a chunk, in the order of its facts.
+
+        ``located`` are neurons ``[n, 2]`` by fact id that stand in for those of attribution.
+        """
         self._say(0, "asking", len(facts))
         results: dict[str, FactResult] = {}
         spelled: list[tuple[Fact, dict[str, AnswerSequence]]] = []
@@ -124,7 +133,7 @@ class Stages:
                 results[fact.id] = _without(fact, "skipped", str(error))
         if spelled:
             prompts = self._prompts([s for _, encoded in spelled for s in encoded.values()])
-            for result in self._known(_best(spelled, prompts), prompts):
+            for result in self._known(_best(spelled, prompts), prompts, located):
                 results[result.fact_id] = result
         return [results[fact.id] for fact in facts]
 
@@ -164,8 +173,13 @@ class Stages:
         self._said |= found.stands_in
         return found
 
-    def _known(self, tasks: Sequence[_Task], prompts: Prompts) -> Iterator[FactResult]:
-        """Sort out what the model does not know; attribute and examine the rest."""
+    def _known(
+        self,
+        tasks: Sequence[_Task],
+        prompts: Prompts,
+        located: Mapping[str, NDArray[np.int32]] | None,
+    ) -> Iterator[FactResult]:
+        """Sort out what the model does not know; attribute (unless located), examine the rest."""
         known = knows(prompts, self.config.filter)
         chosen = []
         for task in tasks:
@@ -179,6 +193,10 @@ class Stages:
             else:
                 chosen.append(task)
         if not chosen:
+            return
+        if located is not None:
+            selected = [(t, self._given(located[t.fact.id]), AttributionQuality()) for t in chosen]
+            yield from self._examined(selected, prompts)
             return
         self._say(1, "attributing", len(chosen))
         n = self.config.selection.n_paraphrases  # that help to find neurons
@@ -202,24 +220,25 @@ class Stages:
         scores: ChunkScores,
         spans: Sequence[slice],
     ) -> Iterator[FactResult]:
-        """Select and cluster neurons of each fact, and examine all facts' components together.
-
-        Each fact has its span of the scores.
-        """
-        self._say(2, "suppressing subsets of", len(tasks))
-        selected: list[tuple[_Task, slice, Selection]] = []
+        """Select each fact's neurons, by its span of the scores, and examine all facts together."""
+        selected: list[_Selected] = []
         for task, span in zip(tasks, spans, strict=True):
             table = scores.scores[span]
             if np.isfinite(table).all():
-                selected.append((task, span, self._selected(table)))
+                selected.append((task, self._selected(table), _quality(scores, span)))
             else:
                 reason = f"fact {task.fact.id!r}: attribution gives scores that are not finite"
                 yield _without(task.fact, "error", reason, answer=task.answer)
+        yield from self._examined(selected, prompts)
+
+    def _examined(self, selected: Sequence[_Selected], prompts: Prompts) -> Iterator[FactResult]:
+        """Group neurons of each fact, and examine all facts' components together."""
+        self._say(2, "suppressing subsets of", len(selected))
         located, used = self._located(selected)
         choices = choose_components(prompts, located, self.config, self._means(located), used)
         found, examinees = [], []
         texts: list[AnswerSequence] = []
-        for (task, span, selection), choice in zip(selected, choices, strict=True):
+        for (task, selection, quality), choice in zip(selected, choices, strict=True):
             if isinstance(choice, FactError):
                 yield _without(task.fact, "error", str(choice), answer=task.answer)
                 continue
@@ -228,7 +247,7 @@ class Stages:
             texts += held_out
             sets = choice.components, selection.neurons, index
             examinees.append(Examinee(task.fact, task.place, *sets, choice.null))
-            found.append((task, selection, choice.remark, _quality(scores, span)))
+            found.append((task, selection, choice.remark, quality))
         every = examine_chunk(
             prompts,
             examinees,
@@ -252,16 +271,14 @@ class Stages:
     def _held_out(self, task: _Task) -> list[AnswerSequence]:
         return self._paraphrases(task, slice(self.config.selection.n_paraphrases, None))
 
-    def _located(
-        self, selected: Sequence[tuple[_Task, slice, Selection]]
-    ) -> tuple[list[Located], Prompts | None]:
+    def _located(self, selected: Sequence[_Selected]) -> tuple[list[Located], Prompts | None]:
         """The facts with their neurons, and the paraphrases that a search may ask too.
 
         Of those, the ones that the model answers.
         """
         n = self.config.selection.n_paraphrases
         if self.config.topology.clustering != "covering" or not n:
-            return [Located(task.fact, task.place, found) for task, _, found in selected], None
+            return [Located(task.fact, task.place, found) for task, found, _ in selected], None
         texts = [self._paraphrases(task, slice(0, n)) for task, _, _ in selected]
         flat = [sequence for some in texts for sequence in some]
         used = self._prompts(flat) if flat else None
@@ -270,12 +287,19 @@ class Stages:
         indices = [range(end - len(some), end) for end, some in zip(ends, texts, strict=True)]
         return [
             Located(task.fact, task.place, found, [i for i in index if known[i]])
-            for (task, _, found), index in zip(selected, indices, strict=True)
+            for (task, found, _), index in zip(selected, indices, strict=True)
         ], used
 
     def _selected(self, scores: NDArray[np.float32]) -> Selection:
         """A fact's neurons, with the weights that connect them."""
-        selection = select_neurons(scores, self.config.selection)
+        return self._connected(select_neurons(scores, self.config.selection))
+
+    def _given(self, neurons: NDArray[np.int32]) -> Selection:
+        """Neurons found elsewhere, whose scores are not known."""
+        scores = np.full(len(neurons), np.nan, dtype=np.float32)
+        return self._connected(Selection(neurons, scores))
+
+    def _connected(self, selection: Selection) -> Selection:
         rows = connection_rows(self.layout, selection.neurons, self.config.topology)
         return replace(selection, connection_weights=adjacent_weights(selection.neurons, *rows))
 

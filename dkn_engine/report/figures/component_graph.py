@@ -221,7 +221,12 @@ def _lines(axes: Axes, ends: NDArray[np.float64], width: float, color: str) -> N
 
 
 def _areas(graph: _Graph) -> NDArray[np.float64]:
-    """Area of each mark in proportion to the score, in sixteen steps; at least one."""
+    """Area of each mark in proportion to the score, in sixteen steps; at least one.
+
+    Neurons whose scores are not known have a third of the largest area.
+    """
+    if not np.isfinite(graph.result.scores).all():
+        return np.full(len(graph.component), _LARGEST / 3)
     scores = np.maximum(graph.result.scores.astype(np.float64), 0)
     share = scores / max(float(scores.max()), float(np.finfo(float).tiny))
     return np.maximum(np.ceil(_STEPS * share), 1) * _LARGEST / _STEPS
@@ -318,7 +323,9 @@ def _key_of(graph: _Graph, component: int) -> str:
 
 def _units(graph: _Graph) -> str:
     scores = graph.result.scores
+    is_known = bool(np.isfinite(scores).all())
     areas = f"area: score, {scores.min():.2g} to {scores.max():.2g}"
+    areas = areas if is_known else "scores not known"
     if not len(graph.result.connection_weights):
         has_pairs = len(adjacent_pairs(graph.result.neurons))
         return f"{areas}; {'this run kept no weights' if has_pairs else 'no adjacent layers'}"
