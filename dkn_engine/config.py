@@ -207,7 +207,8 @@ class AttributionConfig(Section):
             ``up``, the output of the up projection, or ``gate_act``, of the non-linearity. A
             baseline is always of the activation at the site itself.
         baseline: ``masked`` (mean activation with each prompt token masked in turn), ``zero``.
-            A tensor ``[L, F]`` or ``[n_facts, L, F]`` is given to ``attribute(baselines=...)``.
+            ``given``: ``attribute`` and ``find_dkns`` take an array ``[L, F]`` or
+            ``[n_facts, L, F]``, ``baselines=``.
         masked_tokens: which tokens are masked: the ``prompt``'s, or ``all`` before the one that
             is predicted, answer tokens too (released).
         mask_token: what masks a token: the text of one token; ``auto``: the tokenizer's mask token,

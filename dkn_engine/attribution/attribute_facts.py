@@ -116,7 +116,7 @@ def iter_attribute(
         raise UserError(f"n_top must be an integer of at least 1; got {n_top!r}")
     read = facts_from(facts, facts_config)
     layout = find_layout(model)
-    given = _given(baselines, config, layout)
+    given = given_baselines(baselines, config, layout)
     top = SelectionConfig(method="top_k", top_k=n_top, max_neurons=n_top)
     masked = config.baseline == "masked"
     mask_id = mask_token_id(tokenizer, config.mask_token) if masked else None
@@ -162,9 +162,14 @@ def _other_number(given: NDArray[np.floating], n_facts: str) -> UserError:
     )
 
 
-def _given(
+def given_baselines(
     baselines: ArrayLike | None, config: AttributionConfig, layout: Layout
 ) -> NDArray[np.floating] | None:
+    """Baselines that a caller gives, real ``[L, F]`` or ``[n_facts, L, F]``; None without any.
+
+    Raises:
+        UserError: ``config`` asks for others, or they have another type or shape.
+    """
     if (baselines is not None) != (config.baseline == "given"):
         raise UserError(
             "baselines must be given with baseline='given', and only then; got "

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from dkn_engine.config import Config
 from dkn_engine.degeneracy.reference_facts import reference_order
@@ -42,12 +47,19 @@ def find_dkns(
     *,
     shard: Shard = WHOLE,
     progress: Progress | bool | None = None,
+    baselines: ArrayLike | None = None,
 ) -> Results:
     """The degenerate knowledge neurons of every fact, in the order of the facts.
 
-    Args, errors and sources: see :func:`iter_dkns`.
+    Args:
+        model, tokenizer, facts, config, out, shard, progress: see :func:`iter_dkns`, also for
+            errors and sources.
+        baselines: with ``config.attribution.baseline="given"``: activations x', real ``[L, F]`` for
+            every fact or ``[n_facts, L, F]``, as for :func:`dkn_engine.attribute`. A run directory
+            is continued with the same ones only.
     """
-    return Results(iter_dkns(model, tokenizer, facts, config, out, shard=shard, progress=progress))
+    run = prepare(facts, config, shard, baselines)
+    return Results(_watched(model, tokenizer, run, out, progress))
 
 
 def iter_dkns(
@@ -92,8 +104,16 @@ def iter_dkns(
     Source:
         Chen et al., Cracking Factual Knowledge (arXiv 2402.13731), sections 3 and 4.
     """
-    run = prepare(facts, config, shard)
+    return _watched(model, tokenizer, prepare(facts, config, shard), out, progress)
 
+
+def _watched(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    run: Run,
+    out: RunPath | None,
+    progress: Progress | bool | None,
+) -> Iterator[FactResult]:
     def find(progress: Progress | None) -> Iterator[FactResult]:
         return iter_run(model, tokenizer, run, out, progress=progress)
 
@@ -115,10 +135,13 @@ def iter_run(
 ) -> Iterator[FactResult]:
     """As :func:`iter_dkns`, with facts that :func:`prepare` has read."""
     tell = progress.stage if isinstance(progress, Watch) else None
-    stages = Stages(model, tokenizer, run.sample, run.config, tell)
+    stages = Stages(model, tokenizer, run.sample, run.config, tell, run.baselines)
     if out is None:
         return _in_memory(run, stages, tokenizer, progress)
     identity = identity_of(model, tokenizer)
+    if run.baselines is not None:
+        given = {"baselines": {"digest": digest_of(run.baselines)}}
+        identity = dataclasses.replace(identity, traits={**identity.traits, **given})
 
     def compute(tasks: Iterator[Task]) -> Iterator[tuple[int, Files]]:
         return ((task.chunk, stages.files(task)) for task in tasks)
@@ -136,6 +159,7 @@ class Run:
         sample: the facts for controls on other facts.
         config: all choices.
         plan: chunks and windows.
+        baselines: that attribution starts from, where they are given.
     """
 
     facts: Iterable[Fact]
@@ -143,23 +167,40 @@ class Run:
     sample: tuple[Fact, ...]
     config: Config
     plan: Plan
+    baselines: NDArray[Any] | None = None
 
 
-def prepare(facts: Facts, config: Config | None, shard: Shard = WHOLE) -> Run:
+def prepare(
+    facts: Facts, config: Config | None, shard: Shard = WHOLE, baselines: ArrayLike | None = None
+) -> Run:
     """Count and identify the facts, and choose those for controls.
 
     Arguments and errors as in :func:`iter_dkns`.
     """
     config = Config() if config is None else config
-    if config.attribution.baseline == "given":
-        raise UserError("baseline must be 'masked' or 'zero' for DKNs; got 'given'")
+    if config.attribution.baseline == "given" and baselines is None:
+        raise UserError(
+            "baseline must be 'masked' or 'zero' for DKNs; got 'given' (find_dkns takes baselines)"
+        )
     read = facts_from(facts, config.facts)
     if isinstance(read, Iterator):
         read = list(read)
     scanned = scan(read, Plan(0, config.facts_per_chunk).window)
     sample = pick(read, reference_order(scanned.n, config.seed))
     plan = Plan(scanned.n, config.facts_per_chunk, shard=shard)
-    return Run(read, scanned, sample, config, plan)
+    given = None if baselines is None else np.asarray(baselines)
+    if given is not None and given.ndim == 3 and len(given) != scanned.n:
+        raise UserError(
+            f"baselines must have a row for every fact; got {len(given)} rows and {scanned.n} facts"
+        )
+    return Run(read, scanned, sample, config, plan, given)
+
+
+def digest_of(baselines: NDArray[Any]) -> str:
+    """What tells baselines from others: of their type, shape and values."""
+    found = hashlib.blake2b(f"{baselines.dtype.str} {baselines.shape}".encode(), digest_size=16)
+    found.update(np.ascontiguousarray(baselines).tobytes())
+    return found.hexdigest()
 
 
 def on_disk(
@@ -204,7 +245,7 @@ def _in_memory(
 
     def hold(tasks: Iterator[Task]) -> Iterator[int]:
         for task in tasks:
-            held.update(zip(task.positions, stages.results(task.facts), strict=True))
+            held.update(zip(task.positions, stages.of_task(task), strict=True))
             yield task.chunk
 
     def take(window: int) -> list[FactResult]:

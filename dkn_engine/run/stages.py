@@ -9,8 +9,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
+from dkn_engine.attribution.attribute_facts import given_baselines
 from dkn_engine.attribution.chunk import ChunkScores, attribute_chunk
 from dkn_engine.config import Config
 from dkn_engine.degeneracy.choices import Located
@@ -75,6 +78,7 @@ class Stages:
     """All stages for one model, one chunk of facts at a time.
 
     ``sample`` are facts for controls on other facts, in the order in which they are tried;
+    ``baselines`` are those of ``baseline="given"``, for all facts or by their places in the run;
     ``tell`` takes what is being done with a chunk, and how many facts the stages before it count
     for, each as much as another.
 
@@ -90,9 +94,11 @@ class Stages:
         sample: Sequence[Fact],
         config: Config,
         tell: Tell | None = None,
+        baselines: ArrayLike | None = None,
     ) -> None:
         self.model, self.tokenizer, self.layout = model, tokenizer, find_layout(model)
         self.config, self._sample = config, sample
+        self._baselines = given_baselines(baselines, config.attribution, self.layout)
         scoring = config.attribution
         masked = scoring.baseline == "masked"
         self._mask_id = mask_token_id(tokenizer, scoring.mask_token) if masked else None
@@ -114,14 +120,22 @@ class Stages:
 
     def files(self, task: Task) -> dict[str, bytes]:
         """A chunk's tables as Parquet files by table name."""
-        return chunk_files(self.results(task.facts), task.positions, self.config.hash)
+        return chunk_files(self.of_task(task), task.positions, self.config.hash)
+
+    def of_task(self, task: Task) -> list[FactResult]:
+        """Results of a run's chunk, in the order of its facts."""
+        return self.results(task.facts, positions=task.positions)
 
     def results(
-        self, facts: Sequence[Fact], located: Mapping[str, NDArray[np.int32]] | None = None
+        self,
+        facts: Sequence[Fact],
+        located: Mapping[str, NDArray[np.int32]] | None = None,
+        positions: Sequence[int] = (),
     ) -> list[FactResult]:
         """Results of a chunk, in the order of its facts.
 
-        ``located`` are neurons ``[n, 2]`` by fact id that stand in for those of attribution.
+        ``located`` are neurons ``[n, 2]`` by fact id that stand in for those of attribution;
+        ``positions`` the facts' places in the run, which baselines of their own go by.
         """
         self._say(0, "asking", len(facts))
         results: dict[str, FactResult] = {}
@@ -133,7 +147,8 @@ class Stages:
                 results[fact.id] = _without(fact, "skipped", str(error))
         if spelled:
             prompts = self._prompts([s for _, encoded in spelled for s in encoded.values()])
-            for result in self._known(_best(spelled, prompts), prompts, located):
+            places = dict(zip((fact.id for fact in facts), positions, strict=False))
+            for result in self._known(_best(spelled, prompts), prompts, located, places):
                 results[result.fact_id] = result
         return [results[fact.id] for fact in facts]
 
@@ -178,6 +193,7 @@ class Stages:
         tasks: Sequence[_Task],
         prompts: Prompts,
         located: Mapping[str, NDArray[np.int32]] | None,
+        places: Mapping[str, int],
     ) -> Iterator[FactResult]:
         """Sort out what the model does not know; attribute (unless located), examine the rest."""
         known = knows(prompts, self.config.filter)
@@ -203,11 +219,28 @@ class Stages:
         used = [[task.sequence, *self._paraphrases(task, slice(0, n))] for task in chosen]
         flat = [sequence for group in used for sequence in group]
         scores = attribute_chunk(
-            self.model, self.layout, flat, self.config.attribution, mask_id=self._mask_id
+            self.model,
+            self.layout,
+            flat,
+            self.config.attribution,
+            mask_id=self._mask_id,
+            baselines=self._given_to(chosen, [len(group) for group in used], places),
         )
         ends = np.cumsum([len(group) for group in used]).tolist()
         spans = [slice(end - len(group), end) for end, group in zip(ends, used, strict=True)]
         yield from self._results(chosen, prompts, scores, spans)
+
+    def _given_to(
+        self, tasks: Sequence[_Task], n_prompts: Sequence[int], places: Mapping[str, int]
+    ) -> Tensor | None:
+        """Baselines ``[n, L, F]`` of the facts' prompts, of a fact all alike; None if not given."""
+        if self._baselines is None:
+            return None
+        given = torch.from_numpy(np.array(self._baselines))
+        if given.ndim == 2:
+            return given.expand(sum(n_prompts), -1, -1)
+        rows = torch.tensor([places[task.fact.id] for task in tasks])
+        return given[rows.repeat_interleave(torch.tensor(n_prompts))]
 
     def _paraphrases(self, task: _Task, which: slice) -> list[AnswerSequence]:
         texts = [(p, task.answer) for p in task.fact.paraphrases[which]]

@@ -78,7 +78,8 @@ def run(
 
 
 def assert_equal(found: Any, expected: Any, where: str = "result") -> None:
-    """Bit for bit, NaN equal to NaN, types included."""
+    """Bit for bit, NaN equal to NaN, types included; results are a list of them."""
+    found, expected = (list(x) if isinstance(x, dkn.Results) else x for x in (found, expected))
     assert type(found) is type(expected), where
     if dataclasses.is_dataclass(expected):
         for f in dataclasses.fields(expected):

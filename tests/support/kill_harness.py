@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import torch
 import dkn_engine as dkn
 from dkn_engine.config import AttributionConfig, Config, FilterConfig
 from dkn_engine.run.stages import Stages
+from dkn_engine.run.tasks import Task
 from dkn_engine.store import plan
 from tests.run.test_pipeline import parquet
 from tests.support.saved import many_facts
@@ -48,18 +49,18 @@ def run(out: Path) -> dkn.Results:
 
 def look_up_chunks(out: Path) -> None:
     """Make a run, and take the results of its chunks from it in all runs from here on."""
-    compute, known = Stages.results, {}
+    compute, known = Stages.of_task, {}
 
-    def remembered(stages: Stages, facts: Sequence[dkn.Fact]) -> list[dkn.FactResult]:
-        results = known[tuple(f.id for f in facts)] = compute(stages, facts)
+    def remembered(stages: Stages, task: Task) -> list[dkn.FactResult]:
+        results = known[tuple(f.id for f in task.facts)] = compute(stages, task)
         return results
 
-    def looked_up(_stages: Stages, facts: Sequence[dkn.Fact]) -> list[dkn.FactResult]:
-        return known[tuple(f.id for f in facts)]
+    def looked_up(_stages: Stages, task: Task) -> list[dkn.FactResult]:
+        return known[tuple(f.id for f in task.facts)]
 
-    Stages.results = remembered  # type: ignore[assignment,method-assign]
+    Stages.of_task = remembered  # type: ignore[assignment,method-assign]
     run(out)
-    Stages.results = looked_up  # type: ignore[assignment,method-assign]
+    Stages.of_task = looked_up  # type: ignore[assignment,method-assign]
 
 
 class HalfWritten:
