@@ -49,10 +49,9 @@ def find(
             if is_name
             else "tokenizer must be the model's own where model is a loaded one; got None"
         )
-    decoder: Any = model
-    words: Any = tokenizer
+    its: Any = tokenizer
     if isinstance(model, str | Path):
-        decoder, words = load_model(model)
+        model, its = load_model(model)
     asked = {"prompt": prompt, "answer": answer}
-    (result,) = iter_dkns(decoder, words, asked, config, out, progress=progress)
+    (result,) = iter_dkns(model, its, asked, config, out, progress=progress)
     return result
