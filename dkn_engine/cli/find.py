@@ -98,11 +98,11 @@ def _prepare(options: FindOptions, config: Config) -> tuple[Run, list[Problem]]:
 
     one, shard = options.question.one(config.facts), options.machines.shard
     if one is not None:
-        return prepare([one], config, shard), []
+        return prepare([one], config, shard, options.directory), []
     source = options.question.facts or ""
     facts = fact_file(source, options.input.reading, config.facts, options.selection.relations)
     with readable(facts):
-        run = prepare(facts, config, shard)
+        run = prepare(facts, config, shard, options.directory)
     problems = plain_problems(facts.problems)
     if not run.plan.n_facts:
         refuse_no_facts(facts, problems)

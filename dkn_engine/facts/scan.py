@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,21 +69,32 @@ class Scan:
     Attributes:
         n: number of facts.
         digest: SHA-256 over every field of every fact, in order.
-        window: facts between two marks.
+        window: most facts between two marks.
         marks: start of the running digest at the end of each window: a later pass that meets
             other facts notices before it uses them.
+        digests: by n, the digest of the first n facts, for the numbers that were asked for. A
+            window ends there.
     """
 
     n: int
     digest: str
     window: int
     marks: tuple[bytes, ...]
+    digests: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def grown(self) -> tuple[int, ...]:
+        """Numbers of facts that were asked for, behind which more follow."""
+        return tuple(sorted(n for n in self.digests if n < self.n))
 
 
-def scan(facts: Iterable[Fact], window: int) -> Scan:
+def scan(facts: Iterable[Fact], window: int, ends: Sequence[int] = ()) -> Scan:
     """Count and identify facts in one pass; warns of facts that share a prompt but no answer.
 
-    ``window`` is how many facts are between two marks.
+    Args:
+        facts: in order.
+        window: most facts between two marks.
+        ends: numbers of facts whose digest is wanted, ascending; a window ends with each.
 
     Raises:
         UserError: two facts have the same id.
@@ -93,14 +104,16 @@ def scan(facts: Iterable[Fact], window: int) -> Scan:
         unique = facts.read(facts.problems)
     else:
         unique = _unique(facts)
-    n, running, marks = 0, hashlib.sha256(), []
+    n, running, marks, digests = 0, hashlib.sha256(), [], {}
     shared = SharedPrompts()
-    for part in _windows(shared.watch(unique), window):
+    for part in _windows(shared.watch(unique), window, ends):
         _update(running, part)
         n += len(part)
         marks.append(running.digest()[:_MARK])
+        if n in ends:
+            digests[n] = running.hexdigest()
     shared.warn()
-    return Scan(n, running.hexdigest(), window, tuple(marks))
+    return Scan(n, running.hexdigest(), window, tuple(marks), digests)
 
 
 def read_windows(facts: Iterable[Fact], scanned: Scan) -> Iterator[list[Fact]]:
@@ -111,7 +124,7 @@ def read_windows(facts: Iterable[Fact], scanned: Scan) -> Iterator[list[Fact]]:
     """
     running, read = hashlib.sha256(), 0
     for mark, part in itertools.zip_longest(
-        scanned.marks, _windows(facts, scanned.window), fillvalue=None
+        scanned.marks, _windows(facts, scanned.window, scanned.grown), fillvalue=None
     ):
         _update(running, part or [])
         if part is None or running.digest()[:_MARK] != mark:
@@ -132,9 +145,11 @@ def pick(facts: Iterable[Fact], indices: Iterable[int]) -> tuple[Fact, ...]:
     return tuple(found[i] for i in wanted if i in found)
 
 
-def _windows(facts: Iterable[Fact], size: int) -> Iterator[list[Fact]]:
-    rest = iter(facts)
-    while part := list(itertools.islice(rest, size)):
+def _windows(facts: Iterable[Fact], size: int, ends: Sequence[int] = ()) -> Iterator[list[Fact]]:
+    """Facts so many at a time, or as many as are left to the next of the ends."""
+    rest, n = iter(facts), 0
+    while part := list(itertools.islice(rest, min([size, *(end - n for end in ends if end > n)]))):
+        n += len(part)
         yield part
 
 

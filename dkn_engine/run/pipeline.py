@@ -24,7 +24,7 @@ from dkn_engine.run.build_info import versions
 from dkn_engine.run.progress import Watch, watched
 from dkn_engine.run.stages import Stages
 from dkn_engine.run.tasks import Task, iter_tasks
-from dkn_engine.store import RunDirectory, RunPath, count_done, place_of
+from dkn_engine.store import RunDirectory, RunPath, count_done, place_of, read_manifest
 from dkn_engine.store.manifest import exists
 from dkn_engine.store.plan import WHOLE, Plan, Shard
 from dkn_engine.types import Fact, FactResult, Progress
@@ -58,7 +58,7 @@ def find_dkns(
             every fact or ``[n_facts, L, F]``, as for :func:`dkn_engine.attribute`. A run directory
             is continued with the same ones only.
     """
-    run = prepare(facts, config, shard, baselines)
+    run = prepare(facts, config, shard, out, baselines)
     return Results(_watched(model, tokenizer, run, out, progress))
 
 
@@ -87,8 +87,9 @@ def iter_dkns(
         facts: a file, which is read several times and never held; or facts with unique ids, also
             as mappings with the keys of a facts file; of a mere iterator a list is made.
         config: all choices; None for :class:`dkn_engine.Config`'s measured defaults.
-        out: run directory, created or continued: what is there is not computed again; a path, or
-            a URL that fsspec knows. None keeps nothing on disk.
+        out: run directory, created or continued: what is there is not computed again, also where
+            ``facts`` are more than it has and begin with those; a path, or a URL that fsspec knows.
+            None keeps nothing on disk.
         shard: compute this part of the chunks only; see :func:`dkn_engine.store.merge`.
         progress: True shows a bar (in a log, a line now and then) on stderr or in the notebook; a
             callable is called with (facts done, facts of the run) after every chunk.
@@ -104,7 +105,7 @@ def iter_dkns(
     Source:
         Chen et al., Cracking Factual Knowledge (arXiv 2402.13731), sections 3 and 4.
     """
-    return _watched(model, tokenizer, prepare(facts, config, shard), out, progress)
+    return _watched(model, tokenizer, prepare(facts, config, shard, out), out, progress)
 
 
 def _watched(
@@ -118,6 +119,14 @@ def _watched(
         return iter_run(model, tokenizer, run, out, progress=progress)
 
     return watched(progress, run.plan.n_own, lambda: done_before(out), find)
+
+
+def facts_before(out: RunPath | None) -> list[int]:
+    """How many facts a run directory has had each time that it got some; none if there is none."""
+    if out is None or not exists(place_of(out)):
+        return []
+    manifest = read_manifest(out)
+    return [*manifest.get("grown", []), manifest["facts"]["n"]]
 
 
 def done_before(out: RunPath | None) -> int:
@@ -171,9 +180,16 @@ class Run:
 
 
 def prepare(
-    facts: Facts, config: Config | None, shard: Shard = WHOLE, baselines: ArrayLike | None = None
+    facts: Facts,
+    config: Config | None,
+    shard: Shard = WHOLE,
+    out: RunPath | None = None,
+    baselines: ArrayLike | None = None,
 ) -> Run:
     """Count and identify the facts, and choose those for controls.
+
+    If the run directory ``out`` is there, the facts may be more than it has: those before keep
+    their chunks, and those for controls are chosen among what the run began with.
 
     Arguments and errors as in :func:`iter_dkns`.
     """
@@ -185,9 +201,10 @@ def prepare(
     read = facts_from(facts, config.facts)
     if isinstance(read, Iterator):
         read = list(read)
-    scanned = scan(read, Plan(0, config.facts_per_chunk).window)
-    sample = pick(read, reference_order(scanned.n, config.seed))
-    plan = Plan(scanned.n, config.facts_per_chunk, shard=shard)
+    scanned = scan(read, Plan(0, config.facts_per_chunk).window, facts_before(out))
+    first = scanned.grown[0] if scanned.grown else scanned.n
+    sample = pick(read, reference_order(first, config.seed))
+    plan = Plan(scanned.n, config.facts_per_chunk, shard=shard, grown=scanned.grown)
     given = None if baselines is None else np.asarray(baselines)
     if given is not None and given.ndim == 3 and len(given) != scanned.n:
         raise UserError(

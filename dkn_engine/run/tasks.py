@@ -49,11 +49,11 @@ def iter_tasks(
         missing = [i for i in plan.chunks_of(window) if i not in done]
         if not missing:
             continue
-        start = window * plan.window
+        start = plan.facts_of(window).start
         lengths = [length(fact) for fact in some]
         order = sorted(range(len(some)), key=lengths.__getitem__)
         for i in missing:
-            first = i * size - start
+            first = plan.place_in_window(i) * size
             mine = sorted(order[first : first + size])
             positions = tuple(start + j for j in mine)
             yield Task(i, positions, tuple(some[j] for j in mine))

@@ -68,9 +68,9 @@ def single(chunk: int) -> Part:
 
 def part_at(chunk: int, manifest: Mapping[str, Any]) -> Part:
     """The part that a chunk is in once a run is compacted, by its manifest."""
-    size = manifest["chunks_per_file"]
-    first = chunk // size * size
-    return Part(range(first, min(first + size, plan_of(manifest).n_chunks)), compacted=True)
+    size, batch = manifest["chunks_per_file"], plan_of(manifest).batch_of(chunk)
+    first = chunk - (chunk - batch.start) % size
+    return Part(range(first, min(first + size, batch.stop)), compacted=True)
 
 
 def part_of(name: str) -> Part | None:
@@ -230,8 +230,8 @@ def _foreign(facts: pa.Table, plan: Plan, part: Part, config_hash: str) -> str |
         return f"belongs to the configuration {min(others)}, the manifest to {config_hash}"
     for row, position in enumerate(facts["position"].to_pylist()):
         chunk = part.chunks[row // plan.facts_per_chunk]
-        first = chunk // plan.chunks_per_window * plan.window
-        last = min(first + plan.window, plan.n_facts) - 1
-        if not first <= position <= last:
-            return f"has the fact of position {position}; it must hold some of {first} to {last}"
+        own = plan.facts_of(plan.window_of(chunk))
+        if position not in own:
+            some = f"{own.start} to {own.stop - 1}"
+            return f"has the fact of position {position}; it must hold some of {some}"
     return None

@@ -83,7 +83,8 @@ class RunDirectory:
             path: a path, or a URL that fsspec knows; created with its parents if absent.
             config: its hash and values go into the manifest.
             identity: of the model and its tokenizer.
-            facts: number and digest of all facts of the run.
+            facts: number and digest of all facts of the run; of a directory of fewer facts, which
+                are the first of them, the digest of those, too.
             versions: of what the numbers depend on; noted, and told where a run has others.
             mask_token: for people, which token masked prompt tokens; None where none did.
             shard: which chunks the directory is for.
@@ -92,9 +93,9 @@ class RunDirectory:
             RunDirectoryError: the directory belongs to another run (names what differs), another
                 process writes it, or it cannot be one.
         """
-        plan = Plan(facts.n, config.facts_per_chunk, shard=shard)
+        plan = Plan(facts.n, config.facts_per_chunk, shard=shard, grown=facts.grown)
         new = manifests.build(config, identity, plan, facts.digest, versions, mask_token)
-        run = cls.adopt(path, new)
+        run = cls.adopt(path, new, facts.digests)
         try:
             run._note(new["versions"])
         except BaseException:
@@ -103,8 +104,10 @@ class RunDirectory:
         return run
 
     @classmethod
-    def adopt(cls, path: RunPath, manifest: dict[str, Any]) -> RunDirectory:
-        """As :meth:`open`, from a manifest."""
+    def adopt(
+        cls, path: RunPath, manifest: dict[str, Any], digests: Mapping[int, str] | None = None
+    ) -> RunDirectory:
+        """As :meth:`open`, from a manifest and the digests of the first n facts, by n."""
         place = place_of(path)
         try:
             lock = place.lock()
@@ -113,7 +116,7 @@ class RunDirectory:
                 f"run directory {place} cannot be written: {error.strerror or error}"
             ) from error
         try:
-            _clean(place, _adopt(place, manifest))
+            _clean(place, _adopt(place, manifest, digests or {}))
             return cls(place, lock)
         except BaseException:
             lock.release()
@@ -256,7 +259,7 @@ def require_same_config(path: RunPath, config: Config) -> None:
         manifests.require_same_config(place, manifests.read(place), config.to_dict())
 
 
-def _adopt(place: Place, new: dict[str, Any]) -> dict[str, Any]:
+def _adopt(place: Place, new: dict[str, Any], digests: Mapping[int, str]) -> dict[str, Any]:
     """The directory's manifest: the one there if it is of the same run, else the new one."""
     if not manifests.exists(place):
         orphans = sorted(name for name in listed(place) if part_of(name) is not None)
@@ -268,6 +271,14 @@ def _adopt(place: Place, new: dict[str, Any]) -> dict[str, Any]:
         place.write({manifests.NAME: manifests.to_bytes(new)})
         return new
     old = manifests.read(place)
+    if old["facts"]["n"] < new["facts"]["n"] and digests:
+        before, old = old, manifests.with_more_facts(place, old, new, digests)
+        manifests.require_same_run(place, old, new)
+        manifests.require_same_shard(place, old, new)
+        place.write({manifests.NAME: manifests.to_bytes(old)})
+        added = old["facts"]["n"] - before["facts"]["n"]
+        logger.info("%s takes %d more facts", place, added)
+        return old
     manifests.require_same_run(place, old, new)
     manifests.require_same_shard(place, old, new)
     return old

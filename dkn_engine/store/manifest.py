@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from dkn_engine.config import Config
@@ -22,6 +23,8 @@ NAME = "manifest.json"
 FORMAT = "dkn_engine run directory"
 FORMAT_VERSION = 2
 COMPACTED_VERSION = 3  # of a run whose chunks were put into few files; else the same
+GROWN_VERSION = 4  # of a run that took more facts, compacted or not
+_VERSIONS = (FORMAT_VERSION, COMPACTED_VERSION, GROWN_VERSION)
 _ABSENT = "(not set)"
 _LARGEST = 2**63 - 1  # what the column of positions holds
 # A table, a type, or the least value of an integer.
@@ -61,6 +64,8 @@ def build(
         "shard": {"index": plan.shard.index, "of": plan.shard.of},
         "versions": dict(versions),
     }
+    if plan.grown:
+        manifest |= {"format_version": GROWN_VERSION, "grown": plan.grown}
     if identity.traits:
         manifest["traits"] = identity.traits
     # Through JSON and back, so that a fresh manifest compares equal to one read from disk.
@@ -104,19 +109,24 @@ def read(directory: Place) -> dict[str, Any]:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise RunDirectoryError(f"{path} is not the manifest of a run directory")
     version = data.get("format_version")
-    if type(version) is not int or version not in {FORMAT_VERSION, COMPACTED_VERSION}:
+    if type(version) is not int or version not in _VERSIONS:
         raise RunDirectoryError(
             f"{path} has format version {version!r}; this version of the engine reads "
-            f"{FORMAT_VERSION} and {COMPACTED_VERSION}"
+            f"{FORMAT_VERSION} to {GROWN_VERSION}"
         )
     _require_form(path, data, _FORM, "")
     if data["shard"]["index"] >= data["shard"]["of"]:
         raise RunDirectoryError(f"{path} is damaged: shard is {data['shard']!r}")
-    if (version == COMPACTED_VERSION) != ("chunks_per_file" in data):
+    compacted_by_version = {FORMAT_VERSION: False, COMPACTED_VERSION: True}
+    if compacted_by_version.get(version, "chunks_per_file" in data) != ("chunks_per_file" in data):
         raise RunDirectoryError(f"{path} is damaged: chunks_per_file is in format 3 alone")
+    if (version == GROWN_VERSION) != ("grown" in data):
+        raise RunDirectoryError(f"{path} is damaged: grown is in format 4 alone")
     for key, is_one in _LATER.items():
         if key in data and not is_one(data[key]):
             raise RunDirectoryError(f"{path} is damaged: {key} is {data[key]!r}")
+    if data.get("grown", [0])[-1] >= data["facts"]["n"] > 0:
+        raise RunDirectoryError(f"{path} is damaged: grown is {data['grown']!r}")
     return data
 
 
@@ -130,11 +140,18 @@ def _are_traits(found: Any) -> bool:
     return isinstance(found, dict) and all(isinstance(table, dict) for table in found.values())
 
 
+def _are_ascending(found: Any) -> bool:
+    if not isinstance(found, list) or not found or any(type(n) is not int for n in found):
+        return False
+    return found[0] > 0 and all(a < b for a, b in pairwise(found))
+
+
 # What a manifest may lack, and what it must be if it is there.
 _LATER: dict[str, Callable[[Any], bool]] = {
     "continued": _are_entries,
     "traits": _are_traits,
     "chunks_per_file": lambda found: type(found) is int and 0 < found <= _LARGEST,
+    "grown": _are_ascending,
     "mask_token": lambda found: found is None or isinstance(found, str),
 }
 
@@ -152,8 +169,37 @@ def continued(manifest: Mapping[str, Any], versions: Mapping[str, Any]) -> dict[
 
 def compacted(manifest: Mapping[str, Any], chunks_per_file: int) -> dict[str, Any]:
     """The manifest of a run whose chunks are put together, so many a file."""
-    added = {"format_version": COMPACTED_VERSION, "chunks_per_file": chunks_per_file}
-    return {**manifest, **added}
+    version = GROWN_VERSION if "grown" in manifest else COMPACTED_VERSION
+    return {**manifest, "format_version": version, "chunks_per_file": chunks_per_file}
+
+
+def with_more_facts(
+    directory: Place, old: Mapping[str, Any], new: Mapping[str, Any], digests: Mapping[int, str]
+) -> dict[str, Any]:
+    """The manifest of a run that takes more facts behind those that it has.
+
+    Args:
+        directory: for the message.
+        old: the manifest on disk, of a run of fewer facts.
+        new: that of the run that wants to continue.
+        digests: of the first n facts, by n.
+
+    Raises:
+        RunDirectoryError: the facts before are not those of the run, or it is one shard of several.
+    """
+    n, now = old["facts"]["n"], new["facts"]["n"]
+    if digests.get(n) != old["facts"]["digest"]:
+        _refuse(
+            directory,
+            f"facts: were {n}, are now {now}, of which the first {n} are not those; a run takes "
+            "more facts behind those that it has",
+        )
+    if old["shard"]["of"] > 1:
+        _refuse(directory, f"facts: were {n}, are now {now}, and one shard takes no more")
+    grown = [*old.get("grown", []), n]
+    if new.get("grown") != grown:
+        raise RunDirectoryError(f"{directory} changed meanwhile; give the same command again")
+    return {**old, "format_version": GROWN_VERSION, "facts": new["facts"], "grown": grown}
 
 
 def other_versions(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
@@ -172,7 +218,7 @@ def plan_of(manifest: Mapping[str, Any]) -> Plan:
     """The arithmetic of a run's chunks."""
     shard = Shard(manifest["shard"]["index"], manifest["shard"]["of"])
     chunks = manifest["facts_per_chunk"], manifest["chunks_per_window"]
-    return Plan(manifest["facts"]["n"], *chunks, shard)
+    return Plan(manifest["facts"]["n"], *chunks, shard, tuple(manifest.get("grown", ())))
 
 
 def _require_form(path: str, data: Mapping[str, Any], form: Mapping[str, Any], at: str) -> None:
@@ -207,7 +253,11 @@ def require_same_run(directory: Place, old: Mapping[str, Any], new: Mapping[str,
         _refuse(directory, f"model: was {there}, is now {here}")
     _require_same_traits(directory, old.get("traits"), new.get("traits"))
     if old["facts"]["n"] != new["facts"]["n"]:
-        _refuse(directory, f"facts: were {old['facts']['n']}, are now {new['facts']['n']}")
+        _refuse(
+            directory,
+            f"facts: were {old['facts']['n']}, are now {new['facts']['n']}; a run takes more facts "
+            "behind those that it has, and loses none",
+        )
     if old["facts"]["digest"] != new["facts"]["digest"]:
         _refuse(directory, f"facts: as many ({new['facts']['n']}), but not the same")
     if old["chunks_per_window"] != new["chunks_per_window"]:

@@ -64,7 +64,8 @@ def _common_manifest(shards: Sequence[Place]) -> dict[str, Any]:
         manifests.require_same_run(shard, other, found[0])
     left_out = ("continued", "chunks_per_file")
     whole = {key: value for key, value in found[0].items() if key not in left_out}
-    whole["format_version"] = manifests.FORMAT_VERSION
+    grown = "grown" in whole
+    whole["format_version"] = manifests.GROWN_VERSION if grown else manifests.FORMAT_VERSION
     if any("traits" not in manifest for manifest in found):
         whole.pop("traits", None)
     whole["created"] = min(manifest["created"] for manifest in found)
@@ -105,8 +106,7 @@ def _require_every_position(plan: Plan, window: int, homes: dict[int, Reader]) -
     chunks, positions = plan.chunks_of(window), list[int]()
     for chunk in chunks:
         positions += homes[chunk].rows([chunk])["facts"]["position"].to_pylist()
-    first = window * plan.window
-    if sorted(positions) != list(range(first, min(first + plan.window, plan.n_facts))):
+    if sorted(positions) != list(plan.facts_of(window)):
         raise RunDirectoryError(
             f"chunks {chunks.start} to {chunks.stop - 1} do not hold each of their facts once; "
             "the shards come from different tokenizers"

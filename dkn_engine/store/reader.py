@@ -107,6 +107,7 @@ class Reader:
             found = read_part(self._place, self.manifest, part)
             if found is None:
                 return None
+            # Of a file's chunks only the last is short: those of a file came into the run together.
             self._held = part, _Sliced(found, part, self.plan.facts_per_chunk)
         return self._held
 

@@ -53,8 +53,7 @@ class Snapshot:
         self._chunks = list(self._reader.parts)
 
     def __iter__(self) -> Iterator[FactResult]:
-        per_window = self._reader.plan.chunks_per_window
-        for _, window in itertools.groupby(self._chunks, lambda chunk: chunk // per_window):
+        for _, window in itertools.groupby(self._chunks, self._reader.plan.window_of):
             yield from tables.decode(self._reader.tables(window))
 
 

@@ -56,7 +56,7 @@ def iter_dkns_in_workers(
     """
     if out is None:
         raise UserError("out must be a run directory where workers compute; got None")
-    run = prepare(facts, config, shard)
+    run = prepare(facts, config, shard, out)
 
     def find(progress: Progress | None) -> Iterator[FactResult]:
         return iter_run_in_workers(model, run, out, workers=workers, progress=progress)

@@ -54,7 +54,7 @@ def iter_dkns_on_ray(
     """
     if out is None:
         raise UserError("out must be a run directory where workers compute; got None")
-    run = prepare(facts, config, shard)
+    run = prepare(facts, config, shard, out)
     where: Any = {"address": address, "workers": workers}
 
     def find(progress: Progress | None) -> Iterator[FactResult]:
