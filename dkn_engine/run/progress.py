@@ -7,9 +7,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from dkn_engine.types import FactResult, Progress
+if TYPE_CHECKING:  # 'dkn-engine info' works without numpy.
+    from dkn_engine.types import FactResult, Progress
 
 LOG_EVERY = 10.0  # seconds between two lines of a log
 _TICK = 1.0  # seconds between two drawings of a bar on which nothing else happens

@@ -46,6 +46,8 @@ def test_info_says_what_is_broken(module: str, how: str) -> None:
     information = json.loads(done.stdout)
     own = [p for p in information["problems"] if p.startswith(f"{module} cannot be imported: ")]
     assert len(own) == 1, information["problems"]
+    package = "pip install -e ." if module.startswith("dkn_engine") else f"reinstall {module}"
+    assert package in own[0].rpartition("; to mend it: ")[2]
 
 
 # The demo facts and a tiny part of a run do without scipy.

@@ -7,12 +7,14 @@ import importlib
 import inspect
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import dkn_engine as dkn
+from dkn_engine.models.packaged.smollm2 import FOLDER, INSTALL
 from dkn_engine.ops.dispatch import choose
 from dkn_engine.run import build_info as info
 
@@ -147,6 +149,16 @@ def test_a_backend_is_said_to_run_where_it_runs(backend: str) -> None:
     else:
         with pytest.raises(dkn.BackendError, match=backend):
             choose("any", backend, on)
+
+
+def test_where_the_demo_model_is_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DKN_ENGINE_CACHE", str(tmp_path))
+    monkeypatch.setattr(info, "find_spec", lambda name: None)
+    assert info.build_info()["demo_model"] == f"not installed; to get it: {INSTALL}"
+    (tmp_path / FOLDER).mkdir()
+    assert info.build_info()["demo_model"] == "in the cache"
+    monkeypatch.setattr(info, "find_spec", lambda name: name)
+    assert info.build_info()["demo_model"] == "installed"
 
 
 def test_versions_name_what_numbers_depend_on() -> None:
