@@ -16,7 +16,7 @@ LOG_EVERY = 10.0  # seconds between two lines of a log
 _TICK = 1.0  # seconds between two drawings of a bar on which nothing else happens
 # The rate always as facts a second, whatever it is.
 _BAR = (
-    "{percentage:3.0f}%|{bar}| {whole}/{total_fmt} "
+    "{percentage:3.0f}%|{bar}| {done}/{total_fmt} "
     "[{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
 )
 
@@ -69,7 +69,8 @@ class Bar:
         self._bar.close()
 
     def __call__(self, done: int, total: int) -> None:
-        self._bar.total, self._done = total, done
+        self._done = self._bar.facts_done = done
+        self._bar.total = total
         self._move(done)
 
     def stage(self, words: str, facts: float) -> None:
@@ -85,17 +86,19 @@ class Bar:
 
 
 def _bar_class(console: bool) -> Any:
-    """tqdm's bar, with the whole facts of a number that stages make fractional."""
+    """tqdm's bar, which moves with stages too, but counts the facts that are done."""
     if console:
         from tqdm import tqdm
     else:
         from tqdm.auto import tqdm
 
     class Facts(tqdm):  # type: ignore[misc]  # tqdm has no types
+        facts_done = 0
+
         @property
         def format_dict(self) -> dict[str, Any]:
             found: dict[str, Any] = super().format_dict
-            return found | {"whole": int(found["n"] + 1e-6)}
+            return found | {"done": max(self.facts_done, self.initial)}
 
     return Facts
 

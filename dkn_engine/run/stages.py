@@ -266,7 +266,7 @@ class Stages:
 
     def _examined(self, selected: Sequence[_Selected], prompts: Prompts) -> Iterator[FactResult]:
         """Group neurons of each fact, and examine all facts' components together."""
-        self._say(2, "suppressing subsets of", len(selected))
+        self._say(2, "suppressing in", len(selected))
         located, used = self._located(selected)
         choices = choose_components(prompts, located, self.config, self._means(located), used)
         found, examinees = [], []

@@ -32,14 +32,14 @@ def drawn(text: str) -> list[str]:
 def test_a_bar_moves_with_stages_and_with_seconds(capsys: pytest.CaptureFixture[str]) -> None:
     with Bar(16, console=True) as bar:
         bar.stage("attributing 8 facts", 8 / 3)
-        bar.stage("suppressing subsets of 8 facts", 16 / 3)
+        bar.stage("suppressing in 8 facts", 16 / 3)
         time.sleep(2.2)
         bar(8, 16)
     shown = drawn(capsys.readouterr().err)
     attributing = [line for line in shown if "attributing 8 facts" in line]
-    suppressing = [line for line in shown if "suppressing subsets of 8 facts" in line]
-    assert re.match(r"17%\|.*\| 2/16 \[00:00<", attributing[0])
-    assert re.match(r"33%\|.*\| 5/16 \[", suppressing[0])
+    suppressing = [line for line in shown if "suppressing in 8 facts" in line]
+    assert re.match(r"17%\|.*\| 0/16 \[00:00<", attributing[0])
+    assert re.match(r"33%\|.*\| 0/16 \[", suppressing[0])
     # Nothing happened for two seconds, but the clock.
     assert len({re.search(r"\[(\d\d:\d\d)<", line)[1] for line in suppressing}) >= 3  # type: ignore[index]
     assert re.match(r"50%\|.*\| 8/16 \[00:02<.*fact/s", shown[-1])
@@ -81,7 +81,7 @@ def test_every_stage_of_every_chunk_is_told(model: Any) -> None:
     known = sum(r.status == "ok" for r in results)
     assert told[0] == (f"asking {n} facts", 0)
     words = [w.rpartition(" facts")[0] for w, _ in told]
-    assert words[1:] == [f"attributing {known}", f"suppressing subsets of {known}"]
+    assert words[1:] == [f"attributing {known}", f"suppressing in {known}"]
     assert [n for _, n in told] == pytest.approx([0, known / 3, 2 * known / 3])
 
 
