@@ -11,7 +11,10 @@ from dkn_engine.files.plain_json import plain
 from dkn_engine.types import FactResult
 
 # Arrays that are in the tables alone.
-_LEFT_OUT = ("scores", "borderline", "subset_probabilities", "subset_masks", "rest_suppressed")
+_LEFT_OUT = (
+    *("scores", "borderline", "connection_weights"),
+    *("subset_probabilities", "subset_masks", "rest_suppressed"),
+)
 
 
 def fact_record(result: FactResult) -> dict[str, Any]:

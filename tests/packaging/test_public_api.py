@@ -36,7 +36,7 @@ def test_public_names_are_listed_once_and_all() -> None:
         "find find_dkns iter_dkns iter_dkns_in_workers ModelSpec Shard merge attribute "
         "iter_attribute answer_probability intervene load_model "
         "load_facts iter_facts build_info topology Config AttributionConfig Fact FactResult "
-        "Component Attribution"
+        "Component Attribution Results RunComparison compare examine plot"
     )
     assert set(promised.split()) <= set(dkn.__all__)
 
@@ -58,6 +58,20 @@ def test_workers_take_what_the_pipeline_takes(name: str) -> None:
     assert set(here) - set(found) == {"tokenizer"}
     assert list(found)[:4] == ["model", "facts", "config", "out"]
     assert all(found[p].default is here[p].default for p in ("config", "out", "shard", "progress"))
+
+
+def test_pictures_take_what_they_draw_then_axes() -> None:
+    for name in ("graph", "barcode", "subsets", "neurons", "overlap"):
+        found = parameters(getattr(dkn.plot, name))
+        assert list(found) in (["result", "ax"], ["results", "ax"])
+        assert found["ax"].default is None
+
+
+def test_given_neurons_and_baselines_come_where_the_contract_says() -> None:
+    assert list(parameters(dkn.examine)) == ["model", "tokenizer", "facts", "neurons", "config"]
+    assert list(parameters(dkn.compare)) == ["a", "b"]
+    for function in (dkn.find_dkns, dkn.attribute):
+        assert parameters(function)["baselines"].default is None
 
 
 @pytest.mark.parametrize("name", ["find_dkns", "iter_dkns"])

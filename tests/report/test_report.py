@@ -500,6 +500,7 @@ def test_read_summary_of_nothing_is_empty(tmp_path: Path) -> None:
 
 def test_records_are_json() -> None:
     records = json.loads(json.dumps([fact_record(r) for r in RESULTS], allow_nan=False))
+    assert {"scores", "connection_weights", "subset_masks"}.isdisjoint(records[0])
     assert records[1]["dkn"] == [0, 2]
     assert records[1]["controls"]["random"]["partial_drop"] is None
     assert records[1]["max_abs_convergence_delta"] == pytest.approx(0.3)

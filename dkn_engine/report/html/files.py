@@ -78,6 +78,6 @@ def write_page(
 def in_short(result: FactResult) -> FactResult:
     """A result without its largest arrays, for one of many thousands."""
     empty = FactResult(result.fact_id, result.status)
-    large = ("scores", "subset_probabilities", "subset_masks", "rest_suppressed")
-    names = (*large, "convergence_delta")
+    large = ("scores", "connection_weights", "subset_probabilities", "subset_masks")
+    names = (*large, "rest_suppressed", "convergence_delta")
     return dataclasses.replace(result, **{name: getattr(empty, name) for name in names})
