@@ -118,13 +118,9 @@ def facts_table(results: Sequence[FactResult], limit: int | None, total: int) ->
         notes.append(f"… and {total - len(shown):,} more facts, which facts-*.parquet holds.")
     if any(r.status == "ok" and r.components and not r.is_degenerate for r in shown):
         notes.append("Drops in brackets are of all candidate components: the fact has no DKN.")
-    if held_out:
-        notes.append("holds: whether there is a DKN that shows on held-out paraphrases too.")
-    if drawn:
-        notes.append(
-            "null: share of chance draws that do as well (the fact's neurons in other groups), "
-            "the fact itself counted in."
-        )
+    more = ["Holds: a DKN that shows on held-out paraphrases, too."] * held_out
+    more += ["Null: p-value against chance, the share of draws and itself that do as well."] * drawn
+    notes += [" ".join(more)] if more else []
     return Section(FACTS, [table, *paragraphs(notes, note=True)])
 
 
