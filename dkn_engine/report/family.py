@@ -9,7 +9,11 @@ from dkn_engine.statistics.words import number
 from dkn_engine.types import HOLDS_FULL, HOLDS_SINGLE, FactResult
 
 # What nulls draw, by their names.
-NULL_WORDS = {"regrouped": "the fact's own neurons regrouped"}
+NULL_WORDS = {
+    "regrouped": "the fact's own neurons regrouped",
+    "regrouped tree": "the choice repeated on the fact's own neurons regrouped",
+    "random search": "the search repeated on other neurons of the same layers",
+}
 _MOST_OF_IT = 0.5  # of the clean probability
 
 
