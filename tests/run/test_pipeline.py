@@ -391,8 +391,8 @@ def test_ids_must_be_unique(model: Any, out: bool, tmp_path: Path) -> None:
 
 
 def test_facts_must_be_facts(model: Any) -> None:
-    with pytest.raises(TypeError, match=r"dkn_engine\.Fact or mappings.*; got tuple"):
-        run(model, [("w5", "w6")])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match=r"dkn_engine\.Fact, .*mappings.*; got tuple"):
+        run(model, [("w5", "w6", "w7")])  # type: ignore[list-item]
 
 
 def test_baselines_cannot_be_given(model: Any) -> None:
@@ -659,7 +659,7 @@ def test_another_run_cannot_continue_a_directory(other: str, tmp_path: Path) -> 
     if other == "model":
         model = tiny("llama", torch.float32, seed=1)
     with pytest.raises(dkn.RunDirectoryError):
-        run(model, some if other == "facts" else some[:2], config, out=tmp_path)
+        run(model, some[1:] if other == "facts" else some[:2], config, out=tmp_path)
     assert parquet(tmp_path) == before
 
 
