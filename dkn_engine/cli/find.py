@@ -169,7 +169,8 @@ def _find_all(
 def _require_usable(overview: Overview) -> None:
     first, by_status = overview.first_unusable, overview.summary.by_status
     if first is not None:
+        n = by_status["skipped"] + by_status["error"]
         raise UserError(
-            f"--strict: {by_status['skipped'] + by_status['error']} facts could not be used; "
+            f"--strict: {number_of(n, 'fact')} could not be used; "
             f"the first: {first.fact_id}: {first.reason}"
         )

@@ -482,7 +482,7 @@ def test_strict_fails_if_a_fact_could_not_be_computed(
     assert given.find(out, "--facts", str(facts), "--quiet") == 0
     capsys.readouterr()
     assert given.find(out, "--facts", str(facts), "--quiet", "--strict") == 2
-    assert "--strict: 1 facts could not be used; the first: long: " in one_error_line(capsys)
+    assert "--strict: 1 fact could not be used; the first: long: " in one_error_line(capsys)
 
 
 def test_report_repeats_the_table_and_rewrites_the_summary(

@@ -1,8 +1,8 @@
 """Pictures as matplotlib figures: readable in grey and on paper, the same bytes every time.
 
 Every function takes plain data and returns a :class:`matplotlib.figure.Figure` that no global
-state knows of: safe in notebooks and threads, ``rcParams`` untouched. matplotlib is an extra
-(``pip install matplotlib``) and imported when a figure is made.
+state knows of: safe in notebooks and threads, ``rcParams`` untouched. matplotlib is
+imported when a figure is made.
 """
 
 from __future__ import annotations
