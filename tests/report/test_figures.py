@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import re
 import subprocess
@@ -26,6 +27,8 @@ from dkn_engine.errors import UserError
 from dkn_engine.report.figures import (
     barcode,
     bars,
+    dkn_graph,
+    lattice,
     neuron_map,
     overlap,
     save,
@@ -34,6 +37,7 @@ from dkn_engine.report.figures import (
     to_png,
     to_svg,
 )
+from dkn_engine.report.figures.files import compact
 from tests.support.fact_results import known
 
 NAN = math.nan
@@ -55,6 +59,8 @@ def some_bars() -> Figure:
 MAKERS: dict[str, Callable[[], Figure]] = {
     "bars": some_bars,
     "overlap": lambda: overlap([[1, 0.25], [NAN, 1]], ["D", "N"]),
+    "graph": lambda: dkn_graph(FACT),
+    "lattice": lambda: lattice(FACT),
     "barcode": lambda: barcode(FACT),
     "subset_map": lambda: subset_map(FACT),
     "neuron_map": lambda: neuron_map(FACT.neurons, FACT.components[0].neurons),
@@ -108,6 +114,45 @@ def test_svg_is_well_formed_and_its_references_lead_somewhere(name: str) -> None
     references = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))
     assert references <= set(ids)
     assert not re.search(r'(?:href|src)="https?:', svg)
+
+
+def leaves(svg: str) -> list[tuple[str, dict[str, str]]]:
+    """Elements without children in their order, each with all that applies to it."""
+    found = []
+
+    def walk(element: ET.Element, above: dict[str, str]) -> None:
+        own = {k: v for k, v in element.attrib.items() if k != "id" or element.tag[-1:] != "g"}
+        here = above | {"style": own.get("style", above.get("style", ""))}
+        here["transform"] = f"{above.get('transform', '')} {own.get('transform', '')}".strip()
+        if len(element):
+            for child in element:
+                walk(child, here)
+        elif element.tag.rpartition("}")[2] != "g":
+            found.append((element.tag, here | {k: v for k, v in own.items() if k not in here}))
+
+    walk(ET.fromstring(svg), {})
+    return found
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_compact_drawing_is_the_same_to_a_thousandth(name: str) -> None:
+    figure, whole = MAKERS[name](), io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "dkn_engine"}):
+        figure.savefig(whole, format="svg", facecolor="white", metadata={"Date": None})
+    short = compact(whole.getvalue())
+    assert len(short) < 0.9 * len(whole.getvalue())
+    one, other = leaves(whole.getvalue()), leaves(short)
+    assert len(one) == len(other) > 20
+    for (tag, all_of_it), (short_tag, less) in zip(one, other, strict=True):
+        assert (tag, all_of_it.keys()) == (short_tag, less.keys())
+        for key, value in all_of_it.items():
+            texts = [re.split(NUMBER, v) for v in (value, less[key])]
+            assert [t.split() for t in texts[0]] == [t.split() for t in texts[1]]
+            numbers = [np.array(re.findall(NUMBER, v), float) for v in (value, less[key])]
+            np.testing.assert_allclose(numbers[0], numbers[1], rtol=0, atol=1e-3)
+
+
+NUMBER = r"-?\d+\.?\d*"
 
 
 @pytest.mark.parametrize("name", MAKERS)
