@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 NO_GROUP = -1
+_ENOUGH = 0.8
 _OVER = 4.0
 _NEURON = 0.001
 
@@ -35,7 +36,7 @@ class Goal:
     """How good groups are by the drops of their k + 1 sets.
 
     The share of the answer's probability that goes without all groups, on the prompt where that is
-    least; less what the drops of all groups but one exceed ``most_alone`` by, on the first prompt
+    least, up to 0.8; less what the drops of all groups but one exceed ``most_alone`` by, on the first prompt
     and in the mean, four times each; less a little for each neuron. So groups are sought that
     together are missed, while any one of them will do.
 
@@ -55,7 +56,7 @@ class Goal:
         if len(drops) > 1:
             over = over + self._over(drops[:, 1:].mean(axis=0)).sum(axis=0)
         with np.errstate(over="ignore"):  # a guess far from what can be
-            lost: NDArray[np.float64] = -np.expm1(-drops[:, 0]).min(axis=0)
+            lost = np.minimum(_ENOUGH, (1 - np.exp(-drops[:, 0])).min(axis=0))
         value: NDArray[np.float64] = lost - _OVER * over - _NEURON * n_neurons
         return value
 
