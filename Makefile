@@ -23,7 +23,7 @@ NATIVE := $(VENV)/native.stamp
 SOURCES := $(wildcard csrc/*.cpp csrc/*.hpp) CMakeLists.txt setup.py
 REQUIREMENTS := constraints.txt pyproject.toml
 
-.PHONY: help demo quick test test-all test-native lint bench report kernels gpu wheel build clean
+.PHONY: help demo quick test test-all test-native lint bench report docs kernels gpu wheel build clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -94,6 +94,16 @@ report: $(TEST) $(NATIVE) ## every analysis of the demo model, into docs/example
 	rm docs/example/*_values.csv
 	cp runs/report/figures/*.svg docs/example/figures
 	cp runs/report/demo/run/report.html docs/example/demo/run
+
+# Pages in Markdown, the reference from docstrings, examples/ run on the demo model (again only if they
+# changed). A warning is an error, and so is a link within the site that leads nowhere.
+SITE := build/docs
+docs: $(TEST) $(NATIVE) ## the documentation as a site, into build/docs
+	$(PIP) --group docs
+	rm -rf $(SITE) docs/reference
+	OMP_NUM_THREADS=1 $(PY) -m sphinx -q -W --keep-going -E -d build/doctrees -b html docs $(SITE)
+	$(PY) docs/_site/check_links.py $(SITE)
+	@echo "open $(CURDIR)/$(SITE)/index.html"
 
 # Every kernel compiled for GPUs that need not be there; the table is in benchmarks/results.
 kernels: $(TEST) $(NATIVE) ## compile the kernels for GPUs that need not be there

@@ -214,7 +214,7 @@ class Component:
 
     Attributes:
         neurons: int32 ``[k, 2]``, columns layer and index, sorted.
-        birth, death: merge heights (in units of the distance 1/|w|) of the component and of its
+        birth, death: merge heights (in units of the distance ``1/|w|``) of the component and of its
             parent (or the end of the filtration, for a root).
         persistence: death - birth.
         probability_alone: the answer's probability with every other candidate suppressed.

@@ -37,7 +37,7 @@ def graph(result: Given, ax: None = None) -> Figure: ...
 @overload
 def graph(result: Given, ax: Axes) -> Axes: ...
 def graph(result: Given, ax: Axes | None = None) -> Figure | Axes:
-    """A fact's located neurons: layers upwards, edges as wide as |w|, components in colours.
+    """A fact's located neurons: layers upwards, edges as wide as ``|w|``, components in colours.
 
     Area is the score, a ring marks the DKN. In a figure of its own the lattice of the DKN (of all
     candidates, without one) stands beside it, where that has three components at most.
