@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _AXIS = "relative drop of the answer's probability"
-_MOST_CELLS_WITH_FIGURES = 64
+_MOST_CELLS_WITH_FIGURES = 64  # drawn cell by cell; more become pixels, so that a file stays small
 _MOST_MEMBERS = 12  # of a map: 64 rows of 64 cells
 _HALF = 0.55
 
@@ -99,7 +99,7 @@ def _map(drop: NDArray[np.float64], q: int, dkn: tuple[int, ...]) -> Figure:
         vmax=1,
         edgecolors=RULE,
         linewidth=0.4 if columns <= 16 else 0,
-        rasterized=table.size > MOST_VECTORS,
+        rasterized=table.size > _MOST_CELLS_WITH_FIGURES,
     )
     axes.set_ylim(rows, 0)
     _cells(axes, table)

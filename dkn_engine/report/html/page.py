@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 _WIDTH = re.compile(r'<svg\b[^>]*?\bwidth="([\d.]+)pt"')
 _POINTS_A_REM = 12.0
-_PLAIN = " !$()*+,-./:;=?@[]_~"  # of a data URI
+# What a data URI holds as it is, in an attribute that is quoted by apostrophes. All but %, #, & and
+# the apostrophe: a path that begins with no slash has no other signs of its own.
+_PLAIN = ' !"$()*+,-./:;<=>?@[\\]^_`{|}~'
 
 
 def render_page(report: Report) -> str:
@@ -74,7 +76,7 @@ def _environment() -> Environment:
 
 
 def _data_uri(svg: str) -> Markup:
-    """An image of its own, whose identifiers meet no others; nothing of it needs escaping."""
+    """An image of its own, whose identifiers meet no others, for an attribute in apostrophes."""
     from markupsafe import Markup
 
     return Markup(f"data:image/svg+xml,{quote(svg, safe=_PLAIN)}")
