@@ -1,4 +1,4 @@
-"""The README's comparison of clusterers: NTC beside the others on the demo facts.
+"""The comparison of clusterers in docs/clusterers.md: NTC beside the others on the demo facts.
 
 The same as ``dkn-engine analyze clusterers --model demo --facts demo --draws 10``. Writes
 benchmarks/results/clusterers.csv (a row for each clusterer and figure, then the paired differences

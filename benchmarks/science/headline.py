@@ -1,12 +1,12 @@
-"""The headline figures of the README: the packaged sets, by the default settings.
+"""The headline figures of docs/results.md and the README: packaged sets, default settings.
 
 Writes benchmarks/results/headline.csv, a row for each set and figure with its 95 % interval (none
 of a mean of fewer than six facts) and its median, and the per-fact table of the demo set as
 demo_facts.csv. The control that decides stands beside every figure of the facts with a DKN: the
 same figure of the facts without one, most of all on paraphrases that were not used for finding.
 Where a redundancy's n is smaller than that of the drops beside it, the other facts have none, and
-the excess of the same log-drops stands in. Run it alone:
-``python -m benchmarks.science.headline``.
+the excess of the same log-drops stands in. Beside the count of DKNs stands what the null finds:
+each fact's own neurons regrouped. Run it alone: ``python -m benchmarks.science.headline``.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import dkn_engine as dkn
 from benchmarks.rows import write_csv
 from dkn_engine.files.csv import csv_text
 from dkn_engine.report import Estimate, Summary, mean_estimate, summarize
+from dkn_engine.statistics.intervals import COUNTED
 from dkn_engine.types import Drops
 
 SETS = ("demo", "demo-unselected")
@@ -55,6 +56,7 @@ def figures(summary: Summary) -> Iterator[tuple[str, Estimate]]:
     yield "share degenerate", summary.degenerate
     yield "knowledge neurons", summary.neurons
     yield "components", summary.components
+    yield from by_chance(summary)
     families = {
         "DKN": summary.dkn,
         "candidates without a DKN": summary.no_dkn,
@@ -68,6 +70,17 @@ def figures(summary: Summary) -> Iterator[tuple[str, Estimate]]:
             yield f"{family}, {name}: full drop", row.full_drop
             yield f"{family}, {name}: redundancy", row.redundancy
             yield f"{family}, {name}: excess", row.excess
+
+
+def by_chance(summary: Summary) -> Iterator[tuple[str, Estimate]]:
+    """What the null finds on the same facts, and how many DKNs hold on held-out paraphrases."""
+    if (chance := summary.chance) is not None:
+        yield "DKNs that the null finds", Estimate.alone(chance.expected, chance.n, COUNTED)
+        yield "share degenerate beyond the null", chance.beyond
+        # Eight draws a fact give no p-value that could count at a false discovery rate of 5 %, so
+        # that nothing is said of single DKNs.
+    holding = Estimate.alone(summary.n_holding, summary.n_held_out_dkn, COUNTED)
+    yield "DKNs that hold on held-out paraphrases", holding
 
 
 def alone(results: Sequence[dkn.FactResult]) -> Estimate:

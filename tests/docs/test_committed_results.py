@@ -1,4 +1,4 @@
-"""Defaults, README and docs say what the committed result tables say."""
+"""Defaults and docs say what the committed result tables say; README: test_readme_figures."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from dkn_engine.topology import ClustererOptions
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
+RESULTS_PAGE = ROOT / "docs" / "results.md"
 
 
 def rows_of(name: str) -> list[dict[str, str]]:
@@ -76,7 +77,7 @@ def test_the_page_on_the_published_code_shows_the_measured_departures() -> None:
     assert found == expected
 
 
-def test_the_readme_shows_the_measured_clusterers() -> None:
+def test_the_page_on_clusterers_shows_the_measured_ones() -> None:
     figures = {(r["method"], r["figure"]): r for r in rows_of("clusterers.csv")}
 
     def interval(method: str, figure: str) -> str:
@@ -97,7 +98,7 @@ def test_the_readme_shows_the_measured_clusterers() -> None:
                 drops(figures[m, "dkn_partial_drop"]["mean"], figures[m, "dkn_full_drop"]["mean"]),
             ]
         )
-    found = table(ROOT / "README.md", "| clusterer")
+    found = table(ROOT / "docs" / "clusterers.md", "| clusterer")
     assert [row[1:] for row in found] == expected
 
 
@@ -105,10 +106,10 @@ def headline(facts: str = "demo") -> dict[str, dict[str, str]]:
     return {r["figure"]: r for r in rows_of("headline.csv") if r["facts"] == facts}
 
 
-# Rows of the README's tables of drops and redundancies, by the names in headline.csv.
+# Rows of the page's tables of drops and redundancies, by the names in headline.csv.
 MEASURED = {
     "their own components": "itself",
-    "random neurons, matched, 5 to 20 draws": "random",
+    "random neurons, matched, up to 5 draws": "random",
     "paraphrases not used for finding": "paraphrases",
     "unrelated facts": "unrelated",
     "mean instead of zero activations": "mean_ablation",
@@ -121,7 +122,7 @@ def plain(text: str) -> str:
     return re.sub(r"-(0\.0+)\b", r"\1", text)
 
 
-def test_the_readme_counts_what_was_measured() -> None:
+def test_the_page_of_results_counts_what_was_measured() -> None:
     def cells(facts: str) -> list[str]:
         rows = headline(facts)
         known = rows["facts known"]["n"]
@@ -136,22 +137,31 @@ def test_the_readme_counts_what_was_measured() -> None:
             )
             return f"{mean} [{low}, {high}]"
 
+        def estimate(figure: str) -> str:
+            mean, low, high = (float(rows[figure][k]) for k in ("mean", "ci_low", "ci_high"))
+            return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+
+        holding = rows["DKNs that hold on held-out paraphrases"]
         several, _, _ = share("share with two or more components")
         hits, percent, interval = share("share degenerate")
         return [
-            f"{rows['facts']['n']}, {known}",
+            rows["facts"]["n"],
+            known,
             f"{several} of {known}",
             f"{hits} of {known}: {percent} % {interval}",
+            number(rows["DKNs that the null finds"]["mean"], 1),
+            estimate("share degenerate beyond the null"),
+            f"{float(holding['mean']):.0f} of {holding['n']}",
             mean("knowledge neurons", 0),
             mean("components", 1),
         ]
 
-    found = table(ROOT / "README.md", "|  | demo facts | unselected")
+    found = table(RESULTS_PAGE, "|  | demo facts | unselected")
     assert [row[1] for row in found] == cells("demo")
     assert [row[2] for row in found] == cells("demo-unselected")
 
 
-def test_the_readme_shows_the_measured_drops() -> None:
+def test_the_page_of_results_shows_the_measured_drops() -> None:
     rows = headline()
 
     def cell(family: str, name: str, figure: str) -> str:
@@ -159,14 +169,14 @@ def test_the_readme_shows_the_measured_drops() -> None:
         mean, low, high = (number(r[k], 2) for k in ("mean", "ci_low", "ci_high"))
         return plain(f"{mean} [{low}, {high}]")
 
-    found = table(ROOT / "README.md", "|  | DKNs")
+    found = table(RESULTS_PAGE, "|  | DKNs")
     assert {row[0]: [plain(c) for c in row[1:]] for row in found} == {
         words: [cell(f, name, figure) for f in FAMILIES for figure in ("partial", "full")]
         for words, name in MEASURED.items()
     }
 
 
-def test_the_readme_shows_median_redundancies_with_and_without_a_dkn() -> None:
+def test_the_page_of_results_shows_median_redundancies_with_and_without_a_dkn() -> None:
     rows = headline()
 
     def cell(family: str, name: str) -> str:
@@ -175,25 +185,25 @@ def test_the_readme_shows_median_redundancies_with_and_without_a_dkn() -> None:
         note = f", {missing} without" if missing else ""
         return plain(f"{number(ratio['median'], 2)} ({float(excess['median']):+.2f}{note})")
 
-    found = table(ROOT / "README.md", "| redundancy")
+    found = table(RESULTS_PAGE, "| redundancy")
     assert found[1][0] == "paraphrases not used for finding"  # The control that decides.
     for words, *shown in found:
         assert [plain(c) for c in shown] == [cell(f, MEASURED[words]) for f in FAMILIES], words
 
 
-def test_the_readme_says_what_components_keep_alone_and_what_is_left_out() -> None:
+def test_the_page_of_results_says_what_components_keep_alone_and_what_is_left_out() -> None:
     rows = headline()
     left_out = int(rows["held-out paraphrases not known"]["n"])
     every = int(rows["held-out paraphrases"]["n"]) + left_out
     sampled = rows["facts whose controls are on 32 subsets at most"]["n"]
     kept = rows["DKN, all other knowledge neurons suppressed: share kept"]["median"]
-    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    page = " ".join(RESULTS_PAGE.read_text(encoding="utf-8").split())
     for said in (
         f"the best one keeps {100 * float(kept):.1f} % of the probability (median)",
         f"Of {every} held-out paraphrases the model does not answer {left_out}",
         f"{sampled} facts have more than five components",
     ):
-        assert said in readme
+        assert said in page
 
 
 @pytest.mark.parametrize("figure", ["partial_drop", "full_drop", "redundancy", "excess"])
@@ -209,7 +219,7 @@ def test_headlines_are_medians_of_the_committed_facts(figure: str, name: str, pr
         assert float(measured["median"]) == pytest.approx(statistics.median(there), abs=0.00056)
 
 
-# Rows of the README's table of analyses: file, figure, and the conditions that rows must have.
+# Rows of the page's table of analyses: file, figure, and the conditions that rows must have.
 _SUPPRESSED = {"action": "suppress", "value": "zero", "on": "answer"}
 _GOLDEN = {"query": "short", "facts": "with DKN"}
 ANALYSES = [
@@ -225,8 +235,8 @@ ANALYSES = [
 ]
 
 
-def test_the_readme_shows_what_the_example_of_the_analyses_holds() -> None:
-    found = table(ROOT / "README.md", "| analysis")
+def test_the_page_of_results_shows_what_the_example_of_the_analyses_holds() -> None:
+    found = table(RESULTS_PAGE, "| analysis")
     assert len(found) == len(ANALYSES)
     for shown, (name, figure, conditions) in zip(found, ANALYSES, strict=True):
         path = ROOT / "docs" / "example" / f"{name}.csv"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -34,6 +36,26 @@ def test_python_example_is_short_and_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "Berlin" in done.stdout
     assert list((tmp_path / "runs/first").glob("facts-*.parquet"))
+
+
+def test_first_run_prints_what_is_shown(tmp_path: Path) -> None:
+    found = re.search(r"## First run.*?```console\n(.*?)```.*?```text\n(.*?)```", README, re.DOTALL)
+    assert found is not None
+    program, *command = shlex.split(found[1])
+    assert program == "dkn-engine"
+    done = subprocess.run(
+        [sys.executable, "-m", "dkn_engine", *command, "--threads", "1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"COLUMNS": "80"},
+    )
+    assert done.returncode == 0, done.stderr
+    printed = {line.rstrip() for line in done.stdout.splitlines()}
+    assert [line for line in found[2].splitlines() if line and line not in printed] == []
+    (page,) = re.findall(r"^Open (.*)$", found[2], re.MULTILINE)
+    assert (tmp_path / page).is_file()
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([\w/.-]+)\)", README))))
