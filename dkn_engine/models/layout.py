@@ -381,8 +381,8 @@ def _is_dense(module: nn.Module) -> bool:
 
 def is_conv1d(module: nn.Module) -> bool:
     """True for Conv1D (weight ``[in, out]``); False for ``nn.Linear`` (weight ``[out, in]``)."""
-    # A parametrization makes a subclass of it.
-    return any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)
+    # A parametrization makes a subclass of it; a class of another library may share its name alone.
+    return any((kind.__module__, kind.__name__) == _CONV1D for kind in type(module).__mro__)
 
 
 def _shape(down: nn.Module) -> tuple[int, int]:

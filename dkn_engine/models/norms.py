@@ -80,14 +80,17 @@ def measured_gain(norm: nn.Module, like: Tensor) -> Tensor | None:
     Returns:
         In at least float32: ``weight`` or ``1 + weight`` without any rounding where the norm
         multiplies by that, else what was measured. None if outputs are not a constant gain times
-        the normalised input plus a constant.
+        the normalised input plus a constant, or the module does not run on one tensor.
     """
     import torch
 
     probe = _probe(like.shape[-1]).to(like.device)
     with torch.inference_mode(False), torch.no_grad():
         inputs = torch.cat([probe, -probe, _random(like).double()]).mul(_SCALE).to(like.dtype)
-        outputs = norm(inputs[None])
+        try:
+            outputs = norm(inputs[None])
+        except (TypeError, AttributeError):  # it takes more than one tensor, such as a gate
+            return None
         if not isinstance(outputs, torch.Tensor) or outputs.shape != inputs[None].shape:
             return None
         eps = max(_FINEST, float(torch.finfo(outputs.dtype).eps))

@@ -6,8 +6,9 @@ from torch import nn
 
 from dkn_engine.models.torch_internals import forward_hooks, own_forward
 
-# By exact class: a subclass may compute something else. FastGELU writes sqrt(2 / pi) with ten
-# digits, which is the same in float32.
+# By exact class of transformers, not by probing: a function may leave its kind where no probe is
+# (a clipped GELU), and a subclass may compute something else. A test compares each class named here
+# with its kind. FastGELU writes sqrt(2 / pi) with ten digits, which is the same in float32.
 _KINDS = {
     "NewGELUActivation": "gelu_tanh",
     "PytorchGELUTanh": "gelu_tanh",

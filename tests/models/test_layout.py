@@ -51,6 +51,21 @@ def test_a_neurons_rows_are_its_output_and_its_input(name: str) -> None:
         assert torch.equal(gradient[0], mlp.w_in([neuron], "up")[0])
 
 
+def test_a_linear_that_is_called_conv1d_is_read_as_a_linear() -> None:
+    """A matrix ``[out, in]``, square here, so that no shape shows how it lies."""
+
+    class Conv1D(nn.Linear):
+        pass
+
+    model = tiny("llama", intermediate_size=24)
+    mlp = model.model.layers[1].mlp
+    renamed_down = Conv1D(24, 24, bias=False).double()
+    renamed_down.weight = mlp.down_proj.weight
+    plain = find_layout(model).mlps[1].w_out(slice(None))
+    mlp.down_proj = renamed_down
+    assert torch.equal(find_layout(model).mlps[1].w_out(slice(None)), plain)
+
+
 def test_a_plain_mlp_has_no_up_rows() -> None:
     mlp = find_layout(tiny("gpt2")).mlps[0]
     assert mlp.up is None

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import dkn_engine as dkn
 from dkn_engine.config import TopologyConfig
 from dkn_engine.models.connections import connection_rows
 from dkn_engine.models.layout import find_layout
+from dkn_engine.models.norms import measured_gain
 from tests.support.guests import state
 from tests.support.tiny import FAMILIES, N_LAYERS, NORMS, ODD_NORMS, norm_of, tiny
 
@@ -110,6 +115,68 @@ def test_a_norm_that_is_none_is_refused(hook: Any) -> None:
     expected = r"'post_attention_layernorm' \(LlamaRMSNorm\), which has no constant gain"
     with pytest.raises(dkn.UnsupportedModelError, match=expected):
         layout.norm_gain(1)
+
+
+class Gated(nn.Module):
+    """A norm that another layer gates, as in state-space models."""
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        return nn.functional.rms_norm(x, (D,)) * gate.sigmoid()
+
+
+def test_what_takes_more_than_one_tensor_has_no_constant_gain() -> None:
+    assert measured_gain(Gated(), torch.zeros(1, D)) is None
+
+
+def constructed(kind: type[nn.Module], d: int) -> nn.Module | None:
+    """A norm of width ``d`` with random weights; None for what needs more than a width."""
+    first, *others = list(inspect.signature(kind.__init__).parameters.values())[1:]
+    sized = first.name in {"hidden_size", "dim", "normalized_shape", "num_features"}
+    needed = [p for p in (others if sized else [first, *others]) if p.default is p.empty]
+    if any(p.kind is p.POSITIONAL_OR_KEYWORD for p in needed) or "Group" in kind.__name__:
+        return None
+    norm = kind(d) if sized else kind()
+    random = torch.Generator().manual_seed(0)
+    for parameter in norm.parameters():
+        parameter.data.add_(0.3 * torch.randn(parameter.shape, generator=random))
+    return norm
+
+
+def of_causal_models() -> list[type[nn.Module]]:
+    """Every class with "Norm" in its name in the files of transformers' causal language models."""
+    named = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    models = [getattr(transformers, n if isinstance(n, str) else n[0]) for n in named]
+    files = {model.__module__ for model in models}
+    found = {
+        kind
+        for file in files
+        for name, kind in vars(sys.modules[file]).items()
+        if "Norm" in name and inspect.isclass(kind) and issubclass(kind, nn.Module)
+    }
+    return sorted(found, key=lambda kind: (kind.__name__, kind.__module__))
+
+
+# Norms that are none by themselves: they take a gate, too, or give only the divisor.
+NO_GAIN = ("RMSNormGated", "HYV4UnweightedRMSNorm")
+
+
+def test_every_norm_of_the_causal_models_has_the_gain_it_multiplies_by() -> None:
+    """Whatever its class keeps as weight, centres, or adds."""
+    measured = set()
+    for kind in of_causal_models():
+        norm = constructed(kind, D)
+        if norm is None:
+            continue
+        for dtype, allowed in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+            gain = measured_gain(norm.to(dtype), torch.zeros(1, D, dtype=dtype))
+            if gain is None:
+                assert kind.__name__.endswith(NO_GAIN), kind
+                continue
+            expected = slopes(norm, dtype)
+            assert float((gain.double() - expected).abs().max()) <= allowed, (kind, dtype)
+            measured.add(kind.__name__)
+    odd = {f"{n}RMSNorm" for n in ("Gemma4", "VaultGemma", "Qwen3_5", "Qwen3Next")}
+    assert odd | {"LayerNorm", "NemotronLayerNorm1P", "CohereLayerNorm", "LlamaRMSNorm"} <= measured
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3_next"])
