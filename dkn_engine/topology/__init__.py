@@ -1,7 +1,8 @@
 """Neurological topology clustering: from located neurons to candidate components.
 
 Distances between knowledge neurons, the H0 merge tree of their Vietoris-Rips filtration, and the
-persistent, disjoint components of that tree. NumPy and the C++ core only; no torch.
+persistent, disjoint components of that tree. NumPy and the C++ core only; no torch. ``NTC`` is a
+scikit-learn clusterer of any points, and imports that library when it is first used.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from dkn_engine.topology.whole_model import LayerPair, ModelTree, model_merge_tr
 
 if TYPE_CHECKING:
     from dkn_engine.models.connections import layer_weights
+    from dkn_engine.topology.estimator import NTC
 
 __all__ = [
     "distances",
@@ -49,6 +51,7 @@ __all__ = [
     "candidates",
     "find_candidates",
     "candidates_by_distance",
+    "NTC",
     "cluster",
     "CLUSTERERS",
     "ClustererOptions",
@@ -61,4 +64,8 @@ def __getattr__(name: str) -> Any:
         from dkn_engine.models.connections import layer_weights
 
         return layer_weights
+    if name == "NTC":
+        from dkn_engine.topology.estimator import NTC
+
+        return NTC
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
