@@ -30,7 +30,7 @@ def expected_failures(estimator: Any) -> dict[str, str]:
     return OF_VECTORS if estimator.metric == "precomputed" else {}
 
 
-@parametrize_with_checks(
+@parametrize_with_checks(  # type: ignore[untyped-decorator]  # scikit-learn has no types
     [NTC(), NTC(metric="precomputed")], expected_failed_checks=expected_failures
 )
 def test_scikit_learns_checks_of_a_clusterer_pass(estimator: Any, check: Any) -> None:
