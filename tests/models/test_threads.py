@@ -9,6 +9,7 @@ import pickle
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -25,7 +26,7 @@ from tests.models.test_guest import assert_unchanged
 from tests.models.test_guest import state as guest_state
 from tests.support.attribution_runs import attributed, fixed
 from tests.support.guests import state
-from tests.support.tiny import down_of, sequences, tiny
+from tests.support.tiny import N_LAYERS, down_of, sequences, tiny
 from tests.support.words import text, words_tokenizer
 
 NEURONS = [[0, 3], [1, 17], [2, 39]]
@@ -149,7 +150,33 @@ def verbs(model: nn.Module) -> list[Callable[[], Any]]:
         return dkn.interchange.nnsight_names(model, NEURONS)
 
     few = [streamed, found, asked, asked_everywhere, changed("activations"), changed("weights")]
-    return [*few, compared, trained, identified, connected, named]
+    return [*few, compared, trained, identified, connected, named, *examinations(model)]
+
+
+def examinations(model: nn.Module) -> list[Callable[[], Any]]:
+    """Given neurons, grouped in each way that runs the model or reads its weights."""
+    ways = (
+        dkn.TopologyConfig(fold_norm=True),
+        dkn.TopologyConfig(connections="influence", select="tree"),
+        dkn.TopologyConfig(clustering="covering"),
+    )
+
+    def examined(way: dkn.TopologyConfig) -> Any:
+        lenient = dkn.FilterConfig(
+            require_rank_1=False, min_probability=0.0, n_random=2, n_random_searches=1
+        )
+        config = dkn.Config(topology=way, filter=lenient)
+        neurons = [[layer, index] for layer in range(N_LAYERS) for index in (3, 17, 39)]
+        results = dkn.examine(model, words_tokenizer(), facts()[:1], neurons, config)
+        return [
+            (r.status, [c.neurons.tolist() for c in r.components], r.subset_probabilities.tolist())
+            for r in results
+        ]
+
+    def whole() -> Any:
+        return dkn.topology.model_merge_tree(dkn.topology.layer_weights(model)).tree.heights
+
+    return [*(partial(examined, way) for way in ways), whole]
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
