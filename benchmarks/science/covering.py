@@ -141,9 +141,9 @@ class _Bench:
 
 
 def summary(found: Sequence[Judged]) -> Iterator[dict[str, object]]:
-    """A row a method and figure: shares with Wilson's interval, medians with one of order statistics.
+    """A row a method and figure: shares with Wilson's interval, medians with an exact one.
 
-    Those of medians are exact for any distribution (``scipy.stats.quantile_test``).
+    That of medians holds for any distribution (``scipy.stats.quantile_test``).
     """
     for method in METHODS:
         own = [one for one in found if one.method == method]

@@ -11,13 +11,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
 
 from dkn_engine.config import FilterConfig
-from dkn_engine.degeneracy.local_drops import NO_GROUP, Goal, LocalDrops, suppressed_sets
+from dkn_engine.degeneracy.local_drops import (
+    NO_GROUP,
+    Goal,
+    LocalDrops,
+    Pairs,
+    suppressed_sets,
+)
 from dkn_engine.types import HOLDS_FULL, HOLDS_SINGLE
 
 # Of sets of suppressed neurons ``[R, n]`` the drops ``[S, R]`` on S prompts, and their derivatives
@@ -48,7 +56,7 @@ class Groups:
     labels: NDArray[np.int64]
     k: int
     drops: NDArray[np.float64]
-    n_rows: int
+    n_rows: int = 0
 
     def passes(self, config: FilterConfig) -> bool:
         """Whether the filter's rule holds on the first prompt."""
@@ -70,9 +78,11 @@ def covering_groups(
 ) -> Groups:
     """Groups of n neurons that cover for one another: two, and more as long as those pass too.
 
-    More than two groups are taken if they pass the filter on the first prompt and hold on all. At
-    most ``n + 190`` suppressions with slopes, on each prompt: 1 + n, then for 2, 3 and 4 groups
-    9, 18 and 18 times one more than there are groups.
+    Where pairs of neurons show no groups that pass, since no two of them are missed as long as all
+    others are there, pairs are looked at again with all others suppressed. More than two groups are
+    taken if they pass the filter on the first prompt and hold on all. At most ``2 n + 326``
+    suppressions with slopes, on each prompt: 1 + n about nothing, and about everything; then for 2,
+    3 and 4 groups 9 + 18, 27 and 27 times one more than there are groups.
 
     Args:
         measure: asks the model.
@@ -80,14 +90,38 @@ def covering_groups(
         config: its ``min_alone`` and ``max_none``.
         rng: for starts.
     """
-    search = _Search.begun(measure, n, Goal(_SHARE * min(_nats(config.min_alone), _LARGE)))
+    if n < 2:
+        return Groups(np.full(n, NO_GROUP, dtype=np.int64), 0, np.zeros((1, 1)))
+    goal = Goal(_SHARE * min(_nats(config.min_alone), _LARGE))
+    search = _Search(measure, goal, pairs_of(measure, n, base=False))
     best = search.groups(2, rng)
+    rows = search.n_rows
+    if not best.passes(config):
+        other = _Search(measure, goal, pairs_of(measure, n, base=True))
+        found = other.groups(2, rng)
+        rows += other.n_rows
+        if found.passes(config):
+            search, best = other, found
     while best.k < MOST_GROUPS and best.passes(config):
+        before = search.n_rows
         more = search.groups(best.k + 1, rng, best.labels)
+        rows += search.n_rows - before
         if not (more.passes(config) and more.holds()):
             break
         best = more
-    return best
+    return replace(best, n_rows=rows)
+
+
+def pairs_of(measure: Measure, n: int, *, base: bool) -> Pairs:
+    """Effects of n neurons and their interactions about nothing or everything suppressed."""
+    sets = np.concatenate([np.zeros((1, n), dtype=bool), np.eye(n, dtype=bool)]) ^ base
+    drops, slopes = measure(sets)
+    towards = -slopes if base else slopes
+    effects = drops[:, 1:] - drops[:, :1]
+    beyond = towards[:, 1:] - towards[:, :1]
+    beyond[:, np.arange(n), np.arange(n)] = 0
+    interactions = (beyond + beyond.transpose(0, 2, 1)) / 2
+    return Pairs(base, drops[:, 0], effects, effects - towards[:, 0], interactions)
 
 
 _LARGE = 50.0  # nats: more than any answer loses, for a tau of 0
@@ -98,52 +132,44 @@ def _nats(share: float) -> float:
     return -math.log(share) if share > 0 else math.inf
 
 
-@dataclass(eq=False)
 class _Search:
-    """What is measured of a fact's neurons once; attributes as in :class:`LocalDrops`.
+    """Of groups of one fact's neurons, by what is known of pairs; counts what it measures."""
 
-    ``bends`` are the second orders of single neurons: effect less slope, ``[S, n]``.
-    """
-
-    measure: Measure
-    goal: Goal
-    effects: NDArray[np.float64]
-    bends: NDArray[np.float64]
-    interactions: NDArray[np.float64]
-    n_rows: int
-
-    @classmethod
-    def begun(cls, measure: Measure, n: int, goal: Goal) -> _Search:
-        sets = np.concatenate([np.zeros((1, n), dtype=bool), np.eye(n, dtype=bool)])
-        drops, slopes = measure(sets)
-        effects = drops[:, 1:] - drops[:, :1]
-        beyond = slopes[:, 1:] - slopes[:, :1]
-        beyond[:, np.arange(n), np.arange(n)] = 0
-        interactions = (beyond + beyond.transpose(0, 2, 1)) / 2
-        return cls(measure, goal, effects, effects - slopes[:, 0], interactions, n + 1)
+    def __init__(self, measure: Measure, goal: Goal, pairs: Pairs) -> None:
+        self._measure, self._goal, self._pairs = measure, goal, pairs
+        self._n = pairs.effects.shape[1]
+        self.n_rows = self._n + 1
 
     def groups(
         self, k: int, rng: np.random.Generator, fewer: NDArray[np.int64] | None = None
     ) -> Groups:
-        """The best k groups: from a start by interactions, and from ``fewer`` groups to be split.
-
-        Only the second finds groups of which any one of three or more will do: no two neurons
-        interact there.
-        """
-        starts = [self._start(k, rng)] if fewer is None else [self._start(k, rng), fewer]
+        """The best k groups: from starts by pairs, and from ``fewer`` groups to be split."""
+        starts = [self._start(k, rng), *([] if fewer is None else [fewer])]
+        if self._pairs.base:
+            starts.append(self._clustered(k))
         ends = [self._improved(self._measured(labels, k)) for labels in starts]
-        best = max(ends, key=lambda found: found.value(self.goal))  # the first of equal ones
-        return _without_empty(best, self.n_rows)
+        best = max(ends, key=lambda found: found.value(self._goal))  # the first of equal ones
+        return _without_empty(best)
+
+    def _clustered(self, k: int) -> NDArray[np.int64]:
+        """Labels of k clusters of neurons that act on one another, by average linkage.
+
+        Where the answer is lost, neurons matter to those that they need, and to no others.
+        """
+        strength = np.abs(self._pairs.interactions).mean(axis=0)
+        apart = squareform(strength.max() - strength, checks=False)
+        labels: NDArray[np.int64] = fcluster(linkage(apart, "average"), k, "maxclust") - 1
+        return labels.astype(np.int64)
 
     def _improved(self, here: LocalDrops) -> LocalDrops:
         """Groups after steps that measurement confirms."""
         step = _FIRST_STEP
         for _ in range(_ROUNDS):
-            labels = here.improved(self.goal, step)
+            labels = here.improved(self._goal, step)
             if (labels == here.labels).all():
                 break
             there = self._measured(labels, here.k)
-            if there.value(self.goal) > here.value(self.goal):
+            if there.value(self._goal) > here.value(self._goal):
                 here, step = there, min(2 * step, _LONGEST_STEP)
             else:
                 step //= 3
@@ -151,38 +177,39 @@ class _Search:
 
     def _start(self, k: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Labels that are best by single effects and interactions, of several starts."""
-        n = self.effects.shape[1]
-        best, highest = np.full(n, NO_GROUP, dtype=np.int64), -math.inf
+        best, highest = np.full(self._n, NO_GROUP, dtype=np.int64), -math.inf
         for start in range(_STARTS):
-            labels = np.full(n, NO_GROUP, dtype=np.int64)
-            if start:
-                seeds = rng.permutation(n)[: 4 * k]
-                labels[seeds] = np.arange(len(seeds)) % k
+            # About nothing suppressed from few neurons, or none; about everything from all.
+            n_seeds = self._n if self._pairs.base else 4 * k * (start > 0)
+            seeds = rng.permutation(self._n)[:n_seeds]
+            labels = np.full(self._n, NO_GROUP, dtype=np.int64)
+            labels[seeds] = np.arange(len(seeds)) % k
             for softness in _SOFTNESS:
-                goal = Goal(self.goal.most_alone, softness)
-                labels = self._by_pairs(labels, k).improved(goal, _MOST_MOVES)
-            value = self._by_pairs(labels, k).value(self.goal)
+                goal = Goal(self._goal.most_alone, softness)
+                here = LocalDrops.of_pairs(labels, k, self._pairs)
+                # About everything suppressed, to let one group go whole is always tempting.
+                release = not self._pairs.base or softness == _SOFTNESS[-1]
+                labels = here.improved(goal, _MOST_MOVES, release=release)
+            value = LocalDrops.of_pairs(labels, k, self._pairs).value(self._goal)
             if value > highest:
                 best, highest = labels, value
         return best
 
-    def _by_pairs(self, labels: NDArray[np.int64], k: int) -> LocalDrops:
-        return LocalDrops.of_pairs(labels, k, self.effects, self.interactions)
-
     def _measured(self, labels: NDArray[np.int64], k: int) -> LocalDrops:
         sets = suppressed_sets(labels, k)
-        drops, slopes = self.measure(sets)
+        drops, slopes = self._measure(sets)
         self.n_rows += len(sets)
-        bend = np.where(sets, -self.bends[:, None], self.bends[:, None])
-        return LocalDrops(labels, k, drops, slopes + bend, self.interactions)
+        bends = -self._pairs.bends[:, None] if self._pairs.base else self._pairs.bends[:, None]
+        slopes = slopes + np.where(sets, -bends, bends)
+        return LocalDrops(labels, k, drops, slopes, self._pairs.interactions)
 
 
-def _without_empty(found: LocalDrops, n_rows: int) -> Groups:
+def _without_empty(found: LocalDrops) -> Groups:
     """Groups numbered by their first neuron; none at all unless every one has a neuron."""
     first = [np.flatnonzero(found.labels == group)[:1].tolist() for group in range(found.k)]
     if not all(first):
         none = np.full(len(found.labels), NO_GROUP, dtype=np.int64)
-        return Groups(none, 0, np.zeros((len(found.drops), 1)), n_rows)
+        return Groups(none, 0, np.zeros((len(found.drops), 1)))
     order = np.argsort([at[0] for at in first])
     number = np.append(np.argsort(order), NO_GROUP)  # Label -1 reads the last one.
-    return Groups(number[found.labels], found.k, found.drops[:, [0, *(1 + order)]], n_rows)
+    return Groups(number[found.labels], found.k, found.drops[:, [0, *(1 + order)]])

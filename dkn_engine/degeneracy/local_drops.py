@@ -36,9 +36,9 @@ class Goal:
     """How good groups are by the drops of their k + 1 sets.
 
     The share of the answer's probability that goes without all groups, on the prompt where that is
-    least, up to 0.8; less what the drops of all groups but one exceed ``most_alone`` by, on the first prompt
-    and in the mean, four times each; less a little for each neuron. So groups are sought that
-    together are missed, while any one of them will do.
+    least, up to 0.8; less what the drops of all groups but one exceed ``most_alone`` by, on the
+    first prompt and in the mean, four times each; less a little for each neuron. So groups are
+    sought that together are missed, while any one of them will do.
 
     Attributes:
         most_alone: nats, what may be lost while one group is there.
@@ -49,7 +49,7 @@ class Goal:
     softness: float = 0.0
 
     def value(
-        self, drops: NDArray[np.float64], n_neurons: NDArray[np.int64]
+        self, drops: NDArray[np.float64], n_neurons: NDArray[np.int64] | np.int64
     ) -> NDArray[np.float64]:
         """Of drops ``[S, k + 1, ...]`` on S prompts and numbers of neurons ``[...]``."""
         over = self._over(drops[0, 1:]).sum(axis=0)
@@ -66,6 +66,26 @@ class Goal:
             soft: NDArray[np.float64] = self.softness * np.logaddexp(0, beyond / self.softness)
             return soft
         return np.maximum(0, beyond)
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """What neurons do one by one and two by two where none, or all, of them are suppressed.
+
+    Attributes:
+        base: False about nothing suppressed, True about everything.
+        drop: float64 ``[S]``, d there.
+        effects: float64 ``[S, n]``, by what d changes when one neuron is suppressed, or is not.
+        bends: float64 ``[S, n]``, the part of the effects that is not their slope there.
+        interactions: float64 ``[S, n, n]``, by what two together change d beyond that; symmetric,
+            0 on the diagonal.
+    """
+
+    base: bool
+    drop: NDArray[np.float64]
+    effects: NDArray[np.float64]
+    bends: NDArray[np.float64]
+    interactions: NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,26 +108,25 @@ class LocalDrops:
     interactions: NDArray[np.float64]
 
     @classmethod
-    def of_pairs(
-        cls,
-        labels: NDArray[np.int64],
-        k: int,
-        effects: NDArray[np.float64],
-        interactions: NDArray[np.float64],
-    ) -> LocalDrops:
-        """By the effects ``[S, n]`` of single neurons and the interactions of pairs alone."""
-        on = suppressed_sets(labels, k).astype(np.float64)
-        beyond = np.einsum("sab,jb->sja", interactions, on)
-        drops = np.einsum("ja,sa->sj", on, effects) + np.einsum("ja,sja->sj", on, beyond) / 2
-        return cls(labels, k, drops, effects[:, None] + beyond, interactions)
+    def of_pairs(cls, labels: NDArray[np.int64], k: int, about: Pairs) -> LocalDrops:
+        """By single neurons and pairs alone, about a set that none of the groups need be near."""
+        away = suppressed_sets(labels, k) ^ about.base
+        beyond = np.einsum("sab,jb->sja", about.interactions, away.astype(np.float64))
+        each = about.effects[:, None] + beyond
+        pairs = about.effects[:, None] + beyond / 2
+        drops = about.drop[:, None] + np.einsum("ja,sja->sj", away.astype(np.float64), pairs)
+        return cls(labels, k, drops, -each if about.base else each, about.interactions)
 
     def value(self, goal: Goal) -> float:
         """Of the groups themselves."""
         return float(goal.value(self.drops, np.sum(self.labels != NO_GROUP)))
 
-    def improved(self, goal: Goal, most: int) -> NDArray[np.int64]:
-        """Labels after at most so many moves of one neuron, each the best there is; ties go to the
-        first group, then the first neuron."""
+    def improved(self, goal: Goal, most: int, *, release: bool = True) -> NDArray[np.int64]:
+        """Labels after at most so many moves of one neuron, each the best there is.
+
+        Ties go to the first group, then the first neuron. Unless ``release``, moves are from group
+        to group and from none to one.
+        """
         labels, drops = self.labels.copy(), self.drops
         moved = np.zeros((self.k + 1, len(labels)))
         value = self.value(goal)
@@ -116,7 +135,7 @@ class LocalDrops:
             sign = np.where(on, -1.0, 1.0)
             toggled = sign * (self.slopes + np.einsum("sab,jb->sja", self.interactions, moved))
             best = value + 1e-6, NO_GROUP, -1
-            for group in range(NO_GROUP, self.k):
+            for group in range(NO_GROUP if release else 0, self.k):
                 changes = self._joining(group, len(labels)) != on
                 values = goal.value(
                     drops[:, :, None] + toggled * changes,
