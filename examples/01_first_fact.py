@@ -31,7 +31,13 @@ print(f"{len(result.neurons)} knowledge neurons of {30 * 1536:,}")
 # as wide as the weights, and a ring marks the members of the DKN.
 
 # %%
-figure = dkn.plot.graph(result)
+dkn.plot.graph(result)
+
+# %% [markdown]
+# The barcode: at which distance each component appears, and at which it merges with another.
+
+# %%
+dkn.plot.barcode(result)
 
 # %% [markdown]
 # All subsets of the components were suppressed, one after another. A family of components is
@@ -43,6 +49,17 @@ print(f"unchanged:       p = {result.probability:.2f}")
 print(f"one left:        {1 - result.partial_drop:.0%} of it on average")
 print(f"all suppressed:  {1 - result.full_drop:.0%} of it")
 print(f"redundancy:      {result.redundancy:.2f} (1 if they were independent)")
+
+# %% [markdown]
+# What the DKN's two components do, alone and together:
+
+# %%
+fact = ("The capital of France is", "Paris")
+first, second = (result.components[i].neurons for i in result.dkn)
+suppressed = {"none": [], "C1": first, "C3": second, "both": [*first.tolist(), *second.tolist()]}
+for name, neurons in suppressed.items():
+    (p,) = dkn.answer_probability(model, tokenizer, fact, suppress=neurons)
+    print(f"{name:>4} suppressed: p = {p:.2f}")
 
 # %% [markdown]
 # The same in an own forward pass: what does the model say with the DKN's neurons suppressed?

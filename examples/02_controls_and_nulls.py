@@ -55,4 +55,4 @@ print("expected by chance:", summary.chance.expected)
 # in ``docs/example`` and README have the figures, with intervals.
 
 # %%
-figure = dkn.plot.subsets(results["capital-germany"])
+dkn.plot.subsets(results["capital-germany"])

@@ -1,0 +1,90 @@
+"""Python on the pages runs as it stands, and messages that are quoted are in the code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pytest
+
+import dkn_engine as dkn
+from dkn_engine.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = [DOCS / "start.md", *sorted((DOCS / "howto").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.M)
+
+
+def with_python() -> list[Path]:
+    # That of the GPU's page loads a model from a path that only its reader has.
+    found = [page for page in PAGES if blocks(page, "python") and page.stem != "gpu"]
+    assert len(found) >= 6
+    return found
+
+
+@pytest.fixture(scope="module")
+def names() -> dict[str, Any]:
+    """What docs/howto/index.md says is there."""
+    model, tokenizer = dkn.load_model("demo")
+    return {"dkn": dkn, "model": model, "tokenizer": tokenizer}
+
+
+@pytest.fixture
+def _without_a_screen() -> Iterator[None]:
+    with mpl.rc_context({"backend": "agg"}):
+        yield
+        plt.close("all")
+
+
+@pytest.mark.usefixtures("_without_a_screen")
+@pytest.mark.parametrize("page", with_python(), ids=lambda page: page.stem)
+def test_python_runs(
+    page: Path,
+    names: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In one namespace a page; what a block of text behind it shows is what it printed."""
+    monkeypatch.chdir(tmp_path)
+    own = dict(names)
+    if page.stem == "compare":
+        for command in re.findall(r"^dkn-engine (find .*)$", page.read_text("utf-8"), re.M):
+            assert main([*command.split(), "--quiet", "--no-report"]) == 0
+    capsys.readouterr()
+    for block in blocks(page, "python"):
+        exec(compile(block, str(page), "exec"), own)
+    printed = capsys.readouterr().out
+    if page.stem in {"generate", "thresholds"}:
+        (shown,) = blocks(page, "text")
+        assert printed == shown
+
+
+SOURCE = re.sub(
+    r'"\s*\n\s*f?"',
+    "",
+    "\n".join(p.read_text("utf-8") for p in (ROOT / "dkn_engine").rglob("*.py")),
+)
+
+
+def messages() -> list[str]:
+    """What stands in backticks in the first column of the tables of errors."""
+    rows = re.findall(r"^\| (`.*?) \|", (DOCS / "errors.md").read_text("utf-8"), re.M)
+    return [part for row in rows for part in re.findall(r"`([^`]+)`", row)]
+
+
+def test_errors_are_quoted() -> None:
+    assert len(messages()) > 25
+
+
+@pytest.mark.parametrize("message", messages())
+def test_a_quoted_error_is_in_the_code(message: str) -> None:
+    assert all(part.strip() in SOURCE for part in message.split("…") if part.strip())
