@@ -22,8 +22,8 @@ from dkn_engine.ops.answer_probability.reference import token_objective
 class General:
     """Evaluates path points by full forwards of the whole sequence, one point a batch entry.
 
-    At most ``rows_per_batch`` token positions are in one forward; the objective is ``probability``
-    or ``log_probability``.
+    At most ``rows_per_batch`` token positions are in one forward; the objective is the
+    configuration's.
     """
 
     name = "general"

@@ -23,8 +23,7 @@ from dkn_engine.ops.answer_probability import answer_probability
 class Sweep:
     """Evaluates path points as rows; see ``forward/patched_rows.py`` for why this is exact.
 
-    At most ``rows_per_batch`` points climb at once; the objective is ``probability`` or
-    ``log_probability``.
+    At most ``rows_per_batch`` points climb at once; the objective is the configuration's.
     """
 
     name = "sweep"
@@ -197,7 +196,7 @@ class _Climb:
         values = torch.empty_like(objective)
         values[index] = objective
         if self.check is not None:
-            self.check.objective(values[len(self.points) :], self.objective)
+            self._require_clean(values[len(self.points) :])
         leaves = [leaf for leaf, _ in self.leaves]
         found = torch.autograd.grad(flat, [*leaves, *self.outputs], grad_outputs=top)
         gradients = flat.new_empty(len(self.points), flat.shape[1])
@@ -208,6 +207,24 @@ class _Climb:
             for layer, gradient in enumerate(found[len(leaves) :]):
                 ends.gradients[self.own, layer] = self._clean(gradient)
         return gradients, values[: len(self.points)]
+
+    def _require_clean(self, values: Tensor) -> None:
+        """Require the clean rows, whose objective is ``values [n]``, to give the model's own."""
+        assert self.check is not None
+        assert self.hidden is not None
+        if self.objective != "logit":
+            self.check.objective(values, self.objective)
+            return
+        # What the model itself gives is kept as a probability, which the same rows give too.
+        log_p, _ = answer_probability(
+            self.engine.tail,
+            self._clean(self.hidden.detach()),
+            self.engine.contexts.target[self.own],
+            objective="log_probability",
+            gradient=False,
+            backend=self.paths.backend,
+        )
+        self.check.answer(log_p)
 
 
 def _aligned(points: Points) -> bool:

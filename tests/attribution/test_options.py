@@ -9,7 +9,8 @@ import pytest
 import torch
 from captum.attr import IntegratedGradients
 
-from tests.support.attribution_runs import LEFT, attributed, fixed
+from dkn_engine.config import AttributionConfig
+from tests.support.attribution_runs import LEFT, attributed, fixed, tolerance
 from tests.support.brute_force_scores import BruteForce
 from tests.support.tiny import N_LAYERS, WIDTH, relative_error, sequence, sequences, tiny
 
@@ -59,15 +60,33 @@ def test_fixed_rules_count_every_point_paid(rule: str, paid: int) -> None:
     assert np.isnan(found.error).all()
 
 
+@pytest.mark.parametrize("objective", ["log_probability", "logit"])
 @pytest.mark.parametrize("site", ["post", "pre"])
-@pytest.mark.parametrize("name", ["gpt2", "phi3", "opt"])
-def test_log_probability_equals_brute_force(name: str, site: str) -> None:
+@pytest.mark.parametrize("name", ["gpt2", "phi3", "opt", "gemma2", "granite", "gptj"])
+@pytest.mark.filterwarnings("ignore:.*full forward passes")
+def test_other_objectives_equal_brute_force(name: str, site: str, objective: Any) -> None:
+    """Also behind a cap (Gemma 2), a scale (Granite) and by full forwards (GPT-J)."""
     model = tiny(name)
-    found = attributed(name, model, fixed(site=site, objective="log_probability"))
+    found = attributed(name, model, fixed(site=site, objective=objective))
     oracle = BruteForce(name, model, site)
     for scores, one in zip(found.scores, sequences(), strict=True):
-        expected = oracle.scores(one, LEFT, kind="log_probability").mean(0)
-        assert relative_error(scores, expected) < FLOAT64
+        expected = oracle.scores(one, LEFT, kind=objective).mean(0)
+        assert relative_error(scores, expected) < tolerance(name)
+
+
+@pytest.mark.parametrize("objective", ["log_probability", "logit"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gptj"])
+@pytest.mark.filterwarnings("ignore:.*full forward passes")
+def test_scores_sum_to_the_change_of_the_objective(name: str, objective: Any) -> None:
+    """To the tolerance: a sum of F errors is at most sqrt(F) times their length."""
+    model = tiny(name)
+    config = AttributionConfig(objective=objective, tolerance=1e-4)
+    found, oracle = attributed(name, model, config), BruteForce(name, model, "post")
+    assert found.converged.all()
+    for scores, one in zip(found.scores, sequences(), strict=True):
+        change = oracle.change(one, "masked", objective).mean(0).numpy()
+        apart = np.abs(scores.sum(-1) - change).max()
+        assert apart <= config.tolerance * WIDTH**0.5 * np.linalg.norm(scores)
 
 
 @pytest.mark.parametrize("site", ["post", "pre"])

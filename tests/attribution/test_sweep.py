@@ -301,7 +301,7 @@ def test_what_fails_among_rows_that_were_not_tried_means_the_general_path(
     assert relative_error(found.scores, expected.scores) < FLOAT64
 
 
-@pytest.mark.parametrize("objective", ["probability", "log_probability"])
+@pytest.mark.parametrize("objective", ["probability", "log_probability", "logit"])
 def test_a_probability_that_underflows_is_no_reason_against_rows(objective: Any) -> None:
     model, some = tiny("llama", torch.float32), sequences()
     with torch.no_grad():

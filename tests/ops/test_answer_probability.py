@@ -33,18 +33,21 @@ def inputs(shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Tail, Tenso
     return Tail(d, v, dtype), normal(n, d, dtype=dtype, seed=1), torch.arange(n) * 5 % v
 
 
-def row_by_row(tail: Tail, hidden: Tensor, targets: Tensor, log: bool) -> tuple[Tensor, Tensor]:
+def row_by_row(
+    tail: Tail, hidden: Tensor, targets: Tensor, objective: str
+) -> tuple[Tensor, Tensor]:
     values, grads = [], []
     for row, target in zip(hidden, targets.tolist(), strict=True):
         x = row.detach().requires_grad_(True)
-        p = torch.softmax(tail(x[None])[0].to(wide(hidden.dtype)), dim=-1)[target]
-        p = torch.log(p) if log else p
-        values.append(p.detach())
-        grads.append(torch.autograd.grad(p, x)[0])
+        logits = tail(x[None])[0].to(wide(hidden.dtype))
+        p = torch.softmax(logits, dim=-1)[target]
+        value = {"probability": p, "log_probability": p.log(), "logit": logits[target]}[objective]
+        values.append(value.detach())
+        grads.append(torch.autograd.grad(value, x)[0])
     return torch.stack(values), torch.stack(grads)
 
 
-@pytest.mark.parametrize("objective", ["probability", "log_probability"])
+@pytest.mark.parametrize("objective", ["probability", "log_probability", "logit"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
 def test_rows_and_gradients_equal_softmax(
@@ -54,7 +57,7 @@ def test_rows_and_gradients_equal_softmax(
     value, gradient = answer_probability(
         tail, hidden, targets, objective=objective, gradient=True, backend=backend
     )
-    expected = row_by_row(tail, hidden, targets, objective == "log_probability")
+    expected = row_by_row(tail, hidden, targets, objective)
     assert value.shape == targets.shape
     assert gradient is not None
     assert (value - expected[0]).abs().max() < 1e-13
@@ -74,8 +77,8 @@ def test_shorter_dtypes_are_no_worse_than_torch_in_them(
     )
     assert gradient is not None
     assert (value.dtype, gradient.dtype) == (wide(dtype), dtype)
-    exact = row_by_row(Tail(*shape[1:], dtype).double(), hidden.double(), targets, False)
-    plain = row_by_row(tail, hidden, targets, False)
+    exact = row_by_row(Tail(*shape[1:], dtype).double(), hidden.double(), targets, "probability")
+    plain = row_by_row(tail, hidden, targets, "probability")
     for found, torchs, true, kind in zip(
         (value, gradient), plain, exact, (wide(dtype), dtype), strict=True
     ):

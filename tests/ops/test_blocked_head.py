@@ -27,7 +27,7 @@ def inputs(n: int, d: int, v: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return normal(n, d, dtype=dtype, seed=1), torch.arange(n) * 5 % v
 
 
-@pytest.mark.parametrize("objective", ["probability", "log_probability"])
+@pytest.mark.parametrize("objective", ["probability", "log_probability", "logit"])
 @pytest.mark.parametrize("kind", ["plain", "bias, scale and cap"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_equals_the_reference(shape: tuple[int, int, int], kind: str, objective: str) -> None:

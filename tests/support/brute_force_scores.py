@@ -47,10 +47,12 @@ class BruteForce:
     def objective(
         self, ids: Sequence[int], position: int, target: int, layer: int, x: Tensor, kind: str
     ) -> Tensor:
-        """p or log p of ``target`` after ``position``, with the activation there replaced by x."""
+        """Of ``target`` behind ``position``, with the activation there replaced by x."""
         replacement = replaced_output if self.of_output else replaced
         with replacement(self.modules[layer], position, x):
             logits = self.model(input_ids=torch.tensor([ids])).logits[0, position]
+        if kind == "logit":
+            return logits[target]
         p = torch.softmax(logits, dim=-1)[target]
         return p if kind == "probability" else torch.log(p)
 

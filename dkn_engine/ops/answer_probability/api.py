@@ -31,7 +31,7 @@ def answer_probability(
             does the closed form that ``auto`` takes on the CPU (in float32 and float64).
         hidden: ``[N, d]``, output of the last block.
         targets: int64 ``[N]``, gold tokens.
-        objective: ``probability`` or ``log_probability``.
+        objective: ``probability``, ``log_probability`` or ``logit``.
         gradient: whether the gradient is wanted.
         block: rows whose logits the reference holds at once; the kernel takes all rows and blocks
             of the vocabulary instead.

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dkn_engine.ops.answer_probability.tail import Head, behind_norm
+from dkn_engine.ops.answer_probability.tail import Head, affine, behind_norm, cap, target_logit
 
 # Tokens of a block: measured best, or within 1 % of it, for 8 to 720 rows of the demo model.
 BLOCK = 1536
@@ -39,18 +39,14 @@ def _log_probability(
     """Log-probability ``[N]`` of the targets, and its gradient ``[N, d]`` in ``x``."""
     n, vocabulary = x.shape[0], head.weight.shape[0]
     row = torch.arange(n, device=x.device)
-    own = head.weight[targets]
-    bias = None if head.bias is None else head.bias[targets]
-    # A number a row costs nothing in float64.
-    z_own = (x.double() * own.double()).sum(1)
-    s_own, g_own = _cap(head, _affine(z_own, bias, head.scale))
+    own, s_own, g_own = target_logit(head, x, targets)
     top = s_own.to(x.dtype)
     total = torch.zeros_like(s_own)  # of exp(s - top) over all tokens but the target
     sums = torch.zeros_like(x)
     for first in range(0, vocabulary, block):
         weight = head.weight[first : first + block]
         bias = None if head.bias is None else head.bias[first : first + block]
-        s, g = _cap(head, _affine(x @ weight.T, bias, head.scale))
+        s, g = cap(head, affine(x @ weight.T, bias, head.scale))
         higher = torch.maximum(top, s.amax(1))
         e = s.sub_(higher.unsqueeze(1)).exp_()
         inside = (targets >= first) & (targets < first + block)
@@ -71,16 +67,3 @@ def _log_probability(
     factor = (others if g_own is None else others * g_own).to(x.dtype)
     slope = factor.unsqueeze(1) * own - sums / (total + gold).to(x.dtype).unsqueeze(1)
     return log_p.to(x.dtype), head.scale * slope
-
-
-def _affine(z: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    z = z if bias is None else z + bias
-    return z if scale == 1 else z * scale
-
-
-def _cap(head: Head, z: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Capped logits, and their derivative in the logits before the cap (None: 1)."""
-    if head.softcap is None:
-        return z, None
-    tanh = torch.tanh(z / head.softcap)
-    return head.softcap * tanh, 1 - tanh * tanh

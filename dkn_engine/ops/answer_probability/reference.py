@@ -30,7 +30,10 @@ def answer_probability(
 
 
 def token_objective(logits: torch.Tensor, targets: torch.Tensor, objective: str) -> torch.Tensor:
-    """``[n]``: the gold token's probability, or its logarithm, in at least float32."""
+    """``[n]``: the gold token's probability, its logarithm, or its logit, in at least float32."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    log_p = wide.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - torch.logsumexp(wide, dim=-1)
+    gold = wide.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    if objective == "logit":
+        return gold
+    log_p = gold - torch.logsumexp(wide, dim=-1)
     return log_p if objective == "log_probability" else log_p.exp()

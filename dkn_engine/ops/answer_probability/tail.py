@@ -72,16 +72,56 @@ def behind_norm(
     """The objective ``[N]`` and its gradient ``[N, d]``, by a closed form of all behind the norm.
 
     ``log_probability(head, x, targets, gradient)`` gives log p and, if asked for, its gradient in
-    the normed hidden states ``x [N, d]``.
+    the normed hidden states ``x [N, d]``. A logit is one dot product a row, whatever the kernel.
     """
     with torch.set_grad_enabled(gradient):
         leaf = hidden.detach().requires_grad_(gradient)
         normed = head.norm(leaf)
-    log_p, slope = log_probability(head, normed.detach(), targets, gradient)
-    value = log_p if objective == "log_probability" else log_p.exp()
+    closed_form = _logit if objective == "logit" else log_probability
+    value, slope = closed_form(head, normed.detach(), targets, gradient)
+    value = value.exp() if objective == "probability" else value
     if slope is None:
         return value, None
     if objective == "probability":
         slope = slope * value.unsqueeze(1)
     (found,) = torch.autograd.grad(normed, leaf, slope.to(normed.dtype))
     return value, found
+
+
+@torch.no_grad()
+def _logit(
+    head: Head, x: torch.Tensor, targets: torch.Tensor, gradient: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Logit ``[N]`` of the targets, and its gradient ``[N, d]`` in ``x``."""
+    own, logit, slope = target_logit(head, x, targets)
+    value = logit.to(torch.promote_types(x.dtype, torch.float32))
+    if not gradient:
+        return value, None
+    factor = torch.full_like(logit, head.scale) if slope is None else head.scale * slope
+    return value, factor.unsqueeze(1) * own
+
+
+def target_logit(
+    head: Head, x: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The targets' rows ``[N, d]`` of the projection, their logits ``[N]``, and those' slopes.
+
+    Logits are float64, which costs nothing for a number a row; slopes as :func:`cap` gives them.
+    """
+    own = head.weight[targets]
+    bias = None if head.bias is None else head.bias[targets]
+    dot = (x.double() * own.double()).sum(1)
+    return own, *cap(head, affine(dot, bias, head.scale))
+
+
+def affine(z: torch.Tensor, bias: torch.Tensor | None, scale: float) -> torch.Tensor:
+    z = z if bias is None else z + bias
+    return z if scale == 1 else z * scale
+
+
+def cap(head: Head, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Capped logits, and their derivative in the logits before the cap (None: 1)."""
+    if head.softcap is None:
+        return z, None
+    tanh = torch.tanh(z / head.softcap)
+    return head.softcap * tanh, 1 - tanh * tanh
