@@ -50,7 +50,7 @@ class BruteForce:
         """Of ``target`` behind ``position``, with the activation there replaced by x."""
         replacement = replaced_output if self.of_output else replaced
         with replacement(self.modules[layer], position, x):
-            logits = self.model(input_ids=torch.tensor([ids])).logits[0, position]
+            logits: Tensor = self.model(input_ids=torch.tensor([ids])).logits[0, position]
         if kind == "logit":
             return logits[target]
         p = torch.softmax(logits, dim=-1)[target]
