@@ -224,7 +224,9 @@ class AttributionConfig(Section):
         n_steps: points of a fixed rule; None with ``adaptive``.
         max_points: most points a layer (adaptive); where reached, ``converged`` is False.
         answer_tokens: how scores of several answer tokens are combined.
-        objective: ``probability`` of the gold token, its natural logarithm, or its ``logit``.
+        objective: ``probability`` of the gold token, its natural logarithm, its ``logit``; or
+            ``logit_difference``, the answer's logit minus the mean of the fact's wrong answers',
+            each by its own tokens, combined as ``answer_tokens`` says.
         multiply_by: ``delta``, (x - x'); ``activation``, x; ``first_activation``, the x of the
             answer's first token for all its tokens (released). Completeness holds for ``delta``.
         rows_per_batch: most path points a sweep holds at once, and most rows of edits of the
@@ -255,7 +257,9 @@ class AttributionConfig(Section):
     n_steps: int | None = None
     max_points: int = count(512, least=7)
     answer_tokens: Literal["mean", "sum", "first"] = "mean"
-    objective: Literal["probability", "log_probability", "logit"] = "probability"
+    objective: Literal["probability", "log_probability", "logit", "logit_difference"] = (
+        "probability"
+    )
     multiply_by: Literal["delta", "activation", "first_activation"] = "delta"
     rows_per_batch: int | Literal["auto"] = count("auto")
     backend: Backend = "auto"

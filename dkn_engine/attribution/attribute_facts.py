@@ -17,7 +17,7 @@ from dkn_engine.config import AttributionConfig, FactsConfig, SelectionConfig, i
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, facts_from
 from dkn_engine.forward.contexts import AnswerSequence
-from dkn_engine.forward.encoding import encode_sequence
+from dkn_engine.forward.encoding import encode_sequence, wrong_answers_of
 from dkn_engine.models.layout import Layout, find_layout
 from dkn_engine.models.tokens import mask_token_id
 from dkn_engine.selection import select_neurons
@@ -99,7 +99,8 @@ def iter_attribute(
         facts_config: how facts become tokens; None for the defaults.
 
     Raises:
-        FactError: a fact cannot be encoded; names it.
+        FactError: a fact cannot be encoded, or has no wrong answers that the objective needs;
+            names it.
         UnsupportedModelError: the model is not a causal decoder that the engine knows.
         UserError: an argument has a value that is not allowed.
         BackendError: a backend asked for by name cannot run.
@@ -123,7 +124,13 @@ def iter_attribute(
 
     def encode(fact: Fact) -> AnswerSequence:
         return encode_sequence(
-            model, tokenizer, fact.prompt, fact.answer, config=facts_config, fact_id=fact.id
+            model,
+            tokenizer,
+            fact.prompt,
+            fact.answer,
+            config=facts_config,
+            fact_id=fact.id,
+            wrong_answers=wrong_answers_of(fact, config),
         )
 
     score = partial(attribute_chunk, model, layout, config=config, mask_id=mask_id)

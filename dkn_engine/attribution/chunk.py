@@ -23,6 +23,7 @@ from dkn_engine.attribution.baselines import (
     shared_masked_baselines,
 )
 from dkn_engine.attribution.full_forwards import General
+from dkn_engine.attribution.logit_difference import contrasted
 from dkn_engine.attribution.paths import Paths
 from dkn_engine.attribution.quadrature import Integrals, integrate_adaptive, integrate_fixed
 from dkn_engine.attribution.sites import require_site, site_activation
@@ -95,8 +96,13 @@ def attribute_chunk(
         UnsupportedModelError: the model's MLPs have no such site, a module cuts gradients off, a
             hook changes what a down projection gives, a backward hook is set, or the model is not
             causal.
-        UserError: the mask is no token of the model.
+        UserError: the mask is no token of the model, or a sequence has no wrong answers
+            (``objective="logit_difference"``).
     """
+    if config.objective == "logit_difference":
+        by_logit = dataclasses.replace(config, objective="logit")
+        score = partial(attribute_chunk, model, layout, config=by_logit, mask_id=mask_id)
+        return contrasted(score, sequences, baselines, config.tolerance)
     require_site(layout, config.site)
     if config.baseline == "masked":
         _require_mask(model, mask_id)

@@ -41,6 +41,7 @@ class AnswerSequence:
             first of ``ids``; else empty.
         free: where an edited model goes on with its own tokens: what enters it with those behind
             the prompt; None where all edits see ``ids``.
+        against: the same prompt with wrong answers, whose logits are taken off the answer's.
     """
 
     ids: Tokens
@@ -48,6 +49,7 @@ class AnswerSequence:
     targets: Tokens
     steps: tuple[Tokens, ...] = ()
     free: Continuation | None = field(default=None, compare=False)
+    against: tuple[AnswerSequence, ...] = ()
 
     def behind(self, tokens: Tokens) -> Tokens:
         """What enters the model with tokens behind the prompt, by id or as ``free`` says."""

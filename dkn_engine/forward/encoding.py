@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dkn_engine.config import FactsConfig
+from dkn_engine.config import AttributionConfig, FactsConfig
 from dkn_engine.errors import FactError, UnsupportedModelError
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.continuation import ByText, Continuation, Tokens
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
+    from dkn_engine.types import Fact
+
 
 def encode_sequence(
     model: nn.Module,
@@ -32,16 +35,21 @@ def encode_sequence(
     *,
     config: FactsConfig,
     fact_id: str | None = None,
+    wrong_answers: Sequence[str] = (),
 ) -> AnswerSequence:
     """Prompt and answer as the tokens that enter the model and those it should predict.
 
     With ``config.teacher_forced`` the answer's own tokens follow the prompt; otherwise the
-    model's greedy continuation does, as ``config.continuation`` says (released code).
+    model's greedy continuation does, as ``config.continuation`` says (released code). It is set
+    ``against`` the wrong answers, which are encoded alike.
 
     Raises:
         FactError: see :func:`dkn_engine.models.tokens.encode_fact`; or the tokenizer gives a
             token that the model does not have.
     """
+    if wrong_answers:
+        alone = partial(encode_sequence, model, tokenizer, prompt, config=config, fact_id=fact_id)
+        return replace(alone(answer), against=tuple(map(alone, wrong_answers)))
     limit = context_length(model)
     encoded = encode_fact(
         tokenizer, prompt, answer, config=config, max_length=limit, fact_id=fact_id
@@ -75,18 +83,41 @@ def _require_known(model: nn.Module, encoded: EncodedPrompt, fact_id: str | None
         )
 
 
+def wrong_answers_of(fact: Fact, config: AttributionConfig) -> tuple[str, ...]:
+    """The wrong answers that the objective takes off; none for most.
+
+    Raises:
+        FactError: the objective needs them and the fact has none.
+    """
+    if config.objective != "logit_difference":
+        return ()
+    if not fact.wrong_answers:
+        raise FactError(
+            f"fact {fact.id!r}: objective='logit_difference' needs wrong_answers; it has none"
+        )
+    return fact.wrong_answers
+
+
 def encode_sequences(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[tuple[str, str]],
     *,
     config: FactsConfig,
+    wrong_answers: Sequence[str] = (),
 ) -> list[AnswerSequence]:
-    """Those of the (prompt, answer) pairs that can be encoded, in order; the rest is left out."""
+    """Those of the (prompt, answer) pairs that can be encoded, in order; the rest is left out.
+
+    Each is set against the same wrong answers.
+    """
     found = []
     for prompt, answer in texts:
         try:
-            found.append(encode_sequence(model, tokenizer, prompt, answer, config=config))
+            found.append(
+                encode_sequence(
+                    model, tokenizer, prompt, answer, config=config, wrong_answers=wrong_answers
+                )
+            )
         except FactError:
             continue
     return found

@@ -24,7 +24,7 @@ from dkn_engine.degeneracy.reference_facts import Reference, knows, read_referen
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts.load import load_facts
 from dkn_engine.forward.contexts import AnswerSequence
-from dkn_engine.forward.encoding import encode_sequence, encode_sequences
+from dkn_engine.forward.encoding import encode_sequence, encode_sequences, wrong_answers_of
 from dkn_engine.models.connections import connection_rows
 from dkn_engine.models.layout import find_layout
 from dkn_engine.models.tokens import mask_token_id
@@ -173,6 +173,7 @@ class Stages:
             answer,
             config=self.config.facts,
             fact_id=fact.id,
+            wrong_answers=wrong_answers_of(fact, self.config.attribution),
         )
 
     def _prompts(self, sequences: Sequence[AnswerSequence]) -> Prompts:
@@ -244,7 +245,13 @@ class Stages:
 
     def _paraphrases(self, task: _Task, which: slice) -> list[AnswerSequence]:
         texts = [(p, task.answer) for p in task.fact.paraphrases[which]]
-        return encode_sequences(self.model, self.tokenizer, texts, config=self.config.facts)
+        return encode_sequences(
+            self.model,
+            self.tokenizer,
+            texts,
+            config=self.config.facts,
+            wrong_answers=wrong_answers_of(task.fact, self.config.attribution),
+        )
 
     def _results(
         self,
