@@ -112,10 +112,10 @@ def results(model: Any, facts: list[dkn.Fact], config: Config = CONFIG) -> list[
 
 def test_planted_groups_are_found_end_to_end_and_their_twin_is_not(model: Any) -> None:
     either, both = results(model, [EITHER.fact, BOTH.fact])
-    assert len(either.dkn) >= len(EITHER.sets) == 3  # A set may have spare neurons of its own.
-    assert {*map(frozenset, (owners(EITHER, c) for c in either.components))} == {
-        frozenset({i}) for i in range(3)
-    }
+    # A set may have spare neurons, of which a fourth group can be made.
+    assert len(either.dkn) >= len(EITHER.sets) == 3
+    of_groups = [owners(EITHER, component) for component in either.components]
+    assert all({i} in of_groups for i in range(3))
     assert either.full_drop > 0.9
     assert not both.is_degenerate
 
