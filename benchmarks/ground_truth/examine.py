@@ -33,7 +33,11 @@ from dkn_engine.seeds import generator
 from dkn_engine.selection import select_neurons
 from dkn_engine.types import Component, Fact, Selection
 
-CONFIG = Config(filter=FilterConfig(n_random=0, n_unrelated=0, fill_reference=False))
+CONFIG = Config(
+    filter=FilterConfig(
+        n_random=0, n_regrouped=0, n_random_searches=0, n_unrelated=0, fill_reference=False
+    )
+)
 BASELINES: tuple[Literal["masked", "zero"], ...] = ("masked", "zero")
 POSITIONS: tuple[Positions, ...] = ("answer", "all")
 GIVEN = "given"  # beside the names of baselines, of which it uses the last one's scores
