@@ -186,8 +186,9 @@ class ClusterersConfig(Section):
     """Which clusterers are compared.
 
     Attributes:
-        methods: names in :data:`dkn_engine.topology.other_clusterers.CLUSTERERS`, all if None;
-            ``ntc`` is always there.
+        methods: names in :data:`dkn_engine.topology.other_clusterers.CLUSTERERS`, and
+            ``covering``, the search for groups that cover for one another; all if None; ``ntc`` is
+            always there.
         n_draws: of ``random``, averaged.
         options: of the other clusterers.
     """

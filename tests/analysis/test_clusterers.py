@@ -23,6 +23,7 @@ from dkn_engine.analysis import (
     compare_measurements,
 )
 from dkn_engine.analysis.experiments.clusterers import text as clusterers_text
+from dkn_engine.analysis.experiments.clusterers.experiment import METHODS
 from dkn_engine.cli import main as cli
 from dkn_engine.config import Config, FactsConfig, FilterConfig, SelectionConfig, TopologyConfig
 from dkn_engine.degeneracy.edits import nothing, suppress
@@ -30,7 +31,6 @@ from dkn_engine.facts import load_facts
 from dkn_engine.files import atomic as store_files
 from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models import load
-from dkn_engine.topology import CLUSTERERS
 from tests.support.brute_force_edits import answer_probability
 from tests.support.planted import BOTH, EITHER, Planted, planted_model
 from tests.support.words import words_tokenizer
@@ -64,10 +64,10 @@ def of(comparison: ClustererComparison, method: str, fact: dkn.Fact) -> Measurem
 
 def test_every_clusterer_sees_every_known_fact(comparison: ClustererComparison) -> None:
     assert (comparison.n_facts, comparison.n_known, comparison.n_unusable) == (3, 2, 0)
-    assert [m.method for m in comparison.methods] == list(CLUSTERERS)
-    assert [m.control for m in comparison.methods] == [n == "random" for n in CLUSTERERS]
+    assert [m.method for m in comparison.methods] == list(METHODS)
+    assert [m.control for m in comparison.methods] == [n == "random" for n in METHODS]
     asked = [(m.fact_id, m.method) for m in comparison.measurements]
-    assert asked == [(f.id, n) for f in (EITHER.fact, BOTH.fact) for n in CLUSTERERS]
+    assert asked == [(f.id, n) for f in (EITHER.fact, BOTH.fact) for n in METHODS]
 
 
 def test_ntc_is_what_the_pipeline_finds(model: Any, comparison: ClustererComparison) -> None:
@@ -373,10 +373,10 @@ def test_the_program_prints_the_table(program: Program, capsys: Any, tmp_path: A
     assert "[3/3] comparing clusterers on 3 facts" in printed.err
     with (out / "clusterers.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [r["method"] for r in rows if r["figure"] == "degenerate"] == list(CLUSTERERS)
+    assert [r["method"] for r in rows if r["figure"] == "degenerate"] == list(METHODS)
     with (out / "clusterers_facts.csv").open() as file:
         measured = list(csv.DictReader(file))
-    assert len(measured) == 2 * len(CLUSTERERS)
+    assert len(measured) == 2 * len(METHODS)
     assert np.isclose(float(measured[0]["full_drop"]), 1, atol=0.01)
     assert len(dkn.read_results(out / "run")) == 3
 

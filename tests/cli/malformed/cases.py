@@ -783,6 +783,30 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "settings",
+        "a search for the released filter",
+        ("topology.clustering=covering", "filter.method=released"),
+        "config: filter.method must be 'degenerate' with topology.clustering='covering'; "
+        "got 'released'",
+    ),
+    Case(
+        "settings",
+        "a search whose tokens are not fixed",
+        (
+            "topology.clustering=covering",
+            "facts.teacher_forced=false",
+            "facts.continuation=edited",
+        ),
+        "config: facts.continuation must be 'clean' with topology.clustering='covering', whose "
+        "gradients need fixed tokens (or facts.teacher_forced true); got 'edited'",
+    ),
+    Case(
+        "settings",
+        "no number of searches",
+        ("filter.n_random_searches=-1",),
+        "config.filter: n_random_searches must be an integer of at least 0; got -1",
+    ),
+    Case(
+        "settings",
         "a tree for the released filter",
         ("topology.select=tree", "filter.method=released"),
         "config: filter.method must be 'degenerate' with topology.select='tree'; got 'released'",

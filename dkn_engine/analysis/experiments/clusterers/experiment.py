@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from dkn_engine.analysis.config import ClusterersConfig
 from dkn_engine.config import Config
+from dkn_engine.degeneracy import choices
 from dkn_engine.degeneracy.controls import lattice_of
+from dkn_engine.degeneracy.covering_choice import covering_choice
 from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.functional_filter import lattice_masks
@@ -38,7 +40,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-BASIS = "ntc"
+BASIS, SEARCH = "ntc", "covering"
+METHODS = (*CLUSTERERS, SEARCH)
 LABELS = {
     "ntc": "NTC",
     "dbscan": "DBSCAN",
@@ -47,6 +50,7 @@ LABELS = {
     "kmeans": "k-means",
     "pairs": "AMIG pairs",
     "random": "random sets",
+    "covering": "covering groups",
 }
 FIGURES = {
     "degenerate": "share degenerate",
@@ -92,7 +96,8 @@ class MethodSummary:
     """One clusterer over all known facts, with 95 % intervals over facts.
 
     Attributes:
-        method: name in :data:`dkn_engine.topology.other_clusterers.CLUSTERERS`.
+        method: name in ``METHODS``: :data:`dkn_engine.topology.other_clusterers.CLUSTERERS`, and
+            ``covering``, the search of :mod:`dkn_engine.degeneracy.covering_groups`.
         control: whether it is the control (``random``).
         n_facts: facts that the model knows.
         n_with_two: facts with at least two candidate components, without which there is no
@@ -218,8 +223,9 @@ def require_comparable(config: Config, methods: Sequence[str] | None = None) -> 
     """The clusterers to be compared, NTC first.
 
     Raises:
-        UserError: an unknown method; another filter than ``degenerate``, another clustering than
-            ``ntc``, or candidates or connections that are measured in the model.
+        UserError: an unknown method, or one that does not fit; another filter than
+            ``degenerate``, another clustering than ``ntc``, or candidates or connections that are
+            measured in the model.
     """
     topology = config.topology
     for name, value, expected in (
@@ -233,9 +239,16 @@ def require_comparable(config: Config, methods: Sequence[str] | None = None) -> 
     if topology.select == "tree":
         raise UserError("topology.select must be no 'tree' to compare clusterers; got 'tree'")
     for name in methods or ():
-        if name not in CLUSTERERS:
-            raise UserError(f"methods must be among {', '.join(CLUSTERERS)}; got {name!r}")
-    return [n for n in CLUSTERERS if n == BASIS or methods is None or n in methods]
+        if name not in METHODS:
+            raise UserError(f"methods must be among {', '.join(METHODS)}; got {name!r}")
+    fixed = config.facts.teacher_forced or config.facts.continuation == "clean"
+    if methods is not None and SEARCH in methods and not fixed:
+        raise UserError(
+            "facts.continuation must be 'clean' for the method 'covering', whose gradients need "
+            f"fixed tokens; got {config.facts.continuation!r}"
+        )
+    wanted = [n for n in METHODS if fixed or n != SEARCH] if methods is None else methods
+    return [n for n in METHODS if n == BASIS or n in wanted]
 
 
 def without_controls(config: Config) -> Config:
@@ -291,6 +304,11 @@ class _Bench:
         )
         found = []
         for name in names:
+            if name == SEARCH:
+                one = choices.Located(fact, 0, result)
+                searched = covering_choice(prompts, one, config, means).components
+                found.append(self._one(fact.id, name, prompts, searched))
+                continue
             draws = self.n_draws if name == "random" else 1
             seeds = generator(config.seed, fact.id, name).integers(1 << 32, size=draws)
             clustered = (
