@@ -552,6 +552,15 @@ class Config(Section):
 
         Raises:
             UserError: there is no such setting, or the value is not allowed.
+
+        Example:
+            >>> from dkn_engine import Config
+            >>> config = Config().set("selection.threshold", 0.2)
+            >>> config.selection.threshold
+            0.2
+            >>> fixed = {"attribution.quadrature": "trapezoid", "attribution.n_steps": 20}
+            >>> config.set(fixed).attribution.n_steps  # only allowed together
+            20
         """
         data = self.to_dict()
         for name, one in key.items() if isinstance(key, Mapping) else [(key, value)]:

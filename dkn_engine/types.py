@@ -84,6 +84,11 @@ class Fact:
 
     Raises:
         FactError: a field is not text, or not a tuple of texts; names the fact.
+
+    Example:
+        >>> from dkn_engine import Fact
+        >>> Fact("italy", "The capital of Italy is ", " Rome", relation="capital").answer
+        'Rome'
     """
 
     id: str

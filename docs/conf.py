@@ -64,6 +64,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
+html_sidebars = {"*": []}  # pages that have none below them
 html_theme_options = {
     "show_prev_next": False,
     "navigation_with_keys": False,

@@ -81,6 +81,16 @@ def answer_probability(
             is no fact's id.
         TypeError, ValueError: neurons that are not integers ``[n, 2]``, not distinct, not the
             model's, or both suppressed and enhanced.
+
+    Example:
+        >>> import dkn_engine as dkn
+        >>> model, tokenizer = dkn.load_model("demo")
+        >>> fact = ("The capital of France is", "Paris")
+        >>> dkn.answer_probability(model, tokenizer, fact).round(2)
+        array([0.77])
+        >>> neurons = [(19, 606), (19, 1133), (20, 1188)]  # (layer, index)
+        >>> dkn.answer_probability(model, tokenizer, fact, suppress=neurons).round(2)
+        array([0.61])
     """
     require_word("positions", positions, get_args(Positions))
     require_word("backend", backend, get_args(Backend))
@@ -183,6 +193,15 @@ def intervene(
             not run the changed projection (or its non-linearity).
         TypeError, ValueError: neurons or means of the wrong form; ``means`` with ``weights``.
         UserError: ``on`` or ``site`` is another word; ``pre`` with ``weights``.
+
+    Example:
+        >>> import dkn_engine as dkn
+        >>> model, tokenizer = dkn.load_model("demo")
+        >>> tokens = tokenizer("The capital of France is", return_tensors="pt")
+        >>> with dkn.intervene(model, [(19, 606), (20, 1188)], factor=0.0):
+        ...     word = model(**tokens).logits[0, -1].argmax()
+        >>> tokenizer.decode(word)
+        ' Paris'
     """
     require_word("on", on, get_args(On))
     require_word("site", site, get_args(Site))

@@ -65,6 +65,11 @@ def load_facts(
         FactError: the source cannot be read, its format is unknown, no entry can be used, or
             ``strict`` and an entry is broken.
         UserError: an argument has a value that is not allowed.
+
+    Example:
+        >>> from dkn_engine import load_facts
+        >>> [(fact.prompt, fact.answer) for fact in load_facts("demo", limit=1)]
+        [('The capital of Germany is', 'Berlin')]
     """
     found: list[FactProblem] = [] if problems is None else problems
     known = len(found)

@@ -41,6 +41,12 @@ def find(
         FactError: prompt or answer is empty, or the prompt holds another format's blank.
         UserError, UnsupportedModelError, RunDirectoryError: see :func:`dkn_engine.load_model` and
             :func:`dkn_engine.iter_dkns`.
+
+    Example:
+        >>> import dkn_engine as dkn
+        >>> result = dkn.find("The capital of France is", "Paris", model="demo")
+        >>> result.is_degenerate, [len(result.components[i].neurons) for i in result.dkn]
+        (True, [3, 4])
     """
     is_name = isinstance(model, str | Path)
     if is_name != (tokenizer is None):

@@ -32,6 +32,15 @@ def distances(
     Raises:
         TypeError: wrong dtype.
         ValueError: wrong shape, duplicate or negative neurons, weights that are not finite.
+
+    Example:
+        >>> import numpy as np
+        >>> from dkn_engine.topology import distances
+        >>> w_out, w_in = np.ones((3, 1)), np.array([[1.0], [2.0], [4.0]])
+        >>> distances([(0, 7), (1, 3), (2, 5)], w_out, w_in)
+        array([[0.  , 0.5 , 0.75],
+               [0.5 , 0.  , 0.25],
+               [0.75, 0.25, 0.  ]])
     """
     limit = as_span(max_span)
     return _native.distances(as_neurons(neurons), *as_weights(w_out, w_in), limit)

@@ -108,6 +108,14 @@ def components(
     Raises:
         TypeError: ``tree`` is not a :class:`MergeTree`.
         ValueError: a tree that is not one, a size below 1, an end that is negative or nan.
+
+    Example:
+        >>> import numpy as np
+        >>> from dkn_engine.topology import components, h0_persistence
+        >>> points = np.array([0.0, 1.0, 10.0, 12.0])
+        >>> forest = components(h0_persistence(np.abs(points[:, None] - points)))
+        >>> forest.births, forest.deaths, forest.labels
+        (array([1., 2., 9.]), array([9., 9., 9.]), array([0, 0, 1, 1], dtype=int32))
     """
     if not isinstance(tree, MergeTree):
         raise TypeError(f"tree must be a MergeTree; got {type(tree).__name__}")

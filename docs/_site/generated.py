@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-
-from sphinx.application import Sphinx
+from typing import TYPE_CHECKING
 
 from dkn_engine.cli.list_settings import Setting, all_settings
 from dkn_engine.cli.main import _parser
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 
 def settings() -> str:

@@ -16,7 +16,7 @@ from dkn_engine.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = [DOCS / "start.md", *sorted((DOCS / "howto").glob("*.md"))]
+PAGES = [DOCS / "index.md", DOCS / "start.md", *sorted((DOCS / "howto").glob("*.md"))]
 
 
 def blocks(page: Path, language: str) -> list[str]:
