@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dkn_engine.report.content import Paragraph, Section
+from dkn_engine.report.answers import WORDS
+from dkn_engine.report.content import Block, Paragraph, Points, Section
 from dkn_engine.report.markdown import to_markdown
 from dkn_engine.report.reading import DEFINITIONS
 from dkn_engine.report.run import FACTS, facts_table, run_report
@@ -40,10 +41,16 @@ def render_report(
 
 def _without_definitions(section: Section) -> Section:
     """A section for a terminal, where those who look again and again need no definitions."""
-    kept = [b for b in section.blocks if not (isinstance(b, Paragraph) and b.text in DEFINITIONS)]
-    if len(kept) < len(section.blocks):
+    kept = [b for b in section.blocks if not _is_definition(b)]
+    if any(isinstance(b, Paragraph) and b.text in DEFINITIONS for b in section.blocks):
         kept.append(Paragraph("summary.md says how to read these figures.", note=True))
     return Section(section.title, kept)
+
+
+def _is_definition(block: Block) -> bool:
+    if isinstance(block, Points):
+        return block.texts is WORDS
+    return isinstance(block, Paragraph) and block.text in DEFINITIONS
 
 
 def render_markdown(

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dkn_engine.report.answers import WORDS, answers
 from dkn_engine.report.comparisons import comparison_table
 from dkn_engine.report.content import (
     Block,
@@ -34,7 +35,7 @@ from dkn_engine.report.reading import (
 )
 from dkn_engine.report.summary import Summary, drop_rows
 from dkn_engine.statistics.intervals import Estimate
-from dkn_engine.statistics.words import DASH, interval, no_interval, sentence
+from dkn_engine.statistics.words import DASH, interval, no_interval, share_interval
 from dkn_engine.statistics.words import number as short
 from dkn_engine.types import HOLDS_FULL, HOLDS_SINGLE, FactResult
 
@@ -159,15 +160,11 @@ def _glance(
     summary: Summary, manifest: Mapping[str, Any] | None, notes: Sequence[str]
 ) -> list[Block]:
     texts = [DISPUTED, *notes]
-    if summary.n_known and not summary.n_degenerate:
-        texts.insert(0, "No fact has a DKN: no degenerate family of components was found.")
-    if summary.n_facts and not summary.n_known:
-        texts.insert(0, "The model knows none of these facts, so there is nothing to say of DKNs.")
     if manifest is not None and manifest["facts"]["n"] > summary.n_facts:
         total = manifest["facts"]["n"]
         texts.append(f"{summary.n_facts:,} of the {total:,} facts of the run are there so far.")
     tiles = Tiles([*_counts(summary), *_means(summary), *_work(summary)])
-    return [tiles, *paragraphs(texts), Points([sentence(c) for c in summary.comparisons])]
+    return [Points(answers(summary)), Points(WORDS), tiles, *paragraphs(texts)]
 
 
 def _counts(summary: Summary) -> list[Tile]:
@@ -201,8 +198,8 @@ def _chance(summary: Summary) -> list[Tile]:
         Tile(
             "DKNs that chance finds",
             f"{chance.expected:.1f}",
-            f"{chance.found:,} were found in these {chance.n:,} facts; {drawn}, up to "
-            f"{chance.draws:,} draws a fact; {beyond}",
+            f"{chance.found:,} found, in {chance.n:,} {'fact' if chance.n == 1 else 'facts'}; "
+            f"{drawn}, up to {chance.draws:,} draws a fact; {beyond}",
         )
     ]
     label = f"DKNs beyond chance, FDR {chance.alpha:.0%}"
@@ -225,7 +222,7 @@ def _holding(summary: Summary) -> list[Tile]:
     note = (
         f"one component suppressed costs {HOLDS_SINGLE:.0%} at most on average, all cost "
         f"{HOLDS_FULL:.0%} or more; {share.mean:.0%} of the {share.n:,} known facts with such "
-        f"paraphrases, 95% interval {share.ci_low:.0%} to {share.ci_high:.0%}"
+        f"paraphrases, {share_interval(share)}"
     )
     value = f"{summary.n_holding:,} of {summary.n_held_out_dkn:,}"
     return [Tile("DKNs that hold on held-out paraphrases", value, note)]
@@ -264,8 +261,7 @@ def _work(summary: Summary) -> list[Tile]:
 
 
 def _share(label: str, hits: int, share: Estimate) -> Tile:
-    note = f"{hits:,} of {share.n:,}, 95% interval {share.ci_low:.0%} to {share.ci_high:.0%}"
-    return Tile(label, f"{share.mean:.0%}", note)
+    return Tile(label, f"{share.mean:.0%}", f"{hits:,} of {share.n:,}, {share_interval(share)}")
 
 
 def _mean(label: str, estimate: Estimate, digits: int = 2) -> Tile:

@@ -51,6 +51,13 @@ def cell(row: Row | Comparison) -> str:
     return interval(row.shown, 2 if size < 10 else 1 if size < 100 else 0)
 
 
+def share_interval(share: Estimate) -> str:
+    """The interval of a share in words; of few facts none, which would read as precision."""
+    if share.n < FEWEST:
+        return "too few facts for an interval"
+    return f"95% interval {share.ci_low:.0%} to {share.ci_high:.0%}"
+
+
 def words(name: str) -> str:
     """A name of figures, groups or conditions for people."""
     return name.replace("_", " ")

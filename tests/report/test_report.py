@@ -163,9 +163,9 @@ def test_headlines_say_what_holds_and_what_chance_finds() -> None:
         text = " ".join(render(CHANCE, summarize(CHANCE)).split())
         for said in (
             "DKNs that chance finds",
-            "3 were found in these 4 facts",
+            "3 found, in 4 facts",
             "DKNs that hold on held-out paraphrases",
-            "25% of the 4 known facts with such paraphrases",
+            "25% of the 4 known facts with such paraphrases, too few facts for an interval",
         ):
             assert said in text
         assert "DKNs that chance finds" not in render(RESULTS, summarize(RESULTS))
@@ -455,7 +455,9 @@ def test_drops_that_are_equal_on_all_facts_are_told_from_controls() -> None:
 def test_a_report_says_when_there_is_nothing_to_compare(render: Any) -> None:
     one = [make("a", (2, 3), (0, 1), (0.2, 0.6, 2.0), controls={"random": Drops(0.0, 0.0)})]
     said = " ".join(render(one, summarize(one)).split())
-    assert "full drop: DKN families minus random neurons is +0.60, n 1: too few" in said
+    assert "DKN families minus random neurons" in said
+    assert "60% against 0% of the answer's probability, too few to say." in said
+    assert "1 of 1, too few facts for an interval" in said
     none = [make(x, (2, 3), (), (0.2, 0.6, 2.0)) for x in "ab"]
     assert "No controls were measured" in " ".join(render(none, summarize(none)).split())
 

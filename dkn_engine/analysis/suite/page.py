@@ -30,7 +30,7 @@ from dkn_engine.report.reading import DISPUTED
 from dkn_engine.statistics import table as statistics
 from dkn_engine.statistics.intervals import wilson_share
 from dkn_engine.statistics.words import cell as shown
-from dkn_engine.statistics.words import counted, words
+from dkn_engine.statistics.words import counted, share_interval, words
 
 PAGE, FIGURES = "report.html", "figures"
 TITLE = "Analyses of degenerate knowledge neurons"
@@ -83,12 +83,12 @@ def _glance(cells: Mapping[str, Cell], note: str) -> list[Block]:
     for label, cell in cells.items():
         known = [r for r in cell.results if r.status == "ok"]
         degenerate = wilson_share(sum(r.is_degenerate for r in known), len(known))
-        share = f"{degenerate.ci_low:.0%} to {degenerate.ci_high:.0%}" if known else "none known"
+        share = share_interval(degenerate) if known else "none known"
         tiles.append(
             Tile(
                 f"{label}: facts with a DKN",
                 f"{sum(r.is_degenerate for r in known)} of {len(known)}",
-                f"known of {len(cell.facts)}; 95% interval of the share {share}",
+                f"known of {len(cell.facts)}; {share}",
             )
         )
     refused = [
