@@ -100,8 +100,13 @@ def attribute_chunk(
             (``objective="logit_difference"``).
     """
     if config.objective == "logit_difference":
-        by_logit = dataclasses.replace(config, objective="logit")
-        score = partial(attribute_chunk, model, layout, config=by_logit, mask_id=mask_id)
+
+        def score(
+            some: Sequence[AnswerSequence], given: Tensor | None, tolerance: float
+        ) -> ChunkScores:
+            by_logit = dataclasses.replace(config, objective="logit", tolerance=tolerance)
+            return attribute_chunk(model, layout, some, by_logit, mask_id=mask_id, baselines=given)
+
         return contrasted(score, sequences, baselines, config.tolerance)
     require_site(layout, config.site)
     if config.baseline == "masked":
