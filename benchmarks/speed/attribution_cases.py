@@ -23,7 +23,8 @@ from torch.utils.flop_counter import flop_registry
 import dkn_engine as dkn
 from benchmarks.rows import Row, require_equal, row, timed
 from benchmarks.speed import peers
-from dkn_engine.attribution.chunk import ChunkScores, attribute_chunk
+from dkn_engine.attribution.chunk import attribute_chunk
+from dkn_engine.attribution.chunk_scores import ChunkScores
 from dkn_engine.config import AttributionConfig, FactsConfig
 from dkn_engine.degeneracy.controls import subset_edits
 from dkn_engine.degeneracy.edited_answers import Prompts

@@ -23,7 +23,8 @@ import torch
 import dkn_engine as dkn
 from benchmarks.rows import RESULTS, commit, write_csv
 from benchmarks.scale.templama_model import Training, dated_facts, train
-from dkn_engine.attribution.chunk import ChunkScores, attribute_chunk
+from dkn_engine.attribution.chunk import attribute_chunk
+from dkn_engine.attribution.chunk_scores import ChunkScores
 from dkn_engine.config import AttributionConfig, FactsConfig
 from dkn_engine.files.csv import csv_text
 from dkn_engine.forward.contexts import AnswerSequence

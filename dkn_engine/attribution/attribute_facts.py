@@ -12,7 +12,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from dkn_engine.attribution.chunk import ChunkScores, attribute_chunk
+from dkn_engine.attribution.chunk import attribute_chunk
+from dkn_engine.attribution.chunk_scores import ChunkScores
 from dkn_engine.config import AttributionConfig, FactsConfig, SelectionConfig, integer
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, facts_from

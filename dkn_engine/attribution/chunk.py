@@ -22,6 +22,7 @@ from dkn_engine.attribution.baselines import (
     prefixes_pay,
     shared_masked_baselines,
 )
+from dkn_engine.attribution.chunk_scores import ChunkScores
 from dkn_engine.attribution.full_forwards import General
 from dkn_engine.attribution.logit_difference import contrasted
 from dkn_engine.attribution.paths import Paths
@@ -53,24 +54,6 @@ from dkn_engine.models.projections import refuse_changed_outputs
 _BUDGET = 1 << 30
 _FREE_SHARE = 4
 _MINUTE = 60.0
-
-
-@dataclass(frozen=True, eq=False)
-class ChunkScores:
-    """Attribution of B sequences; see ``Attribution`` for the fields, with B for n_facts.
-
-    ``path`` is ``general`` where some of the sequences took it. ``row_layers`` is how many
-    (row, layer) pairs the sweep pushed through the decoder.
-    """
-
-    scores: NDArray[np.floating]
-    convergence_delta: NDArray[np.float32]
-    probability: NDArray[np.float64]
-    n_points: NDArray[np.int32]
-    converged: NDArray[np.bool_]
-    error: NDArray[np.float32]
-    path: str
-    row_layers: int
 
 
 def attribute_chunk(

@@ -7,33 +7,27 @@ where all have their first token, that is the difference's own path.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dkn_engine.attribution.chunk_scores import ChunkScores
 from dkn_engine.errors import UserError
 from dkn_engine.forward.contexts import AnswerSequence
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dkn_engine.attribution.chunk import ChunkScores
-
 
 _PARTS = 4  # times the difference's length, that of its parts together, is what is expected
 _CANCELLED = 100  # A difference so many times shorter than its parts is left as it is.
 _MARGIN = 0.9
 
-
-class Score(Protocol):
-    """Scores by logits, to a tolerance, with baselines ``[B, L, F]`` where they are given."""
-
-    def __call__(
-        self, sequences: Sequence[AnswerSequence], baselines: Tensor | None, tolerance: float
-    ) -> ChunkScores: ...
+# Scores by logits, with baselines ``[B, L, F]`` where they are given, to a tolerance.
+Score = Callable[[Sequence[AnswerSequence], "Tensor | None", float], ChunkScores]
 
 
 def contrasted(
@@ -56,7 +50,7 @@ def contrasted(
     found, parts = _difference(score, sequences, baselines, tolerance / _PARTS)
     again = np.flatnonzero((found.error > tolerance) & (parts < _CANCELLED))
     if len(again):
-        some = [sequences[b] for b in again]
+        some = [sequences[b] for b in again.tolist()]
         given = None if baselines is None else baselines[again]
         finer = tolerance * _MARGIN / float(parts[again].max())
         found = _replaced(found, again, _difference(score, some, given, finer)[0])

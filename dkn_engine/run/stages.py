@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from dkn_engine.attribution.attribute_facts import given_baselines
-from dkn_engine.attribution.chunk import ChunkScores, attribute_chunk
+from dkn_engine.attribution.chunk import attribute_chunk
+from dkn_engine.attribution.chunk_scores import ChunkScores
 from dkn_engine.config import Config
 from dkn_engine.degeneracy.choices import Located
 from dkn_engine.degeneracy.component_choice import choose_components

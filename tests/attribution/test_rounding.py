@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from dkn_engine.attribution.chunk import ChunkScores, attribute_chunk
+from dkn_engine.attribution.chunk import attribute_chunk
+from dkn_engine.attribution.chunk_scores import ChunkScores
 from dkn_engine.config import AttributionConfig
 from dkn_engine.models.layout import find_layout
 from tests.support.tiny import MASK_ID, relative_error, sequence, tiny

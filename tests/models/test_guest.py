@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from dkn_engine.attribution.chunk import ChunkScores
+from dkn_engine.attribution.chunk_scores import ChunkScores
 from dkn_engine.errors import UnsupportedModelError
 from tests.support.attribution_runs import attributed, fixed
 from tests.support.tiny import N_LAYERS, down_of, relative_error, tiny

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dkn_engine.attribution.chunk import ChunkScores, attribute_chunk
+from dkn_engine.attribution.chunk import attribute_chunk
+from dkn_engine.attribution.chunk_scores import ChunkScores
 from dkn_engine.config import AttributionConfig
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.models.layout import find_layout
