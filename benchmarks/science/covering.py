@@ -43,7 +43,6 @@ _NAN = float("nan")
 METHODS: dict[str, tuple[dict[str, Any], int]] = {
     "NTC": ({}, 0),
     "covering": ({"topology.clustering": "covering"}, 0),
-    "covering, 1 paraphrase": ({"topology.clustering": "covering"}, 1),
     "covering, 2 paraphrases": ({"topology.clustering": "covering"}, 2),
 }
 

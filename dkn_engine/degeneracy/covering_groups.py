@@ -79,10 +79,11 @@ def covering_groups(
     """Groups of n neurons that cover for one another: two, and more as long as those pass too.
 
     Where pairs of neurons show no groups that pass, since no two of them are missed as long as all
-    others are there, pairs are looked at again with all others suppressed. More than two groups are
-    taken if they pass the filter on the first prompt and hold on all. At most ``2 n + 326``
-    suppressions with slopes, on each prompt: 1 + n about nothing, and about everything; then for 2,
-    3 and 4 groups 9 + 18, 27 and 27 times one more than there are groups.
+    others are there, but all are, pairs are looked at again with all others suppressed. More than
+    two groups are taken if they pass the filter on the first prompt and hold on all. At most
+    ``2 n + 327`` suppressions with slopes, on each prompt: 1 + n about nothing, and about
+    everything, and that itself; then for 2, 3 and 4 groups 9 + 18, 27 and 27 times one more than
+    there are groups.
 
     Args:
         measure: asks the model.
@@ -95,8 +96,8 @@ def covering_groups(
     goal = Goal(_SHARE * min(_nats(config.min_alone), _LARGE))
     search = _Search(measure, goal, pairs_of(measure, n, base=False))
     best = search.groups(2, rng)
-    rows = search.n_rows
-    if not best.passes(config):
+    rows = search.n_rows + (not best.passes(config))
+    if not best.passes(config) and _is_lost(measure, n, config):
         other = _Search(measure, goal, pairs_of(measure, n, base=True))
         found = other.groups(2, rng)
         rows += other.n_rows
@@ -110,6 +111,12 @@ def covering_groups(
             break
         best = more
     return replace(best, n_rows=rows)
+
+
+def _is_lost(measure: Measure, n: int, config: FilterConfig) -> bool:
+    """Whether all neurons together are missed as much as groups must be."""
+    drops, _ = measure(np.ones((1, n), dtype=bool))
+    return bool(drops[0, 0] >= _nats(config.max_none))
 
 
 def pairs_of(measure: Measure, n: int, *, base: bool) -> Pairs:
