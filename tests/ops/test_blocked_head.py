@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from dkn_engine.ops.answer_probability import Head, Tail, answer_probability, blocked, reference
-from tests.support.values import normal
+from dkn_engine.ops.answer_probability.tail import behind_norm
+from tests.support.values import normal, step
 
 SHAPES = [(1, 1, 1), (7, 63, 7), (3, 7, 1200), (331, 31, 1100)]  # rows, d, V
 
@@ -116,3 +119,35 @@ def test_auto_takes_it_only_where_the_tail_comes_apart(monkeypatch: pytest.Monke
         assert len(calls) == n_calls
         expected = value if expected is None else expected
         torch.testing.assert_close(value, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["plain", "bias, scale and cap"])
+def test_a_logit_in_short_types_is_no_worse_than_the_references(
+    kind: str, dtype: torch.dtype
+) -> None:
+    """The form that GPUs take too, where the kernels leave a logit to it."""
+
+    def no_kernel(*_: object) -> tuple[Tensor, Tensor]:
+        raise AssertionError("a logit needs no kernel")
+
+    n, d, v = 7, 64, 331
+    head, exact_head = (head_of(d, v, t, kind) for t in (dtype, torch.float64))
+    exact_head = replace(
+        exact_head,
+        weight=head.weight.double(),
+        bias=None if head.bias is None else head.bias.double(),
+    )
+    hidden, targets = inputs(n, d, v, dtype)
+    found = behind_norm(no_kernel, head, hidden, targets, "logit", True)
+    plain = reference.answer_probability(head.logits, hidden, targets, "logit", True, 64)
+    exact = reference.answer_probability(
+        exact_head.logits, hidden.double(), targets, "logit", True, 64
+    )
+    for mine, theirs, true in zip(found, plain, exact, strict=True):
+        assert mine is not None
+        assert theirs is not None
+        assert true is not None
+        assert mine.dtype == theirs.dtype
+        worst = (theirs.double() - true).abs().max() + step(dtype) * true.abs().max()
+        assert (mine.double() - true).abs().max() <= worst
