@@ -217,6 +217,10 @@ def test_the_model_is_left_as_it_was() -> None:
         ({"tolerance": 0.0}, "tolerance must be between 0 and 1"),
         ({"queries": ("middle",)}, "queries must be among"),
         ({"config": Config(attribution=AttributionConfig(baseline="given"))}, "got 'given'"),
+        (
+            {"config": Config(attribution=AttributionConfig(objective="logit_difference"))},
+            "objective must be of the stated answer alone",
+        ),
     ],
 )
 def test_options_that_are_not_allowed_are_refused(

@@ -131,6 +131,10 @@ def fact_check(
 def _attribution(config: Config, tolerance: float) -> AttributionConfig:
     if config.attribution.baseline == "given":
         raise UserError("baseline must be 'masked' or 'zero' for fact checking; got 'given'")
+    if config.attribution.objective == "logit_difference":
+        raise UserError(
+            "objective must be of the stated answer alone for fact checking; got 'logit_difference'"
+        )
     if config.attribution.quadrature != "adaptive":
         return config.attribution
     return dataclasses.replace(config.attribution, tolerance=tolerance)
