@@ -142,7 +142,8 @@ class _Bench:
 def summary(found: Sequence[Judged]) -> Iterator[dict[str, object]]:
     """A row a method and figure: shares with Wilson's interval, medians with an exact one.
 
-    That of medians holds for any distribution (``scipy.stats.quantile_test``).
+    Medians are over the facts that have a DKN, but of seconds. Their interval holds for any
+    distribution (``scipy.stats.quantile_test``).
     """
     for method in METHODS:
         own = [one for one in found if one.method == method]
@@ -155,7 +156,8 @@ def summary(found: Sequence[Judged]) -> Iterator[dict[str, object]]:
             share = wilson_share(hits, n)
             yield _row(method, name, share.mean, share.ci_low, share.ci_high, n)
         for name in MEDIANS:
-            values = np.array([getattr(one, name) for one in own])
+            some = own if name == "seconds" else [one for one in own if one.degenerate]
+            values = np.array([getattr(one, name) for one in some])
             values = values[np.isfinite(values)]
             if not len(values):
                 continue
