@@ -55,7 +55,7 @@ def fact_cards(
     shown = results[:most]
     more = len(results) - len(shown)
     cards = [_card(r, i + 1, figures.get(i, ())) for i, r in enumerate(shown)]
-    texts = ["Open a card for its components, every control, and the subsets suppressed."]
+    texts = ["Each card has the components of a fact, every control, and the subsets suppressed."]
     notes = []
     if more:
         texts.append(f"The first {len(shown):,} of {len(results):,} facts have a card.")

@@ -155,6 +155,15 @@ def test_a_compact_drawing_is_the_same_to_a_thousandth(name: str) -> None:
 NUMBER = r"-?\d+\.?\d*"
 
 
+def test_letters_stay_letters_as_they_are() -> None:
+    title = "Pi is 3.14159 < 4.000 & more"
+    figure = bars(["a"], [0.5], [NAN], [NAN], axis="drop", title=title)
+    root = ET.fromstring(to_svg(figure))
+    shown = [e.text for e in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert title in shown
+    assert {"0.0", "0.50"} <= set(shown)
+
+
 @pytest.mark.parametrize("name", MAKERS)
 def test_letters_are_at_least_eight_points(name: str) -> None:
     figure = MAKERS[name]()

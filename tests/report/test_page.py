@@ -491,6 +491,11 @@ def test_style_sheet_serves_phones_paper_and_the_dark() -> None:
         assert f"@media {condition}" in css
     assert re.search(r"\.scroll \{[^}]*overflow-x: auto", css)
     assert re.search(r"figure img \{[^}]*max-width: 100%", css)
+    assert re.search(r"figure img \{ max-width: none", phone)  # letters stay as large as they are
+    assert re.search(r"tbody th \{ position: sticky", phone)
+    assert "details::details-content" in css.partition("@media print")[2]
+    script = (resources.files("dkn_engine.report.html") / "page.js").read_text(encoding="utf-8")
+    assert "beforeprint" in script
     root = run_page(several())
     viewport = [e for e in root.all("meta") if e.attributes.get("name") == "viewport"]
     assert viewport[0].attributes["content"] == "width=device-width, initial-scale=1"

@@ -8,6 +8,16 @@ const openTarget = () => {
 addEventListener("hashchange", openTarget);
 openTarget();
 
+// Paper has no cards to open.
+let opened = [];
+addEventListener("beforeprint", () => {
+  opened = [...document.querySelectorAll("details.card:not([open])")];
+  for (const card of opened) card.open = true;
+});
+addEventListener("afterprint", () => {
+  for (const card of opened) card.open = false;
+});
+
 const bar = document.querySelector(".filter");
 if (bar) {
   const cards = [...document.querySelectorAll("details.card")];
