@@ -143,7 +143,7 @@ class Stages:
         spelled: list[tuple[Fact, dict[str, AnswerSequence]]] = []
         for fact in facts:
             try:
-                spelled.append((fact, self._spellings(fact)))
+                spelled.append((fact, self._spellings(fact, scored=located is None)))
             except FactError as error:
                 results[fact.id] = _without(fact, "skipped", str(error))
         if spelled:
@@ -157,16 +157,20 @@ class Stages:
         """Tell that a stage of a chunk begins, with n facts, behind so many others."""
         self._tell(f"{words} {n} {'fact' if n == 1 else 'facts'}", n * before / 3)
 
-    def _spellings(self, fact: Fact) -> dict[str, AnswerSequence]:
-        """The answer, encoded, and those aliases that can be, if they count."""
-        encoded = {fact.answer: self._encode(fact, fact.answer)}
+    def _spellings(self, fact: Fact, scored: bool) -> dict[str, AnswerSequence]:
+        """The answer, encoded, and those aliases that can be, if they count.
+
+        ``scored``: with the wrong answers that the objective of attribution takes off.
+        """
+        wrong = wrong_answers_of(fact, self.config.attribution) if scored else ()
+        encoded = {fact.answer: self._encode(fact, fact.answer, wrong)}
         for alias in fact.aliases if self.config.facts.aliases else ():
             # One of several spellings may be of no use; the answer itself must be.
             with contextlib.suppress(FactError):
-                encoded[alias] = self._encode(fact, alias)
+                encoded[alias] = self._encode(fact, alias, wrong)
         return encoded
 
-    def _encode(self, fact: Fact, answer: str) -> AnswerSequence:
+    def _encode(self, fact: Fact, answer: str, wrong: Sequence[str]) -> AnswerSequence:
         return encode_sequence(
             self.model,
             self.tokenizer,
@@ -174,7 +178,7 @@ class Stages:
             answer,
             config=self.config.facts,
             fact_id=fact.id,
-            wrong_answers=wrong_answers_of(fact, self.config.attribution),
+            wrong_answers=wrong,
         )
 
     def _prompts(self, sequences: Sequence[AnswerSequence]) -> Prompts:
@@ -218,7 +222,11 @@ class Stages:
             return
         self._say(1, "attributing", len(chosen))
         n = self.config.selection.n_paraphrases  # that help to find neurons
-        used = [[task.sequence, *self._paraphrases(task, slice(0, n))] for task in chosen]
+        wrong = [wrong_answers_of(task.fact, self.config.attribution) for task in chosen]
+        used = [
+            [task.sequence, *self._paraphrases(task, slice(0, n), against)]
+            for task, against in zip(chosen, wrong, strict=True)
+        ]
         flat = [sequence for group in used for sequence in group]
         scores = attribute_chunk(
             self.model,
@@ -244,14 +252,16 @@ class Stages:
         rows = torch.tensor([places[task.fact.id] for task in tasks])
         return given[rows.repeat_interleave(torch.tensor(n_prompts))]
 
-    def _paraphrases(self, task: _Task, which: slice) -> list[AnswerSequence]:
+    def _paraphrases(
+        self, task: _Task, which: slice, wrong: Sequence[str] = ()
+    ) -> list[AnswerSequence]:
         texts = [(p, task.answer) for p in task.fact.paraphrases[which]]
         return encode_sequences(
             self.model,
             self.tokenizer,
             texts,
             config=self.config.facts,
-            wrong_answers=wrong_answers_of(task.fact, self.config.attribution),
+            wrong_answers=wrong,
         )
 
     def _results(

@@ -177,6 +177,24 @@ def test_a_run_locates_neurons_by_it_and_skips_facts_without_wrong_answers() -> 
         np.testing.assert_array_equal(result.neurons, expected.neurons)
     assert results[3].status == "skipped"
     assert "needs wrong_answers" in results[3].reason
+    # Given neurons are not scored.
+    (examined,) = dkn.examine(model, words_tokenizer(), some[3], [[0, 3], [2, 39]], config)
+    assert examined.status == "ok"
+
+
+def test_paraphrases_that_help_are_contrasted_too() -> None:
+    model = tiny("llama")
+    attribution = fixed(objective=DIFFERENCE)
+    selection = dkn.SelectionConfig(n_paraphrases=1, paraphrase_share=0.5)
+    lenient = dkn.FilterConfig(require_rank_1=False, min_probability=0.0, n_random=2)
+    config = dkn.Config(attribution=attribution, selection=selection, filter=lenient)
+    one = replace(facts()[0], paraphrases=("w5 w9 w30", "w7 w3"))
+    (result,) = dkn.find_dkns(model, words_tokenizer(), [one], config)
+    both = [one, replace(one, id="other", prompt=one.paraphrases[0])]
+    tables = dkn.attribute(model, words_tokenizer(), both, attribution).scores
+    expected = select_neurons(tables, selection)
+    np.testing.assert_array_equal(result.neurons, expected.neurons)
+    assert result.status == "ok"
 
 
 def test_sequences_without_wrong_answers_are_refused() -> None:

@@ -51,6 +51,22 @@ def test_a_neurons_rows_are_its_output_and_its_input(name: str) -> None:
         assert torch.equal(gradient[0], mlp.w_in([neuron], "up")[0])
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_gate_feeds_the_non_linearity_and_up_its_factor(name: str) -> None:
+    """By the model's own forward: which projection is which, and which half of a fused one."""
+    model, seen = tiny(name), {}
+    mlp = find_layout(model).mlps[1]
+    assert mlp.act is not None
+    mlp.gate.register_forward_hook(lambda _m, _a, y: seen.update(gate=y))
+    mlp.act.register_forward_hook(lambda _m, a, y: seen.update(pre=a[0], acted=y))
+    mlp.down.register_forward_pre_hook(lambda _m, a: seen.update(post=a[0]))
+    if mlp.up is not None:
+        mlp.up.register_forward_hook(lambda _m, _a, y: seen.update(up=mlp.up_of(y)))
+    model(input_ids=torch.arange(3, 9)[None])
+    assert torch.equal(seen["gate"][..., :WIDTH], seen["pre"])
+    assert torch.equal(seen["acted"] * seen.get("up", 1.0), seen["post"])
+
+
 def test_a_linear_that_is_called_conv1d_is_read_as_a_linear() -> None:
     """A matrix ``[out, in]``, square here, so that no shape shows how it lies."""
 
