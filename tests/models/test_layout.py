@@ -54,7 +54,8 @@ def test_a_neurons_rows_are_its_output_and_its_input(name: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_gate_feeds_the_non_linearity_and_up_its_factor(name: str) -> None:
     """By the model's own forward: which projection is which, and which half of a fused one."""
-    model, seen = tiny(name), {}
+    model = tiny(name)
+    seen: dict[str, Tensor] = {}
     mlp = find_layout(model).mlps[1]
     assert mlp.act is not None
     mlp.gate.register_forward_hook(lambda _m, _a, y: seen.update(gate=y))
