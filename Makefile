@@ -95,12 +95,14 @@ report: $(TEST) $(NATIVE) ## every analysis of the demo model, into docs/example
 	cp runs/report/figures/*.svg docs/example/figures
 	cp runs/report/demo/run/report.html docs/example/demo/run
 
-# Pages in Markdown, the reference from docstrings, examples/ run on the demo model (again only if they
-# changed). A warning is an error, and so is a link within the site that leads nowhere.
+# Pages in Markdown, the reference from docstrings, examples/ run on the demo model (with CONTINUE=1
+# only those that changed). A warning is an error, and so is a link within the site that leads
+# nowhere.
 SITE := build/docs
 docs: $(TEST) $(NATIVE) ## the documentation as a site, into build/docs
 	$(PIP) --group docs
 	rm -rf $(SITE) docs/reference
+	$(call fresh,docs/gallery)
 	OMP_NUM_THREADS=1 $(PY) -m sphinx -q -W --keep-going -E -d build/doctrees -b html docs $(SITE)
 	$(PY) docs/_site/check_links.py $(SITE)
 	@echo "open $(CURDIR)/$(SITE)/index.html"

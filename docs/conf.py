@@ -40,8 +40,7 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
-# Scripts of examples/, run on the demo model; what they print and draw stands below the code. Those
-# that did not change since the last build are not run again.
+# Scripts of examples/, run on the demo model; what they print and draw stands below the code.
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",

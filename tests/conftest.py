@@ -44,10 +44,12 @@ LONGEST = (
     "run/test_workers.py",
     "analysis/test_suite.py",
     "packaging/test_distribution.py",
+    "docs/test_pages.py",
     "degeneracy/test_released_chain.py",
     "attribution/test_rounding.py",
     "attribution/test_demo.py",
     "run/test_pipeline.py",
+    "docs/test_examples.py",
     "docs/test_readme.py",
     "run/test_pipeline_demo.py",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import runpy
 from pathlib import Path
 
@@ -11,6 +12,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+# Rows of the concepts' table of controls, and columns of the notebook.
+QUOTED = {
+    "the DKN itself": "own",
+    "random neurons, matched by layer": "random",
+    "mean activations instead of zero": "mean_ablation",
+    "unrelated facts": "unrelated",
+    "paraphrases not used for finding": "paraphrases",
+}
 
 
 def test_there_are_three() -> None:
@@ -41,3 +50,13 @@ def test_it_runs(
     printed = capsys.readouterr().out
     assert len(printed.splitlines()) >= 6
     assert names["model"].training is False
+    if path.stem == "02_controls_and_nulls":  # the concepts quote what it prints
+        page = (ROOT / "docs/concepts.md").read_text(encoding="utf-8")
+        header, france = (
+            line.split()
+            for line in printed.splitlines()
+            if re.match(r"fact |capital-france +\d", line)
+        )
+        figures = dict(zip(header, france, strict=True))
+        for shown, name in QUOTED.items():
+            assert f"| {shown} | {figures[name]} |" in page

@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
 import dkn_engine as dkn
@@ -66,6 +67,29 @@ def test_python_runs(
     if page.stem in {"generate", "thresholds"}:
         (shown,) = blocks(page, "text")
         assert printed == shown
+
+
+def test_the_concepts_are_shown_with_the_facts_own_figures(names: dict[str, Any]) -> None:
+    page = " ".join((DOCS / "concepts.md").read_text("utf-8").split())
+    fact = ("The capital of France is", "Paris")
+    r = dkn.find(*fact, model=names["model"], tokenizer=names["tokenizer"])
+    n_layers, width = r.n_points.size, names["model"].config.intermediate_size
+    best = ", ".join(map(str, r.neurons[0].tolist()))
+    assert f"{len(r.neurons)} of {n_layers * width:,} here, ({best})" in page
+    *most, last = (len(c.neurons) for c in r.components)
+    assert f"of {', '.join(map(str, most))} and {last} neurons" in page
+    first = r.components[0]
+    assert ", ".join(f"({a}, {b})" for a, b in first.neurons.tolist()) in page
+    assert f"born at {first.birth:.2f}, merged at {first.death:.2f}" in page
+    sets = {f"C{i + 1}": r.components[i].neurons for i in r.dkn}
+    every: dict[str, Any] = {"none": [], **sets, "both": np.concatenate(list(sets.values()))}
+    for name, neurons in every.items():
+        model, tokenizer = names["model"], names["tokenizer"]
+        (p,) = dkn.answer_probability(model, tokenizer, fact, suppress=neurons)
+        assert f"| {name} | {p:.2f} | {p / r.probability:.0%}".replace("%", " %") in page
+    assert f"on average ({r.partial_drop:.2f})" in page
+    assert f"with all ({r.full_drop:.2f})" in page
+    assert f"of those of each, {r.redundancy:.2f} here" in page
 
 
 SOURCE = re.sub(
