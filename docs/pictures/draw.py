@@ -1,4 +1,8 @@
-"""The picture of a fact that README and docs show: ``python docs/pictures/draw.py``."""
+"""The picture of a fact that README and docs show: ``python docs/pictures/draw.py``.
+
+``report.png`` is the first view of ``make demo``'s page in a browser: ``chromium --headless=new
+--window-size=1000,1150 --screenshot=docs/pictures/report.png runs/demo/report.html``.
+"""
 
 from __future__ import annotations
 
