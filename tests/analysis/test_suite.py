@@ -16,6 +16,7 @@ import pytest
 import dkn_engine as dkn
 from dkn_engine.analysis.config import ANALYSES, SharingConfig
 from dkn_engine.analysis.kept_tables import read_table, to_bytes
+from dkn_engine.analysis.suite.answers import answer, spelled_out
 from dkn_engine.analysis.suite.cells import analyze_cell
 from dkn_engine.analysis.suite.headlines import HEADLINES, Headline
 from dkn_engine.analysis.suite.requests import Options, Request
@@ -26,7 +27,7 @@ from dkn_engine.cli.settings import config_from_options
 from dkn_engine.errors import UserError
 from dkn_engine.facts import write_facts
 from dkn_engine.statistics.intervals import Estimate
-from dkn_engine.statistics.table import Row
+from dkn_engine.statistics.table import Comparison, Row
 from dkn_engine.types import Fact
 from tests.support.pages import Page
 from tests.support.planted import BOTH, EITHER, planted_model
@@ -123,6 +124,9 @@ def test_page_shows_every_analysis_and_leads_to_every_run(grid: Path) -> None:
     assert len(pictures) == len(list((grid / "figures").glob("*.svg"))) > 0
     assert all(picture.startswith("data:image/svg+xml") for picture in pictures)
     assert sorted((grid / "figures").glob("calm-robustness-*.png"))
+    robustness = page.root.all("section", id="robustness-calm")[0].text
+    assert "Answer: relative drop of the answer's probability" in robustness
+    assert "answer: at the positions that predict the answer" in robustness
     ids = [e.attributes["id"] for e in page.root.walk() if "id" in e.attributes]
     assert len(ids) == len(set(ids))
 
@@ -402,3 +406,23 @@ def test_new_facts_that_are_left_out_are_told(
     assert cli.main([*asked, "--strict"]) == 2
     assert f"{new}:2:new-1: missing key 'answer'" in capsys.readouterr().err.splitlines()[-1]
     assert len(taught) == 2
+
+
+def test_an_answer_names_groups_and_verdicts_and_codes_are_spelled_out() -> None:
+    under = (("query", "clean"),)
+    e = Estimate(0.5, 0.4, 0.6, 8)
+    rows = [Row.of("drop", group, under, e) for group in ("D", "Rnd")]
+    other = Row.of("drop", "none", (("query", "Q_new"),), e)
+    compared = Comparison.of("drop", ("D", "Rnd"), under, e, 0.001)
+    found = dataclasses.replace(compared, p_corrected=0.01)
+    table: Any = type("T", (), {"rows": [*rows, other], "comparisons": [found]})
+    assert answer(table, Headline("drop", "relative drop")) == (
+        "Answer: relative drop (clean): D 0.50 [0.40, 0.60], Rnd 0.50 [0.40, 0.60]. "
+        "D minus Rnd: higher."
+    )
+    untested: Any = type("T", (), {"rows": rows, "comparisons": []})
+    assert answer(untested, Headline("drop", "relative drop")).endswith(" Not tested.")
+    assert answer(table, Headline("other", "x")) == ""
+    assert spelled_out([*rows, other]) == (
+        "clean: the prompt as it is; Q_new: the facts that were trained; none: the model as it is"
+    )

@@ -205,7 +205,7 @@ def test_names_are_no_formulas() -> None:
     to_png(figure)
 
 
-@pytest.mark.parametrize("argument", ["means", "lows", "highs", "control", "n"])
+@pytest.mark.parametrize("argument", ["means", "lows", "highs", "control", "n", "fills"])
 def test_bars_of_unequal_lengths_are_refused(argument: str) -> None:
     arguments: dict[str, Any] = {
         "means": [1, 2],
@@ -213,6 +213,7 @@ def test_bars_of_unequal_lengths_are_refused(argument: str) -> None:
         "highs": [2, 3],
         "control": [False, True],
         "n": [3, 3],
+        "fills": ["#000000", "#ffffff"],
     }
     arguments[argument] = arguments[argument][:1]
     with pytest.raises(ValueError, match=f"{argument} must have one entry a label, 2; got 1"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from dkn_engine.analysis.suite.answers import answer, spelled_out
 from dkn_engine.analysis.suite.cells import Cell
 from dkn_engine.analysis.suite.headlines import HEADLINES, Headline
 from dkn_engine.analysis.suite.requests import RUN
@@ -33,6 +34,8 @@ from dkn_engine.statistics.words import cell as shown
 from dkn_engine.statistics.words import counted, share_interval, words
 
 PAGE, FIGURES = "report.html", "figures"
+# Which differ in grey, too; Rnd and none are hatched as controls.
+FILLS = {"D": figures.DARK, "N": figures.MAIN, "Rnd": figures.PAPER, "none": figures.LIGHT}
 TITLE = "Analyses of degenerate knowledge neurons"
 GROUPS = (
     "D: the neurons of a fact's DKN. N: all its knowledge neurons. Rnd: random neurons, as many as "
@@ -101,11 +104,13 @@ def _glance(cells: Mapping[str, Cell], note: str) -> list[Block]:
 
 def _section(table: statistics.Table, label: str, several: bool, drawn: Path | None) -> Section:
     name = words(table.analysis).capitalize()
-    said = [ABOUT.get(table.analysis, ""), *map(_sentence, [*counted(table), *table.notes])]
+    headlines = HEADLINES.get(table.analysis, ())
+    found = [answer(table, headline) for headline in headlines[:1]]
+    said = [ABOUT.get(table.analysis, ""), *found, *map(_sentence, [*counted(table), *table.notes])]
     blocks: list[Block] = [*paragraphs(said)]
     if drawn is not None:
         stem = drawn / f"{label}-{table.analysis}"
-        bars = [_bars(table, headline, stem) for headline in HEADLINES.get(table.analysis, ())]
+        bars = [_bars(table, headline, stem) for headline in headlines]
         blocks += [Figures(made)] if (made := [b for b in bars if b is not None]) else []
     if table.comparisons:
         blocks.append(comparison_table(table.comparisons, "Paired comparisons"))
@@ -132,11 +137,12 @@ def _bars(table: statistics.Table, headline: Headline, stem: Path) -> Figure | N
         axis=headline.axis,
         n=[r.n for r in rows],
         control=[r.control for r in rows],
+        fills=[FILLS.get(r.group, figures.MAIN) for r in rows],
     )
     svg, _ = figures.save(drawing, stem.with_name(f"{stem.name}-{headline.figure}"))
     means = "; ".join(f"{text} {shown(r)}" for text, r in zip(labels, rows, strict=True))
-    under = "; ".join(f"{k}: {v.replace('|', ', ')}" for k, v in headline.keep.items() if v)
-    caption = f"{_sentence(headline.axis)}{f' ({words(under)})' if under else ''}."
+    codes = spelled_out(rows)
+    caption = f"{_sentence(headline.axis)}.{f' {codes}.' if codes else ''}"
     return Figure(svg.read_text(encoding="utf-8"), f"Bars with intervals: {means}", caption)
 
 

@@ -14,10 +14,14 @@ from dkn_engine.report.figures.hasse_diagram import has_lattice, lattice, lattic
 from dkn_engine.report.figures.lifetimes import barcode
 from dkn_engine.report.figures.neurons import neuron_map
 from dkn_engine.report.figures.share_matrix import overlap
-from dkn_engine.report.figures.style import available
+from dkn_engine.report.figures.style import DARK, LIGHT, MAIN, PAPER, available
 from dkn_engine.report.figures.subsets import has_drops, subset_drops, subset_map
 
 __all__ = [
+    "DARK",
+    "LIGHT",
+    "MAIN",
+    "PAPER",
     "available",
     "barcode",
     "bars",

@@ -35,9 +35,10 @@ def bars(
     axis: str,
     n: Sequence[int] | None = None,
     control: Sequence[bool] | None = None,
+    fills: Sequence[str] | None = None,
     title: str = "",
 ) -> Figure:
-    """Horizontal bars from zero, the first at the top; controls are white and hatched.
+    """Horizontal bars from zero, the first at the top; controls are hatched.
 
     Args:
         labels: of the groups; equal ones stay apart.
@@ -46,6 +47,7 @@ def bars(
         axis: what the bars show, with its unit.
         n: measurements behind each mean, printed beside it.
         control: which groups are controls.
+        fills: colours of the bars, under the hatch of controls; by default controls are white.
         title: above the bars.
 
     Raises:
@@ -55,7 +57,9 @@ def bars(
     n_groups = len(labels)
     flags = list(control) if control is not None else [False] * n_groups
     sizes = {"means": len(mean), "lows": len(low), "highs": len(high), "control": len(flags)}
+    colors = list(fills) if fills is not None else [PAPER if f else MAIN for f in flags]
     sizes |= {"n": len(n)} if n is not None else {}
+    sizes |= {"fills": len(colors)}
     for name, size in sizes.items():
         if size != n_groups:
             raise ValueError(f"{name} must have one entry a label, {n_groups}; got {size}")
@@ -63,9 +67,14 @@ def bars(
     axes = figure.subplots()
     for i, is_control in enumerate(flags):
         if math.isfinite(mean[i]):
-            color, hatch = (PAPER, HATCH) if is_control else (MAIN, None)
             axes.barh(
-                i, mean[i], height=0.68, color=color, edgecolor=INK, linewidth=0.8, hatch=hatch
+                i,
+                mean[i],
+                height=0.68,
+                color=colors[i],
+                edgecolor=INK,
+                linewidth=0.8,
+                hatch=HATCH if is_control else None,
             )
             if math.isfinite(low[i]) and math.isfinite(high[i]):
                 _whisker(axes, i, low[i], high[i])
