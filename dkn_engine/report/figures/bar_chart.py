@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from dkn_engine.report.figures.style import (
-    FONT,
     HATCH,
     INK,
     MAIN,
@@ -36,7 +35,6 @@ def bars(
     n: Sequence[int] | None = None,
     control: Sequence[bool] | None = None,
     fills: Sequence[str] | None = None,
-    title: str = "",
 ) -> Figure:
     """Horizontal bars from zero, the first at the top; controls are hatched.
 
@@ -48,7 +46,6 @@ def bars(
         n: measurements behind each mean, printed beside it.
         control: which groups are controls.
         fills: colours of the bars, under the hatch of controls; by default controls are white.
-        title: above the bars.
 
     Raises:
         ValueError: the arguments are not equally long.
@@ -56,26 +53,21 @@ def bars(
     mean, low, high = (np.asarray(v, dtype=np.float64) for v in (means, lows, highs))
     n_groups = len(labels)
     flags = list(control) if control is not None else [False] * n_groups
-    sizes = {"means": len(mean), "lows": len(low), "highs": len(high), "control": len(flags)}
     colors = list(fills) if fills is not None else [PAPER if f else MAIN for f in flags]
-    sizes |= {"n": len(n)} if n is not None else {}
-    sizes |= {"fills": len(colors)}
-    for name, size in sizes.items():
-        if size != n_groups:
-            raise ValueError(f"{name} must have one entry a label, {n_groups}; got {size}")
-    figure = new_figure(0.75 + 0.3 * n_groups + (0.25 if title else 0))
+    _check_lengths(
+        n_groups,
+        means=mean,
+        lows=low,
+        highs=high,
+        control=flags,
+        fills=colors,
+        n=flags if n is None else n,
+    )
+    figure = new_figure(0.75 + 0.3 * n_groups)
     axes = figure.subplots()
     for i, is_control in enumerate(flags):
         if math.isfinite(mean[i]):
-            axes.barh(
-                i,
-                mean[i],
-                height=0.68,
-                color=colors[i],
-                edgecolor=INK,
-                linewidth=0.8,
-                hatch=HATCH if is_control else None,
-            )
+            _bar(axes, i, mean[i], colors[i], HATCH if is_control else None)
             if math.isfinite(low[i]) and math.isfinite(high[i]):
                 _whisker(axes, i, low[i], high[i])
         text = f"{round(mean[i], 2) + 0.0:.2f}" if math.isfinite(mean[i]) else "not measured"
@@ -86,9 +78,18 @@ def bars(
     dress(axes, axis, grid="x")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.set_title(title, fontsize=FONT, color=INK)
     literal(axes)
     return figure
+
+
+def _check_lengths(n_groups: int, **arguments: Sized) -> None:
+    for name, values in arguments.items():
+        if len(values) != n_groups:
+            raise ValueError(f"{name} must have one entry a label, {n_groups}; got {len(values)}")
+
+
+def _bar(axes: Axes, at: int, mean: float, color: str, hatch: str | None) -> None:
+    axes.barh(at, mean, height=0.68, color=color, edgecolor=INK, linewidth=0.8, hatch=hatch)
 
 
 def _whisker(axes: Axes, at: int, low: float, high: float) -> None:

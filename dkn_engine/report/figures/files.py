@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dkn_engine.files.atomic import write_files
 from dkn_engine.files.local_paths import local_path
@@ -27,7 +27,7 @@ _BREAK = re.compile(r"\s*\n\s*")
 _RUN = re.compile(r'<use [^<>]*? (style="[^"]*")/>(?:<use [^<>]*? \1/>)+')
 _DRAWING = threading.Lock()
 # Letters stay letters: as outlines they would be most of the bytes. Verdana is as wide as DejaVu.
-_SVG = {
+_SVG: dict[Any, Any] = {
     "svg.hashsalt": "dkn_engine",
     "svg.fonttype": "none",
     "font.sans-serif": ["DejaVu Sans", "Verdana"],
