@@ -62,11 +62,17 @@ def both(model: nn.Module, positions: str) -> tuple[Any, Any]:
         return forward_log_probabilities(*asked, upper), forward_log_probabilities(*asked)
 
 
+# Their modules cast queries and keys (transformers' modeling_gptj.py and modeling_gpt_neo.py).
+IN_FLOAT32 = {"gptj", "gpt_neo"}
+
+
 @pytest.mark.parametrize("positions", ["answer", "all"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_upper_layers_give_what_all_layers_give(name: str, positions: str) -> None:
     (log_p, first), (expected, hit) = both(tiny(name), positions)
-    torch.testing.assert_close(log_p, expected, rtol=0, atol=1e-10)
+    # Some scores of attention are of float32 whatever the model's dtype; those round by the batch.
+    atol = 1e-6 if name in IN_FLOAT32 else 1e-10
+    torch.testing.assert_close(log_p, expected, rtol=0, atol=atol)
     assert torch.equal(first, hit)
 
 

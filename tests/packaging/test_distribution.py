@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "dkn_engine"
 NOT_COPIED = shutil.ignore_patterns(
-    ".*", "build", "dist", "runs", "*.egg-info", "*.so", "__pycache__", "results"
+    ".*", "build", "dist", "runs", "*.egg-info", "*.so", "__pycache__"
 )
 
 
