@@ -21,7 +21,7 @@ WORDS = (
     "members cover for one another. With any one of them left the model keeps most of the answer's "
     "probability, with all suppressed it loses a good part of it (by the settings of the filter).",
     f"Hold: on wordings that were not used for finding, one component suppressed costs "
-    f"{HOLDS_SINGLE:.0%} of the probability at most on average, all cost {HOLDS_FULL:.0%} or more. "
+    f"{HOLDS_SINGLE:z.0%} of the probability at most on average, all cost {HOLDS_FULL:z.0%} or more. "
     "Null: what the same filter finds by chance.",
 )
 
@@ -84,7 +84,7 @@ def _random(summary: Summary) -> Iterator[str]:
     for c in summary.comparisons:
         if c.group == "DKN families" and c.against == CONTROL_WORDS["random"]:
             own, control = summary.dkn.drops, summary.dkn.controls["random"]
-            costs = f"{own.full_drop.mean:.0%} against {control.full_drop.mean + 0.0:.0%}"
+            costs = f"{own.full_drop.mean:z.0%} against {control.full_drop.mean:z.0%}"
             yield (
                 "Suppressing a whole DKN against suppressing random neurons of the same number and "
                 f"layers: {costs} of the answer's probability, {c.verdict}."

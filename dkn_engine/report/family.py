@@ -39,8 +39,8 @@ def _held_out(result: FactResult) -> Iterator[str]:
     verdict = "It holds" if result.holds else "It does not hold"
     yield (
         f"{verdict} on held-out paraphrases (n = {held_out.n:,}): there one component suppressed "
-        f"costs {held_out.single_drop:.0%} on average, all cost {held_out.full_drop:.0%} (to hold, "
-        f"{HOLDS_SINGLE:.0%} at most and {HOLDS_FULL:.0%} or more)."
+        f"costs {held_out.single_drop:z.0%} on average, all cost {held_out.full_drop:z.0%} (to hold, "
+        f"{HOLDS_SINGLE:z.0%} at most and {HOLDS_FULL:z.0%} or more)."
     )
 
 
@@ -61,19 +61,19 @@ def _kept(result: FactResult) -> Iterator[str]:
     whole = sum(1 << i for i in result.dkn)
     left = {i: p[whole ^ 1 << i] / p[0] for i in result.dkn if p.get(0) and whole ^ 1 << i in p}
     if left:
-        shares = ", ".join(f"{p:.0%} if {component_name(i)} is left" for i, p in left.items())
+        shares = ", ".join(f"{p:z.0%} if {component_name(i)} is left" for i, p in left.items())
         yield (
             "With all but one of its components suppressed the model keeps of the answer's "
             f"probability {shares};"
         )
     random = result.controls.get("random")
     beside = (
-        f" (random neurons, as many in the same layers: {1 - random.full_drop:.0%})"
+        f" (random neurons, as many in the same layers: {1 - random.full_drop:z.0%})"
         if random is not None and math.isfinite(random.full_drop)
         else ""
     )
     start = "with all suppressed" if left else "With all of them suppressed the model keeps"
-    yield f"{start} {1 - result.full_drop:.0%}{beside}."
+    yield f"{start} {1 - result.full_drop:z.0%}{beside}."
 
 
 def _covering(result: FactResult) -> str:

@@ -202,7 +202,7 @@ def _chance(summary: Summary) -> list[Tile]:
             f"{drawn}, up to {chance.draws:,} draws a fact; {beyond}",
         )
     ]
-    label = f"DKNs beyond chance, FDR {chance.alpha:.0%}"
+    label = f"DKNs beyond chance, FDR {chance.alpha:z.0%}"
     if chance.can_be_told:
         value, fewest = f"{chance.significant:,} of {chance.found:,}", f"{chance.needed:,}"
         needed = f"{fewest} or more must have it for any to count"
@@ -220,8 +220,8 @@ def _holding(summary: Summary) -> list[Tile]:
         return []
     share = summary.holding
     note = (
-        f"one component suppressed costs {HOLDS_SINGLE:.0%} at most on average, all cost "
-        f"{HOLDS_FULL:.0%} or more; {share.mean:.0%} of the {share.n:,} known facts with such "
+        f"one component suppressed costs {HOLDS_SINGLE:z.0%} at most on average, all cost "
+        f"{HOLDS_FULL:z.0%} or more; {share.mean:z.0%} of the {share.n:,} known facts with such "
         f"paraphrases, {share_interval(share)}"
     )
     value = f"{summary.n_holding:,} of {summary.n_held_out_dkn:,}"
@@ -261,7 +261,7 @@ def _work(summary: Summary) -> list[Tile]:
 
 
 def _share(label: str, hits: int, share: Estimate) -> Tile:
-    return Tile(label, f"{share.mean:.0%}", f"{hits:,} of {share.n:,}, {share_interval(share)}")
+    return Tile(label, f"{share.mean:z.0%}", f"{hits:,} of {share.n:,}, {share_interval(share)}")
 
 
 def _mean(label: str, estimate: Estimate, digits: int = 2) -> Tile:
