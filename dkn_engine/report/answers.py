@@ -21,7 +21,7 @@ WORDS = (
     "members cover for one another. With any one of them left the model keeps most of the answer's "
     "probability, with all suppressed it loses a good part of it (by the settings of the filter).",
     f"Hold: on wordings that were not used for finding, one component suppressed costs "
-    f"{HOLDS_SINGLE:z.0%} of the probability at most on average, all cost {HOLDS_FULL:z.0%} or more. "
+    f"{HOLDS_SINGLE:.0%} of the probability at most on average, all cost {HOLDS_FULL:.0%} or more. "
     "Null: what the same filter finds by chance.",
 )
 

@@ -39,8 +39,8 @@ def _held_out(result: FactResult) -> Iterator[str]:
     verdict = "It holds" if result.holds else "It does not hold"
     yield (
         f"{verdict} on held-out paraphrases (n = {held_out.n:,}): there one component suppressed "
-        f"costs {held_out.single_drop:z.0%} on average, all cost {held_out.full_drop:z.0%} (to hold, "
-        f"{HOLDS_SINGLE:z.0%} at most and {HOLDS_FULL:z.0%} or more)."
+        f"costs {held_out.single_drop:z.0%} on average, all cost {held_out.full_drop:z.0%} (to "
+        f"hold, {HOLDS_SINGLE:.0%} at most and {HOLDS_FULL:.0%} or more)."
     )
 
 

@@ -220,8 +220,8 @@ def _holding(summary: Summary) -> list[Tile]:
         return []
     share = summary.holding
     note = (
-        f"one component suppressed costs {HOLDS_SINGLE:z.0%} at most on average, all cost "
-        f"{HOLDS_FULL:z.0%} or more; {share.mean:z.0%} of the {share.n:,} known facts with such "
+        f"one component suppressed costs {HOLDS_SINGLE:.0%} at most on average, all cost "
+        f"{HOLDS_FULL:.0%} or more; {share.mean:z.0%} of the {share.n:,} known facts with such "
         f"paraphrases, {share_interval(share)}"
     )
     value = f"{summary.n_holding:,} of {summary.n_held_out_dkn:,}"
