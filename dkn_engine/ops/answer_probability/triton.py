@@ -161,6 +161,7 @@ def _log_probability(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Log-probability ``[N]`` of the targets, and its gradient ``[N, d]`` in ``x``, in float32."""
     targets = targets.contiguous()
+    bias = None if head.bias is None else head.bias.contiguous()  # a number a token, read in a row
     (n, d), v = x.shape, head.weight.shape[0]
     project, collect = block_sizes(n, d, x.element_size() == 2)
     tile, capped = project["BV"], head.softcap is not None
@@ -178,7 +179,7 @@ def _log_probability(
         blocks.launch(
             project_kernel,
             (rows, tops.shape[1]),
-            *(x, head.weight, head.bias, targets, exps, tops, parts, gold, n, v, d, first),
+            *(x, head.weight, bias, targets, exps, tops, parts, gold, n, v, d, first),
             *(0 if exps is None else wide, *x.stride(), *strides, *scaling),
             CAPPED=capped,
             **project,
