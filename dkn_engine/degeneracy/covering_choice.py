@@ -56,7 +56,9 @@ def _searched(
     rng: np.random.Generator,
     means: NDArray[np.float64] | None,
 ) -> list[NDArray[np.int32]]:
-    found = covering_groups(slopes_of(asked, neurons, means), len(neurons), config.filter, rng)
+    measure = slopes_of(asked, neurons, means)
+    with np.errstate(invalid="ignore"):  # an answer that becomes impossible
+        found = covering_groups(measure, len(neurons), config.filter, rng)
     return [neurons[found.labels == group] for group in range(found.k)]
 
 

@@ -161,9 +161,11 @@ class _Search:
     def _clustered(self, k: int) -> NDArray[np.int64]:
         """Labels of k clusters of neurons that act on one another, by average linkage.
 
-        Where the answer is lost, neurons matter to those that they need, and to no others.
+        Where the answer is lost, neurons matter to those that they need, and to no others. What is
+        not finite, since an answer has become impossible, counts as no interaction.
         """
         strength = np.abs(self._pairs.interactions).mean(axis=0)
+        strength = np.where(np.isfinite(strength), strength, 0)
         apart = squareform(strength.max() - strength, checks=False)
         labels: NDArray[np.int64] = fcluster(linkage(apart, "average"), k, "maxclust") - 1
         return labels.astype(np.int64)

@@ -84,6 +84,20 @@ def test_fewer_than_two_neurons_make_no_groups(n: int) -> None:
     assert (found.k, found.labels.tolist()) == (0, [-1] * n)
 
 
+def test_impossible_answers_are_no_error() -> None:
+    """An answer may lose more than its dtype can say; groups with such sets are found or not."""
+    inner = formula([[0, 2], [1, 3], [4, 5]], 6, either=True)
+
+    def measure(sets: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        drops, slopes = inner(sets)
+        lost = drops > 3
+        return np.where(lost, np.inf, drops), np.where(lost[..., None], np.nan, slopes)
+
+    with np.errstate(invalid="ignore"):
+        found = found_in(measure, 6)
+    assert found.k == 0 or found.passes(RULE)
+
+
 def test_rows_are_bounded() -> None:
     rows = [0]
     inner = formula([[0, 2], [1, 3], [4, 5]], 10, either=True)
