@@ -93,7 +93,11 @@ def test_makefile_has_the_targets_that_the_readme_names() -> None:
 def recipe(*arguments: str) -> list[str]:
     """What make would do, if everything that it depends on were there."""
     done = subprocess.run(
-        ["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "--no-print-directory", "-n", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return done.stdout.splitlines()
 
