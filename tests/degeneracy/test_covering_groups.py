@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -159,6 +161,20 @@ def test_a_facts_groups_do_not_depend_on_its_chunk(model: Any) -> None:
         assert [c.neurons.tolist() for c in alone.components] == [
             c.neurons.tolist() for c in other.components
         ]
+
+
+def test_a_run_that_goes_on_gives_the_same(model: Any, tmp_path: Path) -> None:
+    config, facts = CONFIG.set("facts_per_chunk", 1), [EITHER.fact, BOTH.fact]
+    find = functools.partial(dkn.find_dkns, model, words_tokenizer())
+    whole = find(facts, config, tmp_path / "whole")
+    find(facts[:1], config, tmp_path / "part")
+    for one, other in zip(whole, find(facts, config, tmp_path / "part"), strict=True):
+        assert one.dkn == other.dkn
+        assert (one.null, one.null_passing, one.null_draws) == ("random search", 0, 1)
+        assert (other.null_passing, other.null_draws) == (0, 1)
+        np.testing.assert_array_equal(one.subset_probabilities, other.subset_probabilities)
+        for mine, theirs in zip(one.components, other.components, strict=True):
+            np.testing.assert_array_equal(mine.neurons, theirs.neurons)
 
 
 def test_paraphrases_for_finding_are_used_and_not_judged_by(model: Any) -> None:

@@ -67,4 +67,14 @@ def test_readme(summary: Table) -> None:
         f"{hits(chosen, 'holds')} of {n} hold on others, with none {hits(search, 'holds')}" in said
     )
     redundancy = [float(summary[m, "held_out_redundancy"]["value"]) for m in (chosen, search)]
+    with (ROOT / "benchmarks/results/ground_truth.csv").open(encoding="utf-8", newline="") as file:
+        planted = [
+            float(row["mean"])
+            for row in csv.DictReader(file)
+            if (row["planting"], row["method"]) == ("independent", "covering groups")
+            and (row["location"], row["figure"]) == ("given", "redundancy")
+        ]
+    assert [f"{value:.1f}" for value in planted] == ["1.6"]
+    assert max(redundancy) < planted[0]
+    assert "(1.6)" in said
     assert f"Redundancy there: {redundancy[0]:.2f}, {redundancy[1]:.2f} " in said
