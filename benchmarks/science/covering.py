@@ -28,6 +28,7 @@ from scipy.stats import quantile_test
 import dkn_engine as dkn
 from benchmarks.rows import records_csv, write_csv
 from benchmarks.science.graphs import other_facts
+from dkn_engine.degeneracy.asked_together import together
 from dkn_engine.degeneracy.choices import Located
 from dkn_engine.degeneracy.covering_choice import covering_choice
 from dkn_engine.degeneracy.edited_answers import Prompts
@@ -135,7 +136,7 @@ class _Bench:
         paraphrases = self._prompts(fact, fact.paraphrases[:n]) if n else None
         located = Located(fact, 0, found, range(n))
         started = time.process_time()
-        covering_choice(prompts, located, config, paraphrases=paraphrases)
+        together([covering_choice(prompts, located, config, paraphrases=paraphrases)])
         return time.process_time() - started
 
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from dkn_engine.degeneracy.edited_answers import Asked, Prompts
+from dkn_engine.degeneracy.edited_answers import Asked, AskedSlopes, Prompts
 from dkn_engine.errors import FactError
 
 T = TypeVar("T")
-Question = tuple[Prompts, Asked]
-# Yields questions, is sent their answers (probabilities ``[P, n]``), and returns what it measured.
-Measurement = Generator[Question, NDArray[np.float64], T]
+Question = tuple[Prompts, Asked | AskedSlopes]
+# Yields questions, is sent their answers, and returns what it measured. The answer to ``Asked`` is
+# probabilities, float64 ``[P, n]``; that to ``AskedSlopes`` is ``Slopes``.
+Measurement = Generator[Question, Any, T]
 
 
 def together(measurements: Sequence[Measurement[T]]) -> list[T | FactError]:
@@ -47,22 +45,29 @@ def together(measurements: Sequence[Measurement[T]]) -> list[T | FactError]:
     return [results[i] for i in range(len(measurements))]
 
 
-def _answered(
-    asked: Mapping[int, Question],
-) -> dict[int, NDArray[np.float64] | FactError]:
-    """The answer of each question, by its number; those to the same prompts in one call."""
-    answers: dict[int, NDArray[np.float64] | FactError] = {}
-    of_prompts: dict[int, tuple[Prompts, list[int]]] = {}
+def _answered(asked: Mapping[int, Question]) -> dict[int, Any]:
+    """The answer of each question, or its FactError, by its number; those alike in one call."""
+    answers: dict[int, Any] = {}
+    alike: dict[tuple[int, bool], list[int]] = {}
     for i, (prompts, one) in asked.items():
         if prompts.holds_free(one.sequences):
             # Its tokens are each edited model's own: nothing to share, and text that may not fit.
             try:
-                answers[i] = prompts.answers([one])[0][0]
+                answers[i] = _of_prompts(prompts, [one])[0]
             except FactError as error:
                 answers[i] = error
         else:
-            of_prompts.setdefault(id(prompts), (prompts, []))[1].append(i)
-    for prompts, numbers in of_prompts.values():
-        tables = prompts.answers([asked[i][1] for i in numbers])
-        answers |= {i: p for i, (p, _) in zip(numbers, tables, strict=True)}
+            alike.setdefault((id(prompts), isinstance(one, Asked)), []).append(i)
+    for numbers in alike.values():
+        found = _of_prompts(asked[numbers[0]][0], [asked[i][1] for i in numbers])
+        answers |= dict(zip(numbers, found, strict=True))
     return answers
+
+
+def _of_prompts(prompts: Prompts, asked: Sequence[Asked | AskedSlopes]) -> Sequence[Any]:
+    """Answers of questions that are all of one kind."""
+    slopes = [one for one in asked if isinstance(one, AskedSlopes)]
+    if slopes:
+        return prompts.gate_slopes(slopes)
+    edits = [one for one in asked if isinstance(one, Asked)]
+    return [p for p, _ in prompts.answers(edits)]

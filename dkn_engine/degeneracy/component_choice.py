@@ -47,7 +47,9 @@ def choose_components(
         paraphrases: hold those that may be used for finding, of all facts.
     """
     if config.topology.clustering == "covering":
-        return [covering_choice(prompts, one, config, means, paraphrases) for one in located]
+        return together(
+            [covering_choice(prompts, one, config, means, paraphrases) for one in located]
+        )
     return together([_choice(prompts, one, config, means) for one in located])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,15 +13,16 @@ from dkn_engine.config import Config
 from dkn_engine.degeneracy.asked_together import Measurement
 from dkn_engine.degeneracy.choices import Choice, Located
 from dkn_engine.degeneracy.controls import measured_lattice
-from dkn_engine.degeneracy.covering_groups import Measure, covering_groups
-from dkn_engine.degeneracy.edited_answers import Prompts
-from dkn_engine.degeneracy.edits import suppress
+from dkn_engine.degeneracy.covering_groups import Drops, Search, covering_groups
+from dkn_engine.degeneracy.edited_answers import AskedSlopes, Prompts, Slopes
+from dkn_engine.degeneracy.edits import Edit, suppress
 from dkn_engine.degeneracy.lattice import Lattice, degenerate_family
 from dkn_engine.degeneracy.null_draws import Null, Outcome
 from dkn_engine.neurons import random_sets
 from dkn_engine.seeds import generator
 from dkn_engine.topology.arrays import component
 
+T = TypeVar("T")
 RANDOM_SEARCH = "random search"
 
 
@@ -30,7 +32,7 @@ def covering_choice(
     config: Config,
     means: NDArray[np.float64] | None = None,
     paraphrases: Prompts | None = None,
-) -> Choice:
+) -> Measurement[Choice]:
     """Groups of a fact's neurons that cover for one another, by the order of their first neuron.
 
     Arguments as in :func:`dkn_engine.degeneracy.component_choice.choose_components`.
@@ -40,54 +42,55 @@ def covering_choice(
         asked += [(paraphrases, i) for i in one.paraphrases]
     neurons = one.selection.neurons
     rng = generator(config.seed, one.fact.id, "covering groups")
-    groups = _searched(asked, neurons, config, rng, means)
+    groups = yield from _searched(asked, neurons, config, rng, means)
     null = partial(_random_null, asked, one, groups, config, means)
     components = tuple(component(group) for group in groups)
     return Choice(components, null=null if config.filter.n_random_searches else None)
 
 
-Asked = Sequence[tuple[Prompts, int]]
+Questions = Sequence[tuple[Prompts, int]]
 
 
 def _searched(
-    asked: Asked,
+    asked: Questions,
     neurons: NDArray[np.int32],
     config: Config,
     rng: np.random.Generator,
     means: NDArray[np.float64] | None,
-) -> list[NDArray[np.int32]]:
-    measure = slopes_of(asked, neurons, means)
-    with np.errstate(invalid="ignore"):  # an answer that becomes impossible
-        found = covering_groups(measure, len(neurons), config.filter, rng)
+) -> Measurement[list[NDArray[np.int32]]]:
+    search = covering_groups(len(neurons), config.filter, rng)
+    found = yield from measured(search, asked, suppress(neurons, means))
     return [neurons[found.labels == group] for group in range(found.k)]
 
 
-def slopes_of(
-    asked: Asked, neurons: NDArray[np.int32], means: NDArray[np.float64] | None = None
-) -> Measure:
-    """What suppressing sets of neurons costs answers, and the slopes, as a search asks it.
+def measured(search: Search[T], asked: Questions, closed: Edit) -> Measurement[T]:
+    """What a search among neurons returns, whose questions the model answers.
 
     Args:
+        search: of sets of the neurons.
         asked: prompts and the index of an answer among them, the fact's own prompt first.
-        neurons: int32 ``[n, 2]``.
-        means: what suppressed activations become, ``[L, F]``; None for zero.
+        closed: suppresses the neurons.
     """
-    closed = suppress(neurons, means)
-
-    def measure(sets: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    answer: Drops | None = None
+    while True:
+        try:
+            # An answer may become impossible.
+            with np.errstate(invalid="ignore"):
+                sets = next(search) if answer is None else search.send(answer)
+        except StopIteration as end:
+            found: T = end.value
+            return found
         drops, slopes = [], []
-        gates = (~sets).astype(np.float64)
         for prompts, sequence in asked:
-            log_p, slope = prompts.gate_slopes(sequence, closed, gates)
-            drops.append(np.log(prompts.probability[sequence]) - log_p)
-            slopes.append(slope)
-        return np.array(drops), np.array(slopes)
-
-    return measure
+            gates = (~sets).astype(np.float64)
+            behind: Slopes = yield prompts, AskedSlopes(sequence, closed, gates)
+            drops.append(np.log(prompts.probability[sequence]) - behind[0])
+            slopes.append(behind[1])
+        answer = np.array(drops), np.array(slopes)
 
 
 def _random_null(
-    asked: Asked,
+    asked: Questions,
     one: Located,
     groups: Sequence[NDArray[np.int32]],
     config: Config,
@@ -104,7 +107,7 @@ def _random_null(
     own = yield from _outcome(prompts, sequence, groups, config, means)
     for _ in range(config.filter.n_random_searches):
         (neurons,) = random_sets([located], located, prompts.layout.width, rng)
-        drawn = _searched(asked, neurons, config, rng, means)
+        drawn = yield from _searched(asked, neurons, config, rng, means)
         outcomes.append((yield from _outcome(prompts, sequence, drawn, config, means)))
     return Null.of(RANDOM_SEARCH, own, outcomes)
 

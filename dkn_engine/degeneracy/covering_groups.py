@@ -10,8 +10,9 @@ the slope of every neuron there, and improved from there, step by step.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Generator
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +29,12 @@ from dkn_engine.degeneracy.local_drops import (
 )
 from dkn_engine.types import HOLDS_FULL, HOLDS_SINGLE
 
-# Of sets of suppressed neurons ``[R, n]`` the drops ``[S, R]`` on S prompts, and their derivatives
-# ``[S, R, n]`` by the closing of each neuron's gate.
-Measure = Callable[[NDArray[np.bool_]], tuple[NDArray[np.float64], NDArray[np.float64]]]
+T = TypeVar("T")
+# Drops ``[S, R]`` on S prompts in R sets of suppressed neurons, and their derivatives ``[S, R, n]``
+# by the closing of each neuron's gate.
+Drops = tuple[NDArray[np.float64], NDArray[np.float64]]
+# Yields sets of neurons to be suppressed, bool ``[R, n]``, is sent their drops, returns the rest.
+Search = Generator[NDArray[np.bool_], Drops, T]
 
 MOST_GROUPS = 4
 _STARTS = 6
@@ -73,9 +77,7 @@ class Groups:
         return bool(lost[1:].mean() <= HOLDS_SINGLE and lost[0] >= HOLDS_FULL)
 
 
-def covering_groups(
-    measure: Measure, n: int, config: FilterConfig, rng: np.random.Generator
-) -> Groups:
+def covering_groups(n: int, config: FilterConfig, rng: np.random.Generator) -> Search[Groups]:
     """Groups of n neurons that cover for one another: two, and more as long as those pass too.
 
     Where pairs of neurons show no groups that pass, since no two of them are missed as long as all
@@ -86,7 +88,6 @@ def covering_groups(
     there are groups.
 
     Args:
-        measure: asks the model.
         n: number of neurons.
         config: its ``min_alone`` and ``max_none``.
         rng: for starts.
@@ -94,18 +95,18 @@ def covering_groups(
     if n < 2:
         return Groups(np.full(n, NO_GROUP, dtype=np.int64), 0, np.zeros((1, 1)))
     goal = Goal(_SHARE * min(_nats(config.min_alone), _LARGE))
-    search = _Search(measure, goal, pairs_of(measure, n, base=False))
-    best = search.groups(2, rng)
+    search = _Search(goal, (yield from pairs_of(n, base=False)))
+    best = yield from search.groups(2, rng)
     rows = search.n_rows + (not best.passes(config))
-    if not best.passes(config) and _is_lost(measure, n, config):
-        other = _Search(measure, goal, pairs_of(measure, n, base=True))
-        found = other.groups(2, rng)
+    if not best.passes(config) and (yield from _is_lost(n, config)):
+        other = _Search(goal, (yield from pairs_of(n, base=True)))
+        found = yield from other.groups(2, rng)
         rows += other.n_rows
         if found.passes(config):
             search, best = other, found
     while best.k < MOST_GROUPS and best.passes(config):
         before = search.n_rows
-        more = search.groups(best.k + 1, rng, best.labels)
+        more = yield from search.groups(best.k + 1, rng, best.labels)
         rows += search.n_rows - before
         if not (more.passes(config) and more.holds()):
             break
@@ -113,16 +114,16 @@ def covering_groups(
     return replace(best, n_rows=rows)
 
 
-def _is_lost(measure: Measure, n: int, config: FilterConfig) -> bool:
+def _is_lost(n: int, config: FilterConfig) -> Search[bool]:
     """Whether all neurons together are missed as much as groups must be."""
-    drops, _ = measure(np.ones((1, n), dtype=bool))
+    drops, _ = yield np.ones((1, n), dtype=bool)
     return bool(drops[0, 0] >= _nats(config.max_none))
 
 
-def pairs_of(measure: Measure, n: int, *, base: bool) -> Pairs:
+def pairs_of(n: int, *, base: bool) -> Search[Pairs]:
     """Effects of n neurons and their interactions about nothing or everything suppressed."""
     sets = np.concatenate([np.zeros((1, n), dtype=bool), np.eye(n, dtype=bool)]) ^ base
-    drops, slopes = measure(sets)
+    drops, slopes = yield sets
     towards = -slopes if base else slopes
     effects = drops[:, 1:] - drops[:, :1]
     beyond = towards[:, 1:] - towards[:, :1]
@@ -142,20 +143,24 @@ def _nats(share: float) -> float:
 class _Search:
     """Of groups of one fact's neurons, by what is known of pairs; counts what it measures."""
 
-    def __init__(self, measure: Measure, goal: Goal, pairs: Pairs) -> None:
-        self._measure, self._goal, self._pairs = measure, goal, pairs
+    def __init__(self, goal: Goal, pairs: Pairs) -> None:
+        self._goal, self._pairs = goal, pairs
         self._n = pairs.effects.shape[1]
         self.n_rows = self._n + 1
 
     def groups(
         self, k: int, rng: np.random.Generator, fewer: NDArray[np.int64] | None = None
-    ) -> Groups:
+    ) -> Search[Groups]:
         """The best k groups: from starts by pairs, and from ``fewer`` groups to be split."""
         starts = [self._start(k, rng), *([] if fewer is None else [fewer])]
         if self._pairs.base:
             starts.append(self._clustered(k))
-        ends = [self._improved(self._measured(labels, k)) for labels in starts]
-        best = max(ends, key=lambda found: found.value(self._goal))  # the first of equal ones
+        best: LocalDrops | None = None
+        for labels in starts:
+            end = yield from self._improved((yield from self._measured(labels, k)))
+            if best is None or end.value(self._goal) > best.value(self._goal):
+                best = end
+        assert best is not None
         return _without_empty(best)
 
     def _clustered(self, k: int) -> NDArray[np.int64]:
@@ -170,14 +175,14 @@ class _Search:
         labels: NDArray[np.int64] = fcluster(linkage(apart, "average"), k, "maxclust") - 1
         return labels.astype(np.int64)
 
-    def _improved(self, here: LocalDrops) -> LocalDrops:
+    def _improved(self, here: LocalDrops) -> Search[LocalDrops]:
         """Groups after steps that measurement confirms."""
         step = _FIRST_STEP
         for _ in range(_ROUNDS):
             labels = here.improved(self._goal, step)
             if (labels == here.labels).all():
                 break
-            there = self._measured(labels, here.k)
+            there = yield from self._measured(labels, here.k)
             if there.value(self._goal) > here.value(self._goal):
                 here, step = there, min(2 * step, _LONGEST_STEP)
             else:
@@ -204,9 +209,9 @@ class _Search:
                 best, highest = labels, value
         return best
 
-    def _measured(self, labels: NDArray[np.int64], k: int) -> LocalDrops:
+    def _measured(self, labels: NDArray[np.int64], k: int) -> Search[LocalDrops]:
         sets = suppressed_sets(labels, k)
-        drops, slopes = self._measure(sets)
+        drops, slopes = yield sets
         self.n_rows += len(sets)
         bends = -self._pairs.bends[:, None] if self._pairs.base else self._pairs.bends[:, None]
         slopes = slopes + np.where(sets, -bends, bends)

@@ -17,7 +17,7 @@ from dkn_engine.degeneracy.edits import Edit, nothing, require_inside
 from dkn_engine.degeneracy.edits_by_forwards import forward_log_probabilities
 from dkn_engine.degeneracy.edits_by_rows import row_log_probabilities
 from dkn_engine.degeneracy.free_running import free_running
-from dkn_engine.degeneracy.gates import Gated, forward_gates, row_gates
+from dkn_engine.degeneracy.gates import Gated, Settings, forward_gates, joined, row_gates
 from dkn_engine.degeneracy.influences import forward_activations, row_activations
 from dkn_engine.errors import FactError
 from dkn_engine.forward.causality import require_causal
@@ -53,6 +53,29 @@ class Asked:
 
     edits: Sequence[Edit]
     sequences: Sequence[int]
+
+
+@dataclass(frozen=True, eq=False)
+class AskedSlopes:
+    """Gates in front of a sequence's neurons.
+
+    Attributes:
+        sequence: of the prompts.
+        closed: what closed gates do: suppress n neurons. Open ones do nothing.
+        gates: float64 ``[R, n]``, each from 0, closed, to 1, open; one setting of all a row.
+    """
+
+    sequence: int
+    closed: Edit
+    gates: NDArray[np.float64]
+
+    @property
+    def sequences(self) -> Sequence[int]:
+        return [self.sequence]
+
+
+# Log-probabilities ``[R]`` of an answer behind gates, and their derivatives ``[R, n]``.
+Slopes = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def _pairs(asked: Sequence[Asked]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -211,32 +234,34 @@ class Prompts:
         parts = zip(np.split(p, ends), np.split(hit, ends), shapes, strict=True)
         return [(some.reshape(shape), first.reshape(shape)) for some, first, shape in parts]
 
-    def gate_slopes(
-        self, sequence: int, closed: Edit, gates: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Log-probability of an answer behind gates, and its derivative by each gate.
+    def gate_slopes(self, asked: Sequence[AskedSlopes]) -> list[Slopes]:
+        """Log-probabilities of answers behind gates, and their derivatives by each gate.
 
-        Args:
-            sequence: of the answer.
-            closed: what closed gates do: suppress n neurons. Open ones do nothing.
-            gates: ``[R, n]``, each from 0, closed, to 1, open.
+        Rows of all questions climb together.
 
         Returns:
-            Float64 ``[R]`` and ``[R, n]``.
+            Of each question float64 ``[R]`` and ``[R, n]``.
 
         Raises:
-            FactError: the sequence goes on with the edited model's own tokens.
+            FactError: a sequence goes on with the edited model's own tokens.
             UnsupportedModelError: a module passes no gradients on.
-            ValueError: the model lacks a neuron.
+            ValueError: the model lacks a neuron, or closed gates of different questions make
+                different things of one.
         """
-        require_inside([closed], self.layout)
-        if sequence in self._free:
+        require_inside([one.closed for one in asked], self.layout)
+        if any(self.holds_free(one.sequences) for one in asked):
             raise FactError(
                 "gradients need answers of fixed tokens (teacher_forced=true, or "
                 "continuation='clean'); an edited model's own tokens depend on the edit"
             )
-        batch, place = self._batch_of(sequence)
-        return batch.gate_slopes(place, closed, gates)
+        found: dict[int, Slopes] = {}
+        for index, batch in self._batches:
+            mine = [i for i, one in enumerate(asked) if one.sequence in index]
+            if mine:
+                places = [int(np.searchsorted(index, asked[i].sequence)) for i in mine]
+                slopes = batch.gate_slopes(places, [asked[i] for i in mine])
+                found |= dict(zip(mine, slopes, strict=True))
+        return [found[i] for i in range(len(asked))]
 
     def gated_activations(
         self, sequence: int, closed: Edit, gates: NDArray[np.float64]
@@ -245,7 +270,7 @@ class Prompts:
 
         Args:
             sequence: where its C answer tokens are predicted, the clean model's where it is free.
-            closed, gates: as in :meth:`gate_slopes`.
+            closed, gates: as of :class:`AskedSlopes`.
 
         Returns:
             Float64 ``[C, R, n]``.
@@ -341,10 +366,7 @@ class _Batch:
         greedy: bool,
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """``[N]`` each, of N pairs of an edit and a sequence, at least one."""
-        n_tokens = np.diff(self._starts, append=len(self._sequence))[sequence]
-        pair = np.repeat(np.arange(len(edit)), n_tokens)
-        token = np.arange(len(pair)) - np.repeat(np.cumsum(n_tokens) - n_tokens, n_tokens)
-        context = self._starts[sequence[pair]] + token
+        pair, context, starts = self._contexts_of(sequence)
         # What rows of a context, or forwards of a sequence, have in common is shared in a batch.
         shared = context if self.rows is not None else sequence[pair]
         order = np.lexsort((context, edit[pair], shared))
@@ -359,9 +381,22 @@ class _Batch:
 
         with guest(self.model, grad=False):
             in_batches(len(pair), self._max_rows, evaluate)
-        starts = np.cumsum(n_tokens) - n_tokens
         every = np.logical_and.reduceat(hits, starts)
         return np.exp(np.add.reduceat(log_p, starts)), every
+
+    def _contexts_of(
+        self, sequence: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """All contexts of N sequences.
+
+        Returns:
+            Int64 ``[M]``, to which of the N each belongs; ``[M]``, itself; ``[N]``, their starts.
+        """
+        n_tokens = np.diff(self._starts, append=len(self._sequence))[sequence]
+        starts = np.cumsum(n_tokens) - n_tokens
+        of = np.repeat(np.arange(len(sequence)), n_tokens)
+        token = np.arange(len(of)) - starts[of]
+        return of, self._starts[sequence[of]] + token, starts
 
     def _evaluate(
         self,
@@ -402,30 +437,44 @@ class _Batch:
             Check(rows, own).answer(log_p[torch.from_numpy(is_clean).to(log_p.device)])
         return log_p, first
 
-    def gate_slopes(
-        self, sequence: int, closed: Edit, gates: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """As :meth:`Prompts.gate_slopes`."""
-        gated = Gated(closed.neurons, closed.offset)
-        device = self.contexts.ids.device
-        chosen = torch.from_numpy(np.flatnonzero(self._sequence == sequence)).to(device)
+    def gate_slopes(self, places: Sequence[int], asked: Sequence[AskedSlopes]) -> list[Slopes]:
+        """As :meth:`Prompts.gate_slopes`; ``places`` are the questions' sequences here."""
+        gated, columns = joined([one.closed for one in asked])
+        rows = [len(one.gates) for one in asked]
+        gates = np.ones((sum(rows), len(gated.neurons)))
+        ends = np.cumsum(rows)
+        for one, own, end in zip(asked, columns, ends, strict=True):
+            gates[end - len(one.gates) : end, own] = one.gates
+        sequence = np.repeat(np.asarray(places), rows)
         log_p, slopes = np.empty(len(gates)), np.empty(gates.shape)
 
         def evaluate(start: int, stop: int) -> None:
-            some = torch.from_numpy(gates[start:stop]).to(device, self._clean.log_probability.dtype)
+            some = self._settings(gates[start:stop], sequence[start:stop])
             if self.rows is not None:
-                value, slope = row_gates(self.rows, gated, some, chosen)
+                value, slope = row_gates(self.rows, gated, some)
             else:
                 whole = (self.model, self.layout, self.contexts)
-                value, slope = forward_gates(*whole, gated, some, chosen, self.positions)
+                value, slope = forward_gates(*whole, gated, some, self.positions)
             log_p[start:stop] = value.double().cpu().numpy()
             slopes[start:stop] = slope.double().cpu().numpy()
 
-        each = len(chosen) * (1 if self.rows is not None else self.contexts.ids.shape[1])
+        n_tokens = int(np.diff(self._starts, append=len(self._sequence))[places].max())
+        each = n_tokens * (1 if self.rows is not None else self.contexts.ids.shape[1])
         with guest(self.model, grad=True):
             refuse_cut_gradients(self.layout, self.contexts.ids)
             in_batches(len(gates), max(1, self._max_rows // _BACKWARD // each), evaluate)
-        return log_p, slopes
+        parts = zip(np.split(log_p, ends[:-1]), np.split(slopes, ends[:-1]), columns, strict=True)
+        return [(value, slope[:, own]) for value, slope, own in parts]
+
+    def _settings(self, gates: NDArray[np.float64], sequence: NDArray[np.int64]) -> Settings:
+        """Settings ``[R, n]`` of gates, each for all tokens of one sequence ``[R]``."""
+        setting, context, _ = self._contexts_of(sequence)
+        device = self.contexts.ids.device
+        return Settings(
+            torch.from_numpy(gates).to(device, self._clean.log_probability.dtype),
+            torch.from_numpy(setting).to(device),
+            torch.from_numpy(context).to(device),
+        )
 
     def gated_activations(
         self, sequence: int, closed: Edit, gates: NDArray[np.float64]

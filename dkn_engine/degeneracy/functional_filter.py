@@ -261,7 +261,10 @@ def _rest(
     """Probabilities ``[members + 1]`` of each member alone, then of none, all KNs else off."""
     codes = encode(located)
     off = [located[~np.isin(codes, encode(kept))] for kept in (*family, located[:0])]
-    found = yield prompts, Asked([suppress(neurons, means) for neurons in off], [sequence])
+    found: NDArray[np.float64] = yield (
+        prompts,
+        Asked([suppress(neurons, means) for neurons in off], [sequence]),
+    )
     return found[:, 0]
 
 

@@ -7,6 +7,7 @@ first order, what closing or opening each of the others would do.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dkn_engine.degeneracy.edits import Edit
 from dkn_engine.degeneracy.edits_by_forwards import where_edits_act
 from dkn_engine.forward.contexts import Contexts, by_position
 from dkn_engine.forward.log_probability import log_probabilities
@@ -22,6 +24,7 @@ from dkn_engine.forward.patched_rows import RowEngine, RowSet
 from dkn_engine.forward.prefill import position_logits
 from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import Layout
+from dkn_engine.neurons import encode
 from dkn_engine.ops.answer_probability import answer_probability
 
 if TYPE_CHECKING:
@@ -55,30 +58,63 @@ class Gated:
         return x.index_copy(x.ndim - 1, index, through)
 
 
-def row_gates(
-    engine: RowEngine, gated: Gated, gates: Tensor, contexts: Tensor
-) -> tuple[Tensor, Tensor]:
+def joined(closed: Sequence[Edit]) -> tuple[Gated, list[NDArray[np.int64]]]:
+    """Gates in front of all neurons of several suppressions, and each one's columns among them.
+
+    Raises:
+        ValueError: two of them make different things of one neuron.
+    """
+    neurons = np.concatenate([one.neurons for one in closed])
+    offset = np.concatenate([one.offset for one in closed])
+    _, first, column = np.unique(encode(neurons), return_index=True, return_inverse=True)
+    if not np.array_equal(offset, offset[first[column]], equal_nan=True):
+        raise ValueError("closed gates must make the same of a neuron wherever it is; got others")
+    ends = np.cumsum([len(one.neurons) for one in closed])[:-1]
+    return Gated(neurons[first], offset[first]), np.split(column, ends)
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """Settings of gates, and the contexts whose log-probabilities each one adds up.
+
+    Attributes:
+        gates: float ``[R, n]``, one setting of all gates a row.
+        setting: int64 ``[N]``, ascending, of each pair of a setting and a context.
+        context: int64 ``[N]``, of each pair: the answer's tokens, those of one sequence a setting.
+    """
+
+    gates: Tensor
+    setting: Tensor
+    context: Tensor
+
+    def summed(self, log_p: Tensor) -> Tensor:
+        """From pairs ``[N]`` to settings ``[R]``."""
+        return log_p.new_zeros(len(self.gates)).index_add(0, self.setting, log_p)
+
+
+def row_gates(engine: RowEngine, gated: Gated, asked: Settings) -> tuple[Tensor, Tensor]:
     """As :func:`forward_gates` with ``positions="answer"``, by rows: see ``edits_by_rows``."""
     n_layers, layers = engine.layout.n_layers, gated.layers()
     first = min(layers, default=n_layers - 1)
-    rows = RowSet(contexts.unsqueeze(1), aligned=True)
-    gates = gates.requires_grad_(True)
+    rows = RowSet(asked.context.unsqueeze(0), aligned=False)
+    gates = asked.gates.requires_grad_(True)
+    of_row = gates[asked.setting]
     with engine.active():
-        hidden = engine.clean_rows(contexts, first).expand(-1, len(gates), -1)
+        hidden = engine.clean_rows(asked.context, first).transpose(0, 1)
         for layer in range(first, n_layers):
-            handles = _behind_gates(engine.layout, layer, gated, gates) if layer in layers else []
+            handles = _behind_gates(engine.layout, layer, gated, of_row) if layer in layers else []
             with hooks(handles):
                 hidden = engine.run_layer(layer, hidden, rows)
         log_p, slope = answer_probability(
             engine.tail,
-            hidden.detach().flatten(0, 1),
-            engine.contexts.target[contexts].repeat_interleave(len(gates)),
+            hidden[0].detach(),
+            engine.contexts.target[asked.context],
             objective="log_probability",
             gradient=True,
             backend=engine.backend,
         )
     assert slope is not None
-    return log_p.view(len(contexts), -1).sum(0), _gradient(hidden, gates, slope.view_as(hidden))
+    return asked.summed(log_p), _gradient(hidden, gates, slope.unsqueeze(0))
 
 
 def forward_gates(
@@ -86,40 +122,37 @@ def forward_gates(
     layout: Layout,
     contexts: Contexts,
     gated: Gated,
-    gates: Tensor,
-    chosen: Tensor,
+    asked: Settings,
     positions: str,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of a sequence's answer behind gates, and its derivatives, by full forwards.
+    """Log-probabilities of answers behind gates, and their derivatives, by full forwards.
 
     Args:
-        gates: float ``[R, n]``, one setting of all gates a row.
-        chosen: int64 ``[C]``, the contexts of the sequence.
         positions: where gates act, as edits do; see ``edits_by_forwards``.
 
     Returns:
-        The log-probability ``[R]``, summed over the contexts, and its derivatives ``[R, n]``.
+        The log-probability ``[R]``, summed over a setting's contexts, and its derivatives
+        ``[R, n]``.
     """
-    gates = gates.requires_grad_(True)
-    n_rows, n_tokens = len(gates), len(chosen)
+    gates = asked.gates.requires_grad_(True)
     # Where an edit acts at the position of one token only, each token has a forward of its own.
-    leader = chosen if positions == "answer" else chosen[:1]
-    read = chosen.unsqueeze(1) if positions == "answer" else chosen.unsqueeze(0)
-    mask = where_edits_act(contexts, leader.repeat(n_rows), positions)
-    of_entry = gates.repeat_interleave(len(leader), dim=0)
+    if positions == "answer":
+        leader, of_entry = asked.context, gates[asked.setting]
+        entry = torch.arange(len(leader), device=leader.device)
+    else:
+        first = torch.searchsorted(asked.setting, torch.arange(len(gates), device=gates.device))
+        leader, of_entry, entry = asked.context[first], gates, asked.setting
+    mask = where_edits_act(contexts, leader, positions)
     handles = [
         handle
         for layer in gated.layers()
         for handle in _behind_gates(layout, layer, gated, of_entry, mask)
     ]
-    context = read.repeat(n_rows, 1)  # [entries, those read off each]
-    entry = torch.arange(len(context), device=context.device).repeat_interleave(context.shape[1])
-    flat = context.flatten()
     with hooks(handles):
-        ids = contexts.ids[contexts.sequence[leader.repeat(n_rows)]]
-        logits = position_logits(model, ids, entry, contexts.position[flat])
-    log_p, _ = log_probabilities(logits, contexts.target[flat])
-    total = log_p.view(n_rows, n_tokens).sum(1)
+        ids = contexts.ids[contexts.sequence[leader]]
+        logits = position_logits(model, ids, entry, contexts.position[asked.context])
+    log_p, _ = log_probabilities(logits, contexts.target[asked.context])
+    total = asked.summed(log_p)
     return total.detach(), _gradient(total, gates, torch.ones_like(total))
 
 

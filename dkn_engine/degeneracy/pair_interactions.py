@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from dkn_engine.config import FactsConfig, Positions
 from dkn_engine.degeneracy.asked_together import Measurement, together
-from dkn_engine.degeneracy.edited_answers import Asked, Prompts
-from dkn_engine.degeneracy.edits import require_inside, suppress
+from dkn_engine.degeneracy.edited_answers import Asked, AskedSlopes, Prompts, Slopes
+from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.interventions import (
     Neurons,
     means_table,
@@ -75,10 +75,10 @@ def interactions(
 ) -> list[Interactions]:
     """Whether MLP neurons cover for one another (or need one another) in giving facts' answers.
 
-    ``exact`` suppresses every pair: n (n + 1) / 2 suppressions a fact, of which those of several
-    facts run together. ``gradient`` suppresses every neuron and reads off a backward pass, to
-    first order, what each other one would then do: n + 1 suppressions with a backward pass. Its
-    interactions are the mean of both directions.
+    ``exact`` suppresses every pair: n (n + 1) / 2 suppressions a fact. ``gradient`` suppresses
+    every neuron and reads off a backward pass, to first order, what each other one would then do:
+    n + 1 suppressions with a backward pass. Its interactions are the mean of both directions.
+    Suppressions of several facts run together.
 
     Args:
         model: a causal decoder of transformers; it is left as it was found.
@@ -130,14 +130,12 @@ def _of_chunk(
     means: NDArray[np.float64] | None,
 ) -> list[Interactions]:
     given = [suppress(neurons_of_fact(neurons, fact.id), means).neurons for fact in facts]
-    if method == "gradient":
-        pairs = [estimated(prompts, i, one, means) for i, one in enumerate(given)]
-    else:
-        pairs = []
-        for measured in together([exact(prompts, i, one, means) for i, one in enumerate(given)]):
-            if isinstance(measured, FactError):
-                raise measured
-            pairs.append(measured)
+    measurement = estimated if method == "gradient" else exact
+    pairs: list[Effects] = []
+    for measured in together([measurement(prompts, i, one, means) for i, one in enumerate(given)]):
+        if isinstance(measured, FactError):
+            raise measured
+        pairs.append(measured)
     return [
         Interactions(fact.id, one, float(prompts.probability[i]), effects, matrix, method)
         for i, (fact, one, (effects, matrix)) in enumerate(zip(facts, given, pairs, strict=True))
@@ -171,7 +169,7 @@ def estimated(
     sequence: int,
     neurons: NDArray[np.int32],
     means: NDArray[np.float64] | None = None,
-) -> Effects:
+) -> Measurement[Effects]:
     """As :func:`exact`, the interactions estimated by gradients.
 
     d({a, b}) - d({a}) is to first order the derivative of ln p by b's gate with a's closed, and
@@ -179,9 +177,9 @@ def estimated(
     their difference is closer than either.
     """
     n = len(neurons)
-    require_inside([suppress(neurons)], prompts.layout)
     gates = np.concatenate([np.ones((1, n)), 1 - np.eye(n)])
-    log_p, slope = prompts.gate_slopes(sequence, suppress(neurons, means), gates)
+    answer: Slopes = yield prompts, AskedSlopes(sequence, suppress(neurons, means), gates)
+    log_p, slope = answer
     beyond = slope[1:] - slope[0]
     np.fill_diagonal(beyond, 0)
     return log_p[0] - log_p[1:], (beyond + beyond.T) / 2

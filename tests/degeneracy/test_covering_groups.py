@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ from numpy.typing import NDArray
 
 import dkn_engine as dkn
 from dkn_engine.config import Config, FilterConfig
-from dkn_engine.degeneracy.covering_groups import Groups, Measure, covering_groups
+from dkn_engine.degeneracy import edited_answers, gates
+from dkn_engine.degeneracy.covering_groups import Drops, Groups, covering_groups
 from dkn_engine.degeneracy.local_drops import suppressed_sets
 from dkn_engine.errors import UserError
 from tests.support.planted import BOTH, EITHER, Planted, planted_model
 from tests.support.words import words_tokenizer
 
 RULE = FilterConfig()
+Measure = Callable[[NDArray[np.bool_]], Drops]
 
 
 def formula(groups: list[list[int]], n: int, *, either: bool) -> Measure:
@@ -47,7 +50,14 @@ def formula(groups: list[list[int]], n: int, *, either: bool) -> Measure:
 
 
 def found_in(measure: Measure, n: int) -> Groups:
-    return covering_groups(measure, n, RULE, np.random.default_rng(0))
+    search, answer = covering_groups(n, RULE, np.random.default_rng(0)), None
+    while True:
+        try:
+            sets = next(search) if answer is None else search.send(answer)
+        except StopIteration as end:
+            found: Groups = end.value
+            return found
+        answer = measure(sets)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +171,24 @@ def test_a_facts_groups_do_not_depend_on_its_chunk(model: Any) -> None:
         assert [c.neurons.tolist() for c in alone.components] == [
             c.neurons.tolist() for c in other.components
         ]
+
+
+def test_searches_of_a_chunk_ask_together(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many backward passes for two facts with the same search as for one."""
+    passes = []
+    own = gates.row_gates
+
+    def counted(*args: Any) -> Any:
+        passes.append(args)
+        return own(*args)
+
+    monkeypatch.setattr(edited_answers, "row_gates", counted)
+    config = CONFIG.set("filter.n_random_searches", 0)
+    results(model, [EITHER.fact], config)
+    alone = len(passes)
+    results(model, [EITHER.fact, dataclasses.replace(EITHER.fact, id="again")], config)
+    assert alone
+    assert len(passes) == 2 * alone
 
 
 def test_a_run_that_goes_on_gives_the_same(model: Any, tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import torch
 
 import dkn_engine as dkn
 from dkn_engine.degeneracy.asked_together import together
-from dkn_engine.degeneracy.edited_answers import Prompts
+from dkn_engine.degeneracy.edited_answers import AskedSlopes, Prompts
 from dkn_engine.degeneracy.edits import Edit, suppress
-from dkn_engine.degeneracy.pair_interactions import estimated, exact
+from dkn_engine.degeneracy.pair_interactions import Effects, estimated, exact
 from dkn_engine.models.layout import find_layout
 from tests.models.test_guest import assert_unchanged, state
 from tests.support.brute_force_edits import answer_probability
@@ -97,7 +97,7 @@ def test_slopes_of_gates_are_those_of_finite_differences(name: str, positions: s
         return float(np.log(prompts.probabilities([edit], [b])[0, 0]))
 
     for b in range(len(prompts)):
-        value, slope = prompts.gate_slopes(b, closed, gates)
+        ((value, slope),) = prompts.gate_slopes([AskedSlopes(b, closed, gates)])
         for r, setting in enumerate(gates):
             assert value[r] == pytest.approx(log_p(b, setting), abs=CLOSE.get(name, 1e-10))
             for i in range(len(NEURONS)):
@@ -110,6 +110,29 @@ def test_slopes_of_gates_are_those_of_finite_differences(name: str, positions: s
                 eps = torch.finfo(torch.float32 if name in SINGLE else torch.float64).eps
                 tolerance = step**2 + 64 * eps / (2 * step)
                 assert slope[r, i] == pytest.approx(expected, abs=tolerance)
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_slopes_of_several_answers_at_once_are_those_of_each(name: str, positions: str) -> None:
+    """Each with neurons of its own, of which some are another's too, in any order."""
+    prompts, rng = prompts_of(name, positions), np.random.default_rng(0)
+    asked = [
+        AskedSlopes(b, suppress(NEURONS[own], MEANS), rng.random((n, len(own))))
+        for b, own, n in [(1, [2, 0], 3), (0, [1, 2, 3], 2), (1, [3], 1), (0, [], 2)]
+    ]
+    together = prompts.gate_slopes(asked)
+    for one, (value, slope) in zip(asked, together, strict=True):
+        ((own_value, own_slope),) = prompts.gate_slopes([one])
+        np.testing.assert_allclose(value, own_value, atol=CLOSE.get(name, 1e-10))
+        np.testing.assert_allclose(slope, own_slope, atol=CLOSE.get(name, 1e-10))
+
+
+def test_closed_gates_of_different_answers_that_disagree() -> None:
+    prompts, gates = prompts_of("gpt2"), np.ones((1, len(NEURONS)))
+    asked = [AskedSlopes(0, suppress(NEURONS, m), gates) for m in (None, MEANS)]
+    with pytest.raises(ValueError, match="must make the same of a neuron"):
+        prompts.gate_slopes(asked)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -125,6 +148,12 @@ def test_the_estimate_has_exact_effects_and_a_symmetric_matrix(name: str) -> Non
         assert estimate.method == "gradient"
 
 
+def estimate_of(prompts: Prompts, *args: Any) -> Effects:
+    (one,) = together([estimated(prompts, *args)])
+    assert not isinstance(one, dkn.FactError)
+    return one
+
+
 def test_an_estimates_error_is_of_third_order_in_what_suppression_changes() -> None:
     """Interactions are of second order: towards activations close by, the estimate is exact.
 
@@ -137,7 +166,7 @@ def test_an_estimates_error_is_of_third_order_in_what_suppression_changes() -> N
     for share in (0.02, 0.01):
         (one,) = together([exact(prompts, b, one_layer, clean * (1 - share))])
         assert not isinstance(one, dkn.FactError)
-        _, estimate = estimated(prompts, b, one_layer, clean * (1 - share))
+        _, estimate = estimate_of(prompts, b, one_layer, clean * (1 - share))
         errors.append(np.abs(one[1] - estimate).max())
         sizes.append(np.abs(one[1]).max())
     assert sizes[1] / sizes[0] == pytest.approx(1 / 4, rel=0.1)
@@ -147,8 +176,8 @@ def test_an_estimates_error_is_of_third_order_in_what_suppression_changes() -> N
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_other_dtypes_estimate_what_float64_does(dtype: torch.dtype) -> None:
     wide, narrow = prompts_of("llama"), prompts_of("llama", dtype=dtype)
-    effects, matrix = estimated(wide, 1, NEURONS)
-    effects_16, matrix_16 = estimated(narrow, 1, NEURONS)
+    effects, matrix = estimate_of(wide, 1, NEURONS)
+    effects_16, matrix_16 = estimate_of(narrow, 1, NEURONS)
     tolerance = 1e-5 if dtype == torch.float32 else 64 * torch.finfo(dtype).eps
     np.testing.assert_allclose(effects_16, effects, atol=tolerance)
     np.testing.assert_allclose(matrix_16, matrix, atol=tolerance)

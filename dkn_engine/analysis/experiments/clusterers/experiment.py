@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from dkn_engine.analysis.config import ClusterersConfig
 from dkn_engine.config import Config
 from dkn_engine.degeneracy import choices
+from dkn_engine.degeneracy.asked_together import together
 from dkn_engine.degeneracy.controls import lattice_of
 from dkn_engine.degeneracy.covering_choice import covering_choice
 from dkn_engine.degeneracy.edited_answers import Prompts
@@ -23,7 +24,7 @@ from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.functional_filter import lattice_masks
 from dkn_engine.degeneracy.lattice import degenerate_family, drops
 from dkn_engine.degeneracy.reference_facts import build_reference
-from dkn_engine.errors import UserError
+from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.connections import connection_rows
@@ -306,8 +307,10 @@ class _Bench:
         for name in names:
             if name == SEARCH:
                 one = choices.Located(fact, 0, result)
-                searched = covering_choice(prompts, one, config, means).components
-                found.append(self._one(fact.id, name, prompts, searched))
+                (searched,) = together([covering_choice(prompts, one, config, means)])
+                if isinstance(searched, FactError):
+                    raise searched
+                found.append(self._one(fact.id, name, prompts, searched.components))
                 continue
             draws = self.n_draws if name == "random" else 1
             seeds = generator(config.seed, fact.id, name).integers(1 << 32, size=draws)
