@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -36,13 +37,16 @@ class Bar:
     """A bar that moves with every stage and chunk, and whose clock moves every second.
 
     Args:
-        total: number of facts of the run.
+        total: number of facts of the run; None: it is told with the first of them.
         done: facts of an earlier run, which do not count for the rate.
+        unit: what is counted.
         console: always draw on stderr; otherwise in a notebook as a widget, if this is one.
     """
 
-    def __init__(self, total: int, done: int = 0, *, console: bool = False) -> None:
-        self._total, self._done, self._console = total, done, console
+    def __init__(
+        self, total: int | None, done: int = 0, *, unit: str = "fact", console: bool = False
+    ) -> None:
+        self._total, self._done, self._unit, self._console = total, done, unit, console
         self._bar: Any = None
         self._ended = threading.Event()
         self._clock = threading.Thread(target=self._tick, daemon=True)
@@ -51,7 +55,7 @@ class Bar:
         self._bar = _bar_class(self._console)(
             total=self._total,
             initial=self._done,
-            unit="fact",
+            unit=self._unit,
             file=sys.stderr,
             bar_format=_BAR,
             **_size(),
@@ -118,11 +122,19 @@ class Log:
     Args:
         say: writes a line.
         before: facts of an earlier run, which do not count for the rate.
+        unit: what is counted.
     """
 
-    def __init__(self, say: Callable[[str], None], before: int = 0) -> None:
+    def __init__(self, say: Callable[[str], None], before: int = 0, *, unit: str = "fact") -> None:
         self._say, self._before, self._done, self._total = say, before, before, 0
+        self._unit = unit
         self._start = self._last = time.monotonic()
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
     def __call__(self, done: int, total: int) -> None:
         self._done, self._total = done, total
@@ -136,10 +148,12 @@ class Log:
         if not self._total or (not always and now - self._last < LOG_EVERY):
             return
         self._last = now
-        text, fresh = f"  {self._done}/{self._total} facts", self._done - self._before
+        text, fresh = f"  {self._done}/{self._total} {self._unit}s", self._done - self._before
         if fresh > 0 and now > self._start:
             rate = fresh / (now - self._start)
-            text += f", {rate:.3g} facts/s, {duration((self._total - self._done) / rate)} left"
+            text += (
+                f", {rate:.3g} {self._unit}s/s, {duration((self._total - self._done) / rate)} left"
+            )
         self._say(f"{text}{end}")
 
 
@@ -171,13 +185,33 @@ def watched(
         TypeError: ``progress`` is something else.
     """
     if progress is True:
-        bar = Bar(total, done()) if _draws() else Log(_to_stderr, done())
-        return _shown(bar, find(bar))
+        watch = _watch(total, done(), "fact")
+        return _shown(watch, find(watch))
+    return find(_callable(progress))
+
+
+@contextlib.contextmanager
+def showing(progress: Progress | bool | None, unit: str = "fact") -> Iterator[Progress | None]:
+    """Whom to tell within a ``with`` block; arguments and errors as of :func:`watched`."""
+    if progress is True:
+        with _watch(None, 0, unit) as watch:
+            yield watch
+    else:
+        yield _callable(progress)
+
+
+def _callable(progress: Progress | bool | None) -> Progress | None:
     if progress is not None and progress is not False and not callable(progress):
         raise TypeError(
             f"progress must be True, False or a callable of (done, total); got {progress!r}"
         )
-    return find(progress or None)
+    return progress or None
+
+
+def _watch(total: int | None, done: int, unit: str) -> Bar | Log:
+    if _draws():
+        return Bar(total, done, unit=unit)
+    return Log(_to_stderr, done, unit=unit)
 
 
 def _draws() -> bool:
@@ -191,8 +225,5 @@ def _to_stderr(line: str) -> None:
 
 
 def _shown(watch: Bar | Log, results: Iterator[FactResult]) -> Iterator[FactResult]:
-    if isinstance(watch, Bar):
-        with watch:
-            yield from results
-    else:
+    with watch:
         yield from results

@@ -149,6 +149,11 @@ def test_facts_are_attributed_once_for_all(model: Any, monkeypatch: pytest.Monke
     assert len(seen) == 2
 
 
+def test_progress_is_shown(model: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    compare_clusterers(model, words_tokenizer(), FACTS, CONFIG, methods=["dbscan"], progress=True)
+    assert f"{len(FACTS)}/{len(FACTS)} fact" in capsys.readouterr().err
+
+
 def test_a_directory_continues(model: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from dkn_engine.run import stages
 

@@ -150,6 +150,14 @@ def test_the_model_and_the_process_stay_as_they_were(model: Any, found: dkn.Resu
     assert state(model) == before
 
 
+def test_progress_is_shown(
+    model: Any, found: dkn.Results, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = planted_facts()[:2]
+    complexity(model, words_tokenizer(), facts, found[:2], forms=["paraphrase"], progress=True)
+    assert "2/2 fact" in capsys.readouterr().err
+
+
 def test_run_directories_continue(model: Any, found: dkn.Results, tmp_path: Any) -> None:
     facts, tokenizer = planted_facts(), words_tokenizer()
     told: list[tuple[int, int]] = []

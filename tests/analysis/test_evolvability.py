@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -405,3 +406,9 @@ def test_the_demo_model_answers_no_new_fact() -> None:
     found = read_answers(model, asked)
     assert not found.greedy.any()
     assert found.probability.max() < 0.05
+
+
+def test_progress_is_shown(model: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    results = [result(EITHER, False), result(BOTH, False)]
+    evolvability(model, words_tokenizer(), FACTS, results, NEW, steps=2, lr=0.01, progress=True)
+    assert re.search(r"(\d+)/\1 step", capsys.readouterr().err)

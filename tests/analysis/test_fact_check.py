@@ -234,3 +234,8 @@ def test_facts_without_a_wrong_answer_are_refused(model: Any) -> None:
     alone = [dataclasses.replace(FACTS[0], wrong_answers=())]
     with pytest.raises(UserError, match="none of the 1 facts can be stated"):
         checked(model, alone, RESULTS[:1])
+
+
+def test_progress_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    checked(planted_model(), FACTS[:2], RESULTS[:2], n_random=1, queries=("short",), progress=True)
+    assert "4/4 statement" in capsys.readouterr().err

@@ -390,3 +390,8 @@ def test_unknown_facts_are_left_out_and_none_known_is_refused(model: Any) -> Non
         robustness(model, words_tokenizer(), [WORDY], [unknown])
     with pytest.raises(UserError, match="in their order"):
         robustness(model, words_tokenizer(), [WORDY, NEEDS_BOTH], [unknown])
+
+
+def test_progress_is_shown(model: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    measured(model, [WORDY], progress=True)
+    assert "1/1 fact" in capsys.readouterr().err

@@ -200,3 +200,8 @@ def test_too_few_draws_and_foreign_results_are_refused() -> None:
         component_sharing(facts, results, WIDTH, n_random=3)
     with pytest.raises(UserError, match="results must be those of the facts"):
         component_sharing(facts, results[::-1], WIDTH)
+
+
+def test_progress_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    component_sharing(*drawn(0), 12, progress=True)
+    assert "9/9 fact" in capsys.readouterr().err

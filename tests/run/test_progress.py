@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import dkn_engine as dkn
-from dkn_engine.run.progress import Bar, Log, Watch
+from dkn_engine.run.progress import Bar, Log, Watch, showing
 from dkn_engine.run.stages import Stages
 from tests.run.test_pipeline import CONFIG, facts
 from tests.support.tiny import tiny
@@ -118,3 +118,33 @@ def test_both_watches_take_stages() -> None:
     assert isinstance(Bar(1), Watch)
     assert isinstance(Log(print), Watch)
     assert not isinstance(lambda done, total: None, Watch)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_is_counted_is_named_and_its_total_comes_with_it(
+    terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    with showing(True, "step") as tell:
+        assert tell is not None
+        for done in range(1, 5):
+            tell(done, 4)
+    last = drawn(capsys.readouterr().err)[-1]
+    assert "4/4" in last
+    assert "step" in last
+    assert last.startswith("100%") == terminal
+
+
+def test_a_callable_is_told_and_what_is_none_is_refused() -> None:
+    told: list[tuple[int, int]] = []
+    with showing(lambda *of: told.append(of)) as tell:
+        assert tell is not None
+        tell(1, 2)
+    assert told == [(1, 2)]
+    for nobody in (None, False):
+        with showing(nobody) as tell:
+            assert tell is None
+    wrong: Any = "yes"
+    with pytest.raises(TypeError, match="progress must be True, False or a callable"):
+        showing(wrong).__enter__()

@@ -30,6 +30,7 @@ from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.connections import connection_rows
 from dkn_engine.models.layout import find_layout
 from dkn_engine.run.pipeline import iter_dkns
+from dkn_engine.run.progress import showing
 from dkn_engine.run.stages import filling_facts
 from dkn_engine.seeds import generator
 from dkn_engine.statistics.intervals import FEWEST, Estimate, mean_estimate
@@ -172,7 +173,7 @@ def compare_clusterers(
     *,
     out: str | Path | None = None,
     strict: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **changes: Any,
 ) -> ClustererComparison:
     """Every clusterer's components over the facts the model knows, by one functional filter.
@@ -186,7 +187,8 @@ def compare_clusterers(
         settings: which clusterers; the defaults if None.
         out: run directory for the attribution, created or continued; None keeps nothing.
         strict: refuse facts that cannot be used instead of leaving them out.
-        progress: called with (facts done, facts) after every fact.
+        progress: True shows a bar, or lines in a log; a callable is called with (facts done, facts)
+            after every fact.
         changes: of single settings, by their names.
 
     Raises:
@@ -205,16 +207,17 @@ def compare_clusterers(
     found: list[Measurement] = []
     results = iter_dkns(model, tokenizer, facts, without_controls(config), out)
     known = unusable = 0
-    for i, (fact, result) in enumerate(zip(facts, results, strict=True)):
-        if result.status == "ok":
-            known += 1
-            found += bench.measure(fact, result, names)
-        elif result.status != "not_known":
-            unusable += 1
-            if strict:
-                raise UserError(f"fact {fact.id!r} cannot be used: {result.reason}")
-        if progress is not None:
-            progress(i + 1, len(facts))
+    with showing(progress) as tell:
+        for i, (fact, result) in enumerate(zip(facts, results, strict=True)):
+            if result.status == "ok":
+                known += 1
+                found += bench.measure(fact, result, names)
+            elif result.status != "not_known":
+                unusable += 1
+                if strict:
+                    raise UserError(f"fact {fact.id!r} cannot be used: {result.reason}")
+            if tell is not None:
+                tell(i + 1, len(facts))
     if not known:
         raise UserError(f"the model knows none of the {len(facts)} facts: nothing to compare")
     return compare_measurements(found, n_facts=len(facts), n_unusable=unusable)

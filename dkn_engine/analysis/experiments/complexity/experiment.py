@@ -20,6 +20,7 @@ from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.files.local_paths import local_path
 from dkn_engine.run.pipeline import find_dkns
+from dkn_engine.run.progress import showing
 from dkn_engine.statistics.table import COMPARED, Sample, Table, tabulate
 from dkn_engine.types import Fact, FactResult, Progress
 
@@ -43,7 +44,7 @@ def complexity(
     config: Config | None = None,
     seed: int = 0,
     out: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **changes: Any,
 ) -> Table:
     """Degeneracy of facts in long forms beside the short one, paired by fact.
@@ -59,7 +60,8 @@ def complexity(
         config: the one that ``results`` were found with; the defaults if None.
         seed: of the draw of templates and of the resampling.
         out: folder of a run directory for each form, created or continued; None keeps nothing.
-        progress: called with (facts done, facts of all long forms).
+        progress: True shows a bar, or lines in a log; a callable is called with (facts done, facts
+            of all long forms).
         changes: of single settings, by their names.
 
     Raises:
@@ -80,11 +82,14 @@ def complexity(
     found[SHORT] = [r for r in results if r.status in USABLE]
     total = sum(len(texts[f]) for f in forms)
     starts = accumulate((len(texts[f]) for f in forms), initial=0)
-    for done, form in zip(starts, forms, strict=False):
-        tell = None if progress is None else _shifted(progress, done, total)
-        folder = None if out is None else local_path(out) / form
-        if texts[form]:
-            found[form] = find_dkns(model, tokenizer, texts[form], config, folder, progress=tell)
+    with showing(progress) as watch:
+        for done, form in zip(starts, forms, strict=False):
+            tell = None if watch is None else _shifted(watch, done, total)
+            folder = None if out is None else local_path(out) / form
+            if texts[form]:
+                found[form] = find_dkns(
+                    model, tokenizer, texts[form], config, folder, progress=tell
+                )
     samples: list[Sample] = []
     for form in texts:
         samples += _text_samples(model, tokenizer, form, texts[form], config.facts)

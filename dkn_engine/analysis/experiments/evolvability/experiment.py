@@ -29,6 +29,7 @@ from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.layout import find_layout
 from dkn_engine.neurons import random_sets, sort_neurons, union
+from dkn_engine.run.progress import showing
 from dkn_engine.seeds import generator
 from dkn_engine.statistics.table import Comparison, Conditions, Row, Sample, Table, tabulate
 from dkn_engine.types import Fact, FactResult, Progress
@@ -53,7 +54,7 @@ def evolvability(
     *,
     seed: int = 0,
     checkpoint: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **changes: Any,
 ) -> Table:
     """Fine-tuning on new facts in which D, N, Rnd, all MLP neurons or all weights may change.
@@ -71,7 +72,8 @@ def evolvability(
         settings: of the trainings; None for the defaults.
         seed: of draws, of the order of facts and of resampling.
         checkpoint: directory of the states of the trainings (not of those that choose a rate).
-        progress: called as ``progress(done, total)``, in steps.
+        progress: True shows a bar, or lines in a log; a callable is called with (steps done, steps
+            of all trainings).
         changes: of single settings, by their names.
 
     Returns:
@@ -90,22 +92,23 @@ def evolvability(
     groups = neuron_groups(fact_list(facts), results, layout.width, n_random=0, seed=seed)
     sets = _sets(groups, layout.width, settings.n_random, seed)
     asked = _Asked(model, tokenizer, new_facts, [g.fact for g in groups], settings.n_rephrased)
-    training: dict[str, Any] = {
-        "stop_loss": settings.stop_loss,
-        "batch_size": settings.batch_size,
-        "seed": seed,
-        "progress": _Steps(_n_steps(settings, sets), progress),
-    }
-    choose = partial(loss_by_rate, model, tokenizer, asked.new, steps=settings.rate_steps)
-    rates, losses = _choose_rates(settings, partial(choose, **training), sets)
-    train = partial(finetuned, model, tokenizer, asked.new, steps=settings.steps, **training)
-    answers, change_by_set, taken = {"none": asked.ask(model)}, {}, {}
-    for name, trainable in sets.trained.items():
-        where = None if checkpoint is None else local_path(checkpoint) / name.replace(" ", "-")
-        with train(trainable=trainable, lr=rates[_kind(name)], checkpoint=where) as trained:
-            answers[name], taken[name] = asked.ask(model), len(trained.losses)
-            if isinstance(trainable, str):
-                change_by_set[name] = trained.neuron_change()
+    with showing(progress, "step") as tell:
+        training: dict[str, Any] = {
+            "stop_loss": settings.stop_loss,
+            "batch_size": settings.batch_size,
+            "seed": seed,
+            "progress": _Steps(_n_steps(settings, sets), tell),
+        }
+        choose = partial(loss_by_rate, model, tokenizer, asked.new, steps=settings.rate_steps)
+        rates, losses = _choose_rates(settings, partial(choose, **training), sets)
+        train = partial(finetuned, model, tokenizer, asked.new, steps=settings.steps, **training)
+        answers, change_by_set, taken = {"none": asked.ask(model)}, {}, {}
+        for name, trainable in sets.trained.items():
+            where = None if checkpoint is None else local_path(checkpoint) / name.replace(" ", "-")
+            with train(trainable=trainable, lr=rates[_kind(name)], checkpoint=where) as trained:
+                answers[name], taken[name] = asked.ask(model), len(trained.losses)
+                if isinstance(trainable, str):
+                    change_by_set[name] = trained.neuron_change()
     return tabulate(
         "evolvability",
         _samples(answers, sets),

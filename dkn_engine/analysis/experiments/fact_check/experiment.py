@@ -36,6 +36,7 @@ from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence, encode_sequences
 from dkn_engine.models.layout import find_layout
 from dkn_engine.models.tokens import mask_token_id
+from dkn_engine.run.progress import showing
 from dkn_engine.statistics.table import Sample, Table, tabulate
 from dkn_engine.types import Fact, FactResult, Progress
 
@@ -55,7 +56,7 @@ def fact_check(
     *,
     config: Config | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **changes: Any,
 ) -> Table:
     """How well scorers tell true statements from false ones, one of each a fact.
@@ -83,7 +84,8 @@ def fact_check(
         settings: what is stated and how it is scored; None for the defaults.
         config: of the run; None for the defaults.
         seed: of false answers, folds, templates, random neurons and tests.
-        progress: called with (statements scored, all statements).
+        progress: True shows a bar, or lines in a log; a callable is called with (statements scored,
+            all statements).
         changes: of single settings, by their names.
 
     Raises:
@@ -109,7 +111,8 @@ def fact_check(
     n_random, share = settings.n_random, settings.relation_share
     practical = practical_sets(stated, folds, known, share, width, n_random, seed)
     sets = {"golden": {i: golden_sets(g) for i, g in known.items()}, "practical": practical}
-    scores = _scores(model, tokenizer, statements, sets, templates, n_random, config, progress)
+    with showing(progress, "statement") as tell:
+        scores = _scores(model, tokenizer, statements, sets, templates, n_random, config, tell)
     bench = Scored(statements, folds, seed)
     cells = product(SETTINGS, settings.queries)
     parts = [part for s, form in cells for part in bench.measure(s, form, scores[s])]

@@ -27,6 +27,7 @@ from dkn_engine.degeneracy.reference_facts import Reference, build_reference
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.models.layout import Layout, find_layout
+from dkn_engine.run.progress import showing
 from dkn_engine.run.stages import filling_facts
 from dkn_engine.seeds import generator
 from dkn_engine.statistics.table import Conditions, Sample, Table, tabulate
@@ -49,7 +50,7 @@ def robustness(
     *,
     config: Config | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **changes: Any,
 ) -> Table:
     """Answers of known facts under perturbations, suppression and enhancement.
@@ -76,7 +77,8 @@ def robustness(
         settings: what is done; None for the defaults.
         config: of the run; None for the defaults.
         seed: of perturbations, random neurons and resampling.
-        progress: called with (facts done, known facts).
+        progress: True shows a bar, or lines in a log; a callable is called with (facts done, known
+            facts).
         changes: of single settings, by their names.
 
     Raises:
@@ -98,16 +100,17 @@ def robustness(
     means = refer("answer").means if "mean" in settings.values else None
     samples: list[Sample] = []
     wrong: list[bool] = []
-    for i, one in enumerate(groups):
-        queries, (names, sets) = ask.of(one), _sets(one)
-        sequences, backend = [q.sequence for q in queries], config.attribution.backend
-        trial = Trial(model, layout, sequences, sets, means, backend=backend, warn=i == 0)
-        samples += [s for t in todo for s in _samples(one.fact.id, queries, names, trial, t)]
-        sizes = {"N": one.n, "D": one.d} if one.has_dkn else {"N": one.n}
-        samples += [Sample(one.fact.id, g, "n_neurons", len(s)) for g, s in sizes.items()]
-        wrong += (~trial.clean.exact[0, columns(queries).get(PERTURBED, [])]).tolist()
-        if progress is not None:
-            progress(i + 1, len(groups))
+    with showing(progress) as tell:
+        for i, one in enumerate(groups):
+            queries, (names, sets) = ask.of(one), _sets(one)
+            sequences, backend = [q.sequence for q in queries], config.attribution.backend
+            trial = Trial(model, layout, sequences, sets, means, backend=backend, warn=i == 0)
+            samples += [s for t in todo for s in _samples(one.fact.id, queries, names, trial, t)]
+            sizes = {"N": one.n, "D": one.d} if one.has_dkn else {"N": one.n}
+            samples += [Sample(one.fact.id, g, "n_neurons", len(s)) for g, s in sizes.items()]
+            wrong += (~trial.clean.exact[0, columns(queries).get(PERTURBED, [])]).tolist()
+            if tell is not None:
+                tell(i + 1, len(groups))
     if settings.n_unrelated:
         samples += _elsewhere(groups, todo, refer, settings.n_unrelated, seed)
     return tabulate(

@@ -16,6 +16,7 @@ from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.models.layout import find_layout
 from dkn_engine.neurons import random_sets
+from dkn_engine.run.progress import showing
 from dkn_engine.seeds import generator
 from dkn_engine.statistics.table import COMPARED, Conditions, Sample, Table, tabulate
 from dkn_engine.types import Fact, FactResult, Progress
@@ -70,7 +71,7 @@ def sharing(
     settings: SharingConfig | None = None,
     *,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **changes: Any,
 ) -> Table:
     """The share of components' neurons that other facts have; the model is asked for its width.
@@ -114,7 +115,7 @@ def component_sharing(
     *,
     seed: int = 0,
     n_random: int = 20,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> list[Sharing]:
     """Of every known fact, the sharing of each candidate component and of all knowledge neurons.
 
@@ -126,7 +127,8 @@ def component_sharing(
         width: F, neurons a layer.
         seed: of the draws, which depend on it and the fact's id alone.
         n_random: draws of random sets, at least 20.
-        progress: called with (facts done, known facts).
+        progress: True shows a bar, or lines in a log; a callable is called with (facts done, known
+            facts).
 
     Raises:
         UserError: results are not those of the facts, or ``n_random`` is too small.
@@ -141,16 +143,17 @@ def component_sharing(
         "D": _Owners([dkn_neurons(r) for _, r in known], width),
     }
     found: list[Sharing] = []
-    for i, (_, result) in enumerate(known):
-        masks = _others([f for f, _ in known], i)
-        rng = generator(seed, "sharing", result.fact_id)
-        sets = [c.neurons for c in result.components]
-        draws = [random_sets(sets, result.neurons, width, rng) for _ in range(n_random)]
-        for kind in WITH:
-            for others, mask in masks.items():
-                found += _of_fact(result, draws, owners[kind], kind, others, mask)
-        if progress is not None:
-            progress(i + 1, len(known))
+    with showing(progress) as tell:
+        for i, (_, result) in enumerate(known):
+            masks = _others([f for f, _ in known], i)
+            rng = generator(seed, "sharing", result.fact_id)
+            sets = [c.neurons for c in result.components]
+            draws = [random_sets(sets, result.neurons, width, rng) for _ in range(n_random)]
+            for kind in WITH:
+                for others, mask in masks.items():
+                    found += _of_fact(result, draws, owners[kind], kind, others, mask)
+            if tell is not None:
+                tell(i + 1, len(known))
     return found
 
 
