@@ -105,6 +105,16 @@ class AllOptions:
     training: Training
     output: Output
 
+    @property
+    def folder(self) -> Path:
+        """``--out``, or a folder in ``runs`` named after models and facts."""
+        from dkn_engine.analysis.suite.labels import short_names
+
+        if self.work.out is not None:
+            return self.work.out
+        names = [*short_names(self.models), *short_names(self.facts, files=True)]
+        return Path("runs") / "-".join(["analyses", *names])
+
 
 def single(name: str, options: SingleOptions | EvolvabilityOptions) -> int:
     """``dkn-engine analyze <analysis>``: one analysis of one model, facts and configuration.
@@ -157,7 +167,7 @@ _Facts = tuple[list[Fact], list[Problem]]  # and what was left out of them
 def _run(suite: AllOptions, file: str | None, *, strict: bool) -> int:
     from dkn_engine.analysis.suite.requests import Options
 
-    console, out = Console(quiet=suite.output.quiet), suite.work.out
+    console, out = Console(quiet=suite.output.quiet), suite.folder
     if out.exists() and not out.is_dir():
         raise UserError(f"--out must be a folder; {out} is a file")
     configs, sections = _settings(suite, file)
@@ -219,7 +229,7 @@ def _cells(
         for (s, (facts, problems)), preset in itertools.product(enumerate(sources), configs):
             label = names[m, s, preset]
             console.say(f"{label}:")
-            folder = suite.work.out / label
+            folder = suite.folder / label
             cell = analyze_cell(folder, facts, configs[preset], options, model, console)
             run, summary = folder / RUN, summarize(cell.results)
             write_summary(run, cell.results, summary, problems=problems)
@@ -318,4 +328,4 @@ def _print(suite: AllOptions, cells: Mapping[str, Cell], across: Mapping[str, Ta
     for label, cell in cells.items():
         for name, reason in cell.refused.items():
             put(f"{words(name)} of {label} was not made: {reason}\n")
-    put(f"All figures are in {suite.work.out}: report.html, and .csv files of each analysis\n")
+    put(f"All figures are in {suite.folder}: report.html, and .csv files of each analysis\n")

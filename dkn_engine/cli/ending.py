@@ -65,5 +65,5 @@ def _next(options: FindOptions) -> str:
         asked = ["find", "--model", model]
         asked += ["--prompt", "The capital of Italy is", "--answer", "Rome"]
     else:
-        asked = ["analyze", "all", "--models", model, "--facts", facts, "--out", "runs/analyses"]
+        asked = ["analyze", "all", "--models", model, "--facts", facts]
     return shlex.join(["dkn-engine", *asked])

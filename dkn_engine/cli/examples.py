@@ -5,7 +5,7 @@ EXAMPLES = {
   dkn-engine find --model demo --facts demo --limit 8
   dkn-engine find --model demo --prompt "The capital of Italy is" --answer Rome
   dkn-engine report runs/demo-demo
-  dkn-engine analyze all --models demo --facts demo --out runs/analyses
+  dkn-engine analyze all --models demo --facts demo
   dkn-engine settings
 """,
     "find": """\
@@ -24,11 +24,11 @@ Exit code 3: the run is complete, and the model knows none of the facts.
   dkn-engine merge runs/whole runs/0 runs/1
 """,
     "analyze": """\
-  dkn-engine analyze all --models demo --facts demo --out runs/analyses
+  dkn-engine analyze all --models demo --facts demo
   dkn-engine analyze robustness --model demo --facts demo --out runs/a
 """,
     "all": """\
-  dkn-engine analyze all --models demo --facts demo --out runs/analyses
+  dkn-engine analyze all --models demo --facts demo
   dkn-engine analyze all --models gpt2 gpt2-medium --facts a.jsonl b.csv \\
       --analyses robustness fact-check --out runs/two --workers 2
 """,
@@ -65,7 +65,7 @@ Exit code 3: the run is complete, and the model knows none of the facts.
 }
 # Of an analysis that has no examples of its own; to be filled with its name.
 ANALYSIS = """\
-  dkn-engine analyze {0} --model demo --facts demo --out runs/a
+  dkn-engine analyze {0} --model demo --facts demo
   dkn-engine analyze {0} --model demo --facts demo --out runs/a --draws 5
 """
 

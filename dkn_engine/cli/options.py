@@ -118,8 +118,13 @@ class Work:
 
     TITLE: ClassVar = "work"
 
-    out: Path = option(
-        "--out", "The folder for runs, tables and the page.", metavar="DIR", type=folder
+    out: Path | None = option(
+        "--out",
+        "The folder for runs, tables and the page, new or to continue (default: "
+        "runs/analyses-MODELS-FACTS).",
+        default=None,
+        metavar="DIR",
+        type=folder,
     )
     draws: int | None = number("--draws", "Draw random neurons N times.")
     workers: int = number(

@@ -24,10 +24,11 @@ import dkn_engine as dkn
 from dkn_engine.analysis.config import ANALYSES, EvolvabilityConfig, RobustnessConfig
 from dkn_engine.cli import bench
 from dkn_engine.cli import main as cli
+from dkn_engine.cli.analyze import AllOptions
 from dkn_engine.cli.console import Console
 from dkn_engine.cli.find_options import FindOptions, Machines, Question, Selection
 from dkn_engine.cli.list_settings import all_settings
-from dkn_engine.cli.options import Input, Output, Reading, Settings
+from dkn_engine.cli.options import Input, Output, Reading, Settings, Training, Work
 from dkn_engine.cli.settings import config_from_options, settings_from_options
 from dkn_engine.config import Config, dotted_keys
 from dkn_engine.errors import BackendError, UserError
@@ -685,6 +686,19 @@ def test_the_directory_is_named_after_model_and_facts(given: Given) -> None:
     part = replace(options, machines=Machines(shard=dkn.Shard(1, 4)))
     assert part.directory == Path("runs/Llama-3.2-1B-capitals-1-of-4")
     assert replace(options, out=Path("x")).directory == Path("x")
+
+
+def test_the_folder_of_analyses_is_named_after_models_and_facts(tmp_path: Path) -> None:
+    options = AllOptions(
+        models=("org/Llama-3.2-1B", "gpt2"),
+        facts=("data/capitals.csv",),
+        reading=Reading(),
+        work=Work(),
+        training=Training(),
+        output=Output(),
+    )
+    assert options.folder == Path("runs/analyses-Llama-3.2-1B-gpt2-capitals")
+    assert replace(options, work=Work(out=tmp_path)).folder == tmp_path
 
 
 def test_find_writes_the_page_and_says_where_to_go_on(
