@@ -271,7 +271,7 @@ def _adopt(place: Place, new: dict[str, Any], digests: Mapping[int, str]) -> dic
         place.write({manifests.NAME: manifests.to_bytes(new)})
         return new
     old = manifests.read(place)
-    if old["facts"]["n"] < new["facts"]["n"] and digests:
+    if old["facts"]["n"] < new["facts"]["n"] and (digests or not old["facts"]["n"]):
         before, old = old, manifests.with_more_facts(place, old, new, digests)
         manifests.require_same_run(place, old, new)
         manifests.require_same_shard(place, old, new)

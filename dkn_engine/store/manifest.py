@@ -188,6 +188,8 @@ def with_more_facts(
         RunDirectoryError: the facts before are not those of the run, or it is one shard of several.
     """
     n, now = old["facts"]["n"], new["facts"]["n"]
+    if not n:  # It has no chunk yet, so that it begins with the facts that come now.
+        return {**old, "facts": new["facts"]}
     if digests.get(n) != old["facts"]["digest"]:
         _refuse(
             directory,

@@ -101,6 +101,20 @@ def test_facts_before_are_kept_and_those_behind_computed(
     assert [r.fact_id for r in find(model, FACTS, tmp_path)] == [f.id for f in FACTS]
 
 
+@pytest.mark.parametrize("shard", [Shard(), Shard(1, 2)], ids=str)
+def test_a_run_without_facts_begins_with_those_that_come(
+    model: Any, shard: Shard, tmp_path: Path
+) -> None:
+    assert find(model, [], tmp_path / "run", shard=shard) == []
+    for facts in (FACTS[:5], FACTS) if shard == Shard() else (FACTS[:5],):
+        find(model, facts, tmp_path / "run", shard=shard)
+        find(model, facts, tmp_path / "other", shard=shard)
+    assert files(tmp_path / "run") == files(tmp_path / "other") != {}
+    kept = ("facts", "grown", "format_version", "shard")
+    run, other = (read_manifest(tmp_path / name) for name in ("run", "other"))
+    assert [run.get(key) for key in kept] == [other.get(key) for key in kept]
+
+
 def test_a_run_that_was_stopped_may_grow(model: Any, tmp_path: Path) -> None:
     results = dkn.iter_dkns(model, words_tokenizer(), FACTS[:5], SMALL, tmp_path)
     next(results)
