@@ -13,8 +13,9 @@ from torch import nn
 
 from dkn_engine.degeneracy.edits import enhance, require_inside
 from dkn_engine.errors import UnsupportedModelError
+from dkn_engine.models.dense import require_dense
 from dkn_engine.models.guest import hooks
-from dkn_engine.models.layout import Layout, require_dense
+from dkn_engine.models.layout import Layout
 from dkn_engine.models.model_lock import locked
 from dkn_engine.models.projections import refuse_unless_run
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from dkn_engine.errors import UnsupportedModelError
+from dkn_engine.models.dense import dense_weight, is_conv1d, of_peft
 from dkn_engine.models.model_lock import locked
 from dkn_engine.models.norms import measured_gain, norms_in_front
-from dkn_engine.models.readable import plain_weight, refuse_unreadable_weights
-from dkn_engine.models.torch_internals import children, is_compiled, own_forward
+from dkn_engine.models.readable import refuse_unreadable_weights
+from dkn_engine.models.torch_internals import children, is_compiled
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +39,6 @@ _GATE = (
     "fc1",
     "mlp.up_proj",
 )
-_CONV1D = ("transformers.pytorch_utils", "Conv1D")
 _ACT = ("mlp.act_fn", "mlp.activation_fn", "mlp.act", "mlp.activation", "activation_fn", "act")
 
 
@@ -84,7 +84,7 @@ class Mlp:
 
     def w_out(self, index: Any) -> torch.Tensor:
         """Rows ``[n, d]``: what each neuron of ``index`` adds to the MLP's output."""
-        weight = _matrix(self.down)
+        weight = dense_weight(self.down)
         return weight[index] if is_conv1d(self.down) else weight.T[index]
 
     def w_in(self, index: Any, which: str = "gate") -> torch.Tensor:
@@ -96,7 +96,7 @@ class Mlp:
                     "input_weights='up' needs a gated MLP; this model's MLP has no up projection"
                 )
             module = self.up
-        weight = _matrix(module).T if is_conv1d(module) else _matrix(module)
+        weight = dense_weight(module).T if is_conv1d(module) else dense_weight(module)
         if self.fused:
             half = weight.shape[0] // 2
             weight = weight[half:] if which == "up" else weight[:half]
@@ -248,11 +248,7 @@ def _adapted(model: Any) -> Any:
     if hasattr(model, "get_base_model"):
         return model.get_base_model()
     # A PeftMixedModel; a model of transformers that has adapters in it is itself.
-    return model.base_model.model if _of_peft(model) else model
-
-
-def _of_peft(module: nn.Module) -> bool:
-    return any(kind.__module__.startswith("peft.") for kind in type(module).__mro__)
+    return model.base_model.model if of_peft(model) else model
 
 
 def text_config(model: nn.Module) -> Any:
@@ -315,76 +311,6 @@ def _first(layer: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
     return None
 
 
-def _matrix(module: nn.Module) -> torch.Tensor:
-    weight: Any = getattr(module, "weight", None)
-    if getattr(weight, "ndim", 0) != 2 or not plain_weight(weight):
-        dtype = getattr(weight, "dtype", None)
-        _refuse_projection(f"{type(module).__name__} with weight of dtype {dtype}")
-    require_dense(module)
-    dense: torch.Tensor = weight.detach()
-    return dense
-
-
-def require_dense(module: nn.Module) -> None:
-    """Refuse a module that is not known to multiply by its weight and add its bias, and no more.
-
-    Raises:
-        UnsupportedModelError: says what it is and what to do about it.
-    """
-    if not _is_dense(module):
-        _refuse_projection(_odd(module))
-
-
-def _refuse_projection(found: str) -> NoReturn:
-    raise UnsupportedModelError(
-        f"expected a dense floating-point projection (Linear or Conv1D); found {found}"
-    )
-
-
-def _odd(module: nn.Module) -> str:
-    """What a module is that multiplies by more than its weight, and what to do about it."""
-    kind, active = type(module), getattr(module, "active_adapters", None)
-    if _of_peft(module):
-        # It shows the weight of the layer it wraps and adds to its output, or takes its place.
-        adapters = ", ".join(map(repr, active if isinstance(active, list) else [active]))
-        return (
-            f"an adapter of peft around it ({kind.__module__}.{kind.__name__}, active: {adapters}):"
-            " put it into the weights with model = model.merge_and_unload(); where transformers "
-            "has loaded it into a model without that method, move adapter_config.json and "
-            "adapter_model.safetensors to a folder of their own, load the model without them, and "
-            "model = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()"
-        )
-    return f"{kind.__name__}, whose forward is its own (it is of {kind.__module__})"
-
-
-def dense_matrix(module: nn.Module) -> torch.Tensor | None:
-    """``[in, out]`` of a plain dense projection, which is all it does; else None."""
-    if not _is_dense(module):
-        return None
-    matrix = _matrix(module)
-    return matrix if is_conv1d(module) else matrix.T
-
-
-def _is_dense(module: nn.Module) -> bool:
-    """Whether the module is known to multiply by its weight and add its bias, and no more."""
-    from torch import nn
-
-    if own_forward(module) is not None and not hasattr(module, "_hf_hook"):  # accelerate's calls it
-        return False
-    kind = next(c for c in type(module).__mro__ if "forward" in vars(c))
-    if kind is nn.Linear or (kind.__module__, kind.__name__) == _CONV1D:
-        return True
-    # Some models of transformers have a Linear of their own (Falcon); its quantised ones live
-    # elsewhere.
-    return isinstance(module, nn.Linear) and kind.__module__.startswith("transformers.models.")
-
-
-def is_conv1d(module: nn.Module) -> bool:
-    """True for Conv1D (weight ``[in, out]``); False for ``nn.Linear`` (weight ``[out, in]``)."""
-    # A parametrization makes a subclass of it; a class of another library may share its name alone.
-    return any((kind.__module__, kind.__name__) == _CONV1D for kind in type(module).__mro__)
-
-
 def _shape(down: nn.Module) -> tuple[int, int]:
-    rows, columns = _matrix(down).shape
+    rows, columns = dense_weight(down).shape
     return (columns, rows) if is_conv1d(down) else (rows, columns)

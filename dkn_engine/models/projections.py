@@ -19,8 +19,9 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from dkn_engine.errors import UnsupportedModelError
+from dkn_engine.models.dense import is_conv1d
 from dkn_engine.models.guest import hooks
-from dkn_engine.models.layout import Layout, is_conv1d
+from dkn_engine.models.layout import Layout
 from dkn_engine.models.torch_internals import output_hooks
 
 _PROBES = 16

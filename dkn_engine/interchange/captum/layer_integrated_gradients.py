@@ -25,8 +25,8 @@ from dkn_engine.interchange.captum.arguments import (
     select,
     single,
 )
+from dkn_engine.models.dense import dense_matrix
 from dkn_engine.models.guest import guest, hooks
-from dkn_engine.models.layout import dense_matrix
 from dkn_engine.models.model_lock import locked
 from dkn_engine.models.projections import does_more
 from dkn_engine.models.torch_internals import backward_hooks, global_backward_hooks

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from dkn_engine.degeneracy.edits import require_inside, suppress
 from dkn_engine.degeneracy.weight_edits import refuse_shared_weights, require_parameter
 from dkn_engine.errors import UnsupportedModelError, UserError
-from dkn_engine.models.layout import Layout, is_conv1d
+from dkn_engine.models.dense import is_conv1d
+from dkn_engine.models.layout import Layout
 
 Trainable = ArrayLike | Literal["mlp", "all"]
 
