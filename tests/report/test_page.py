@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import dataclasses
 import hashlib
 import re
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dkn_engine.neurons import adjacent_pairs
 from dkn_engine.report import Summary, render_markdown, summarize
 from dkn_engine.report.cards import fact_cards
 from dkn_engine.report.content import (
@@ -34,7 +36,7 @@ from dkn_engine.report.figures import to_svg
 from dkn_engine.report.html import files, render_page, write_page
 from dkn_engine.report.reading import versions_text
 from dkn_engine.report.run import run_report
-from dkn_engine.types import Drops, FactResult
+from dkn_engine.types import Component, Drops, FactResult
 from tests.report.test_figures import some_bars
 from tests.support.fact_results import known, several
 from tests.support.pages import Element, Page, drawing, read
@@ -47,6 +49,7 @@ MANIFEST: dict[str, Any] = {
     "config": {"seed": 7, "note": "</pre><script>"},
     "versions": {"torch": "2.13"},
 }
+DEMO_FACTS = Path(__file__).parents[2] / "benchmarks" / "results" / "demo_facts.csv"
 HOSTILE = "<script>alert('x')</script> & \"quotes\" \x1b[31m\ud800 $x$"
 
 
@@ -397,6 +400,35 @@ def test_page_with_figures_has_them_in_the_folder_and_inside(tmp_path: Path) -> 
     assert "has no figures" not in root.text
     again, _ = write_page(tmp_path, iter(results), summarize(results), fact_figures=2)
     assert again.read_bytes() == written
+
+
+def as_large_as(i: int, row: dict[str, str]) -> FactResult:
+    """A fact with as many neurons, components and controls as one that was measured."""
+    rng = np.random.default_rng(i)
+    n, q, width = int(row["neurons"]), int(row["components"]), 1536
+    codes = np.sort(rng.choice(np.arange(12 * width, 30 * width), n, replace=False))
+    neurons = np.stack([codes // width, codes % width], axis=1).astype(np.int32)
+    members = np.array_split(rng.permutation(n)[: min(n, 4 * q)], q)
+    return known(
+        row["fact"],
+        q=q,
+        dkn=(0, 1) if row["dkn_sizes"] else (),
+        neurons=neurons,
+        scores=np.sort(rng.random(n, dtype=np.float32))[::-1].copy(),
+        components=tuple(Component(neurons[np.sort(m)], 0.1, 1.0, 0.9, 0.4, 0.2) for m in members),
+        connection_weights=rng.normal(size=len(adjacent_pairs(neurons))).astype(np.float32),
+        convergence_delta=np.full(30, 1e-5, np.float32),
+        n_points=np.full(30, 4, np.int32),
+    )
+
+
+def test_the_page_of_the_demo_is_small(tmp_path: Path) -> None:
+    """As ``find`` writes it, of facts that are as large as those of the demo."""
+    with DEMO_FACTS.open(encoding="utf-8", newline="") as file:
+        results = [as_large_as(*numbered) for numbered in enumerate(csv.DictReader(file))]
+    assert len(results) == 33
+    page, _ = write_page(tmp_path, results, summarize(results))
+    assert 1_000_000 < page.stat().st_size < 1_500_000
 
 
 def test_page_without_matplotlib_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
