@@ -368,6 +368,11 @@ class Degeneracy:
         null_p: p-value of the family, (1 + draws that do at least as well) / (1 + draws). A family
             that the filter keeps does better than one that it does not, a greater excess better
             than a smaller one. NaN without draws.
+        pair_interactions: float32 ``[n (n - 1) / 2]`` in nats, what two of the n located neurons
+            lose together beyond what each does by itself; their pairs a < b in the order of
+            ``neurons``, by a, then b. As :func:`dkn_engine.interactions` estimates them by
+            gradients; of facts examined by ``clustering="covering"``, which measures them, else
+            empty.
         subset_probabilities: float64 ``[2**q]``; bit i of the index = component i suppressed.
         subset_masks: int64, the index of each entry; ``arange(2**q)`` unless sampled.
         rest_suppressed: for the DKN, with the neurons of no member suppressed too: the
@@ -403,6 +408,9 @@ class Degeneracy:
     subset_probabilities: NDArray[np.float64] = _array(np.empty(0), Column("list<float64>"))
     subset_masks: NDArray[np.int64] = _array(np.empty(0, np.int64), Column("list<int64>"))
     rest_suppressed: NDArray[np.float64] = _array(np.empty(0), Column("list<float64>"))
+    pair_interactions: NDArray[np.float32] = _array(
+        np.empty(0, np.float32), Column("list<float32>", later=True, nullable=True)
+    )
 
     @property
     def is_degenerate(self) -> bool:

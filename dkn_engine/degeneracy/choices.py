@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dkn_engine.degeneracy.asked_together import Measurement
 from dkn_engine.degeneracy.null_draws import Null
@@ -35,8 +38,11 @@ class Choice:
         remark: on them, mostly empty.
         null: begins to measure what chance finds by the same choice, where that asks the model;
             None where the filter's own control does, or without draws.
+        interactions: float64 ``[n (n - 1) / 2]``, of pairs of the fact's neurons, where the choice
+            measures them (``types.Degeneracy.pair_interactions``).
     """
 
     components: tuple[Component, ...]
     remark: str = ""
     null: Callable[[], Measurement[Null]] | None = None
+    interactions: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))

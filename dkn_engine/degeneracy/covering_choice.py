@@ -13,7 +13,7 @@ from dkn_engine.config import Config
 from dkn_engine.degeneracy.asked_together import Measurement
 from dkn_engine.degeneracy.choices import Choice, Located
 from dkn_engine.degeneracy.controls import measured_lattice
-from dkn_engine.degeneracy.covering_groups import Drops, Search, covering_groups
+from dkn_engine.degeneracy.covering_groups import Drops, Groups, Search, covering_groups
 from dkn_engine.degeneracy.edited_answers import AskedSlopes, Prompts, Slopes
 from dkn_engine.degeneracy.edits import Edit, suppress
 from dkn_engine.degeneracy.lattice import Lattice, degenerate_family
@@ -42,10 +42,14 @@ def covering_choice(
         asked += [(paraphrases, i) for i in one.paraphrases]
     neurons = one.selection.neurons
     rng = generator(config.seed, one.fact.id, "covering groups")
-    groups = yield from _searched(asked, neurons, config, rng, means)
+    found = yield from _searched(asked, neurons, config, rng, means)
+    groups = _members(found, neurons)
     null = partial(_random_null, asked, one, groups, config, means)
-    components = tuple(component(group) for group in groups)
-    return Choice(components, null=null if config.filter.n_random_searches else None)
+    return Choice(
+        tuple(component(group) for group in groups),
+        null=null if config.filter.n_random_searches else None,
+        interactions=found.interactions[np.triu_indices(len(found.interactions), 1)],
+    )
 
 
 Questions = Sequence[tuple[Prompts, int]]
@@ -57,9 +61,12 @@ def _searched(
     config: Config,
     rng: np.random.Generator,
     means: NDArray[np.float64] | None,
-) -> Measurement[list[NDArray[np.int32]]]:
+) -> Measurement[Groups]:
     search = covering_groups(len(neurons), config.filter, rng)
-    found = yield from measured(search, asked, suppress(neurons, means))
+    return (yield from measured(search, asked, suppress(neurons, means)))
+
+
+def _members(found: Groups, neurons: NDArray[np.int32]) -> list[NDArray[np.int32]]:
     return [neurons[found.labels == group] for group in range(found.k)]
 
 
@@ -108,7 +115,9 @@ def _random_null(
     for _ in range(config.filter.n_random_searches):
         (neurons,) = random_sets([located], located, prompts.layout.width, rng)
         drawn = yield from _searched(asked, neurons, config, rng, means)
-        outcomes.append((yield from _outcome(prompts, sequence, drawn, config, means)))
+        outcomes.append(
+            (yield from _outcome(prompts, sequence, _members(drawn, neurons), config, means))
+        )
     return Null.of(RANDOM_SEARCH, own, outcomes)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -55,12 +55,15 @@ class Groups:
         k: number of groups; each has a neuron, unless there are none at all.
         drops: float64 ``[S, k + 1]`` in nats, of all groups, then of all but each, on S prompts.
         n_rows: suppressions measured on each prompt, with their slopes.
+        interactions: float64 ``[n, n]`` in nats, of pairs on the first prompt with nothing else
+            suppressed; symmetric, 0 on the diagonal. Empty where nothing was measured.
     """
 
     labels: NDArray[np.int64]
     k: int
     drops: NDArray[np.float64]
     n_rows: int = 0
+    interactions: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
 
     def passes(self, config: FilterConfig) -> bool:
         """Whether the filter's rule holds on the first prompt."""
@@ -95,7 +98,8 @@ def covering_groups(n: int, config: FilterConfig, rng: np.random.Generator) -> S
     if n < 2:
         return Groups(np.full(n, NO_GROUP, dtype=np.int64), 0, np.zeros((1, 1)))
     goal = Goal(_SHARE * min(_nats(config.min_alone), _LARGE))
-    search = _Search(goal, (yield from pairs_of(n, base=False)))
+    pairs = yield from pairs_of(n, base=False)
+    search = _Search(goal, pairs)
     best = yield from search.groups(2, rng)
     rows = search.n_rows + (not best.passes(config))
     if not best.passes(config) and (yield from _is_lost(n, config)):
@@ -111,7 +115,7 @@ def covering_groups(n: int, config: FilterConfig, rng: np.random.Generator) -> S
         if not (more.passes(config) and more.holds()):
             break
         best = more
-    return replace(best, n_rows=rows)
+    return replace(best, n_rows=rows, interactions=pairs.interactions[0])
 
 
 def _is_lost(n: int, config: FilterConfig) -> Search[bool]:

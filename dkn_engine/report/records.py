@@ -13,7 +13,7 @@ from dkn_engine.types import FactResult
 # Arrays that are in the tables alone.
 _LEFT_OUT = (
     *("scores", "borderline", "connection_weights"),
-    *("subset_probabilities", "subset_masks", "rest_suppressed"),
+    *("subset_probabilities", "subset_masks", "rest_suppressed", "pair_interactions"),
 )
 
 

@@ -298,7 +298,7 @@ class Stages:
             texts += held_out
             sets = choice.components, selection.neurons, index
             examinees.append(Examinee(task.fact, task.place, *sets, choice.null))
-            found.append((task, selection, choice.remark, quality))
+            found.append((task, selection, choice, quality))
         every = examine_chunk(
             prompts,
             examinees,
@@ -306,7 +306,7 @@ class Stages:
             paraphrases=self._prompts(texts) if texts else None,
             reference=self.reference if examinees else None,
         )
-        for (task, selection, reason, quality), one, degeneracy in zip(
+        for (task, selection, choice, quality), one, degeneracy in zip(
             found, examinees, every, strict=True
         ):
             fact = task.fact
@@ -315,8 +315,10 @@ class Stages:
                 continue
             p, rank = float(prompts.probability[one.sequence]), int(prompts.rank[one.sequence])
             answered = Answered(
-                fact.id, "ok", reason, fact.prompt, task.answer, fact.relation, p, rank
+                fact.id, "ok", choice.remark, fact.prompt, task.answer, fact.relation, p, rank
             )
+            interactions = choice.interactions.astype(np.float32)
+            degeneracy = replace(degeneracy, pair_interactions=interactions)
             yield FactResult.of(answered, selection, degeneracy, quality)
 
     def _held_out(self, task: _Task) -> list[AnswerSequence]:

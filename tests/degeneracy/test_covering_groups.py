@@ -161,6 +161,31 @@ def test_the_null_repeats_the_search_and_finds_nothing(model: Any) -> None:
     assert (without.null, without.null_draws) == (None, None)
 
 
+@pytest.mark.parametrize("positions", ["answer", "all"])
+def test_a_result_keeps_the_interactions_that_the_search_measured(
+    model: Any, positions: Any
+) -> None:
+    """Those of the public function, which asks by itself, on the fact's own prompt."""
+    facts = [EITHER.fact, BOTH.fact]
+    config = CONFIG.set("filter.positions", positions)
+    for fact, found in zip(facts, results(model, facts, config), strict=True):
+        asked = model, words_tokenizer(), fact, found.neurons
+        (one,) = dkn.interactions(*asked, method="gradient", positions=positions)
+        pairs = np.triu_indices(len(found.neurons), 1)
+        assert found.pair_interactions.dtype == np.float32
+        expected = one.matrix[pairs]
+        assert np.abs(expected).max() > 1e-5
+        # Where the answer is sure, they are hardly more than the rounding of ln p.
+        np.testing.assert_allclose(found.pair_interactions, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_other_choices_measure_no_interactions(model: Any) -> None:
+    config = CONFIG.set("topology.clustering", "ntc")
+    (found,) = results(model, [EITHER.fact], config)
+    assert found.components
+    assert not len(found.pair_interactions)
+
+
 def test_a_facts_groups_do_not_depend_on_its_chunk(model: Any) -> None:
     facts = [BOTH.fact, EITHER.fact]
     together = {r.fact_id: r for r in results(model, facts)}

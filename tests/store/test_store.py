@@ -84,6 +84,7 @@ def result_for(fact: Fact) -> FactResult:
         redundancy=NAN,
         candidates=dataclasses.replace(drops, n=1),
         rest_suppressed=rng.random(3),
+        pair_interactions=np.array([0.5, -0.0, NAN, -0.25, 1e-30, 2.0], dtype=np.float32),
         controls={"random": drops, "mean_ablation": Drops(0.5, NAN)},
         convergence_delta=np.array([1e-7, NAN, -0.0], dtype=np.float32),
         n_points=np.array([7, 15, 7], dtype=np.int32),
