@@ -136,31 +136,25 @@ def _parts(result: FactResult) -> list[Block]:
 
 def components_table(result: FactResult) -> Table:
     """A fact's candidate components, one a row."""
-    names = (
-        "neurons",
-        "birth",
-        "death",
-        "persistence",
-        "p, all other candidates suppressed",
-        "drop if it alone is suppressed",
-    )
+    filtered = not all(math.isnan(c.birth) for c in result.components)
+    life = ("birth", "death", "persistence") if filtered else ()
+    effects = ("p, all other candidates suppressed", "drop if it alone is suppressed")
+    order = ", the most persistent first" if filtered else ""
+    units = " Birth, death and persistence in units of the distance 1/|w|." if filtered else ""
     return Table(
-        ("component", *map(number, names), "its neurons, layer:index"),
+        ("component", *map(number, ("neurons", *life, *effects)), "its neurons, layer:index"),
         [
             (
                 component_name(i) + ("*" if i in result.dkn else ""),
                 len(c.neurons),
-                c.birth,
-                c.death,
-                c.persistence,
+                *(getattr(c, name) for name in life),
                 c.probability_alone,
                 c.drop_if_suppressed,
                 _named(c),
             )
             for i, c in enumerate(result.components)
         ],
-        "Candidates, the most persistent first; * in the DKN. Birth, death and persistence in "
-        "units of the distance 1/|w|.",
+        f"Candidates{order}; * in the DKN.{units}",
         controls=[i for i in range(len(result.components)) if i not in result.dkn],
     )
 

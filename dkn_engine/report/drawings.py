@@ -71,13 +71,19 @@ def draw_run(folder: Path, results: Sequence[FactResult], summary: Summary) -> d
 def draw_fact(folder: Path, result: FactResult, place: int) -> list[Figure]:
     """Draw and save one fact's graph, the lattice of a small family, barcode and subset map.
 
+    And the interactions of its neurons, where the run measured them.
+
     Args:
         folder: made if absent.
         result: with components.
         place: of the fact in the run, from 1; part of the files' names.
     """
     stem = folder / f"fact-{place:05d}"
-    pictures = [*pictures_of(result, stem), _barcode(result, stem)]
+    pictures = pictures_of(result, stem)
+    if len(result.pair_interactions):
+        pictures.append(_interactions(result, stem))
+    if not all(math.isnan(c.birth) for c in result.components):  # a filtration made them
+        pictures.append(_barcode(result, stem))
     is_whole = len(figures.lattice_family(result)) == len(result.components)
     if figures.has_drops(result) and not (figures.has_lattice(result) and is_whole):
         pictures.append(_subsets(result, stem))
@@ -117,6 +123,31 @@ def _subsets(result: FactResult, stem: Path) -> Figure:
         "Drop with each subset suppressed: a square says that a component is, a plus "
         "that the probability rose. Framed: subsets of the DKN's own components.",
     )
+
+
+def _interactions(result: FactResult, stem: Path) -> Figure:
+    _, labels, matrix = figures.grouped_interactions(result)
+    means = [
+        f"within {component_name(i)} {_mean(matrix[np.ix_(labels == i, labels == i)])}"
+        for i in range(len(result.components))
+    ]
+    grouped = np.outer(labels >= 0, labels >= 0)
+    apart = grouped & (labels[:, None] != labels)
+    means.append(f"between components {_mean(matrix[apart])}")
+    return _kept(
+        figures.interaction_matrix(result),
+        _beside(stem, "interactions"),
+        f"Matrix of the interactions of {len(labels):,} neurons in the order of their components; "
+        f"means in nats: {', '.join(means)}.",
+        "What two neurons lose together beyond what each does by itself, nothing else suppressed, "
+        "estimated by gradients; dark above 0, where they cover for one another, a dash below 0. "
+        "Rows and columns: neurons in the order of their components, whose own pairs are framed.",
+    )
+
+
+def _mean(values: NDArray[np.float64]) -> str:
+    there = values[np.isfinite(values)]
+    return f"{there.mean():.2g}" if there.size else "–"
 
 
 def _graph(result: FactResult, stem: Path | None) -> Figure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import math
 import re
 import subprocess
@@ -28,6 +29,8 @@ from dkn_engine.report.figures import (
     barcode,
     bars,
     dkn_graph,
+    grouped_interactions,
+    interaction_matrix,
     lattice,
     neuron_map,
     overlap,
@@ -42,6 +45,9 @@ from tests.support.fact_results import known
 
 NAN = math.nan
 FACT = known("a", q=3, dkn=(0, 2))
+N = len(FACT.neurons)
+INTERACTIONS = np.random.default_rng(1).normal(size=N * (N - 1) // 2).astype(np.float32)
+MEASURED = dataclasses.replace(FACT, pair_interactions=INTERACTIONS)
 
 
 def some_bars() -> Figure:
@@ -60,6 +66,7 @@ MAKERS: dict[str, Callable[[], Figure]] = {
     "bars": some_bars,
     "overlap": lambda: overlap([[1, 0.25], [NAN, 1]], ["D", "N"]),
     "graph": lambda: dkn_graph(FACT),
+    "interactions": lambda: interaction_matrix(MEASURED),
     "lattice": lambda: lattice(FACT),
     "barcode": lambda: barcode(FACT),
     "subset_map": lambda: subset_map(FACT),
@@ -257,6 +264,71 @@ def test_barcode_of_a_component_that_never_dies_ends_in_an_arrow() -> None:
     assert np.asarray(arrow.get_xdata())[0] == pytest.approx(figure.axes[0].get_xlim()[1])
     with pytest.raises(ValueError, match="fact 'a' has no components"):
         barcode(dataclasses.replace(FACT, components=()))
+
+
+def test_interactions_are_in_the_order_of_the_groups() -> None:
+    """Each pair's figure is found where its two neurons are, the DKN's members first."""
+    places, labels, matrix = grouped_interactions(MEASURED)
+    assert labels.tolist() == [0] * 3 + [2] * 3 + [1] * 3 + [-1] * 4
+    of = {tuple(n): i for i, c in enumerate(FACT.components) for n in c.neurons.tolist()}
+    assert [of.get(tuple(n), -1) for n in FACT.neurons[places].tolist()] == labels.tolist()
+    assert sorted(places.tolist()) == list(range(N))
+    row = {int(place): i for i, place in enumerate(places)}
+    for k, (a, b) in enumerate(itertools.combinations(range(N), 2)):
+        assert matrix[row[a], row[b]] == matrix[row[b], row[a]] == INTERACTIONS[k]
+    assert np.isnan(np.diag(matrix)).all()
+
+
+def test_interactions_are_framed_by_group_and_marked_below_zero() -> None:
+    figure = interaction_matrix(MEASURED)
+    axes = figure.axes[0]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["C1*", "C3*", "C2", "in none: 4"]
+    frames = {(*p.get_xy(), p.get_width()) for p in rectangles(axes)}
+    assert frames == {(0, 0, 3), (3, 3, 3), (6, 6, 3)}
+    layer, index = MEASURED.components[0].neurons[0]
+    assert axes.get_yticklabels()[0].get_text() == f"{layer}:{index}"
+    (mesh,) = axes.collections
+    drawn: np.ndarray[Any, Any] = np.ma.filled(np.ma.asarray(mesh.get_array()), NAN).reshape(N, N)
+    _, _, matrix = grouped_interactions(MEASURED)
+    np.testing.assert_array_equal(drawn, matrix)
+    most = float(np.nanmax(np.abs(matrix[:9, :9])))
+    assert mesh.get_clim() == (-most, most)
+    (marks,) = axes.lines
+    below = {(int(x), int(y)) for x, y in zip(*np.asarray(marks.get_data()), strict=True)}
+    assert below == {(j, i) for i, j in np.ndindex(N, N) if matrix[i, j] < -0.05 * most}
+
+
+def test_of_many_neurons_those_in_groups_and_the_best_others_are_drawn() -> None:
+    n = 100
+    neurons = np.stack([np.arange(n) // 10, np.arange(n) % 10], axis=1).astype(np.int32)
+    many = dataclasses.replace(
+        FACT,
+        neurons=neurons,
+        scores=np.linspace(1, 0, n, dtype=np.float32),
+        components=tuple(
+            dataclasses.replace(c, neurons=neurons[90 + 2 * i : 92 + 2 * i])
+            for i, c in enumerate(FACT.components)
+        ),
+        pair_interactions=np.zeros(n * (n - 1) // 2, dtype=np.float32),
+    )
+    places, _, _ = grouped_interactions(many)
+    assert places.tolist() == [90, 91, 94, 95, 92, 93, *range(54)]
+    figure = interaction_matrix(many)
+    assert "in none: 54 of 94" in texts(figure)
+    assert len(to_svg(figure)) < 100_000
+
+
+@pytest.mark.parametrize("pairs", [0, 5])
+def test_interactions_of_other_neurons_are_refused(pairs: int) -> None:
+    other = dataclasses.replace(FACT, pair_interactions=np.ones(pairs, dtype=np.float32))
+    with pytest.raises(ValueError, match=f"each of the {N * (N - 1) // 2} pairs .* got {pairs}"):
+        interaction_matrix(other)
+
+
+def test_interactions_that_are_not_finite_are_left_empty() -> None:
+    lost = np.full_like(INTERACTIONS, NAN)
+    lost[0] = np.inf
+    to_svg(interaction_matrix(dataclasses.replace(FACT, pair_interactions=lost)))
 
 
 def test_subset_map_holds_every_drop_and_frames_the_dkn() -> None:

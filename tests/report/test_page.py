@@ -36,6 +36,7 @@ from dkn_engine.report.figures import to_svg
 from dkn_engine.report.html import files, render_page, write_page
 from dkn_engine.report.reading import versions_text
 from dkn_engine.report.run import run_report
+from dkn_engine.topology.arrays import component
 from dkn_engine.types import Component, Drops, FactResult
 from tests.report.test_figures import some_bars
 from tests.support.fact_results import known, several
@@ -429,6 +430,35 @@ def test_the_page_of_the_demo_is_small(tmp_path: Path) -> None:
     assert len(results) == 33
     page, _ = write_page(tmp_path, results, summarize(results))
     assert 1_000_000 < page.stat().st_size < 1_500_000
+
+
+def test_a_card_shows_the_interactions_that_the_run_measured(tmp_path: Path) -> None:
+    one = known("a")
+    n = len(one.neurons)
+    matrix = np.zeros((n, n))
+    matrix[:3, :3], matrix[:3, 6:9], matrix[6:9, :3] = 0.5, 2, 2  # within C1, between C1 and C3
+    measured = dataclasses.replace(
+        one, pair_interactions=matrix[np.triu_indices(n, 1)].astype(np.float32)
+    )
+    page, _ = write_page(tmp_path, [measured], summarize([measured]))
+    images = cards(read(page.read_text(encoding="utf-8")))[0].all("img")
+    assert drawing(images[2]) == (tmp_path / "figures" / "fact-00001-interactions.svg").read_text()
+    assert images[2].attributes["alt"] == (
+        "Matrix of the interactions of 13 neurons in the order of their components; means in nats: "
+        "within C1 0.5, within C2 0, within C3 0, between components 0.67."
+    )
+
+
+def test_components_that_no_filtration_made_have_no_life(tmp_path: Path) -> None:
+    one = known("a")
+    components = tuple(component(c.neurons) for c in one.components)
+    searched = dataclasses.replace(one, components=components)
+    page, _ = write_page(tmp_path, [one, searched], summarize([one, searched]), fact_figures=2)
+    with_life, without = cards(read(page.read_text(encoding="utf-8")))
+    assert ("persistence" in with_life.text, "persistence" in without.text) == (True, False)
+    assert "most persistent first" not in without.text
+    assert (tmp_path / "figures" / "fact-00001-barcode.svg").exists()
+    assert not (tmp_path / "figures" / "fact-00002-barcode.svg").exists()
 
 
 def test_page_without_matplotlib_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
