@@ -14,7 +14,6 @@ from dkn_engine.cli.inputs import (
     Problem,
     fact_file,
     load_model,
-    plain_problems,
     readable,
     refuse_no_facts,
     tell_problems,
@@ -103,7 +102,7 @@ def _prepare(options: FindOptions, config: Config) -> tuple[Run, list[Problem]]:
     facts = fact_file(source, options.input.reading, config.facts, options.selection.relations)
     with readable(facts):
         run = prepare(facts, config, shard, options.directory)
-    problems = plain_problems(facts.problems)
+    problems = [problem.plain() for problem in facts.problems]
     if not run.plan.n_facts:
         refuse_no_facts(facts, problems)
     return run, problems

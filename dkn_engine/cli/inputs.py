@@ -41,7 +41,7 @@ def read_facts(file: FactFile) -> tuple[list[Fact], list[Problem]]:
     found: list[FactProblem] = []
     with readable(file):
         facts = list(file.read(found))
-    problems = plain_problems(found)
+    problems = [problem.plain() for problem in found]
     if not facts:
         refuse_no_facts(file, problems)
     return facts, problems
@@ -55,11 +55,6 @@ def readable(file: FactFile) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"facts {str(file.source)!r} cannot be read: {reason}") from error
-
-
-def plain_problems(found: Sequence[FactProblem]) -> list[Problem]:
-    """Problems as JSON has them."""
-    return [{"file": p.file, "line": p.line, "id": p.id, "reason": p.reason} for p in found]
 
 
 def refuse_no_facts(file: FactFile, problems: Sequence[Problem]) -> NoReturn:

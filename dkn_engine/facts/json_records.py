@@ -47,6 +47,10 @@ class FactProblem:
         parts = (self.file, self.line, self.id and " ".join(self.id.split()))
         return f"{':'.join(str(p) for p in parts if p is not None)}: {self.reason}"
 
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {"file": self.file, "line": self.line, "id": self.id, "reason": self.reason}
+
 
 @dataclass(frozen=True, slots=True)
 class Located:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dkn_engine.files.atomic import write_files
 from dkn_engine.files.local_paths import local_path
@@ -21,12 +22,14 @@ from dkn_engine.report.content import (
 from dkn_engine.report.drawings import pictures_of
 from dkn_engine.report.family import about_family
 from dkn_engine.report.figures import available
+from dkn_engine.report.files import write_summary
 from dkn_engine.report.html.files import write_page
 from dkn_engine.report.html.page import render_blocks
 from dkn_engine.report.run import STATUS_WORDS, facts_table
 from dkn_engine.report.summary import Summary, summarize
 from dkn_engine.statistics.intervals import mean_estimate
 from dkn_engine.statistics.words import interval
+from dkn_engine.store import RunPath, as_folder
 from dkn_engine.types import FactResult
 
 if TYPE_CHECKING:
@@ -90,6 +93,18 @@ def comparison_html(comparison: RunComparison) -> str:
 def summary_of(results: Results) -> Summary:
     """The headline figures."""
     return summarize(results)
+
+
+def write_summaries(results: Results, out: RunPath, problems: Sequence[Mapping[str, Any]]) -> None:
+    """``summary.md`` and ``summary.json`` of a run directory, as ``dkn-engine find`` writes them.
+
+    Args:
+        results: of the run, all of them.
+        out: its directory.
+        problems: facts that the loader left out.
+    """
+    with as_folder(out, "manifest.json") as folder:
+        write_summary(folder, results, summarize(results), problems=problems)
 
 
 def write_report(results: Results, path: str | Path) -> Path:

@@ -16,7 +16,7 @@ from dkn_engine.config import Config
 from dkn_engine.degeneracy.reference_facts import reference_order
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts.given import Facts, facts_from
-from dkn_engine.facts.scan import Scan, pick, scan
+from dkn_engine.facts.scan import FactFile, Scan, pick, scan
 from dkn_engine.models.fingerprint import Identity, identity_of
 from dkn_engine.models.tokens import encode_fact, mask_token_text
 from dkn_engine.results import Results
@@ -24,6 +24,7 @@ from dkn_engine.run.build_info import versions
 from dkn_engine.run.progress import Watch, watched
 from dkn_engine.run.stages import Stages
 from dkn_engine.run.tasks import Task, iter_tasks
+from dkn_engine.showing import shown
 from dkn_engine.store import RunDirectory, RunPath, count_done, place_of, read_manifest
 from dkn_engine.store.manifest import exists
 from dkn_engine.store.plan import WHOLE, Plan, Shard
@@ -51,6 +52,9 @@ def find_dkns(
 ) -> Results:
     """The degenerate knowledge neurons of every fact, in the order of the facts.
 
+    A run directory has ``summary.md`` and ``summary.json`` at the end, as after ``dkn-engine
+    find``; ``dkn-engine report`` writes its page.
+
     Args:
         model, tokenizer, facts, config, out, shard, progress: see :func:`iter_dkns`, also for
             errors and sources.
@@ -59,7 +63,11 @@ def find_dkns(
             is continued with the same ones only.
     """
     run = prepare(facts, config, shard, out, baselines)
-    return Results(_watched(model, tokenizer, run, out, progress))
+    results = Results(_watched(model, tokenizer, run, out, progress))
+    if out is not None:
+        left_out = run.facts.problems if isinstance(run.facts, FactFile) else []
+        shown("write_summaries", results, out, [problem.plain() for problem in left_out])
+    return results
 
 
 def iter_dkns(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dkn_engine.config import Config
 from dkn_engine.errors import UserError
 from dkn_engine.models.load import load_model
-from dkn_engine.run.pipeline import iter_dkns
+from dkn_engine.run.pipeline import find_dkns
 from dkn_engine.store import RunPath
 from dkn_engine.types import FactResult, Progress
 
@@ -34,13 +34,13 @@ def find(
         answer: the expected continuation; the space in front of it is the tokenizer's matter.
         model: what :func:`dkn_engine.load_model` takes, loaded for this call; or a loaded model.
         tokenizer: of a loaded model; of another none is given.
-        config, out, progress: see :func:`dkn_engine.iter_dkns`.
+        config, out, progress: see :func:`dkn_engine.find_dkns`.
 
     Raises:
         UserError: a loaded model without a tokenizer, or a name with one.
         FactError: prompt or answer is empty, or the prompt holds another format's blank.
         UserError, UnsupportedModelError, RunDirectoryError: see :func:`dkn_engine.load_model` and
-            :func:`dkn_engine.iter_dkns`.
+            :func:`dkn_engine.find_dkns`.
 
     Example:
         >>> import dkn_engine as dkn
@@ -59,5 +59,5 @@ def find(
     if isinstance(model, str | Path):
         model, its = load_model(model)
     asked = {"prompt": prompt, "answer": answer}
-    (result,) = iter_dkns(model, its, asked, config, out, progress=progress)
+    (result,) = find_dkns(model, its, asked, config, out, progress=progress)
     return result

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import dkn_engine as dkn
+from dkn_engine.cli.main import main
 from dkn_engine.cli.settings import config_from_options
 from dkn_engine.errors import UserError
 from dkn_engine.facts import write_facts
@@ -240,6 +241,18 @@ def test_facts_are_selected(file: Path, options: dict[str, Any], expected: Any) 
     for _ in range(2):
         assert [f.id for f in facts] == [f"f{i}" for i in expected]
     assert scan(facts, 4).n == len(expected)
+
+
+def test_a_run_directory_has_the_summaries_of_the_program(
+    model: Any, file: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    dkn.find_dkns(model, words_tokenizer(), file, CONFIG, run)
+    before = {path.name: path.read_bytes() for path in run.glob("summary.*")}
+    assert before.keys() == {"summary.md", "summary.json"}
+    assert [p["id"] for p in json.loads(before["summary.json"])["problems"]] == ["broken"]
+    assert main(["report", str(run), "--fact-figures", "0", "--quiet"]) == 0
+    assert {name: (run / name).read_bytes() for name in before} == before
 
 
 def test_problems_are_told_once(file: Path) -> None:
