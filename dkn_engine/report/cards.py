@@ -27,6 +27,7 @@ from dkn_engine.report.content import (
 from dkn_engine.report.family import about_family, component_name, members_of
 from dkn_engine.report.figures.subsets import has_drops, subset_drops
 from dkn_engine.report.run import FACTS, STATUS_WORDS, dkn_sizes
+from dkn_engine.statistics.words import DASH
 from dkn_engine.types import Component, Drops, FactResult
 
 KINDS = {
@@ -209,7 +210,7 @@ def _controls(result: FactResult) -> Table:
                 _spread(d.partial_drop, d.partial_std),
                 _spread(d.full_drop, d.full_std),
                 _redundancy(d),
-                d.excess,
+                _drop(d.excess),
             )
             for name, d in rows
         ],
@@ -257,5 +258,10 @@ def _redundancy(drops: Drops) -> str:
 
 
 def _spread(value: float, deviation: float) -> str:
-    text = cell_text(round(value, 3) + 0.0)
-    return f"{text} ± {deviation:.2g}" if math.isfinite(deviation) else text
+    text = _drop(value)
+    return f"{text} ± {deviation:.3f}" if math.isfinite(deviation) else text
+
+
+def _drop(value: float) -> str:
+    """To a thousandth; a rounded "-0.000" is 0.000."""
+    return f"{round(value, 3) + 0.0:.3f}" if math.isfinite(value) else DASH

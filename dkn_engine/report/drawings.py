@@ -109,7 +109,7 @@ def _barcode(result: FactResult, stem: Path) -> Figure:
         figures.barcode(result),
         _beside(stem, "barcode"),
         f"Bars of {len(result.components)} components from birth to death; in the DKN: {members}.",
-        "Life of the components in the filtration. Dark: in the DKN.",
+        "Life of the components in the filtration. Those of the DKN have a *.",
     )
 
 

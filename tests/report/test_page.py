@@ -117,9 +117,9 @@ def test_a_card_holds_what_was_found() -> None:
     assert sizes[4][2:] == ["0.488"] * 3
     assert controls[1:] == [
         ["The DKN on this prompt", "1", "0.200", "0.360", "1.25", "0.150"],
-        ["All candidates on this prompt", "1", "0.300", "0.488", "1.00", "0.00"],
-        ["random neurons", "20", "0.0100 ± 0.01", "0.0200 ± 0.02", "1.00 (of 18)", "0.0100"],
-        ["held-out paraphrases", "3", "0.100 ± 0.05", "0.200 ± 0.06", "1.10", "0.0200"],
+        ["All candidates on this prompt", "1", "0.300", "0.488", "1.00", "0.000"],
+        ["random neurons", "20", "0.010 ± 0.010", "0.020 ± 0.020", "1.00 (of 18)", "0.010"],
+        ["held-out paraphrases", "3", "0.100 ± 0.050", "0.200 ± 0.060", "1.10", "0.020"],
     ]
 
 
