@@ -11,7 +11,7 @@ from dkn_engine.report.figures.bar_chart import bars
 from dkn_engine.report.figures.component_graph import dkn_graph
 from dkn_engine.report.figures.files import save, to_png, to_svg
 from dkn_engine.report.figures.hasse_diagram import has_lattice, lattice, lattice_family
-from dkn_engine.report.figures.interaction_matrix import grouped_interactions, interaction_matrix
+from dkn_engine.report.figures.interactions_by_group import grouped_interactions, interaction_matrix
 from dkn_engine.report.figures.lifetimes import barcode
 from dkn_engine.report.figures.neurons import neuron_map
 from dkn_engine.report.figures.share_matrix import overlap
