@@ -38,6 +38,7 @@ class Choice:
         remark: on them, mostly empty.
         null: begins to measure what chance finds by the same choice, where that asks the model;
             None where the filter's own control does, or without draws.
+        connection_weights: float32 ``[m]``, of the fact's neurons (``types.Selection``).
         interactions: float64 ``[n (n - 1) / 2]``, of pairs of the fact's neurons, where the choice
             measures them (``types.Degeneracy.pair_interactions``).
     """
@@ -45,4 +46,7 @@ class Choice:
     components: tuple[Component, ...]
     remark: str = ""
     null: Callable[[], Measurement[Null]] | None = None
+    connection_weights: NDArray[np.float32] = field(
+        default_factory=lambda: np.empty(0, dtype=np.float32)
+    )
     interactions: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))

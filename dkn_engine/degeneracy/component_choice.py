@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -20,8 +21,9 @@ from dkn_engine.degeneracy.null_draws import Null
 from dkn_engine.degeneracy.regrouped_trees import REGROUPED_TREE, regrouped_tree_null
 from dkn_engine.degeneracy.tree_families import Chosen, tree_family
 from dkn_engine.errors import FactError
-from dkn_engine.models.connections import connection_rows
+from dkn_engine.models.connections import Rows, connection_rows
 from dkn_engine.seeds import generator
+from dkn_engine.topology.adjacent_weights import adjacent_weights
 from dkn_engine.topology.clustering import candidates_by_distance, find_candidates
 from dkn_engine.topology.graph import weight_distances
 from dkn_engine.types import Component
@@ -46,17 +48,35 @@ def choose_components(
         means: what suppressed activations become, ``[L, F]``; None for zero.
         paraphrases: hold those that may be used for finding, of all facts.
     """
-    if config.topology.clustering == "covering":
-        return together(
-            [covering_choice(prompts, one, config, means, paraphrases) for one in located]
-        )
-    return together([_choice(prompts, one, config, means) for one in located])
+    given = config, means, paraphrases
+    return together([_choice(prompts, one, *given) for one in located])
 
 
 def _choice(
-    prompts: Prompts, one: Located, config: Config, means: NDArray[np.float64] | None
+    prompts: Prompts,
+    one: Located,
+    config: Config,
+    means: NDArray[np.float64] | None,
+    paraphrases: Prompts | None,
 ) -> Measurement[Choice]:
-    every = graph_components(prompts, one, config.topology, means)
+    """A fact's candidates, by a search or from its graph, with the weights between its neurons."""
+    rows = connection_rows(prompts.layout, one.selection.neurons, config.topology)
+    weights = adjacent_weights(one.selection.neurons, *rows)
+    if config.topology.clustering == "covering":
+        choice = yield from covering_choice(prompts, one, config, means, paraphrases)
+    else:
+        choice = yield from _of_graph(prompts, one, config, means, rows)
+    return replace(choice, connection_weights=weights)
+
+
+def _of_graph(
+    prompts: Prompts,
+    one: Located,
+    config: Config,
+    means: NDArray[np.float64] | None,
+    rows: Rows,
+) -> Measurement[Choice]:
+    every = graph_components(prompts, one, config.topology, means, rows)
     if config.topology.select == "tree":
         chosen = yield from tree_family(prompts, one.sequence, every, config, means)
         remark = "" if chosen.passes else f"no family of the tree's {len(every)} nodes passes"
@@ -87,10 +107,13 @@ def graph_components(
     one: Located,
     config: TopologyConfig,
     means: NDArray[np.float64] | None = None,
+    rows: Rows | None = None,
 ) -> tuple[Component, ...]:
     """Components of a fact's neurons in the graph that ``config.connections`` says.
 
     Arguments as in :func:`choose_components`; with ``config.select="tree"`` all nodes of the tree.
+    ``rows`` are those of :func:`dkn_engine.models.connections.connection_rows`; None: they are read
+    if the graph needs them.
 
     Raises:
         UnsupportedModelError: the model does not have the weights that are asked for.
@@ -99,7 +122,7 @@ def graph_components(
     if config.connections == "influence":
         distances = weight_distances(neurons, influence(prompts, one.sequence, neurons, means))
         return candidates_by_distance(neurons, distances, config)
-    w_out, w_in = connection_rows(prompts.layout, neurons, config)
+    w_out, w_in = connection_rows(prompts.layout, neurons, config) if rows is None else rows
     if config.by_activation:
         w_out = w_out * activation_sizes(prompts, one.sequence, neurons)[:, None]
     return find_candidates(neurons, w_out, w_in, config)

@@ -26,13 +26,11 @@ from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts.load import load_facts
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence, encode_sequences, wrong_answers_of
-from dkn_engine.models.connections import connection_rows
 from dkn_engine.models.layout import find_layout
 from dkn_engine.models.tokens import mask_token_id
 from dkn_engine.run.tasks import Task
 from dkn_engine.selection import select_neurons
 from dkn_engine.store.tables import chunk_files
-from dkn_engine.topology.adjacent_weights import adjacent_weights
 from dkn_engine.types import (
     Answered,
     AttributionQuality,
@@ -58,12 +56,14 @@ class _Task:
         fact: as it was given.
         answer: the spelling that is taken.
         sequence: of prompt and answer; ``place``: its index among the chunk's prompts.
+        paraphrases: those that may be used for finding, once they have been encoded.
     """
 
     fact: Fact
     answer: str
     sequence: AnswerSequence
     place: int
+    paraphrases: Sequence[AnswerSequence] = ()
 
 
 # A fact with its neurons and how well they were attributed.
@@ -216,17 +216,13 @@ class Stages:
                 chosen.append(task)
         if not chosen:
             return
+        chosen = [replace(t, paraphrases=self._to_find_by(t, located is None)) for t in chosen]
         if located is not None:
-            selected = [(t, self._given(located[t.fact.id]), AttributionQuality()) for t in chosen]
+            selected = [(t, _given(located[t.fact.id]), AttributionQuality()) for t in chosen]
             yield from self._examined(selected, prompts)
             return
         self._say(1, "attributing", len(chosen))
-        n = self.config.selection.n_paraphrases  # that help to find neurons
-        wrong = [wrong_answers_of(task.fact, self.config.attribution) for task in chosen]
-        used = [
-            [task.sequence, *self._paraphrases(task, slice(0, n), against)]
-            for task, against in zip(chosen, wrong, strict=True)
-        ]
+        used = [[task.sequence, *task.paraphrases] for task in chosen]
         flat = [sequence for group in used for sequence in group]
         scores = attribute_chunk(
             self.model,
@@ -239,6 +235,13 @@ class Stages:
         ends = np.cumsum([len(group) for group in used]).tolist()
         spans = [slice(end - len(group), end) for end, group in zip(ends, used, strict=True)]
         yield from self._results(chosen, prompts, scores, spans)
+
+    def _to_find_by(self, task: _Task, scored: bool) -> list[AnswerSequence]:
+        """A fact's paraphrases that attribution or a search may use; none if neither does."""
+        if not (scored or self.config.topology.clustering == "covering"):
+            return []
+        wrong = wrong_answers_of(task.fact, self.config.attribution) if scored else ()
+        return self._paraphrases(task, slice(0, self.config.selection.n_paraphrases), wrong)
 
     def _given_to(
         self, tasks: Sequence[_Task], n_prompts: Sequence[int], places: Mapping[str, int]
@@ -276,7 +279,8 @@ class Stages:
         for task, span in zip(tasks, spans, strict=True):
             table = scores.scores[span]
             if np.isfinite(table).all():
-                selected.append((task, self._selected(table), _quality(scores, span)))
+                selection = select_neurons(table, self.config.selection)
+                selected.append((task, selection, _quality(scores, span)))
             else:
                 reason = f"fact {task.fact.id!r}: attribution gives scores that are not finite"
                 yield _without(task.fact, "error", reason, answer=task.answer)
@@ -317,6 +321,7 @@ class Stages:
             answered = Answered(
                 fact.id, "ok", choice.remark, fact.prompt, task.answer, fact.relation, p, rank
             )
+            selection = replace(selection, connection_weights=choice.connection_weights)
             interactions = choice.interactions.astype(np.float32)
             degeneracy = replace(degeneracy, pair_interactions=interactions)
             yield FactResult.of(answered, selection, degeneracy, quality)
@@ -329,10 +334,9 @@ class Stages:
 
         Of those, the ones that the model answers.
         """
-        n = self.config.selection.n_paraphrases
-        if self.config.topology.clustering != "covering" or not n:
+        if self.config.topology.clustering != "covering":
             return [Located(task.fact, task.place, found) for task, found, _ in selected], None
-        texts = [self._paraphrases(task, slice(0, n)) for task, _, _ in selected]
+        texts = [task.paraphrases for task, _, _ in selected]
         flat = [sequence for some in texts for sequence in some]
         used = self._prompts(flat) if flat else None
         known = np.zeros(0, dtype=bool) if used is None else knows(used, self.config.filter)
@@ -342,19 +346,6 @@ class Stages:
             Located(task.fact, task.place, found, [i for i in index if known[i]])
             for (task, found, _), index in zip(selected, indices, strict=True)
         ], used
-
-    def _selected(self, scores: NDArray[np.float32]) -> Selection:
-        """A fact's neurons, with the weights that connect them."""
-        return self._connected(select_neurons(scores, self.config.selection))
-
-    def _given(self, neurons: NDArray[np.int32]) -> Selection:
-        """Neurons found elsewhere, whose scores are not known."""
-        scores = np.full(len(neurons), np.nan, dtype=np.float32)
-        return self._connected(Selection(neurons, scores))
-
-    def _connected(self, selection: Selection) -> Selection:
-        rows = connection_rows(self.layout, selection.neurons, self.config.topology)
-        return replace(selection, connection_weights=adjacent_weights(selection.neurons, *rows))
 
     def _means(self, located: Sequence[Located]) -> NDArray[np.float64] | None:
         """What suppressed activations become ``[L, F]``; None for zero, or without facts."""
@@ -375,6 +366,11 @@ def _best(
         tasks.append(_Task(fact, answer, encoded[answer], first + best))
         first += len(encoded)
     return tasks
+
+
+def _given(neurons: NDArray[np.int32]) -> Selection:
+    """Neurons found elsewhere, whose scores are not known."""
+    return Selection(neurons, np.full(len(neurons), np.nan, dtype=np.float32))
 
 
 def _quality(scores: ChunkScores, span: slice) -> AttributionQuality:

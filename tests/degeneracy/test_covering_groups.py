@@ -19,6 +19,9 @@ from dkn_engine.degeneracy import edited_answers, gates
 from dkn_engine.degeneracy.covering_groups import Drops, Groups, covering_groups
 from dkn_engine.degeneracy.local_drops import suppressed_sets
 from dkn_engine.errors import UserError
+from dkn_engine.forward import encoding
+from dkn_engine.models.layout import Mlp
+from dkn_engine.run import stages
 from tests.support.planted import BOTH, EITHER, Planted, planted_model
 from tests.support.words import words_tokenizer
 
@@ -236,6 +239,37 @@ def test_paraphrases_for_finding_are_used_and_not_judged_by(model: Any) -> None:
     assert found.is_degenerate
     assert found.holds
     assert found.controls["paraphrases"].n == 1
+
+
+@pytest.mark.parametrize("clustering", ["ntc", "covering"])
+def test_weights_and_paraphrases_of_a_fact_are_read_once(
+    model: Any, clustering: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attribution, graph or search, and the result look at what was read for all of them."""
+    rows: list[int] = []
+    texts: list[str] = []
+    rows_of, encoded = Mlp.w_out, encoding.encode_sequence
+
+    def w_out(mlp: Mlp, index: Any) -> Any:
+        if isinstance(index, list):  # attribution takes whole layers
+            rows.extend(index)
+        return rows_of(mlp, index)
+
+    def encode_sequence(model: Any, tokenizer: Any, prompt: str, *rest: Any, **more: Any) -> Any:
+        texts.append(prompt)
+        return encoded(model, tokenizer, prompt, *rest, **more)
+
+    monkeypatch.setattr(Mlp, "w_out", w_out)
+    monkeypatch.setattr(encoding, "encode_sequence", encode_sequence)
+    monkeypatch.setattr(stages, "encode_sequence", encode_sequence)
+    others = tuple(f"w{i} {EITHER.fact.prompt}" for i in (30, 31))
+    fact = dataclasses.replace(EITHER.fact, paraphrases=others)
+    settings = {"selection.n_paraphrases": 1, "selection.paraphrase_share": 0}
+    config = CONFIG.set(settings | {"topology.clustering": clustering})
+    (found,) = results(model, [fact], config)
+    assert found.components
+    assert len(rows) == len(found.neurons)
+    assert sorted(texts) == sorted([fact.prompt, *others])
 
 
 def test_gradients_need_fixed_tokens() -> None:
