@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dkn_engine.attribution.sites import STRAIGHT
+from dkn_engine.models.affine import bias_of
+from dkn_engine.models.dense import is_dense
 from dkn_engine.models.layout import Layout
 from dkn_engine.models.projections import project
 from dkn_engine.ops.ig_accumulate import ig_accumulate
@@ -115,12 +117,11 @@ class Paths:
 
     def outputs(self, layer: int, context: Tensor, alpha: Tensor) -> Tensor:
         """The MLP's output ``[n, d]`` at path points of one layer."""
-        down = self.layout.mlps[layer].down
         if self.site in STRAIGHT:
             # The projection is linear, so the path is straight after it too: project two ends.
             if layer not in self._ends:
                 ends = torch.stack([self.baseline[:, layer], self.value[:, layer]])
-                start, end = project(down, ends)
+                start, end = self._project(layer, ends)
                 self._ends[layer] = (start, end - start)
             start, change = self._ends[layer]
             along = alpha.to(start.dtype).unsqueeze(-1)
@@ -130,7 +131,23 @@ class Paths:
         assert act is not None
         ends_of = (self.baseline[context, layer], self.value[context, layer])
         inner = path_activation(alpha, *ends_of, up, act, backend=self.backend)
-        return project(down, inner.to(self.dtype))
+        return self._project(layer, inner.to(self.dtype))
+
+    def _rows(self, layer: int) -> Tensor:
+        """The down projection's rows ``[F, d]``."""
+        if layer not in self._w_out:
+            self._w_out[layer] = self.layout.mlps[layer].w_out(slice(None))
+        return self._w_out[layer]
+
+    def _project(self, layer: int, x: Tensor) -> Tensor:
+        """``x`` ``[..., F]`` through the down projection, in the dtype of ``x``."""
+        down = self.layout.mlps[layer].down
+        if is_dense(down):
+            return project(down, x)
+        # By the rows that scores are read with, which may be wider than what it takes itself.
+        bias = bias_of(down)
+        assert bias is not None
+        return x @ self._rows(layer).to(x.dtype) + bias.to(x.dtype)
 
     def scores(
         self,
@@ -150,8 +167,6 @@ class Paths:
             context: int64 ``[M]``, of each segment.
         """
         mlp = self.layout.mlps[layer]
-        if layer not in self._w_out:
-            self._w_out[layer] = mlp.w_out(slice(None))
         path = None
         if self.site == "pre":
             assert mlp.act is not None
@@ -163,7 +178,7 @@ class Paths:
             gradients,
             weights,
             segments,
-            self._w_out[layer],
+            self._rows(layer),
             self.factor[context, layer],
             path=path,
             backend=self.backend,

@@ -24,7 +24,7 @@ def dense_weight(module: nn.Module) -> torch.Tensor:
     weight: Any = getattr(module, "weight", None)
     if getattr(weight, "ndim", 0) != 2 or not plain_weight(weight):
         dtype = getattr(weight, "dtype", None)
-        _refuse_projection(f"{type(module).__name__} with weight of dtype {dtype}")
+        refuse_projection(f"{type(module).__name__} with weight of dtype {dtype}")
     require_dense(module)
     dense: torch.Tensor = weight.detach()
     return dense
@@ -36,11 +36,12 @@ def require_dense(module: nn.Module) -> None:
     Raises:
         UnsupportedModelError: says what it is and what to do about it.
     """
-    if not _is_dense(module):
-        _refuse_projection(_odd(module))
+    if not is_dense(module):
+        refuse_projection(_odd(module))
 
 
-def _refuse_projection(found: str) -> NoReturn:
+def refuse_projection(found: str) -> NoReturn:
+    """Say what was found in the place of a dense projection."""
     raise UnsupportedModelError(
         f"expected a dense floating-point projection (Linear or Conv1D); found {found}"
     )
@@ -64,17 +65,19 @@ def _odd(module: nn.Module) -> str:
 
 def dense_matrix(module: nn.Module) -> torch.Tensor | None:
     """``[in, out]`` of a plain dense projection, which is all it does; else None."""
-    if not _is_dense(module):
+    if not is_dense(module):
         return None
     matrix = dense_weight(module)
     return matrix if is_conv1d(module) else matrix.T
 
 
-def _is_dense(module: nn.Module) -> bool:
+def is_dense(module: nn.Module) -> bool:
     """Whether the module is known to multiply by its weight and add its bias, and no more."""
     from torch import nn
 
     if own_forward(module) is not None and not hasattr(module, "_hf_hook"):  # accelerate's calls it
+        return False
+    if not plain_weight(getattr(module, "weight", None)):
         return False
     kind = next(c for c in type(module).__mro__ if "forward" in vars(c))
     if kind is nn.Linear or (kind.__module__, kind.__name__) == _CONV1D:

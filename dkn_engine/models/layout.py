@@ -8,7 +8,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dkn_engine.errors import UnsupportedModelError
-from dkn_engine.models.dense import dense_weight, is_conv1d, of_peft
+from dkn_engine.models.affine import input_rows, output_rows, require_linear, sizes
+from dkn_engine.models.dense import of_peft
 from dkn_engine.models.model_lock import locked
 from dkn_engine.models.norms import measured_gain, norms_in_front
 from dkn_engine.models.readable import refuse_unreadable_weights
@@ -84,8 +85,7 @@ class Mlp:
 
     def w_out(self, index: Any) -> torch.Tensor:
         """Rows ``[n, d]``: what each neuron of ``index`` adds to the MLP's output."""
-        weight = dense_weight(self.down)
-        return weight[index] if is_conv1d(self.down) else weight.T[index]
+        return input_rows(self.down, index)
 
     def w_in(self, index: Any, which: str = "gate") -> torch.Tensor:
         """Rows ``[n, d]``: the direction each neuron of ``index`` reads, by its gate or up row."""
@@ -96,11 +96,11 @@ class Mlp:
                     "input_weights='up' needs a gated MLP; this model's MLP has no up projection"
                 )
             module = self.up
-        weight = dense_weight(module).T if is_conv1d(module) else dense_weight(module)
-        if self.fused:
-            half = weight.shape[0] // 2
-            weight = weight[half:] if which == "up" else weight[:half]
-        return weight[index]
+        if not self.fused:
+            return output_rows(module, index)
+        half = sizes(module)[1] // 2
+        rows = output_rows(module, slice(None))
+        return (rows[half:] if which == "up" else rows[:half])[index]
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,15 +181,18 @@ def find_layout(model: nn.Module) -> Layout:
         refuse_unreadable_weights(model)
         base, stack, layers = _find_stack(model, name)
         mlps = tuple(_find_mlp(layer, f"{name}.{stack}[{i}]") for i, layer in enumerate(layers))
-        d_model, width = _shape(mlps[0].down)
+        width, d_model = sizes(mlps[0].down)
         for i, mlp in enumerate(mlps):
-            if _shape(mlp.down) != (d_model, width):
-                found = f"{_shape(mlp.down)} in layer {i} and {(d_model, width)} in layer 0"
+            if sizes(mlp.down) != (width, d_model):
+                found = f"{sizes(mlp.down)[::-1]} in layer {i} and {(d_model, width)} in layer 0"
                 raise UnsupportedModelError(
                     f"{name}: expected one MLP size (d, F) in every layer; found {found}"
                 )
         layout = Layout(model, base, stack, tuple(layers), mlps, width, d_model)
         _refuse_shared(layout, name)
+        for i, mlp in enumerate(mlps):
+            for module in filter(None, (mlp.down, mlp.gate, mlp.up)):
+                require_linear(module, layout.name_of(i, module))
         return layout
 
 
@@ -309,8 +312,3 @@ def _first(layer: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
         if isinstance(module, nn.Module):
             return module
     return None
-
-
-def _shape(down: nn.Module) -> tuple[int, int]:
-    rows, columns = dense_weight(down).shape
-    return (columns, rows) if is_conv1d(down) else (rows, columns)

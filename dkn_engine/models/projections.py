@@ -19,16 +19,23 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from dkn_engine.errors import UnsupportedModelError
-from dkn_engine.models.dense import is_conv1d
-from dkn_engine.models.guest import hooks
+from dkn_engine.models.affine import random_input
+from dkn_engine.models.dense import is_conv1d, is_dense
+from dkn_engine.models.guest import guest, hooks
 from dkn_engine.models.layout import Layout
-from dkn_engine.models.torch_internals import output_hooks
+from dkn_engine.models.torch_internals import class_forward, output_hooks
 
 _PROBES = 16
 
 
 def project(module: nn.Module, x: Tensor) -> Tensor:
-    """``x W + b`` ``[..., out]`` in the dtype of ``x`` ``[..., in]``, past hooks on the module."""
+    """``x W + b`` ``[..., out]`` in the dtype of ``x`` ``[..., in]``, past hooks on the module.
+
+    What is not dense runs as it is, in the dtype that it takes.
+    """
+    if not is_dense(module):
+        own: Tensor = class_forward(module)(x)
+        return own
     weight: Any = module.weight
     bias: Any = getattr(module, "bias", None)
     weight, bias = (None if p is None else p.detach().to(x.dtype) for p in (weight, bias))
@@ -128,7 +135,6 @@ def refuse_unless_run(
     ]
 
 
-@torch.no_grad()
 def refuse_changed_weight(layout: Layout, layer: int, module: nn.Module) -> None:
     """Refuse a projection whose output hooks change, by running it alone; without hooks it is not.
 
@@ -137,16 +143,15 @@ def refuse_changed_weight(layout: Layout, layer: int, module: nn.Module) -> None
     """
     if not output_hooks(module):
         return
-    weight: Any = module.weight
-    n_in = weight.shape[0 if is_conv1d(module) else 1]
     random = torch.Generator().manual_seed(0)
-    probe = torch.randn(1, _PROBES, n_in, generator=random).to(weight)
+    probe = random_input(module, _PROBES, random).unsqueeze(0)
     seen: list[Any] = []
 
     def keep(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         seen.append(does_more(module, args[0][0], output[0]))
 
-    with hooks([module.register_forward_hook(keep)]):
+    # As it is in a call of the engine: without dropout, say, of an adapter.
+    with guest(module, grad=False), hooks([module.register_forward_hook(keep)]):
         try:
             module(probe)
         except Exception as error:  # of a hook that takes only what the model gives

@@ -175,3 +175,13 @@ def test_dropout_is_off_whatever_mode_the_model_was_in() -> None:
     found = run("gpt2", model)
     assert torch.equal(torch.get_rng_state(), before)
     assert np.array_equal(found.scores, run("gpt2", model.eval()).scores)
+
+
+def test_checkpointing_is_off_whatever_mode_the_model_was_in() -> None:
+    expected = run("llama", tiny("llama")).scores
+    model = tiny("llama").train()
+    model.activation_checkpointing_enable()
+    before = state(model)
+    assert np.array_equal(run("llama", model).scores, expected)
+    assert state(model) == before
+    assert model.is_activation_checkpointing

@@ -137,10 +137,20 @@ def test_global_hooks_that_change_projections_are_refused() -> None:
         handle.remove()
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
-def test_a_forward_of_the_instance_is_refused(name: str) -> None:
+@pytest.mark.parametrize("name", ["llama", "opt"])
+def test_a_forward_of_the_instance_is_as_weights_that_scale(name: str) -> None:
     model = tiny(name)
+    by_weight = copy.deepcopy(model)
+    scaled(down_of(name, by_weight, LAYER), 1.5, bias=True)
+    expected = attributed(name, by_weight, fixed())
     keeps_its_own(down_of(name, model, LAYER))
+    found = attributed(name, model, fixed())
+    assert relative_error(found.scores, expected.scores) < FLOAT64
+
+
+def test_a_forward_of_the_instance_is_refused_where_the_module_does_not_say_its_sizes() -> None:
+    model = tiny("gpt2")
+    keeps_its_own(down_of("gpt2", model, LAYER))
     with pytest.raises(UnsupportedModelError, match="forward is its own"):
         attribute(model)
 

@@ -49,19 +49,6 @@ def refused(model: Any) -> str:
     return min(told)
 
 
-@pytest.mark.parametrize("kind", ["LoraConfig", "IA3Config"])
-def test_an_adapter_on_the_mlp_is_named_and_merging_it_mends(peft: Any, kind: str) -> None:
-    options: dict[str, Any] = {"target_modules": ["down_proj"]}
-    if kind == "IA3Config":
-        options["feedforward_modules"] = ["down_proj"]
-    model = peft.get_peft_model(llama(), getattr(peft, kind)(**options))
-    told = refused(model)
-    assert "an adapter of peft around it (peft.tuners." in told
-    assert "active: 'default'" in told
-    assert "model = model.merge_and_unload()" in told
-    assert dkn.attribute(model.merge_and_unload(), words_tokenizer(), [FACT]).probability[0] > 0
-
-
 @pytest.mark.parametrize("kind", ["PromptTuningConfig", "PromptEncoderConfig"])
 def test_prompt_tuning_is_named(peft: Any, kind: str) -> None:
     config = getattr(peft, kind)(num_virtual_tokens=3, task_type="CAUSAL_LM")
@@ -144,27 +131,23 @@ def of_folder(model: Any, folder: Path) -> Path:
     return folder
 
 
-def test_an_adapter_beside_the_weights_is_mended_as_the_refusal_says(
-    tmp_path: Path, peft: Any
-) -> None:
+def test_an_adapter_beside_the_weights_counts(tmp_path: Path, peft: Any) -> None:
     """transformers puts it into a model of its own class, which cannot merge."""
     folder, apart = of_folder(llama(), tmp_path / "model"), tmp_path / "apart"
     apart.mkdir()
     config = peft.LoraConfig(target_modules=["down_proj"], init_lora_weights=False)
     peft.get_peft_model(llama(), config).save_pretrained(folder)
     model, _ = dkn.load_model(folder, "cpu")
-    told = refused(model)
     assert not hasattr(model, "merge_and_unload")
-    assert "move adapter_config.json and adapter_model.safetensors to a folder of their own" in told
-    assert "model = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()" in told
+    found = dkn.attribute(model, words_tokenizer(), [FACT])
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         (folder / file).rename(apart / file)
     bare, _ = dkn.load_model(folder, "cpu")
-    mended = peft.PeftModel.from_pretrained(bare, apart).merge_and_unload()
-    ids = torch.arange(3, 9).unsqueeze(0)
-    torch.testing.assert_close(mended(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-4)
-    assert (mended(ids).logits - tiny("llama", torch.float32)(ids).logits).abs().max() > 0.1
-    assert dkn.attribute(mended, words_tokenizer(), [FACT]).probability[0] > 0
+    without = dkn.attribute(bare, words_tokenizer(), [FACT])
+    merged = peft.PeftModel.from_pretrained(bare, apart).merge_and_unload()
+    expected = dkn.attribute(merged, words_tokenizer(), [FACT])
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-3, atol=1e-6)
+    assert np.abs(found.scores - without.scores).max() > 1e-3
 
 
 @pytest.mark.parametrize("part", ["gate_proj", "up_proj"])
@@ -185,22 +168,10 @@ def test_weights_under_an_adapter_are_not_called_computed_anew(peft: Any, part: 
         pass
 
 
-def test_modules_trained_beside_an_adapter_are_named_and_merging_mends(peft: Any) -> None:
-    config = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["down_proj"])
-    model = peft.get_peft_model(llama(), config)
-    told = refused(model)
-    assert "an adapter of peft around it (peft.utils.other.ModulesToSaveWrapper" in told
-    assert "model = model.merge_and_unload()" in told
-    assert dkn.attribute(model.merge_and_unload(), words_tokenizer(), [FACT]).probability[0] > 0
-
-
 def test_mixed_adapters_are_as_others(peft: Any) -> None:
-    attention = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
-    model = peft.PeftMixedModel(llama(), attention).eval()
+    config = peft.LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    model = peft.PeftMixedModel(llama(), config).eval()
     found = dkn.attribute(model, words_tokenizer(), [FACT])
     merged = model.merge_and_unload()
     expected = dkn.attribute(merged, words_tokenizer(), [FACT])
     np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-3, atol=1e-6)
-    mlp = peft.LoraConfig(target_modules=["down_proj"])
-    told = refused(peft.PeftMixedModel(llama(), mlp))
-    assert "an adapter of peft around it (peft.tuners.lora.layer.Linear" in told

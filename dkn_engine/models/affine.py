@@ -1,0 +1,124 @@
+"""Projections of any kind by what they do: adapters and packed weights are read by running them.
+
+A projection that is linear in its input, up to a bias, gives its rows for one-hot inputs, whatever
+it keeps them in. That it is linear is tried, not believed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dkn_engine.errors import UnsupportedModelError
+from dkn_engine.models.dense import dense_weight, is_conv1d, is_dense, refuse_projection
+from dkn_engine.models.guest import guest
+from dkn_engine.models.torch_internals import class_forward
+
+_BLOCK = 1024  # one-hot inputs at once
+# Inputs that add up exactly in bfloat16: one large entry, below what LLM.int8 sets apart (6), and
+# small ones, which are lost where the large one sets the step of an 8-bit grid.
+_LARGE, _SMALL = 3.0, 64
+
+
+def sizes(module: nn.Module) -> tuple[int, int]:
+    """How many numbers a projection reads and gives.
+
+    Raises:
+        UnsupportedModelError: it is not dense and does not say.
+    """
+    n_in, n_out = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    if not is_dense(module) and isinstance(n_in, int) and isinstance(n_out, int):
+        return n_in, n_out
+    rows, columns = dense_weight(module).shape
+    return (rows, columns) if is_conv1d(module) else (columns, rows)
+
+
+def input_rows(module: nn.Module, index: Any) -> Tensor:
+    """Rows ``[n, out]``: what a projection makes of each input of ``index``, its bias aside.
+
+    Of a dense projection it is a view of its weight where ``index`` is a slice.
+    """
+    if is_dense(module):
+        weight = dense_weight(module)
+        return weight[index] if is_conv1d(module) else weight.T[index]
+    n_in, _ = sizes(module)
+    wanted = torch.arange(n_in)[index]
+    # A row of zeros gives the bias.
+    found = [_run(module, _one_hot(part, n_in)) for part in wanted.split(_BLOCK)]
+    return torch.cat([rows[:-1] - rows[-1] for rows in found])
+
+
+def output_rows(module: nn.Module, index: Any) -> Tensor:
+    """Rows ``[n, in]``: the direction that each output of ``index`` reads; see `input_rows`."""
+    if is_dense(module):
+        weight = dense_weight(module)
+        return (weight.T if is_conv1d(module) else weight)[index]
+    return input_rows(module, slice(None)).T[index]
+
+
+def bias_of(module: nn.Module) -> Tensor | None:
+    """What a projection gives for zeros, ``[out]``; None of a dense one without a bias."""
+    if is_dense(module):
+        bias: Any = module.bias
+        return None if bias is None else bias.detach()
+    return _run(module, torch.zeros(1, sizes(module)[0]))[0]
+
+
+def require_linear(module: nn.Module, where: str) -> None:
+    """Refuse a projection that is not dense and gives something else for a sum than for its parts.
+
+    Raises:
+        UnsupportedModelError: names it by ``where``.
+    """
+    if is_dense(module):
+        return
+    first, second = _probes(sizes(module)[0])
+    try:
+        a, b, both, zero = _run(module, torch.stack([first, second, first + second, 0 * first]))
+    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        refuse_projection(f"{where} ({type(module).__name__}), which cannot be tried: {error}")
+    apart = float((a + b - zero - both).double().norm() / (both - zero).double().norm())
+    # Sums of products in a short dtype round; so does an output that is kept in one.
+    if not apart <= max(1e-3, float(torch.finfo(_dtype(module)).eps) / 2):
+        raise UnsupportedModelError(
+            "expected a projection that is linear in its input, of which single neurons are read; "
+            f"found {where} ({type(module).__name__}), which gives something {apart:.1e} of its "
+            "length away for the sum of two inputs (it rounds them, to 8 bits?): load the model "
+            "without quantization"
+        )
+
+
+def random_input(module: nn.Module, n: int, random: torch.Generator) -> Tensor:
+    """Normal numbers ``[n, in]`` that the projection takes, where it is."""
+    weight: Any = module.weight
+    return torch.randn(n, sizes(module)[0], generator=random).to(weight.device, _dtype(module))
+
+
+def _probes(n: int) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(0)
+    probes = torch.randint(1, 4, (2, n), generator=random) / _SMALL
+    probes *= 1 - 2 * torch.randint(0, 2, (2, n), generator=random)
+    probes[0, 0], probes[1, n // 2] = _LARGE, -_LARGE
+    return probes[0], probes[1]
+
+
+def _one_hot(index: Tensor, n: int) -> Tensor:
+    rows = torch.zeros(len(index) + 1, n)
+    rows[torch.arange(len(index)), index] = 1
+    return rows
+
+
+def _run(module: nn.Module, x: Tensor) -> Tensor:
+    """The module's own output for ``x`` ``[n, in]``, past hooks on it."""
+    weight: Any = module.weight
+    with guest(module, grad=False):
+        out: Tensor = class_forward(module)(x.to(weight.device, _dtype(module)))
+    return out
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    """In which it takes its input: that of its weight, if that is one to multiply with."""
+    dtype: torch.dtype = module.weight.dtype  # type: ignore[assignment]  # a tensor of some kind
+    return dtype if dtype.is_floating_point and dtype.itemsize > 1 else torch.float32
