@@ -25,6 +25,7 @@ Site = Literal["post", "pre", "up", "gate_act"]
 Positions = Literal["answer", "answer_all", "all"]
 AUTO, END_OF_TEXT = "auto", "end_of_text"
 Backend = Literal["auto", "reference", "triton", "numba", "native"]
+Method = Literal["integrated_gradients", "attribution_patching", "grad_drop", "relp"]
 
 
 _UNFIT = object()
@@ -33,6 +34,11 @@ _UNFIT = object()
 def count(default: Any, least: int = 1) -> Any:
     """A field for an integer of at least ``least``."""
     return field(default=default, metadata={"least": least})
+
+
+def later(default: Any) -> Any:
+    """A field that older versions had not, and did as its default says."""
+    return field(default=default, metadata={"later": True})
 
 
 def integer(value: Any) -> int | None:
@@ -80,6 +86,20 @@ class Section:
         """Nested plain dict of JSON's values, as written to a manifest."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return plain
+
+    def written(self) -> dict[str, Any]:
+        """:meth:`to_dict` as it is hashed and kept: later fields only where they are set.
+
+        So runs of older versions go on, and their hashes stay.
+        """
+        data = self.to_dict()
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Section):
+                data[f.name] = value.written()
+            elif f.metadata.get("later") and value == f.default:
+                del data[f.name]
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "config") -> Self:
@@ -199,9 +219,14 @@ class FactsConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class AttributionConfig(Section):
-    """Integrated gradients of an answer's probability over MLP activations.
+    """Integrated gradients of an answer's probability over MLP activations, or a cheaper score.
 
     Attributes:
+        method: ``integrated_gradients``; or (x - x') times one gradient, at the unmodified
+            activation (no path, no convergence delta): the model's own (``attribution_patching``),
+            the mean size of those with each layer's part of the residual stream passing none on
+            (``grad_drop``, of AtP*; no sign), or one by rules of relevance propagation (``relp``,
+            site ``post`` only). See ``docs/one_pass.md`` for how they compare.
         site: ``post``, the input of the down projection; ``pre``, of the non-linearity; of gated
             MLPs, whose ``post`` is a product, also one factor with the other at its clean value:
             ``up``, the output of the up projection, or ``gate_act``, of the non-linearity. A
@@ -239,6 +264,7 @@ class AttributionConfig(Section):
             products, as under ``reference``. ``native``: always raises; C++ serves the topology.
     """
 
+    method: Method = later("integrated_gradients")
     site: Site = "post"
     baseline: Literal["masked", "zero", "given"] = "masked"
     masked_tokens: Literal["prompt", "all"] = "prompt"
@@ -273,11 +299,24 @@ class AttributionConfig(Section):
             fewest = 2 if self.quadrature in {"trapezoid", "linspace"} else 1
             ok = isinstance(self.n_steps, int) and self.n_steps >= fewest
             self._require("n_steps", ok, f"an integer of at least {fewest}")
+        if self.method != "integrated_gradients":
+            self._require_one_pass()
         self._require("mask_token", self.mask_token != "", "'auto' or the text of a token")
         ok = self.baseline == "masked" or self.mask_token == AUTO
         self._require("mask_token", ok, f"'auto' with baseline={self.baseline!r}")
         ok = self.max_masked is None or (self.baseline == "masked" and self.max_masked >= 1)
         self._require("max_masked", ok, "none, or at least 1 with baseline='masked'")
+
+    def _require_one_pass(self) -> None:
+        """Refuse what a score of one gradient does not read, or is not defined for."""
+        with_it = f"with method={self.method!r}"
+        ok = self.quadrature == "adaptive"
+        self._require("quadrature", ok, f"left at 'adaptive', which is not read, {with_it}")
+        if self.method == "relp":
+            self._require("site", self.site == "post", f"'post' {with_it}")
+        if self.method == "grad_drop":
+            ok = self.objective != "logit_difference"
+            self._require("objective", ok, f"another than 'logit_difference' {with_it}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -577,7 +616,7 @@ class Config(Section):
     @property
     def hash(self) -> str:
         """First 16 hexadecimal digits of the SHA-256 of the canonical JSON."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        text = json.dumps(self.written(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -25,6 +25,7 @@ from dkn_engine.attribution.baselines import (
 from dkn_engine.attribution.chunk_scores import ChunkScores
 from dkn_engine.attribution.full_forwards import General
 from dkn_engine.attribution.logit_difference import contrasted
+from dkn_engine.attribution.one_pass import CleanForwards, CleanRows, clean_end_scores
 from dkn_engine.attribution.paths import Paths
 from dkn_engine.attribution.quadrature import Integrals, integrate_adaptive, integrate_fixed
 from dkn_engine.attribution.sites import require_site, site_activation
@@ -218,6 +219,9 @@ class _Chunk:
                 paths = self._paths(masked)
         else:
             paths = self._plain_paths()
+        if self.config.method != "integrated_gradients":
+            gradients = CleanRows(engine, self.config, self.rows).gradients()
+            return clean_end_scores(paths, gradients, self.config.method), engine.row_layers
         sweep = Sweep(engine, paths, self.config.objective, self.rows)
         return self._integrate(sweep, paths), engine.row_layers
 
@@ -225,6 +229,9 @@ class _Chunk:
         """By full forward passes."""
         paths = self._plain_paths()
         general = General(self.model, self.contexts, paths, self.config.objective, self.rows)
+        if self.config.method != "integrated_gradients":
+            gradients = CleanForwards(general, self.config.method).gradients()
+            return clean_end_scores(paths, gradients, self.config.method)
         return self._integrate(general, paths)
 
     def _plain_paths(self) -> Paths:

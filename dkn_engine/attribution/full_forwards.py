@@ -80,6 +80,11 @@ class General:
 
     def begin(self, points: Points) -> tuple[Tensor, Tensor, Ends]:
         """:meth:`evaluate`, and the end points."""
+        ends = self.ends()
+        return *self.evaluate(points), ends
+
+    def ends(self) -> Ends:
+        """The clean activations of all layers, by one forward and backward pass a context."""
         n, layout = len(self.contexts), self.paths.layout
         device = self.contexts.ids.device
         like = torch.empty(n, layout.d_model, dtype=self.paths.dtype, device=device)
@@ -90,7 +95,7 @@ class General:
             ends.gradients[index], ends.values[index] = self._clean(index)
 
         self.batch = in_batches(n, self.batch, clean)
-        return *self.evaluate(points), ends
+        return ends
 
     def _clean(self, index: Tensor) -> tuple[Tensor, Tensor]:
         contexts, layout = self.contexts, self.paths.layout

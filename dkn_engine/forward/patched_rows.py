@@ -79,6 +79,7 @@ class RowEngine:
         self.backend = backend
         self.tail = model_tail(model, layout, clean.hidden[-1])
         self.row_layers = 0
+        self.frozen_attention = False  # no gradient passes through queries and keys
         self._layer_of = {
             id(m): i for i, layer in enumerate(layout.layers) for m in layer.modules()
         }
@@ -162,6 +163,8 @@ class RowEngine:
         rows = self._rows
         layer = self._layer_of[id(module)]
         assert rows is not None
+        if self.frozen_attention:
+            query, key = query.detach(), key.detach()
         scaling, window = kw.get("scaling"), kw.get("sliding_window")
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         softcap = kw.get("softcap")

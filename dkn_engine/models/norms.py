@@ -72,15 +72,25 @@ def _watch(
 def measured_gain(norm: nn.Module, like: Tensor) -> Tensor | None:
     """The factor ``[d]`` by which a norm multiplies each normalised input; None if it is no norm.
 
+    In at least float32; arguments as for :func:`fitted_norm`.
+    """
+    found = fitted_norm(norm, like)
+    return None if found is None else found[0]
+
+
+def fitted_norm(norm: nn.Module, like: Tensor) -> tuple[Tensor, Tensor, bool] | None:
+    """Gain ``[d]`` and bias ``[d]`` of a norm, and whether it takes its input's mean away.
+
     Args:
         norm: divides by the root mean square of its input or by its standard deviation,
             multiplies by the gain, and may add a bias; with its hooks.
         like: a tensor ``[n, d]`` of the dtype and on the device of the norm's inputs.
 
     Returns:
-        In at least float32: ``weight`` or ``1 + weight`` without any rounding where the norm
-        multiplies by that, else what was measured. None if outputs are not a constant gain times
-        the normalised input plus a constant, or the module does not run on one tensor.
+        In at least float32: the gain ``weight`` or ``1 + weight`` without any rounding where the
+        norm multiplies by that, else what was measured; the bias as measured. None if outputs are
+        not a constant gain times the normalised input plus a constant, or the module does not run
+        on one tensor.
     """
     import torch
 
@@ -97,11 +107,12 @@ def measured_gain(norm: nn.Module, like: Tensor) -> Tensor | None:
         y = outputs[0].double()
         normed = probe[0] / probe.square().mean().sqrt()
         gain, bias = (y[0] - y[1]) / 2 / normed, (y[0] + y[1]) / 2
-        if not _fits(inputs[2:].double(), y[2:], gain, bias, max(1e-4, 2 * eps)):
+        centred = _centred(inputs[2:].double(), y[2:], gain, bias, max(1e-4, 2 * eps))
+        if centred is None:
             return None
         wide = torch.promote_types(like.dtype, torch.float32)
         allowed = 2 * eps * (y[0].abs() + y[1].abs()) / normed.abs()
-        return _exact(norm, gain, allowed, wide)
+        return _exact(norm, gain, allowed, wide), bias.to(wide), centred
 
 
 def _probe(d: int) -> Tensor:
@@ -126,17 +137,17 @@ def _random(like: Tensor) -> Tensor:
     return drawn.to(like.device)
 
 
-def _fits(x: Tensor, y: Tensor, gain: Tensor, bias: Tensor, allowed: float) -> bool:
-    """Whether outputs are the gain times the input, normalised in one of the ways, plus the bias.
+def _centred(x: Tensor, y: Tensor, gain: Tensor, bias: Tensor, allowed: float) -> bool | None:
+    """Whether outputs are the gain times the input without its mean, normalised, plus the bias.
 
-    ``x, y`` float64 ``[n, d]``.
+    False if with it, None if neither. ``x, y`` float64 ``[n, d]``.
     """
     for shift in (0.0, x.mean(-1, keepdim=True)):
         centred = x - shift
         expected = gain * centred / centred.square().mean(-1, keepdim=True).sqrt() + bias
         if bool(((y - expected).norm(dim=-1) <= allowed * y.norm(dim=-1)).all()):
-            return True
-    return False
+            return not isinstance(shift, float)
+    return None
 
 
 def _exact(norm: nn.Module, gain: Tensor, allowed: Tensor, wide: Any) -> Tensor:

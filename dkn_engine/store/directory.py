@@ -256,7 +256,7 @@ def require_same_config(path: RunPath, config: Config) -> None:
     """
     place = place_of(path)
     if manifests.exists(place):
-        manifests.require_same_config(place, manifests.read(place), config.to_dict())
+        manifests.require_same_config(place, manifests.read(place), config.written())
 
 
 def _adopt(place: Place, new: dict[str, Any], digests: Mapping[int, str]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def build(
         "format_version": FORMAT_VERSION,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "config_hash": config.hash,
-        "config": config.to_dict(),
+        "config": config.written(),
         "model": {"name": identity.name, "fingerprint": identity.fingerprint},
         "mask_token": mask_token,
         "facts": {"n": plan.n_facts, "digest": facts_digest},

@@ -50,7 +50,7 @@ class ConfigOfThen(dkn.Config):
     def hash(self) -> str:
         return str(read_manifest(OLD)["config_hash"])
 
-    def to_dict(self) -> dict[str, Any]:
+    def written(self) -> dict[str, Any]:
         settings: dict[str, Any] = read_manifest(OLD)["config"]
         return settings
 

@@ -118,7 +118,7 @@ def fact_check(
     parts = [part for s, form in cells for part in bench.measure(s, form, scores[s])]
     told = {
         "templates": {name: dict(template) for name, template in templates.items()},
-        "attribution": config.attribution.to_dict(),
+        "attribution": config.attribution.written(),
     }
     return tabulate(
         "fact_check",
