@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from dkn_engine.config import FilterConfig as FilterConfig
     from dkn_engine.config import SelectionConfig as SelectionConfig
     from dkn_engine.config import TopologyConfig as TopologyConfig
+    from dkn_engine.degeneracy import Faithfulness as Faithfulness
     from dkn_engine.degeneracy import Interactions as Interactions
     from dkn_engine.degeneracy import answer_probability as answer_probability
+    from dkn_engine.degeneracy import faithfulness as faithfulness
     from dkn_engine.degeneracy import interactions as interactions
     from dkn_engine.degeneracy import intervene as intervene
     from dkn_engine.errors import BackendError as BackendError
@@ -74,7 +76,10 @@ _NAMES = {
     "models.load": ("load_model",),
     "facts": ("load_facts", "iter_facts"),
     "attribution": ("attribute", "iter_attribute"),
-    "degeneracy": ("answer_probability", "intervene", "interactions", "Interactions"),
+    "degeneracy": (
+        *("answer_probability", "intervene", "interactions", "Interactions"),
+        *("faithfulness", "Faithfulness"),
+    ),
     "run.build_info": ("build_info",),
     "config": (
         *("Config", "FactsConfig", "AttributionConfig"),

@@ -36,7 +36,7 @@ def test_public_names_are_listed_once_and_all() -> None:
         "find find_dkns iter_dkns iter_dkns_in_workers ModelSpec Shard merge attribute "
         "iter_attribute answer_probability intervene load_model "
         "load_facts iter_facts build_info topology Config AttributionConfig Fact FactResult "
-        "Component Attribution Results RunComparison compare examine plot"
+        "Component Attribution Results RunComparison compare examine faithfulness plot"
     )
     assert set(promised.split()) <= set(dkn.__all__)
 

@@ -128,7 +128,10 @@ def test_the_root_holds_the_rooms_and_few_modules() -> None:
 
 
 # Public verbs, whose settings are sections; captum's own signature; the contract of a kernel.
-WIDE = {"answer_probability", "complexity", "evolvability", "attribute", "prefix_attention"}
+WIDE = {
+    *("answer_probability", "faithfulness", "complexity", "evolvability", "attribute"),
+    "prefix_attention",
+}
 
 
 def outsized(path: Path) -> list[str]:
