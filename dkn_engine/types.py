@@ -24,7 +24,7 @@ _NAN = float("nan")
 # Called as ``progress(done, total)``.
 Progress = Callable[[int, int], None]
 Status = Literal["ok", "not_known", "skipped", "error"]
-Path = Literal["sweep", "general"]
+Path = Literal["sweep", "blocks", "general"]  # the fastest first
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ class Attribution:
             with the prompt: masking one of many tokens leaves x' close to x, and their difference
             has the rounding of both (1e-5 of the scores at 100 tokens in float32, more in
             shorter dtypes). By so much scores also differ between batch sizes.
-        path: for each fact ``"sweep"`` or ``"general"``.
+        path: for each fact ``"sweep"``, ``"blocks"`` or ``"general"``.
     """
 
     fact_ids: tuple[str, ...]
@@ -198,7 +198,7 @@ class FactAttribution:
         neurons: int32 ``[k, 2]`` (layer, index) of the kept scores by descending score, with
             ``keep="top"``; else empty. ``top_scores``: float32 ``[k]``.
         convergence_delta: float32 ``[L]``; n_points: int32 ``[L]``; converged: bool ``[L]``.
-        probability, error: of the fact; path: ``"sweep"`` or ``"general"``.
+        probability, error: of the fact; path: ``"sweep"``, ``"blocks"`` or ``"general"``.
     """
 
     fact_id: str
@@ -444,7 +444,7 @@ class AttributionQuality:
     Attributes:
         convergence_delta: float32 ``[L]``; ``n_points``: int32 ``[L]``; see :class:`Attribution`.
         converged: whether all layers are.
-        path: ``"sweep"`` or ``"general"``; empty where nothing was attributed.
+        path: ``"sweep"``, ``"blocks"`` or ``"general"``; empty where nothing was attributed.
     """
 
     convergence_delta: NDArray[np.float32] = _array(

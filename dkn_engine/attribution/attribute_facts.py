@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from dkn_engine.forward.encoding import encode_sequence, wrong_answers_of
 from dkn_engine.models.layout import Layout, find_layout
 from dkn_engine.models.tokens import mask_token_id
 from dkn_engine.selection import select_neurons
-from dkn_engine.types import Attribution, Fact, FactAttribution, Path
+from dkn_engine.types import Attribution, Fact, FactAttribution
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -213,5 +213,5 @@ def _one(
         n_points=chunk.n_points[i],
         converged=chunk.converged[i],
         error=float(chunk.error[i]),
-        path=cast("Path", chunk.path),
+        path=chunk.path,
     )

@@ -22,12 +22,18 @@ from dkn_engine.attribution.baselines import (
     prefixes_pay,
     shared_masked_baselines,
 )
-from dkn_engine.attribution.chunk_scores import ChunkScores
+from dkn_engine.attribution.block_sweep import Blocks
+from dkn_engine.attribution.chunk_scores import ChunkScores, slowest
 from dkn_engine.attribution.full_forwards import General
 from dkn_engine.attribution.logit_difference import contrasted
 from dkn_engine.attribution.one_pass import CleanForwards, CleanRows, clean_end_scores
 from dkn_engine.attribution.paths import Paths
-from dkn_engine.attribution.quadrature import Integrals, integrate_adaptive, integrate_fixed
+from dkn_engine.attribution.quadrature import (
+    Evaluator,
+    Integrals,
+    integrate_adaptive,
+    integrate_fixed,
+)
 from dkn_engine.attribution.sites import require_site, site_activation
 from dkn_engine.attribution.sweep import Sweep
 from dkn_engine.config import AttributionConfig
@@ -49,6 +55,7 @@ from dkn_engine.forward.shrinking_batches import in_batches
 from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import Layout
 from dkn_engine.models.projections import refuse_changed_outputs
+from dkn_engine.types import Path
 
 # Bytes that one batch of rows may hold for its backward pass, with rows_per_batch="auto"; on a GPU,
 # which waits for launches if rows are few, a share of the memory that is free, if that is more.
@@ -120,8 +127,7 @@ def _joined(parts: Sequence[tuple[list[int], ChunkScores]]) -> ChunkScores:
         for f in dataclasses.fields(ChunkScores)
         if f.name not in {"path", "row_layers"}
     }
-    general = any(scores.path == General.name for _, scores in parts)
-    fields["path"] = General.name if general else Sweep.name
+    fields["path"] = slowest(*(scores.path for _, scores in parts))
     return ChunkScores(**fields, row_layers=sum(scores.row_layers for _, scores in parts))
 
 
@@ -155,12 +161,7 @@ def _attribute_batch(
             first = torch.nonzero(contexts.token == 0).squeeze(1)
             contexts, clean = contexts.take(first), clean.take(first)
         chunk = _Chunk(model, layout, contexts, clean, config, mask_id, baselines, rows)
-        try:
-            integrals, row_layers = chunk.swept()
-            path = Sweep.name
-        except SweepUnsupported as reason:
-            warn_of_full_forwards(model, reason, stacklevel=1)
-            integrals, row_layers, path = chunk.in_full(), 0, General.name
+        integrals, row_layers, path = chunk.integrals()
         groups, weights = chunk.groups()
     return _combine(integrals, groups, weights, probability, path, row_layers)
 
@@ -194,7 +195,7 @@ def _require_mask(model: nn.Module, mask_id: int | None) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Chunk:
-    """What is integrated: by rows, or the general way where rows do not reproduce the model."""
+    """What is integrated: by rows; in blocks or by full forwards where rows do not fit a model."""
 
     model: nn.Module
     layout: Layout
@@ -204,6 +205,19 @@ class _Chunk:
     mask_id: int | None
     baselines: Tensor | None
     rows: int
+
+    def integrals(self) -> tuple[Integrals, int, Path]:
+        """Integrals, the (row, layer) pairs they took, and by which path they were had."""
+        try:
+            return *self.swept(), Sweep.name
+        except SweepUnsupported as reason:
+            why = reason  # Not said where blocks do, since results name the path.
+        try:
+            return self.in_blocks(), 0, Blocks.name
+        except SweepUnsupported as reason:
+            both = SweepUnsupported(f"{why}; in blocks, {reason}")
+            warn_of_full_forwards(self.model, both, stacklevel=1)
+            return self.in_full(), 0, General.name
 
     def swept(self) -> tuple[Integrals, int]:
         """Integrals, and the (row, layer) pairs they took.
@@ -224,6 +238,17 @@ class _Chunk:
             return clean_end_scores(paths, gradients, self.config.method), engine.row_layers
         sweep = Sweep(engine, paths, self.config.objective, self.rows)
         return self._integrate(sweep, paths), engine.row_layers
+
+    def in_blocks(self) -> Integrals:
+        """By blocks of whole sequences.
+
+        Raises:
+            SweepUnsupported: unchanged blocks do not reproduce the model's own forward.
+        """
+        paths = self._plain_paths()
+        whole = (self.layout, self.contexts, self.clean)
+        blocks = Blocks(*whole, paths, self.config.objective, self.rows)
+        return self._integrate(blocks, paths)
 
     def in_full(self) -> Integrals:
         """By full forward passes."""
@@ -264,7 +289,7 @@ class _Chunk:
             return groups, np.ones(len(groups))
         return groups, 1 / np.bincount(groups)[groups]
 
-    def _integrate(self, evaluator: Sweep | General, paths: Paths) -> Integrals:
+    def _integrate(self, evaluator: Evaluator, paths: Paths) -> Integrals:
         config = self.config
         if config.quadrature != "adaptive":
             assert config.n_steps is not None
@@ -284,7 +309,7 @@ def _combine(
     groups: NDArray[np.int64],
     weights: NDArray[np.float64],
     probability: NDArray[np.float64],
-    path: str,
+    path: Path,
     row_layers: int,
 ) -> ChunkScores:
     """From contexts (answer tokens) to answers."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dkn_engine.types import Path
 
 
 @dataclass(frozen=True, eq=False)
 class ChunkScores:
     """Attribution of B sequences; see ``Attribution`` for the fields, with B for n_facts.
 
-    ``path`` is ``general`` where some of the sequences took it. ``row_layers`` is how many
+    ``path`` is the slowest that some of the sequences took. ``row_layers`` is how many
     (row, layer) pairs the sweep pushed through the decoder.
     """
 
@@ -22,5 +25,10 @@ class ChunkScores:
     n_points: NDArray[np.int32]
     converged: NDArray[np.bool_]
     error: NDArray[np.float32]
-    path: str
+    path: Path
     row_layers: int
+
+
+def slowest(*paths: Path) -> Path:
+    """Of several paths the one that costs most."""
+    return max(paths, key=get_args(Path).index)

@@ -17,6 +17,7 @@ from dkn_engine.forward.prefill import position_logits
 from dkn_engine.forward.shrinking_batches import in_batches
 from dkn_engine.models.guest import hooks
 from dkn_engine.ops.answer_probability.reference import token_objective
+from dkn_engine.types import Path
 
 
 class General:
@@ -26,7 +27,7 @@ class General:
     configuration's.
     """
 
-    name = "general"
+    name: Path = "general"
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.attribution.chunk_scores import ChunkScores
+from dkn_engine.attribution.chunk_scores import ChunkScores, slowest
 from dkn_engine.errors import UserError
 from dkn_engine.forward.contexts import AnswerSequence
 
@@ -95,7 +95,7 @@ def _difference(
         n_points=n_points,
         converged=converged,
         error=relative.astype(np.float32),
-        path="general" if "general" in paths else found.path,
+        path=slowest(*paths),
         row_layers=row_layers,
     )
     return difference, parts

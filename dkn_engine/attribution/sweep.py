@@ -18,6 +18,7 @@ from dkn_engine.forward.row_check import Check, failures_mean_no_sweep
 from dkn_engine.forward.shrinking_batches import in_batches
 from dkn_engine.models.guest import hooks
 from dkn_engine.ops.answer_probability import answer_probability
+from dkn_engine.types import Path
 
 
 class Sweep:
@@ -26,7 +27,7 @@ class Sweep:
     At most ``rows_per_batch`` points climb at once; the objective is the configuration's.
     """
 
-    name = "sweep"
+    name: Path = "sweep"
 
     def __init__(
         self, engine: RowEngine, paths: Paths, objective: str, rows_per_batch: int
@@ -196,7 +197,8 @@ class _Climb:
         values = torch.empty_like(objective)
         values[index] = objective
         if self.check is not None:
-            self._require_clean(values[len(self.points) :])
+            rows, own = self._clean(self.hidden.detach()), values[len(self.points) :]
+            self.check.scored(self.engine.tail, rows, own, self.objective, self.paths.backend)
         leaves = [leaf for leaf, _ in self.leaves]
         found = torch.autograd.grad(flat, [*leaves, *self.outputs], grad_outputs=top)
         gradients = flat.new_empty(len(self.points), flat.shape[1])
@@ -207,24 +209,6 @@ class _Climb:
             for layer, gradient in enumerate(found[len(leaves) :]):
                 ends.gradients[self.own, layer] = self._clean(gradient)
         return gradients, values[: len(self.points)]
-
-    def _require_clean(self, values: Tensor) -> None:
-        """Require the clean rows, whose objective is ``values [n]``, to give the model's own."""
-        assert self.check is not None
-        assert self.hidden is not None
-        if self.objective != "logit":
-            self.check.objective(values, self.objective)
-            return
-        # What the model itself gives is kept as a probability, which the same rows give too.
-        log_p, _ = answer_probability(
-            self.engine.tail,
-            self._clean(self.hidden.detach()),
-            self.engine.contexts.target[self.own],
-            objective="log_probability",
-            gradient=False,
-            backend=self.paths.backend,
-        )
-        self.check.answer(log_p)
 
 
 def _aligned(points: Points) -> bool:

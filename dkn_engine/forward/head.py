@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,19 +15,25 @@ from dkn_engine.models.torch_internals import children, replaced
 from dkn_engine.ops.answer_probability import Head, Tail
 
 
-def model_tail(model: nn.Module, layout: Layout, sample: Tensor) -> Tail:
+def model_tail(
+    model: nn.Module, layout: Layout, sample: Tensor, *, in_tuples: bool = False
+) -> Tail:
     """The tail, as logits ``[n, V]`` of the last layer's outputs ``[n, d]``.
 
     Args:
         model, layout: the decoder.
         sample: ``[n, d]`` hidden states of this model, on which a tail taken apart has to give the
             model's own logits.
+        in_tuples: see :class:`dkn_engine.forward.prefill.Prefill`.
     """
-    return Tail(partial(_forward, model, layout), partial(take_apart, model, layout, sample))
+    forward = partial(_forward, model, layout, in_tuples)
+    return Tail(forward, partial(_take_apart, model, forward, sample))
 
 
 @torch.no_grad()
-def take_apart(model: nn.Module, layout: Layout, sample: Tensor) -> Head | str:
+def _take_apart(
+    model: nn.Module, forward: Callable[[Tensor], Tensor], sample: Tensor
+) -> Head | str:
     """Norm, projection, scale and cap of the tail, or why they are not all there is to it.
 
     What transformers' configurations call the scale and the cap is tried; whether that was right,
@@ -40,7 +47,7 @@ def take_apart(model: nn.Module, layout: Layout, sample: Tensor) -> Head | str:
     def norm(hidden: Tensor) -> Tensor:
         capture = _Capture(projection.weight)
         with replaced(owner, name, capture):
-            _forward(model, layout, hidden)
+            forward(hidden)
         normed: Any = capture.seen
         return normed.reshape(hidden.shape)  # type: ignore[no-any-return]  # capture is untyped
 
@@ -49,7 +56,7 @@ def take_apart(model: nn.Module, layout: Layout, sample: Tensor) -> Head | str:
     if not rows.shape[0]:
         return "no context has finite hidden states to compare its logits on"
     try:
-        own, rebuilt = _forward(model, layout, rows).double(), head.logits(rows).double()
+        own, rebuilt = forward(rows).double(), head.logits(rows).double()
         apart = float((own - rebuilt).norm() / own.norm())
     except torch.OutOfMemoryError:
         raise
@@ -91,9 +98,9 @@ def _scale_and_cap(model: nn.Module) -> tuple[float, float | None]:
     return float(scale) / float(divisor), None if cap is None else float(cap)
 
 
-def _forward(model: nn.Module, layout: Layout, hidden: Tensor) -> Tensor:
+def _forward(model: nn.Module, layout: Layout, in_tuples: bool, hidden: Tensor) -> Tensor:
     """What the model makes of its last layer's outputs ``[n, d]``: logits ``[n, V]``."""
-    only = nn.ModuleList([_Inject(hidden.unsqueeze(1))])
+    only = nn.ModuleList([_Inject(hidden.unsqueeze(1), in_tuples)])
     with replaced(layout.base, layout.stack, only):
         ids = torch.zeros(hidden.shape[0], 1, dtype=torch.int64, device=hidden.device)
         logits: Tensor = model(input_ids=ids, use_cache=False).logits
@@ -119,15 +126,16 @@ def layer_inputs(layout: Layout, ids: Tensor, *, whole: bool = False) -> Tensor:
 class _Inject(nn.Module):
     """A decoder layer that keeps its input and returns given hidden states, or that input."""
 
-    def __init__(self, hidden: Tensor | None) -> None:
+    def __init__(self, hidden: Tensor | None, in_tuples: bool = False) -> None:
         super().__init__()
-        self.hidden = hidden
+        self.hidden, self.in_tuples = hidden, in_tuples
         self.seen: Tensor | None = None
         self.attention_type = "full_attention"
 
-    def forward(self, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Any:
         self.seen = hidden_states
-        return hidden_states if self.hidden is None else self.hidden
+        out = hidden_states if self.hidden is None else self.hidden
+        return (out,) if self.in_tuples else out
 
 
 class _Capture(nn.Module):

@@ -77,7 +77,7 @@ class RowEngine:
     ) -> None:
         self.model, self.layout, self.contexts, self.clean = model, layout, contexts, clean
         self.backend = backend
-        self.tail = model_tail(model, layout, clean.hidden[-1])
+        self.tail = model_tail(model, layout, clean.hidden[-1], in_tuples=clean.in_tuples)
         self.row_layers = 0
         self.frozen_attention = False  # no gradient passes through queries and keys
         self._layer_of = {

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from dkn_engine.forward.contexts import Contexts
 from dkn_engine.forward.log_probability import log_probabilities
@@ -41,6 +42,7 @@ class Prefill:
             attention goes through the interface.
         attention: for each layer the keyword arguments its attention passed.
         calls: for each layer the arguments it was called with.
+        in_tuples: layers return their hidden states as the first of a tuple.
     """
 
     log_probability: torch.Tensor
@@ -53,6 +55,7 @@ class Prefill:
     values: list[torch.Tensor | None]
     attention: list[dict[str, Any]]
     calls: list[inspect.BoundArguments]
+    in_tuples: bool
 
     def take(self, index: torch.Tensor) -> Prefill:
         """The same for some of the contexts; keys, values and calls belong to the sequences."""
@@ -147,6 +150,7 @@ def prefill(model: nn.Module, layout: Layout, contexts: Contexts) -> Prefill:
     register(RECORD, _record_attention, _record_mask)
     layer_of = {id(m): i for i, layer in enumerate(layout.layers) for m in layer.modules()}
     hidden, calls, post, pre, up = (_Kept(n) for _ in range(5))
+    returned: list[type] = []
 
     def enter(layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         bound = inspect.signature(class_forward(module)).bind(*args, **kwargs)
@@ -154,19 +158,13 @@ def prefill(model: nn.Module, layout: Layout, contexts: Contexts) -> Prefill:
         hidden.put(layer, whole[contexts.sequence, contexts.position])
         calls.put(layer, bound)
 
-    def keep(kept: _Kept, layer: int, activation: torch.Tensor) -> None:
-        kept.put(layer, contexts.rows(activation))
-
     handles = [
         layer.register_forward_pre_hook(partial(enter, i), with_kwargs=True)
         for i, layer in enumerate(layout.layers)
     ]
-    for i, mlp in enumerate(layout.mlps):
-        handles.append(mlp.watch("post", partial(keep, post, i)))
-        if mlp.act is not None:
-            handles.append(mlp.watch("pre", partial(keep, pre, i)))
-        if mlp.up is not None:
-            handles.append(mlp.watch("up", partial(keep, up, i)))
+    top = layout.layers[-1]
+    handles.append(top.register_forward_hook(lambda _m, _a, out: returned.append(type(out))))
+    handles += _watched(layout, contexts, post, pre, up)
     with _recording(model) as original, hooks(handles):
         recorder = _Recorder(layer_of, original, [None] * n, [None] * n, [{}] * n)
         _local.recorder = recorder
@@ -188,7 +186,26 @@ def prefill(model: nn.Module, layout: Layout, contexts: Contexts) -> Prefill:
         recorder.values,
         recorder.attention,
         calls.values,
+        issubclass(returned[-1], tuple),
     )
+
+
+def _watched(
+    layout: Layout, contexts: Contexts, post: _Kept, pre: _Kept, up: _Kept
+) -> list[RemovableHandle]:
+    """Hooks that keep the activations at the contexts, of each site that an MLP has."""
+
+    def keep(kept: _Kept, layer: int, activation: torch.Tensor) -> None:
+        kept.put(layer, contexts.rows(activation))
+
+    handles = []
+    for i, mlp in enumerate(layout.mlps):
+        handles.append(mlp.watch("post", partial(keep, post, i)))
+        if mlp.act is not None:
+            handles.append(mlp.watch("pre", partial(keep, pre, i)))
+        if mlp.up is not None:
+            handles.append(mlp.watch("up", partial(keep, up, i)))
+    return handles
 
 
 def _recording(model: nn.Module) -> contextlib.AbstractContextManager[str]:

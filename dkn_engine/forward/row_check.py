@@ -15,7 +15,7 @@ import contextlib
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -31,7 +31,7 @@ from dkn_engine.models.torch_internals import (
     global_forward_hooks,
     own_forward,
 )
-from dkn_engine.ops.answer_probability import answer_probability
+from dkn_engine.ops.answer_probability import Tail, answer_probability
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -125,6 +125,19 @@ def warn_of_full_forwards(model: nn.Module, reason: SweepUnsupported, stacklevel
     )
 
 
+class Runs(Protocol):
+    """What runs a model's layers: rows, or whole sequences."""
+
+    @property
+    def layout(self) -> Layout: ...
+
+    @property
+    def contexts(self) -> Contexts: ...
+
+    @property
+    def clean(self) -> Prefill: ...
+
+
 class Check:
     """What clean rows give beside what the model gave.
 
@@ -133,7 +146,7 @@ class Check:
         context: int64 ``[n]``, of each row.
     """
 
-    def __init__(self, engine: RowEngine, context: Tensor) -> None:
+    def __init__(self, engine: Runs, context: Tensor) -> None:
         self._engine, self._context = engine, context
         self._apart: list[Tensor] = []
         dtype = engine.clean.hidden[0].dtype
@@ -157,7 +170,8 @@ class Check:
     def layer(self, layer: int, out: Tensor) -> None:
         """Note clean rows ``[n, R, d]`` out of a layer; those of the last need only be alike."""
         out, last = out.detach(), layer + 1 == self._engine.layout.n_layers
-        self.note(out, out[:, -1:] if last else self._engine.clean_rows(self._context, layer + 1))
+        clean = self._engine.clean.hidden
+        self.note(out, out[:, -1:] if last else clean[layer + 1][self._context].unsqueeze(1))
 
     def note(self, found: Tensor, own: Tensor) -> None:
         """Note vectors ``[..., k]`` and what the model's own forward has in their place."""
@@ -177,8 +191,17 @@ class Check:
             if not found <= allowed:
                 _refuse(words(layer), found, allowed)
 
-    def objective(self, value: Tensor, objective: str) -> None:
-        """:meth:`answer` for the objective ``[n]`` of clean rows."""
+    def scored(self, tail: Tail, rows: Tensor, value: Tensor, objective: str, backend: str) -> None:
+        """:meth:`answer` for the objective ``[n]`` of clean rows ``[n, d]`` out of the last layer.
+
+        A logit says nothing beside a probability, so that the rows' own is taken.
+        """
+        if objective == "logit":
+            objective = "log_probability"
+            targets = self._engine.contexts.target[self._context]
+            value, _ = answer_probability(
+                tail, rows, targets, objective=objective, gradient=False, backend=backend
+            )
         if objective == "log_probability":
             self.answer(value)
             return

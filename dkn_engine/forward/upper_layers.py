@@ -19,6 +19,7 @@ from dkn_engine.errors import DknError
 from dkn_engine.forward.contexts import Contexts
 from dkn_engine.forward.prefill import Prefill, token_log_probabilities
 from dkn_engine.forward.row_check import is_plain
+from dkn_engine.forward.stand_ins import HandsOn
 from dkn_engine.models.layout import Layout
 from dkn_engine.models.torch_internals import replaced
 
@@ -27,7 +28,9 @@ _ALLOWED = 1e-4
 
 
 @contextlib.contextmanager
-def from_layer(layout: Layout, first: int, hidden: Tensor) -> Iterator[None]:
+def from_layer(
+    layout: Layout, first: int, hidden: Tensor, *, in_tuples: bool = False
+) -> Iterator[None]:
     """Forward passes in the block begin at layer ``first``, which ``hidden`` ``[B, T, d]`` enters.
 
     Their tokens ``[B, T]`` still say how long they are; 0 layers below leave the model as it is.
@@ -35,23 +38,10 @@ def from_layer(layout: Layout, first: int, hidden: Tensor) -> Iterator[None]:
     if first == 0:
         yield
         return
-    below: list[nn.Module] = [_HandsOn(None, layer) for layer in layout.layers[:first]]
-    below[-1] = _HandsOn(hidden, layout.layers[first - 1])
+    below = [HandsOn(layer, in_tuples=in_tuples) for layer in layout.layers[:first]]
+    below[-1].hidden = hidden
     with replaced(layout.base, layout.stack, nn.ModuleList([*below, *layout.layers[first:]])):
         yield
-
-
-class _HandsOn(nn.Module):
-    """In the place of a layer, gives given hidden states, or its input."""
-
-    def __init__(self, hidden: Tensor | None, layer: nn.Module) -> None:
-        super().__init__()
-        self.hidden = hidden
-        # By which a model chooses the mask that it gives the layer.
-        self.attention_type = getattr(layer, "attention_type", "full_attention")
-
-    def forward(self, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-        return hidden_states if self.hidden is None else self.hidden
 
 
 class UpperLayers:
@@ -79,7 +69,7 @@ class UpperLayers:
         if not self.can_begin(first):
             yield
             return
-        with from_layer(self._layout, first, self._entering(first)[sequence, :length]):
+        with self._from(first, self._entering(first)[sequence, :length]):
             yield
 
     def can_begin(self, first: int) -> bool:
@@ -89,6 +79,9 @@ class UpperLayers:
         if first not in self._usable:
             self._usable[first] = self._reproduces(first)
         return self._usable[first]
+
+    def _from(self, first: int, entering: Tensor) -> contextlib.AbstractContextManager[None]:
+        return from_layer(self._layout, first, entering, in_tuples=self._clean.in_tuples)
 
     def _entering(self, layer: int) -> Any:
         """What entered a layer in the clean pass, ``[B, T, d]`` if it is a decoder's."""
@@ -103,7 +96,7 @@ class UpperLayers:
         index = torch.nonzero(contexts.sequence == 0)[:, 0]
         one = replace(contexts.take(index), ids=contexts.ids[:1])
         try:
-            with from_layer(self._layout, first, entering[:1]):
+            with self._from(first, entering[:1]):
                 log_p, _ = token_log_probabilities(self._layout.model, one)
         except (torch.OutOfMemoryError, DknError):
             raise

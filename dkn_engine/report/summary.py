@@ -86,7 +86,8 @@ class Summary:
         points_per_layer: mean number of path points paid for, over facts and layers.
         n_not_converged: facts that came not within tolerance: ``max_points`` or rounding stopped
             some layer.
-        by_path: number of facts attributed by each path (``sweep``, ``general``).
+        by_path: number of facts attributed by each path (``sweep``, ``blocks``,
+            ``general``).
         n_sampled_controls: facts with candidates whose family is so large that its controls are
             measured on a sample of its subsets.
         n_paraphrases, n_paraphrases_not_known: held-out paraphrases that are part of the control,

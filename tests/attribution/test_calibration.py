@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from dkn_engine.config import AttributionConfig
-from tests.support.attribution_runs import GENERAL, attributed
+from tests.support.attribution_runs import BLOCKS, attributed
 from tests.support.tiny import sequence, tiny
 
-# Layouts whose rows are swept: full forward passes integrate the same curves.
+# Layouts whose rows are swept: blocks integrate the same curves.
 NAMES = ("gpt2", "llama", "qwen3", "gemma3", "gpt_neox", "phi3", "phi", "starcoder2", "granite")
 N_FACTS = 12
 TOLERANCE = 1e-3
@@ -32,7 +32,7 @@ def errors(name: str, seed: int, **options: Any) -> tuple[np.ndarray, np.ndarray
 
 def test_true_errors_are_within_tolerance_and_estimates_bound_them() -> None:
     """Of at least 99 % of 216 facts, nine layouts and two draws of weights."""
-    assert not set(NAMES) & set(GENERAL)
+    assert not set(NAMES) & set(BLOCKS)
     runs = [errors(name, seed) for name in NAMES for seed in (0, 1)]
     error, estimate, _ = (np.concatenate(column) for column in zip(*runs, strict=True))
     assert len(error) == 216

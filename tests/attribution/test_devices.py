@@ -23,7 +23,6 @@ from tests.support.tiny import MASK_ID, sequences, tiny
 from tests.support.words import text, words_tokenizer
 
 
-@pytest.mark.filterwarnings("ignore:.*full forward passes")
 @pytest.mark.parametrize("baseline", ["masked", "zero"])
 @pytest.mark.parametrize("site", ["post", "pre"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "opt"])

@@ -46,7 +46,6 @@ def expected_scores(oracle: BruteForce, one: AnswerSequence) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "gptj"])
-@pytest.mark.filterwarnings("ignore:.*full forward passes")
 def test_scores_equal_brute_force(name: str) -> None:
     model, some = tiny(name), contrasted()
     found = attributed(name, model, fixed(objective=DIFFERENCE), some)

@@ -63,9 +63,8 @@ def test_fixed_rules_count_every_point_paid(rule: str, paid: int) -> None:
 @pytest.mark.parametrize("objective", ["log_probability", "logit"])
 @pytest.mark.parametrize("site", ["post", "pre"])
 @pytest.mark.parametrize("name", ["gpt2", "phi3", "opt", "gemma2", "granite", "gptj"])
-@pytest.mark.filterwarnings("ignore:.*full forward passes")
 def test_other_objectives_equal_brute_force(name: str, site: str, objective: Any) -> None:
-    """Also behind a cap (Gemma 2), a scale (Granite) and by full forwards (GPT-J)."""
+    """Also behind a cap (Gemma 2), a scale (Granite) and in blocks (GPT-J)."""
     model = tiny(name)
     found = attributed(name, model, fixed(site=site, objective=objective))
     oracle = BruteForce(name, model, site)
@@ -76,7 +75,6 @@ def test_other_objectives_equal_brute_force(name: str, site: str, objective: Any
 
 @pytest.mark.parametrize("objective", ["log_probability", "logit"])
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gptj"])
-@pytest.mark.filterwarnings("ignore:.*full forward passes")
 def test_scores_sum_to_the_change_of_the_objective(name: str, objective: Any) -> None:
     """To the tolerance: a sum of F errors is at most sqrt(F) times their length."""
     model = tiny(name)

@@ -15,6 +15,8 @@ import transformers
 from dkn_engine.attribution import chunk
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.config import AttributionConfig
+from dkn_engine.degeneracy.edited_answers import Prompts
+from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.models.layout import find_layout
 from tests.support.attribution_runs import LEFT, fixed
 from tests.support.brute_force_scores import BruteForce
@@ -96,7 +98,7 @@ def test_the_warning_says_why_and_is_the_same_for_every_chunk() -> None:
             )
         said += [str(w.message) for w in caught if FULL_PASSES in str(w.message)]
     assert said == 2 * [said[0]]
-    assert "positions in front of the prompt" in said[0]
+    assert "positions in front of the prompt; in blocks, layer 0 takes 'past_key_values'" in said[0]
 
 
 def test_a_masked_pass_that_is_not_the_models_is_not_believed() -> None:
@@ -117,9 +119,8 @@ def test_a_masked_pass_that_is_not_the_models_is_not_believed() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(attention), "forward", skewed)
         patch.setattr(chunk, "prefixes_pay", lambda *_: True)  # not in so small a model
-        with pytest.warns(UserWarning, match="masked copies"):
-            found = attribute_chunk(model, layout, sequences(), config, mask_id=MASK_ID)
-    assert (expected.path, found.path) == ("sweep", "general")
+        found = attribute_chunk(model, layout, sequences(), config, mask_id=MASK_ID)
+    assert (expected.path, found.path) == ("sweep", "blocks")
     assert np.abs(found.scores - expected.scores).max() < 2e-3 * np.abs(expected.scores).max()
 
 
@@ -128,6 +129,6 @@ def test_flattened_mlps_are_told_of_in_the_same_words_for_every_batch() -> None:
     model, said = tiny("opt"), []
     for some in (sequences()[:1], sequences()):
         with pytest.warns(UserWarning, match=FULL_PASSES) as caught:
-            attribute_chunk(model, find_layout(model), some, fixed(), mask_id=MASK_ID)
+            Prompts(model, find_layout(model), some).outcomes([suppress([[0, 0]])])
         said += [str(w.message) for w in caught if FULL_PASSES in str(w.message)]
     assert len(set(said)) == 1

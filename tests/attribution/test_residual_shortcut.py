@@ -133,7 +133,7 @@ def test_points_emerge_by_running_the_layer_where_it_does_more(
 
 
 @pytest.mark.parametrize("tried", [True, False])
-def test_an_output_changed_in_place_means_the_general_path(
+def test_an_output_changed_in_place_means_blocks(
     monkeypatch: pytest.MonkeyPatch, tried: bool
 ) -> None:
     """What is kept of it would be the layer's output."""
@@ -143,9 +143,8 @@ def test_an_output_changed_in_place_means_the_general_path(
         mlp.register_forward_hook(lambda _m, args, out: out.add_(args[0]))
     if not tried:
         monkeypatch.setattr(check, "is_plain", lambda _layout: True)
-    with pytest.warns(UserWarning, match="rows fail in its layers .*RuntimeError"):
-        found = attributed("llama", model, fixed())
-    assert found.path == "general"
+    found = attributed("llama", model, fixed())
+    assert found.path == "blocks"
     oracle = BruteForce("llama", model, "post")
     for scores, one in zip(found.scores, sequences(), strict=True):
         assert relative_error(scores, oracle.scores(one, LEFT).mean(0)) < 1e-10

@@ -14,8 +14,8 @@ from dkn_engine.config import AttributionConfig
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.models.layout import find_layout
 from tests.support.attribution_runs import (
+    BLOCKS,
     FLOAT64,
-    GENERAL,
     LEFT,
     attributed,
     fixed,
@@ -51,7 +51,7 @@ def test_these_families_are_the_gated_ones() -> None:
 def test_masked_baseline_scores_equal_brute_force(name: str, site: str) -> None:
     model = tiny(name)
     found = attributed(name, model, fixed(site=site, quadrature="trapezoid"))
-    assert found.path == ("general" if name in GENERAL else "sweep")
+    assert found.path == ("blocks" if name in BLOCKS else "sweep")
     rule = ([0, 0.5, 1], [0.25, 0.5, 0.25])
     require_brute_force(found, name, model, site, rule=rule, allowed=tolerance(name))
 
@@ -113,11 +113,11 @@ def test_a_zero_baseline_gives_both_factors_and_their_product_one_path() -> None
 
 @pytest.mark.parametrize("site", SITES)
 def test_full_forwards_give_the_same(site: str) -> None:
-    """The general path, which a strange argument of an attention makes the engine take."""
+    """The general path, which a strange argument of a layer makes the engine take."""
     model = tiny("llama")
     swept = attributed("llama", model, fixed(site=site))
-    model.get_submodule("model.layers.1.self_attn").register_forward_pre_hook(
-        lambda _module, args, kwargs: (args, {**kwargs, "strange": torch.ones(1)}), with_kwargs=True
+    model.get_submodule("model.layers.1").register_forward_pre_hook(
+        lambda _module, args, kwargs: (args, {**kwargs, "strange": object()}), with_kwargs=True
     )
     with pytest.warns(UserWarning, match="full forward passes"):
         found = attributed("llama", model, fixed(site=site))

@@ -18,9 +18,9 @@ from dkn_engine.forward import row_check as check
 from dkn_engine.forward.patched_rows import RowEngine, RowSet
 from dkn_engine.forward.row_blocks import Block
 from tests.support.attribution_runs import (
+    BLOCKS,
     EAGER,
     FLOAT64,
-    GENERAL,
     LEFT,
     S,
     attributed,
@@ -49,7 +49,7 @@ def test_masked_baseline_scores_equal_brute_force(name: str, site: str) -> None:
     rule = ([0, 0.5, 1], [0.25, 0.5, 0.25])
     model = tiny(name)
     found = attributed(name, model, fixed(site=site, quadrature="trapezoid"))
-    assert found.path == ("general" if name in GENERAL else "sweep")
+    assert found.path == ("blocks" if name in BLOCKS else "sweep")
     require_brute_force(found, name, model, site, rule=rule, allowed=tolerance(name))
 
 
@@ -172,7 +172,7 @@ def test_adaptive_refinement_pays_row_layers_for_its_points_only() -> None:
     assert found.row_layers <= (found.n_points * climbs).sum() + contexts * N_LAYERS
 
 
-def test_a_window_that_rows_cannot_know_sends_the_model_down_the_general_path() -> None:
+def test_a_window_that_rows_cannot_know_means_blocks() -> None:
     """The mask has a window; the layers do not tell their attention about it."""
     model = tiny("gemma3", sliding_window=3)
     with torch.no_grad():
@@ -180,27 +180,37 @@ def test_a_window_that_rows_cannot_know_sends_the_model_down_the_general_path() 
     for layer in range(N_LAYERS):
         model.get_submodule(f"model.layers.{layer}.self_attn").sliding_window = None
     one = sequence(9, 2)
-    with pytest.warns(UserWarning, match="rows leave layer 0 off .* full forward passes"):
-        found = attributed("gemma3", model, fixed(baseline="zero"), [one])
-    assert found.path == "general"
+    found = attributed("gemma3", model, fixed(baseline="zero"), [one])
+    assert found.path == "blocks"
     expected = BruteForce("gemma3", model, "post").scores(one, LEFT, "zero").mean(0)
     assert relative_error(found.scores[0], expected) < FLOAT64
 
 
-def test_an_attention_that_rows_cannot_reproduce_is_named_once() -> None:
+@pytest.mark.parametrize("part", ["layers.1.self_attn", "layers.1"])
+def test_an_argument_that_rows_do_not_know_means_blocks(part: str) -> None:
     model = tiny("llama")
-    attention = model.get_submodule("model.layers.1.self_attn")
-    attention.register_forward_pre_hook(
+    model.get_submodule(f"model.{part}").register_forward_pre_hook(
         lambda _module, args, kwargs: (args, {**kwargs, "strange": torch.ones(1)}), with_kwargs=True
     )
-    with pytest.warns(UserWarning, match="layer 1 passes 'strange' to its attention") as warned:
+    found = attributed("llama", model, fixed())
+    assert found.path == "blocks"
+    require_brute_force(found, "llama", model, "post")
+
+
+def test_an_argument_that_nobody_knows_is_named_once() -> None:
+    model = tiny("llama")
+    model.get_submodule("model.layers.1").register_forward_pre_hook(
+        lambda _module, args, kwargs: (args, {**kwargs, "strange": object()}), with_kwargs=True
+    )
+    with pytest.warns(UserWarning, match="takes 'kwargs', a object; using full") as warned:
         found = attributed("llama", model, fixed())
     assert found.path == "general"
     assert len(warned) == 1
+    require_brute_force(found, "llama", model, "post")
 
 
 @pytest.mark.parametrize("layer", range(N_LAYERS))
-def test_a_hook_that_treats_one_position_differently_means_the_general_path(layer: int) -> None:
+def test_a_hook_that_treats_one_position_differently_means_blocks(layer: int) -> None:
     """Such as an intervention of the user's; among rows the position would be another."""
 
     def halve_last(_module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
@@ -208,8 +218,8 @@ def test_a_hook_that_treats_one_position_differently_means_the_general_path(laye
 
     model, one = tiny("llama"), sequence(6, 1)
     model.get_submodule(f"model.layers.{layer}").register_forward_hook(halve_last)
-    with pytest.warns(UserWarning, match=f"rows leave layer {layer} off"):
-        found = attributed("llama", model, fixed(), [one])
+    found = attributed("llama", model, fixed(), [one])
+    assert found.path == "blocks"
     expected = BruteForce("llama", model, "post").scores(one, LEFT).mean(0)
     assert relative_error(found.scores[0], expected) < FLOAT64
 
@@ -281,7 +291,7 @@ def test_rows_are_tried_before_where_a_place_among_them_may_matter(
 
 
 @pytest.mark.parametrize("kind", [RowSet, Block])
-def test_what_fails_among_rows_that_were_not_tried_means_the_general_path(
+def test_what_fails_among_rows_that_were_not_tried_means_blocks(
     monkeypatch: pytest.MonkeyPatch, kind: type
 ) -> None:
     model = tiny("llama")
@@ -295,9 +305,8 @@ def test_what_fails_among_rows_that_were_not_tried_means_the_general_path(
 
     monkeypatch.setattr(RowEngine, "run_layer", odd)
     monkeypatch.setattr(chunk, "prefixes_pay", lambda *_: True)  # not in so small a model
-    with pytest.warns(UserWarning, match=r"rows fail in its layers \(RuntimeError: odd\)"):
-        found = attributed("llama", model, fixed())
-    assert (expected.path, found.path) == ("sweep", "general")
+    found = attributed("llama", model, fixed())
+    assert (expected.path, found.path) == ("sweep", "blocks")
     assert relative_error(found.scores, expected.scores) < FLOAT64
 
 
@@ -311,7 +320,7 @@ def test_a_probability_that_underflows_is_no_reason_against_rows(objective: Any)
     assert found.path == "sweep"
 
 
-def test_rows_that_fail_in_a_layer_mean_the_general_path() -> None:
+def test_rows_that_fail_in_a_layer_mean_blocks() -> None:
     def whole_sequences_only(_module: Any, args: tuple[torch.Tensor, ...]) -> None:
         if args[0].shape[1] < 5:
             raise RuntimeError("expected a sequence")
@@ -319,9 +328,8 @@ def test_rows_that_fail_in_a_layer_mean_the_general_path() -> None:
     model, one = tiny("llama"), sequence(6, 1)
     expected = attributed("llama", model, fixed(), [one])
     model.get_submodule("model.layers.1").register_forward_pre_hook(whole_sequences_only)
-    with pytest.warns(UserWarning, match=r"rows fail in its layers \(RuntimeError: expected a seq"):
-        found = attributed("llama", model, fixed(), [one])
-    assert found.path == "general"
+    found = attributed("llama", model, fixed(), [one])
+    assert found.path == "blocks"
     assert relative_error(found.scores, expected.scores) < FLOAT64
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from dkn_engine.attribution.block_sweep import Blocks
 from dkn_engine.attribution.chunk import attribute_chunk
-from dkn_engine.attribution.full_forwards import General
 from dkn_engine.attribution.sweep import Sweep
 from dkn_engine.config import AttributionConfig
 from dkn_engine.degeneracy.edited_answers import Prompts
@@ -86,10 +86,9 @@ def limited(real: Any, most: int) -> Any:
     ("name", "kind", "method"),
     [
         ("llama", Sweep, "_climb"),
-        ("gptj", General, "_forward"),
+        ("gptj", Blocks, "_climb"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*full forward passes")
 def test_attribution_out_of_memory_gives_the_same_scores(
     monkeypatch: pytest.MonkeyPatch, name: str, kind: Any, method: str
 ) -> None:
@@ -120,11 +119,10 @@ def limit_positions(monkeypatch: pytest.MonkeyPatch, model: Any, most: int) -> N
 
 @pytest.mark.parametrize("most", [9, 12, 30])  # the longest of the sequences has nine positions
 @pytest.mark.parametrize("name", ["llama", "gptj"])
-@pytest.mark.filterwarnings("ignore:.*full forward passes")
 def test_every_pass_of_attribution_survives(
     monkeypatch: pytest.MonkeyPatch, name: str, most: int
 ) -> None:
-    """Clean passes, masked baselines and paths, by rows and by full forwards."""
+    """Clean passes, masked baselines and paths, by rows and in blocks."""
     model = tiny(name)
     layout, config = find_layout(model), AttributionConfig(rows_per_batch=1000)
     expected = attribute_chunk(model, layout, sequences(), config, mask_id=MASK_ID)

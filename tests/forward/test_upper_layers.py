@@ -43,9 +43,9 @@ class _Begun:
         self.at: list[int] = []
         original = upper_layers.from_layer
 
-        def noting(layout: Any, first: int, hidden: torch.Tensor) -> Any:
+        def noting(layout: Any, first: int, hidden: torch.Tensor, **more: Any) -> Any:
             self.at.append(first)
-            return original(layout, first, hidden)
+            return original(layout, first, hidden, **more)
 
         monkeypatch.setattr(upper_layers, "from_layer", noting)
 
@@ -83,9 +83,10 @@ def test_in_short_numbers_they_agree_to_rounding(dtype: torch.dtype) -> None:
     assert apart <= 64 * torch.finfo(dtype).eps
 
 
-def test_passes_begin_at_the_first_edited_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["llama", "gptj"])  # whose layers return tuples
+def test_passes_begin_at_the_first_edited_layer(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     begun = _Begun(monkeypatch)
-    both(tiny("llama"), "all")
+    both(tiny(name), "all")
     # Each layer but the lowest is tried once, and then used.
     assert set(begun.at) == set(range(1, N_LAYERS))
 

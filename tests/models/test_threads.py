@@ -74,7 +74,6 @@ def test_the_first_calls_on_a_model_take_turns_too() -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gptj"])
-@pytest.mark.filterwarnings("ignore:.*full forward passes")
 def test_three_threads_on_one_model_give_what_one_gives(name: str) -> None:
     model = tiny(name)
     before = guest_state(model)

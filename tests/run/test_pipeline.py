@@ -531,12 +531,12 @@ def test_results_come_window_by_window(model: Any, monkeypatch: pytest.MonkeyPat
     assert seen == [(2, 5), (4, 5), (5, 5)]
 
 
-def test_models_without_rows_are_done_by_full_forwards() -> None:
+def test_models_without_rows_are_done_in_blocks_and_by_full_forwards() -> None:
     model = tiny("opt", torch.float32)
     with pytest.warns(UserWarning, match="full forward passes") as caught:
         found = run(model, facts(model))
-    assert [(r.status, r.path) for r in found] == [("ok", "general")] * 5
-    # Interventions warn once in three chunks, whatever attribution does.
+    assert [(r.status, r.path) for r in found] == [("ok", "blocks")] * 5
+    # Interventions warn once in three chunks.
     assert sum("stages" in w.filename for w in caught) == 1
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
 
@@ -20,7 +18,7 @@ from tests.support.brute_force_scores import BruteForce
 from tests.support.tiny import MASK_ID, N_LAYERS, WIDTH, relative_error, sequences
 
 # Their attention does not go through transformers' interface (OPT: its MLP has no batch axis).
-GENERAL = ("gptj", "falcon", "opt", "gpt_neo")
+BLOCKS = ("gptj", "falcon", "opt", "gpt_neo")
 # Both sides compute the same in float64, in another order ...
 FLOAT64 = 1e-10
 # ... but transformers' eager attention rounds its weights to float32, and these families use it
@@ -45,10 +43,8 @@ def attributed(
     **options: Any,
 ) -> ChunkScores:
     """Attribution of the given (or the usual three) sequences, by the path the family takes."""
-    general = pytest.warns(UserWarning, match="full forward passes")
     some = sequences() if some is None else some
-    with general if name in GENERAL else contextlib.nullcontext():
-        return attribute_chunk(model, find_layout(model), some, config, mask_id=MASK_ID, **options)
+    return attribute_chunk(model, find_layout(model), some, config, mask_id=MASK_ID, **options)
 
 
 def tolerance(name: str) -> float:
