@@ -212,6 +212,9 @@ class _Chunk:
             return *self.swept(), Sweep.name
         except SweepUnsupported as reason:
             why = reason  # Not said where blocks do, since results name the path.
+        if self.config.method != "integrated_gradients":
+            # One clean pass, whose whole sequences are what blocks would be.
+            return self.in_full(), 0, General.name
         try:
             return self.in_blocks(), 0, Blocks.name
         except SweepUnsupported as reason:

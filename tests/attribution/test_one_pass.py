@@ -18,9 +18,9 @@ from dkn_engine.attribution.chunk_scores import ChunkScores
 from dkn_engine.config import AttributionConfig, Config
 from dkn_engine.errors import UnsupportedModelError, UserError
 from tests.support.attribution_runs import (
+    BLOCKS,
     EAGER,
     FLOAT64,
-    GENERAL,
     attributed,
     require_brute_force,
     tolerance,
@@ -43,7 +43,7 @@ def by(method: str, **options: Any) -> AttributionConfig:
 def test_attribution_patching_is_the_gradient_at_the_clean_end(name: str, site: str) -> None:
     model = tiny(name)
     found = attributed(name, model, by("attribution_patching", site=site))
-    assert found.path == ("general" if name in GENERAL else "sweep")
+    assert found.path == ("general" if name in BLOCKS else "sweep")
     require_brute_force(found, name, model, site, rule=END, allowed=tolerance(name))
 
 
