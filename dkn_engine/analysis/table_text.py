@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from dkn_engine.report.content import Block, Points, Section, Table, number, paragraphs
+from dkn_engine.report.content import Block, Column, Points, Section, Table, number, paragraphs
 from dkn_engine.report.text import to_text
 from dkn_engine.statistics import table as statistics
-from dkn_engine.statistics.words import DASH, cell, findings, where, words
+from dkn_engine.statistics.words import DASH, cell, counted, where, words
 
 __all__ = ["figure_tables", "render", "words"]
 
 
 def render(table: statistics.Table, *, limit: int | None = 60, width: int | None = None) -> str:
-    """The figures, then findings and notes, for a terminal; ends in a newline.
+    """The figures, then differences that were found and notes, for a terminal; ends in a newline.
 
     Args:
         table: of an analysis.
@@ -31,8 +31,30 @@ def render(table: statistics.Table, *, limit: int | None = 60, width: int | None
         blocks += [shown] if shown.rows else []
     if left_out:
         blocks += paragraphs([f"… and {left_out} more rows of figures"], note=True)
-    said = [*findings(table), *table.notes, f"Means [95% intervals]; seed {table.seed}."]
+    blocks += _differences(table.comparisons)
+    said = [*counted(table), *table.notes, f"Means [95% intervals]; seed {table.seed}."]
     return to_text([Section("", [*blocks, Points(said)])], width=width)
+
+
+def _differences(comparisons: Sequence[statistics.Comparison]) -> list[Table]:
+    """A row for each difference that was found; the page has those that were not, too."""
+    found = [c for c in comparisons if c.different]
+    if not found:
+        return []
+    names = {words(c.figure) for c in found}
+    single = names.pop() if len(names) == 1 else ""
+    rows = []
+    for c in found:
+        under = where(c.conditions)
+        figure = under if single else f"{words(c.figure)}{f' ({under})' if under else ''}"
+        groups = f"{words(c.group)} − {words(c.against)}"
+        # "+0.30 [0.20, 0.40]": what is left out of the interval is how sure the sign is.
+        difference = f"{'+' if c.mean > 0 else ''}{cell(c)}"
+        row = (f"{figure}: {groups}" if figure else groups, difference, c.n, f"{c.p_corrected:.2g}")
+        rows.append(row)
+    # One column where two would be too wide for most terminals.
+    columns = (Column(single or "figure", least=42), "difference", number("n"), number("p"))
+    return [Table(columns, rows, "Differences found, p corrected")]
 
 
 def figure_tables(rows: Sequence[statistics.Row]) -> list[Table]:

@@ -420,6 +420,11 @@ def test_an_answer_names_groups_and_verdicts_and_codes_are_spelled_out() -> None
         "Answer: relative drop (clean): D 0.50 [0.40, 0.60], Rnd 0.50 [0.40, 0.60]. "
         "D minus Rnd: higher."
     )
+    by_log = dataclasses.replace(found, figure="log_drop")
+    table.comparisons = [by_log]
+    assert answer(table, Headline("drop", "relative drop")).endswith(" Not tested.")
+    headline = Headline("drop", "relative drop", tested="log_drop")
+    assert answer(table, headline).endswith("By log drop: D minus Rnd: higher.")
     untested: Any = type("T", (), {"rows": rows, "comparisons": []})
     assert answer(untested, Headline("drop", "relative drop")).endswith(" Not tested.")
     assert answer(table, Headline("other", "x")) == ""

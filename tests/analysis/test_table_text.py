@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -79,24 +80,47 @@ def test_a_redundancy_is_shown_by_its_median_and_its_rank_correlation_as_it_is()
 
 
 def test_what_was_found_and_what_was_not() -> None:
-    sentences = words.findings(table())
+    found = text.render(table()).splitlines()
+    at = found.index("Differences found, p corrected")
+    assert found[at + 2].split() == ["prob", "drop", "difference", "n", "p"]
+    rows = [re.split(r"\s{2,}", line) for line in found[at + 4 : at + 8]]
+    assert rows[0] == ["clean, suppress: D − Rnd", "+0.54 [0.51, 0.56]", "8", "0.039"]
+    assert rows[1][:2] == ["clean, suppress: D − N", "-0.20 [-0.26, -0.13]"]
+    assert found[at + 8] == ""
+    sentences = words.findings(table())  # which JSON holds
     assert sentences[0] == (
         "prob drop (clean, suppress): D minus Rnd is +0.54 [0.51, 0.56], p 0.039, n 8: higher."
     )
     assert "D minus N is -0.20" in sentences[1]
-    assert sentences[-2] == (
+    assert sentences[-2:] == [
         "5 paired comparisons, p-values corrected for their number (Holm, 0.05): no difference "
-        "found in 1 of 5."
-    )
-    assert sentences[-1].startswith("1 comparison has too few pairs to say anything")
+        "found in 1 of 5.",
+        "1 comparison has too few pairs to say anything (fewer than 6).",
+    ]
+    assert "Differences found, p corrected" not in text.render(table(n=3))
     few = words.findings(table(n=3))
     assert few == ["6 comparisons have too few pairs to say anything (fewer than 6)."]
+
+
+def test_differences_of_several_figures_name_them() -> None:
+    values = {"a": (1.0, 0.0), "b": (0.0, 2.0)}
+    samples = [
+        Sample(f"f{i}", group, figure, value + i / 100)
+        for i in range(8)
+        for figure, of_groups in values.items()
+        for group, value in zip(("D", "Rnd"), of_groups, strict=True)
+    ]
+    lines = text.render(tabulate("x", samples, seed=0)).splitlines()
+    assert [line.split()[:4] for line in lines if "−" in line] == [
+        ["a:", "D", "−", "Rnd"],
+        ["b:", "D", "−", "Rnd"],
+    ]
 
 
 def test_limit_says_how_much_is_left_out() -> None:
     short = text.render(table(), limit=1, width=120).splitlines()
     assert "… and 2 more rows of figures" in short
-    assert not [line for line in short if line.startswith("perturbed")]
+    assert not [line for line in short if line.startswith("perturbed  ")]
     assert "- Two facts were left out." in short
 
 

@@ -48,9 +48,11 @@ def answer(table: Table, headline: Headline) -> str:
     first = rows[0].conditions
     values = ", ".join(f"{words(r.group)} {cell(r)}" for r in rows if r.conditions == first)
     under = f" ({where(first)})" if first else ""
+    tested = headline.tested or headline.figure
     tests = [
         f"{words(c.group)} minus {words(c.against)}: {c.verdict}"
         for c in table.comparisons
-        if c.figure == headline.figure and c.conditions == first
+        if c.figure == tested and c.conditions == first
     ]
-    return f"Answer: {headline.axis}{under}: {values}. {'; '.join(tests) or 'Not tested'}."
+    by = f"By {words(tested)}: " if headline.tested and tests else ""
+    return f"Answer: {headline.axis}{under}: {values}. {by}{'; '.join(tests) or 'Not tested'}."

@@ -21,12 +21,14 @@ class Headline:
         keep: values of conditions that rows must have; several are separated by ``|``, and
             :data:`NONE` stands for rows without the condition.
         groups: whose rows; empty for all.
+        tested: the figure by which groups are compared, if it is another one.
     """
 
     figure: str
     axis: str
     keep: Mapping[str, str] = field(default_factory=dict)
     groups: tuple[str, ...] = ()
+    tested: str = ""
 
     def rows(self, table: Table) -> list[Row]:
         """The rows, in the order of the table."""
@@ -67,6 +69,7 @@ HEADLINES: Mapping[str, tuple[Headline, ...]] = {
                 "query": "clean|perturbed|paraphrase|unrelated",
             },
             ("D", "N", "Rnd"),
+            tested="log_drop",
         ),
         Headline(
             "recovered",
