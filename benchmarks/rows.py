@@ -90,14 +90,14 @@ def write_csv(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", newline="")
 
 
-def write(name: str, rows: Sequence[Row]) -> Path:
+def write(name: str | Path, rows: Sequence[Row]) -> Path:
     """Write a file of the results folder."""
     path = RESULTS / name
     write_csv(path, csv_text([f.name for f in fields(Row)], (asdict(r).values() for r in rows)))
     return path
 
 
-def renew(name: str, rows: Sequence[Row]) -> Path:
+def renew(name: str | Path, rows: Sequence[Row]) -> Path:
     """Write a file of the results folder in which ``rows`` replace all of their cases."""
     replaced = {one.case for one in rows}
     kept = [_typed(r) for r in read(name) if r["case"] not in replaced]
@@ -111,7 +111,7 @@ def _typed(record: Mapping[str, str]) -> Row:
     return Row(**{key: kinds.get(key, str)(text) for key, text in record.items()})
 
 
-def read(name: str) -> list[dict[str, str]]:
+def read(name: str | Path) -> list[dict[str, str]]:
     """Rows of a file of the results folder; none if it is not there."""
     path = RESULTS / name
     if not path.exists():

@@ -38,7 +38,6 @@ from dkn_engine.types import Fact
 
 RESULTS = "templama.csv"
 SHARES = (0.1, 0.5, 1.0)
-PAUSE = 0.5  # seconds between two looks at a running process
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,7 @@ class Setting:
         workers: processes of the cases that have several.
         training: of the small model.
         root: where models, facts and runs are kept.
+        pause: seconds between two looks at a run that will be killed.
     """
 
     facts: Path
@@ -62,6 +62,7 @@ class Setting:
     workers: int = 2
     training: Training = field(default_factory=Training)
     root: Path = BUILD
+    pause: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,13 @@ class Measured:
 
 
 def find(
-    model: str, facts: Path, out: Path, n: int, *options: str, kill_at: float | None = None
+    model: str,
+    facts: Path,
+    out: Path,
+    n: int,
+    *options: str,
+    kill_at: float | None = None,
+    pause: float = 0.5,
 ) -> Measured:
     """Run ``dkn-engine find`` and watch it.
 
@@ -91,6 +98,7 @@ def find(
         model, facts, out, options: of the command.
         n: number of facts.
         kill_at: kill the process and its workers with SIGKILL at this share of the chunks.
+        pause: seconds between two looks at it.
 
     Raises:
         SystemExit: the run fails.
@@ -114,7 +122,7 @@ def find(
             samples.append((done, resident(process.pid)))
             if kill_at is not None and done >= kill_at:
                 os.killpg(process.pid, signal.SIGKILL)
-            time.sleep(PAUSE)
+            time.sleep(pause)
         process.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.perf_counter() - start
         said.seek(0)
@@ -181,7 +189,7 @@ def resume(setting: Setting) -> Iterator[Row]:
     undisturbed, killed = fresh(setting, "undisturbed"), fresh(setting, "killed")
     command, more = (str(small(setting)), facts.path), ("--workers", str(setting.workers))
     straight = find(*command, undisturbed, facts.n, *more)
-    first = find(*command, killed, facts.n, *more, kill_at=0.5)
+    first = find(*command, killed, facts.n, *more, kill_at=0.5, pause=setting.pause)
     there = sum(1 for _ in killed.glob("facts-*.parquet"))
     second = find(*command, killed, facts.n, *more)
     case, both = f"{facts.n} facts, killed at half", first.seconds + second.seconds
@@ -332,14 +340,14 @@ CASES: dict[str, Callable[[Setting], Iterator[Row]]] = {
 }
 
 
-def measure(setting: Setting, names: Sequence[str]) -> None:
-    """Run cases one after the other; each replaces its own rows when it is done."""
+def measure(setting: Setting, names: Sequence[str], table: str | Path = RESULTS) -> None:
+    """Run cases one after the other; each replaces its own rows of the table when it is done."""
     for name in names:
         rows = []
         for one in CASES[name](setting):
             print(f"{one.case:28} {one.provider:12} {one.metric:26} {one.median:.4g}", flush=True)
             rows.append(one)
-        print(renew(RESULTS, rows))
+        print(renew(table, rows))
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ PROGRAM = "dkn-engine"
 # What the disk refuses is no bug of the program.
 _DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
-    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR),
 }
 
 

@@ -70,6 +70,8 @@ def encode_sequence(
         follow = own[:1] * len(own) if config.repeat_first_token else own
         steps = tuple(behind(follow[:i]) for i in range(len(targets)))
     free = None if config.continuation == "clean" else behind
+    if free is not None:
+        free(own)  # which steps hold only if nothing is repeated in its place
     return AnswerSequence(ids + own, len(ids), targets, steps, free)
 
 

@@ -23,7 +23,6 @@ Reals = NDArray[np.float64]
 NOT_DEFINED_WITHOUT = "not defined without one of the units"
 UNMOVED = "the same without any one of the units"
 MOST_GROUPS = 1000  # more units are left out in so many groups, whose variance is as good
-_AT_ONCE = 1 << 22  # weights held at once
 _DIGITS = 12  # behind the point; what is beyond is rounding
 
 
@@ -43,17 +42,20 @@ class LeftOut:
     n: int
 
 
-def leave_one_out(statistic: Callable[[Reals], Reals], unit: NDArray[np.integer]) -> LeftOut:
+def leave_one_out(
+    statistic: Callable[[Reals], Reals], unit: NDArray[np.integer], *, at_once: int = 1 << 22
+) -> LeftOut:
     """A statistic of all observations, and without those of each unit.
 
     Args:
         statistic: from weights of the observations ``[R, m]``, each 0 or 1, to values ``[R]``.
         unit: int ``[m]``, which of the units 0 to n - 1 each observation is of. Observations of
             one unit need not be independent.
+        at_once: weights that are held at once, if that is enough for one row of them.
     """
     m = len(unit)
     n = int(unit.max()) + 1 if m else 0
-    groups, rows = min(n, MOST_GROUPS), max(1, _AT_ONCE // max(1, m))
+    groups, rows = min(n, MOST_GROUPS), max(1, at_once // max(1, m))
     group = unit % max(1, groups)
     blocks = [
         statistic((group != np.arange(start, min(start + rows, groups))[:, None]).astype(float))

@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from dkn_engine.attribution import residual_shortcut as rest_module
 from dkn_engine.attribution.residual_shortcut import ResidualStream, adds
 from dkn_engine.forward import row_check as check
 from tests.support.attribution_runs import LEFT, S, attributed, fixed
 from tests.support.brute_force_scores import BruteForce
-from tests.support.tiny import N_LAYERS, relative_error, sequences, tiny
+from tests.support.tiny import N_LAYERS, relative_error, sequences, tiny, with_long_stream
 
 Make = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 ADDED: dict[str, Make] = {
@@ -114,13 +113,10 @@ CHANGES: dict[str, tuple[str, Callable[..., Any], int]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_points_emerge_by_running_the_layer_where_it_does_more(
-    monkeypatch: pytest.MonkeyPatch, change: str
-) -> None:
+def test_points_emerge_by_running_the_layer_where_it_does_more(change: str) -> None:
     """And the scores are those of the model as it is."""
-    monkeypatch.setattr(rest_module, "_MOST", float("inf"))
     place, hook, runs = CHANGES[change]
-    model = tiny("llama")
+    model = with_long_stream(tiny("llama"))
     for layer in range(N_LAYERS):
         name = f"model.layers.{layer}.{place}".rstrip(".")
         model.get_submodule(name).register_forward_hook(hook)

@@ -110,11 +110,8 @@ def medians(found: Iterator[Row]) -> dict[str, float]:
     return {r.metric: r.median for r in found}
 
 
-def test_a_run_is_watched_killed_and_continued(
-    setting: Setting, small: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(templama, "PAUSE", 0.01)
-    killed = medians(templama.resume(setting))
+def test_a_run_is_watched_killed_and_continued(setting: Setting, small: Path) -> None:
+    killed = medians(templama.resume(dataclasses.replace(setting, pause=0.01)))
     assert 3 <= killed["chunks_there_when_killed"] < 5  # of five, so half are three
     assert killed["files_bit_equal"] == 4 * 5
     both = killed["seconds_until_killed"] + killed["seconds_resumed"]
@@ -144,7 +141,7 @@ def test_a_run_that_fails_ends_the_benchmark(setting: Setting, tmp_path: Path) -
 
 
 def test_rows_of_other_cases_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "RESULTS", tmp_path)
+    table = tmp_path / "templama.csv"
     for case, values in (("one", [1.0]), ("two", [2.0]), ("one", [3.0, 5.0])):
         found = [rows.row(case, "x", "y", values)]
 
@@ -152,8 +149,8 @@ def test_rows_of_other_cases_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             return iter(found)
 
         monkeypatch.setitem(templama.CASES, case, measured)
-        templama.measure(Setting(tmp_path), [case])
-    there = [(r["case"], float(r["median"]), r["repeats"]) for r in rows.read("templama.csv")]
+        templama.measure(Setting(tmp_path), [case], table)
+    there = [(r["case"], float(r["median"]), r["repeats"]) for r in rows.read(table)]
     assert there == [("two", 2.0, "1"), ("one", 4.0, "2")]
 
 

@@ -22,7 +22,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 import dkn_engine as dkn
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.config import Config
-from dkn_engine.degeneracy import functional_filter
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.errors import FactError
 from dkn_engine.forward.contexts import AnswerSequence
@@ -339,19 +338,30 @@ def test_a_continuation_longer_than_the_context_is_refused() -> None:
         behind(tuple(coder(" go")["input_ids"]))
 
 
-def test_a_suppressed_text_that_outgrows_the_context_is_an_error_of_its_fact(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    case = Case("gpt2", "byte", False, "hu jo")
-    asked, lattice = case.asked(), functional_filter._lattice
+TOO_LONG, FITS = dkn.Fact("long", "co du fi", "ka el be"), dkn.Fact("short", "co du", "hu jo")
 
-    def outgrown(prompts: Any, one: Any, *args: Any) -> Any:
-        if one.fact.id == "long":
-            raise FactError("prompt and continuation need 65 positions; the model's context has 64")
-        return (yield from lattice(prompts, one, *args))
 
-    monkeypatch.setattr(functional_filter, "_lattice", outgrown)
-    some = [dataclasses.replace(case.fact, id=name) for name in ("long", "short")]
-    long, short = dkn.find_dkns(asked.model, asked.tokenizer, some, released())
+def in_context_of(n: int, seed: int) -> list[dkn.FactResult]:
+    """Both facts by a model with so many positions."""
+    coder = tokenizer("byte", bos=False)
+    model = tiny("gpt2", vocab_size=len(coder), n_positions=n, seed=seed)
+    return list(dkn.find_dkns(model, coder, [TOO_LONG, FITS], released()))
+
+
+def test_a_suppressed_text_that_outgrows_the_context_is_an_error_of_its_fact() -> None:
+    long, short = in_context_of(7, seed=0)
     assert (long.status, short.status) == ("error", "ok")
-    assert long.reason.startswith("prompt and continuation need 65 positions")
+    assert long.reason.startswith("fact 'long': prompt and continuation need 8 positions")
+
+
+def test_an_own_text_that_outgrows_the_context_is_left_out_by_itself() -> None:
+    """Prompt and answer fit, and so does the first token repeated, but not the tokens that follow.
+
+    As the published code repeats the first one where the model is unchanged, only the edited
+    models' tokens show it.
+    """
+    long, short = in_context_of(6, seed=1)
+    assert (long.status, short.status) == ("skipped", "ok")
+    assert long.reason == (
+        "fact 'long': prompt and continuation need 7 positions; the model's context has 6"
+    )

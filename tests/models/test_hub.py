@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
+
+
+@pytest.fixture
+def hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A hub that can be reached, and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        at = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", at)
+        yield
 
 
 def keep(cache: Path, name: str = NAME) -> Path:
@@ -84,11 +93,8 @@ def test_a_name_that_is_nearly_one_is_told(
     assert str(caught.value).endswith(expected)
 
 
-def test_what_the_hub_answers_is_one_line_with_what_may_be_meant(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("dkn_engine.models.hub._unreachable", lambda: None)
-
+@pytest.mark.usefixtures("cache", "hub")
+def test_what_the_hub_answers_is_one_line_with_what_may_be_meant() -> None:
     def read(local: bool) -> None:
         assert not local
         raise OSError("demoo is no model of the hub\nand much more")
@@ -97,10 +103,8 @@ def test_what_the_hub_answers_is_one_line_with_what_may_be_meant(
         from_hub("demoo", read)
 
 
-def test_levels_of_the_clients_loggers_are_as_they_were(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("dkn_engine.models.hub._unreachable", lambda: None)
+@pytest.mark.usefixtures("cache", "hub")
+def test_levels_of_the_clients_loggers_are_as_they_were() -> None:
     logger = logging.getLogger("huggingface_hub")
     before = logger.level
     seen: list[int] = []

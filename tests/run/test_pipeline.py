@@ -20,7 +20,6 @@ import torch
 
 import dkn_engine as dkn
 from dkn_engine.config import AttributionConfig, Config, FilterConfig, SelectionConfig
-from dkn_engine.degeneracy import component_choice
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.lattice import Lattice, degenerate_family, drops, members_of
 from dkn_engine.degeneracy.reference_facts import build_reference
@@ -30,10 +29,10 @@ from dkn_engine.models.connections import connection_rows
 from dkn_engine.models.layout import find_layout
 from dkn_engine.report import render_markdown, render_report, summarize, write_summary
 from dkn_engine.run import stages
-from dkn_engine.store import plan
 from dkn_engine.topology.clustering import find_candidates
 from tests.support.brute_force_edits import answer_probability
 from tests.support.guests import Boom, broken, mixed_model, state
+from tests.support.saved import many_facts
 from tests.support.tiny import MASK_ID, N_LAYERS, WIDTH, down_of, sequence, tiny
 from tests.support.words import text, words_tokenizer
 
@@ -278,16 +277,18 @@ def test_means_without_a_fact_to_take_them_over_are_refused(model: Any) -> None:
         _ = without.reference
 
 
-def test_more_components_than_a_mask_has_bits_are_cut_and_said(
-    model: Any, results: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    n = len(results[0].components)
-    assert n > 1
-    monkeypatch.setattr(component_choice, "MOST_COMPONENTS", n - 1)
-    found = run(model, facts(model)[:1])[0]
-    assert (found.status, found.reason) == ("ok", f"the first {n - 1} of {n} components")
+def test_more_components_than_a_mask_has_bits_are_cut_and_said(model: Any) -> None:
+    """Each of the model's neurons is a component."""
+    neurons = np.stack(np.divmod(np.arange(N_LAYERS * WIDTH), WIDTH), axis=1).astype(np.int32)
+    few = {"min_component_size": 1, "condense": False, "max_candidates": len(neurons)}
+    config = CONFIG.set({f"topology.{name}": value for name, value in few.items()})
+    (found,) = dkn.examine(model, words_tokenizer(), facts(model)[:1], neurons, config)
+    rows = connection_rows(find_layout(model), neurons, config.topology)
+    every = find_candidates(neurons, *rows, config.topology)
+    assert len(every) > 62
+    assert (found.status, found.reason) == ("ok", f"the first 62 of {len(every)} components")
     assert [c.neurons.tolist() for c in found.components] == [
-        c.neurons.tolist() for c in results[0].components[:-1]
+        c.neurons.tolist() for c in every[:62]
     ]
 
 
@@ -513,22 +514,22 @@ def test_the_seed_moves_the_controls_only(model: Any, results: Any) -> None:
             assert found.controls["random"] != expected.controls["random"]
 
 
-def test_results_come_window_by_window(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "CHUNKS_PER_WINDOW", 1)
+def test_results_come_window_by_window(model: Any) -> None:
+    """A window is 16 chunks."""
     seen: list[tuple[int, int]] = []
     stream = dkn.iter_dkns(
         model,
         words_tokenizer(),
-        facts(model),
-        CONFIG,
+        many_facts(model, 18),
+        dataclasses.replace(CONFIG, facts_per_chunk=1),
         progress=lambda done, of: seen.append((done, of)),
     )
     assert isinstance(stream, Iterator)
-    assert next(stream).fact_id == "f1"
-    assert len(seen) <= 1  # The second chunk has not begun.
+    assert next(stream).fact_id == "f0"
+    assert len(seen) <= 16  # The second window has not begun.
     rest = list(stream)
-    assert len(rest) == 4
-    assert seen == [(2, 5), (4, 5), (5, 5)]
+    assert len(rest) == 17
+    assert seen == [(n, 18) for n in range(1, 19)]
 
 
 def test_models_without_rows_are_done_in_blocks_and_by_full_forwards() -> None:

@@ -24,7 +24,6 @@ from dkn_engine.errors import UserError
 from dkn_engine.facts import write_facts
 from dkn_engine.facts.scan import FactFile, pick, read_windows, scan
 from dkn_engine.run.tasks import Task, iter_tasks
-from dkn_engine.store import plan as plans
 from dkn_engine.store.plan import Plan, Shard
 from tests.run.test_pipeline import CONFIG, assert_equal
 from tests.support.saved import many_facts
@@ -171,32 +170,29 @@ def model() -> Any:
     return tiny("llama", torch.float32)
 
 
-def test_a_run_reads_one_window_ahead(
-    model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(plans, "CHUNKS_PER_WINDOW", 2)
-    facts = Watched(many_facts(model, 15))
-    expected = dkn.find_dkns(model, words_tokenizer(), facts.facts, CONFIG)
+def test_a_run_reads_one_window_ahead(model: Any, tmp_path: Path) -> None:
+    """A window is 16 chunks."""
+    config = dataclasses.replace(CONFIG, facts_per_chunk=1)
+    facts = Watched(many_facts(model, 20))
+    expected = dkn.find_dkns(model, words_tokenizer(), facts.facts, config)
     for out in (None, tmp_path):
         facts.passes.clear()
-        stream = dkn.iter_dkns(model, words_tokenizer(), facts, CONFIG, out)
+        stream = dkn.iter_dkns(model, words_tokenizer(), facts, config, out)
         found = []
         for i, result in enumerate(stream):
             found.append(result)
-            assert facts.passes[-1] <= (i // 4 + 1) * 4
+            assert facts.passes[-1] <= (i // 16 + 1) * 16
         assert len(facts.passes) == 3  # To count, to take a sample, to compute.
         assert_equal(found, expected)
     assert_equal(dkn.read_results(tmp_path), expected)
 
 
-def test_what_is_swept_together_does_not_change_results(
-    model: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_swept_together_does_not_change_results(model: Any) -> None:
     facts = many_facts(model, 14)
     found = []
-    for per_window in (1, 3, 16):
-        monkeypatch.setattr(plans, "CHUNKS_PER_WINDOW", per_window)
-        found.append(dkn.find_dkns(model, words_tokenizer(), facts, CONFIG))
+    for per_chunk in (1, 3, 14):
+        config = dataclasses.replace(CONFIG, facts_per_chunk=per_chunk)
+        found.append(dkn.find_dkns(model, words_tokenizer(), facts, config))
     for others in found[1:]:
         for a, b in zip(found[0], others, strict=True):
             assert (a.fact_id, a.status) == (b.fact_id, b.status)

@@ -110,18 +110,20 @@ def test_a_run_that_fails_at_any_write_goes_on(
     model: Any, url: str, whole: Path, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first write is the lock, the second the manifest, then four a chunk."""
-    n, put = 0, RemotePlace._put
+    kind = MemoryFileSystem if url.startswith("memory") else Plain
+    n, put = 0, kind.pipe_file
 
-    def failing(self: RemotePlace, name: str, data: bytes, **mode: str) -> None:
+    def failing(self: Any, path: str, data: bytes, **mode: str) -> None:
         nonlocal n
-        n += 1
+        if "mode" not in mode or kind is MemoryFileSystem:  # Plain files are asked for it in vain.
+            n += 1
         if n == step:
-            if url.startswith("plain") and step > 2:  # It shows half of what is written.
-                put(self, name, data[: len(data) // 2], **mode)
+            if kind is Plain and step > 2:  # It shows half of what is written.
+                put(self, path, data[: len(data) // 2], **mode)
             raise Boom
-        put(self, name, data, **mode)
+        put(self, path, data, **mode)
 
-    monkeypatch.setattr(RemotePlace, "_put", failing)
+    monkeypatch.setattr(kind, "pipe_file", failing)
     with pytest.raises(RunDirectoryError, match="Boom"):
         run(model, url)
     monkeypatch.undo()

@@ -13,23 +13,18 @@ import torch
 
 import dkn_engine as dkn
 from dkn_engine.cli import main as cli
-from dkn_engine.store import count_done, merge, plan, read_manifest
+from dkn_engine.store import count_done, merge, read_manifest
 from dkn_engine.store.directory import MANY_CHUNKS
 from dkn_engine.store.plan import Shard
-from tests.run.test_pipeline import CONFIG, assert_equal, parquet
+from tests.run.test_pipeline import CONFIG as OF_PIPELINE
+from tests.run.test_pipeline import assert_equal, parquet
 from tests.support.saved import many_facts
 from tests.support.tiny import tiny
 from tests.support.words import words_tokenizer
 
-N = 23
+N = 23  # in two windows of 16 chunks and 7
+CONFIG = dataclasses.replace(OF_PIPELINE, facts_per_chunk=1)
 MODEL = "llama"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _small_windows() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "CHUNKS_PER_WINDOW", 3)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -110,13 +105,13 @@ def refuses(out: Path, directories: list[Path], message: str) -> None:
 def test_what_is_not_the_whole_of_one_run_is_refused(runs: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     refuses(out, [], "needs the directories of shards")
-    refuses(out, parts(runs, 0, 2), "4 of 12 chunks are in none of the directories, the first is 1")
+    refuses(out, parts(runs, 0, 2), "8 of 23 chunks are in none of the directories, the first is 1")
     refuses(out, parts(runs, 0, 1, 2, 1), "1 is given twice")
     refuses(out, [tmp_path / "nothing"], "is not a run directory")
     refuses(out, [*parts(runs), runs / "whole"], r"chunk 0 is in .*0 and in .*whole")
     unfinished = copied(runs / "1", tmp_path / "unfinished")
     (unfinished / "facts-00004.parquet").unlink()
-    refuses(out, [*parts(runs, 0, 2), unfinished], "1 of 12 chunks .* the first is 4")
+    refuses(out, [*parts(runs, 0, 2), unfinished], "1 of 23 chunks .* the first is 4")
 
 
 @pytest.mark.parametrize(
@@ -125,7 +120,7 @@ def test_what_is_not_the_whole_of_one_run_is_refused(runs: Path, tmp_path: Path)
         (("config", "seed"), 1, r"configuration: seed was 1, is now 0"),
         (("model", "fingerprint"), "moon", r"model: was .*\(moon\)"),
         (("facts", "digest"), "moon", r"facts: as many \(23\), but not the same"),
-        (("chunks_per_window",), 16, "chunks_per_window was 16, is now 3"),
+        (("chunks_per_window",), 3, "chunks_per_window was 3, is now 16"),
     ],
 )
 def test_shards_of_another_run_are_refused(
@@ -185,7 +180,7 @@ def test_program(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert len(parquet(tmp_path / "few")) == 4
     assert_equal(dkn.read_results(tmp_path / "few"), dkn.read_results(runs / "whole"))
     assert cli.main(["merge", str(tmp_path / "other"), *arguments[:2]]) == 2
-    assert "4 of 12 chunks" in capsys.readouterr().err
+    assert "7 of 23 chunks" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "1", "1/", "2/2", "-1/2", "0/0", "a/b", "1/2/3"])

@@ -217,6 +217,17 @@ def tiny(name: str, dtype: torch.dtype = torch.float64, seed: int = 0, **changes
     return model.to(dtype).eval()
 
 
+@torch.no_grad()
+def with_long_stream(model: Any) -> Any:
+    """The model with embeddings so long that every MLP's output is little beside the stream.
+
+    Tied logits stay as they were, since only what is embedded takes the new table.
+    """
+    embedding = model.get_input_embeddings()
+    embedding.weight = nn.Parameter(100 * embedding.weight)
+    return model
+
+
 def redraw(model: nn.Module, seed: int = 0) -> None:
     """Weights large enough that every layer and every attention weight matters.
 

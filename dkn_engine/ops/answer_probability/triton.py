@@ -18,6 +18,8 @@ maximum is kept online (Milakov and Gimelshein, Online normalizer calculation fo
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
@@ -25,9 +27,6 @@ import triton.language as tl
 from dkn_engine.ops._triton import blocks
 from dkn_engine.ops._triton.blocks import dot, power_of_2, tanh
 from dkn_engine.ops.answer_probability.tail import Head, behind_norm
-
-# Tokens whose exponentials are held at once, for the gradient.
-BLOCK = 8192
 
 
 @triton.jit
@@ -157,7 +156,7 @@ def block_sizes(n: int, d: int, short: bool) -> tuple[dict[str, int], dict[str, 
 
 @torch.no_grad()
 def _log_probability(
-    head: Head, x: torch.Tensor, targets: torch.Tensor, gradient: bool
+    head: Head, x: torch.Tensor, targets: torch.Tensor, gradient: bool, *, block: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Log-probability ``[N]`` of the targets, and its gradient ``[N, d]`` in ``x``, in float32."""
     targets = targets.contiguous()
@@ -169,11 +168,11 @@ def _log_probability(
     gold = torch.full((2, n), float("nan"), dtype=torch.float32, device=x.device)
     top = gold.new_full((n,), float("-inf"))
     sums, total = gold.new_zeros(n), gold.new_zeros(n, d) if gradient else None
-    wide = min(BLOCK, triton.cdiv(v, tile) * tile)
+    wide = min(block, triton.cdiv(v, tile) * tile)
     exps = None if total is None else x.new_empty(n, wide)
     rows, strides = triton.cdiv(n, project["BN"]), head.weight.stride()
     scaling = (float(head.scale), float(head.softcap or 0.0))
-    for first in range(0, v, BLOCK) if n else ():
+    for first in range(0, v, block) if n else ():
         tops = gold.new_empty(n, triton.cdiv(min(wide, v - first), tile))
         parts = torch.empty_like(tops)
         blocks.launch(
@@ -203,6 +202,14 @@ def _log_probability(
 
 
 def answer_probability(
-    head: Head, hidden: torch.Tensor, targets: torch.Tensor, objective: str, gradient: bool
+    head: Head,
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    objective: str,
+    gradient: bool,
+    *,
+    block: int = 8192,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    return behind_norm(_log_probability, head, hidden, targets, objective, gradient)
+    """As the op's; ``block`` tokens' exponentials are held at once, a multiple of 64."""
+    log_probability = partial(_log_probability, block=block)
+    return behind_norm(log_probability, head, hidden, targets, objective, gradient)
