@@ -18,6 +18,7 @@ from dkn_engine.forward.prefill import Prefill, position_logits
 from dkn_engine.forward.row_blocks import Block, pad_block
 from dkn_engine.forward.row_check import Check
 from dkn_engine.forward.shrinking_batches import in_batches
+from dkn_engine.models.devices import at
 from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import Layout
 
@@ -136,8 +137,8 @@ def _masked_sum(
     position = contexts.position[context]
 
     def keep(layer: int, activation: Tensor) -> None:
-        x = by_position(activation, ids.shape)[copy, position]
-        found[:, layer].index_add_(0, context, x.to(found.dtype))
+        x = at(by_position(activation, ids.shape), copy, position)
+        found[:, layer].index_add_(0, context, x.to(found))
 
     with hooks([mlp.watch(site, partial(keep, i)) for i, mlp in enumerate(layout.mlps)]):
         # The whole model, since what is around its decoder may add to what the decoder sees; of
@@ -258,14 +259,14 @@ def _block_sum(
     masked = torch.tensor([copy.masked for copy in copies], device=device)
     at_copy = _numbered(block, entries)
     hidden = layer_inputs(engine.layout, _masked_ids(engine.contexts, copies, mask_id))
-    hidden = hidden[at_copy, block.position]
+    hidden = at(hidden, at_copy, block.position)
     entry, row, context = _context_rows(engine.contexts, block)
     counts = masked[at_copy[entry, row]]
     n_masked = int(counts.sum())
     check = Check(engine, context[~counts])
 
     def keep(layer: int, activation: Tensor) -> None:
-        x = by_position(activation, block.copy.shape)[entry, row]
+        x = at(by_position(activation, block.copy.shape), entry, row).to(device)
         found[:, layer].index_add_(0, context[counts], x[counts].to(found.dtype))
         if len(x) > n_masked:
             plain = context[~counts]

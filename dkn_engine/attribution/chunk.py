@@ -140,8 +140,7 @@ def _attribute_batch(
     baselines: Tensor | None,
 ) -> ChunkScores:
     """:func:`attribute_chunk` of sequences that are padded to one length."""
-    device = next(model.parameters()).device
-    contexts = scored_contexts(sequences, device, config.masked_tokens)
+    contexts = scored_contexts(sequences, layout.device, config.masked_tokens)
     rows = _rows_per_batch(config, layout, next(model.parameters()))
     with guest(model, grad=True):
         refuse_cut_gradients(layout, contexts.ids)
@@ -341,8 +340,9 @@ def _rows_per_batch(config: AttributionConfig, layout: Layout, weight: Tensor) -
     if config.rows_per_batch != "auto":
         return config.rows_per_batch
     budget = _BUDGET
-    if weight.is_cuda:
-        budget = max(budget, torch.cuda.mem_get_info(weight.device)[0] // _FREE_SHARE)
+    cards = [device for device in set(layout.devices) if device.type == "cuda"]
+    if cards:
+        budget = max(budget, min(torch.cuda.mem_get_info(c)[0] for c in cards) // _FREE_SHARE)
     # A row entering at a middle layer keeps about 12 d + 6 F numbers in each layer above.
     per_row = (12 * layout.d_model + 6 * layout.width) * weight.itemsize * layout.n_layers // 2
     return int(min(4096, max(64, budget // per_row)))

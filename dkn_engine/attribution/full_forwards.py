@@ -69,7 +69,7 @@ class General:
 
         def patch(_module: Any, _args: Any, output: Tensor) -> Tensor:
             table = by_position(output, (len(points), length)).clone()
-            table[entry, position] = leaf
+            table[entry.to(table.device), position.to(table.device)] = leaf
             return table.view_as(output)
 
         down = self.paths.layout.mlps[layer].down
@@ -77,7 +77,7 @@ class General:
             logits = position_logits(self.model, self.contexts.ids[sequence], entry, position)
         value = token_objective(logits, self.contexts.target[points.context], self.objective)
         (gradient,) = torch.autograd.grad(value.sum(), leaf)
-        return gradient, value.detach()
+        return gradient.to(value.device), value.detach()
 
     def begin(self, points: Points) -> tuple[Tensor, Tensor, Ends]:
         """:meth:`evaluate`, and the end points."""
@@ -108,7 +108,8 @@ class General:
 
         def add(layer: int, _module: Any, _args: Any, output: Tensor) -> Tensor:
             table = by_position(output, (len(index), length)).clone()
-            table[entry, position] = table[entry, position] + probe[layer]
+            there = (entry.to(table.device), position.to(table.device))
+            table[there] = table[there] + probe[layer].to(table.device)
             return table.view_as(output)
 
         downs = [mlp.down for mlp in layout.mlps]

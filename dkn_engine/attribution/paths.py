@@ -12,6 +12,7 @@ from torch import Tensor
 from dkn_engine.attribution.sites import STRAIGHT
 from dkn_engine.models.affine import bias_of
 from dkn_engine.models.dense import is_dense
+from dkn_engine.models.devices import at, is_offloaded
 from dkn_engine.models.layout import Layout
 from dkn_engine.models.projections import project
 from dkn_engine.ops.ig_accumulate import ig_accumulate
@@ -116,7 +117,7 @@ class Paths:
         return self._magnification
 
     def outputs(self, layer: int, context: Tensor, alpha: Tensor) -> Tensor:
-        """The MLP's output ``[n, d]`` at path points of one layer."""
+        """The MLP's output ``[n, d]`` at path points of one layer, on the layer's device."""
         if self.site in STRAIGHT:
             # The projection is linear, so the path is straight after it too: project two ends.
             if layer not in self._ends:
@@ -124,20 +125,14 @@ class Paths:
                 start, end = self._project(layer, ends)
                 self._ends[layer] = (start, end - start)
             start, change = self._ends[layer]
-            along = alpha.to(start.dtype).unsqueeze(-1)
-            return (start[context] + along * change[context]).to(self.dtype)
+            along = alpha.to(start).unsqueeze(-1)
+            return (at(start, context) + along * at(change, context)).to(self.dtype)
         up = None if self.fixed is None else self.fixed[context, layer]
         act = self.layout.mlps[layer].act
         assert act is not None
         ends_of = (self.baseline[context, layer], self.value[context, layer])
         inner = path_activation(alpha, *ends_of, up, act, backend=self.backend)
         return self._project(layer, inner.to(self.dtype))
-
-    def _rows(self, layer: int) -> Tensor:
-        """The down projection's rows ``[F, d]``."""
-        if layer not in self._w_out:
-            self._w_out[layer] = self.layout.mlps[layer].w_out(slice(None))
-        return self._w_out[layer]
 
     def _project(self, layer: int, x: Tensor) -> Tensor:
         """``x`` ``[..., F]`` through the down projection, in the dtype of ``x``."""
@@ -147,7 +142,8 @@ class Paths:
         # By the rows that scores are read with, which may be wider than what it takes itself.
         bias = bias_of(down)
         assert bias is not None
-        return x @ self._rows(layer).to(x.dtype) + bias.to(x.dtype)
+        rows = self._rows(layer).to(x.dtype)
+        return x.to(rows.device) @ rows + bias.to(x.dtype)
 
     def scores(
         self,
@@ -165,21 +161,36 @@ class Paths:
             gradients, alpha, segments: ``[N, d]``, ``[N]``, int64 ``[N]``, one entry a point.
             weights: ``[K, N]``.
             context: int64 ``[M]``, of each segment.
+
+        On the layer's device.
         """
-        mlp = self.layout.mlps[layer]
+        act, w_out = self.layout.mlps[layer].act, self._rows(layer)
+
+        def there(x: Tensor) -> Tensor:
+            return x.to(w_out.device)
+
         path = None
         if self.site == "pre":
-            assert mlp.act is not None
+            assert act is not None
             baseline = self.baseline[context, layer]
             delta = self.value[context, layer] - baseline
-            up = None if self.fixed is None else self.fixed[context, layer]
-            path = (alpha, baseline, delta, up, mlp.act)
+            up = None if self.fixed is None else there(self.fixed[context, layer])
+            path = (there(alpha), there(baseline), there(delta), up, act)
         return ig_accumulate(
-            gradients,
-            weights,
-            segments,
-            self._rows(layer),
-            self.factor[context, layer],
+            there(gradients),
+            there(weights),
+            there(segments),
+            w_out,
+            there(self.factor[context, layer]),
             path=path,
             backend=self.backend,
         )
+
+    def _rows(self, layer: int) -> Tensor:
+        """The down projection's rows ``[F, d]``, kept; of one layer at a time if offloaded."""
+        if layer not in self._w_out:
+            mlp = self.layout.mlps[layer]
+            if is_offloaded(mlp.down):
+                self._w_out.clear()
+            self._w_out[layer] = mlp.w_out(slice(None))
+        return self._w_out[layer]

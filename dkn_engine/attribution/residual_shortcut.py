@@ -43,14 +43,16 @@ class ResidualStream:
         Not where the output is most of what comes out: its rounding would be much of the rest.
         """
         rest = out.to(self.value.dtype) - mlp
-        self.value[context, layer] = rest
-        self.known[context, layer] = out.norm(dim=-1) <= _MOST * rest.norm(dim=-1)
+        self.value[context, layer] = rest.to(self.value.device)
+        longest = _MOST * rest.norm(dim=-1)
+        self.known[context, layer] = (out.norm(dim=-1) <= longest).to(self.known.device)
 
     def plus(self, context: Tensor, layer: int, outputs: Tensor) -> Tensor | None:
         """Layer outputs ``[n, S, d]`` for ``outputs`` of the MLP; None if not all are noted."""
         if not bool(self.known[context, layer].all()):
             return None
-        return (self.value[context, layer].unsqueeze(1) + outputs).to(outputs.dtype)
+        rest = self.value[context, layer].unsqueeze(1).to(outputs.device)
+        return (rest + outputs).to(outputs.dtype)
 
 
 def adds(out: Tensor, part: Any) -> bool:

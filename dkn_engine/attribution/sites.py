@@ -67,7 +67,8 @@ def site_activation(layout: Layout, clean: Prefill, site: str) -> tuple[Tensor, 
     if clean.pre is None:
         _refuse_act(site)
     acts = [mlp.site_module("pre") for mlp in layout.mlps]
-    activated = torch.stack([act(clean.pre[:, i]) for i, act in enumerate(acts)], dim=1)
+    home = clean.pre.device
+    activated = torch.stack([act(clean.pre[:, i]).to(home) for i, act in enumerate(acts)], dim=1)
     _require_product(activated, clean, site)
     if site == "up":
         assert clean.up is not None

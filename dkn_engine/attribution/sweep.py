@@ -16,6 +16,7 @@ from dkn_engine.attribution.residual_shortcut import ResidualStream, adds
 from dkn_engine.forward.patched_rows import RowEngine, RowSet
 from dkn_engine.forward.row_check import Check, failures_mean_no_sweep
 from dkn_engine.forward.shrinking_batches import in_batches
+from dkn_engine.models.devices import at
 from dkn_engine.models.guest import hooks
 from dkn_engine.ops.answer_probability import answer_probability
 from dkn_engine.types import Path
@@ -68,7 +69,8 @@ class Sweep:
             index = order[start:stop]
             # A clean row climbs with the first of its context's points.
             own = context[:0] if ends is None else context[start:stop][first[start:stop]]
-            gradients[index], values[index] = self._climb(points.take(index), own, ends)
+            found = self._climb(points.take(index), own, ends)
+            gradients[index], values[index] = (x.to(clean.device) for x in found)
 
         # What did not fit once is not tried again for the next points.
         cuts = first.nonzero().squeeze(1).tolist()
@@ -123,7 +125,7 @@ class _Climb:
     def _join(self, rows: Tensor, table: Tensor) -> None:
         """Rows ``[n, S, d]``, a context each entry, take their places behind the others."""
         if not self.aligned:
-            rows, table = rows[table >= 0].unsqueeze(0), table[table >= 0].unsqueeze(0)
+            rows, table = at(rows, table >= 0).unsqueeze(0), table[table >= 0].unsqueeze(0)
         self.origin.append(table)
         self.hidden = rows if self.hidden is None else torch.cat([self.hidden, rows], dim=1)
 
@@ -182,7 +184,10 @@ class _Climb:
         return out
 
     def finish(self, ends: Ends | None) -> tuple[Tensor, Tensor]:
-        """Gradient ``[N, d]`` and objective ``[N]`` of the points; ``ends`` gets the clean rows."""
+        """Gradient ``[N, d]`` and objective ``[N]`` of the points; ``ends`` gets the clean rows.
+
+        Each layer's gradients come from its device to that of the points.
+        """
         assert self.hidden is not None
         flat = self.hidden.reshape(-1, self.hidden.shape[-1])
         index = torch.cat(self.origin, dim=1).reshape(-1)
@@ -194,20 +199,21 @@ class _Climb:
             gradient=True,
             backend=self.paths.backend,
         )
-        values = torch.empty_like(objective)
-        values[index] = objective
+        home = self.context.device
+        values = torch.empty_like(objective, device=home)
+        values[index] = objective.to(home)
         if self.check is not None:
             rows, own = self._clean(self.hidden.detach()), values[len(self.points) :]
             self.check.scored(self.engine.tail, rows, own, self.objective, self.paths.backend)
         leaves = [leaf for leaf, _ in self.leaves]
         found = torch.autograd.grad(flat, [*leaves, *self.outputs], grad_outputs=top)
-        gradients = flat.new_empty(len(self.points), flat.shape[1])
+        gradients = flat.new_empty(len(self.points), flat.shape[1], device=home)
         for gradient, (_, table) in zip(found, self.leaves, strict=False):
-            gradients[table[table >= 0]] = gradient[table >= 0]
+            gradients[table[table >= 0]] = at(gradient, table >= 0).to(home)
         if ends is not None:
             ends.values[self.own] = values[len(self.points) :]
             for layer, gradient in enumerate(found[len(leaves) :]):
-                ends.gradients[self.own, layer] = self._clean(gradient)
+                ends.gradients[self.own, layer] = self._clean(gradient).to(home)
         return gradients, values[: len(self.points)]
 
 

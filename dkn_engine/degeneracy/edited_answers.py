@@ -315,7 +315,7 @@ class _Batch:
         self.model, self.layout, self.positions = model, layout, positions
         self.sequences, self._max_rows = tuple(sequences), max_rows
         self.stands_in, self._backend, self._warn = False, backend, warn
-        self.contexts = build_contexts(sequences, next(model.parameters()).device)
+        self.contexts = build_contexts(sequences, layout.device)
         with guest(model, grad=False):
             self._clean = prefill(model, layout, self.contexts)
             self.rows = self._engine()

@@ -105,7 +105,9 @@ def change(x: Tensor, edit: LayerEdit, where: Tensor | None = None) -> None:
     factor, offset = (torch.from_numpy(a).to(x) for a in (edit.factor, edit.offset))
     old = x[..., row, index]
     new = old * factor + offset
-    x[..., row, index] = new if where is None else torch.where(where[..., row], new, old)
+    if where is not None:
+        new = torch.where(where.to(x.device)[..., row], new, old)
+    x[..., row, index] = new
 
 
 def changing(edit: LayerEdit, view: Callable[[Tensor], Tensor] = lambda x: x) -> Any:

@@ -57,13 +57,13 @@ def row_log_probabilities(
             if layer in layers:
                 group, parent, change = layers[layer].split(group, edit)
                 at = torch.from_numpy(parent).to(device)
-                hidden, of_row = hidden[:, at], of_row[at]
+                hidden, of_row = hidden[:, at.to(hidden.device)], of_row[at]
                 down = engine.layout.mlps[layer].down
                 handles.append(down.register_forward_pre_hook(changing(change)))
             with hooks(handles):
                 rows = RowSet(of_row.unsqueeze(0), aligned=False)
                 hidden = engine.run_layer(layer, hidden, rows)
-        targets = engine.contexts.target[of_row]
+        targets = engine.contexts.target[of_row].to(hidden.device)
         log_p, _ = answer_probability(
             engine.tail,
             hidden[0],
@@ -73,7 +73,7 @@ def row_log_probabilities(
             backend=engine.backend,
         )
         hit = _most_probable(engine.tail, hidden[0], targets) if greedy else None
-    row = torch.from_numpy(group).to(device)
+    row = torch.from_numpy(group).to(log_p.device)
     return log_p[row], None if hit is None else hit[row]
 
 

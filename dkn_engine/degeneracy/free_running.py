@@ -74,7 +74,7 @@ def _last_logits(
 
     Texts are padded on the right, which nothing before sees.
     """
-    device = next(model.parameters()).device
+    device = layout.device
     longest = max(map(len, texts))
     ids = torch.tensor([t + t[-1:] * (longest - len(t)) for t in texts], device=device)
     last = torch.tensor([len(t) - 1 for t in texts], device=device)

@@ -52,7 +52,7 @@ class Gated:
         at = np.flatnonzero(self.neurons[:, 0] == layer)
         index = torch.from_numpy(self.neurons[at, 1].astype(np.int64)).to(x.device)
         closed = torch.from_numpy(self.closed[at]).to(x)
-        gate = gates[:, torch.from_numpy(at).to(x.device)].to(x.dtype)
+        gate = gates.to(x)[:, torch.from_numpy(at).to(x.device)]
         activation = x[..., index]
         through = closed + gate * (activation - closed)
         return x.index_copy(x.ndim - 1, index, through)
@@ -175,7 +175,7 @@ def _behind_gates(
             return (gated.let_through(layer, args[0], gates), *args[1:])
         x = by_position(args[0], mask.shape)  # [R, T, F]
         through = gated.let_through(layer, x.transpose(0, 1), gates)
-        x = torch.where(mask.unsqueeze(-1), through.transpose(0, 1), x)
+        x = torch.where(mask.unsqueeze(-1).to(x.device), through.transpose(0, 1), x)
         return (x.reshape(args[0].shape), *args[1:])
 
     return [layout.mlps[layer].down.register_forward_pre_hook(hook)]

@@ -14,6 +14,7 @@ from dkn_engine.degeneracy.edits_by_forwards import where_edits_act
 from dkn_engine.degeneracy.gates import Gated
 from dkn_engine.forward.contexts import Contexts, by_position
 from dkn_engine.forward.patched_rows import RowEngine, RowSet
+from dkn_engine.models.devices import at
 from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import Layout
 
@@ -73,9 +74,10 @@ def forward_activations(
         own = gates.new_zeros(len(chosen), 1, len(setting))
 
         def behind(layer: int, x: Tensor) -> Tensor:
-            _note(own, gated, layer, x[entry, contexts.position[chosen]].unsqueeze(1))  # noqa: B023
+            own_rows = at(x, entry, contexts.position[chosen])  # noqa: B023
+            _note(own, gated, layer, own_rows.unsqueeze(1))  # noqa: B023
             through = gated.let_through(layer, x, setting.unsqueeze(0))  # noqa: B023
-            return torch.where(mask.unsqueeze(-1), through, x)  # noqa: B023
+            return torch.where(mask.unsqueeze(-1).to(x.device), through, x)  # noqa: B023
 
         with hooks(list(_changing(layout, gated.layers(), behind, ids.shape))):
             model(input_ids=ids, use_cache=False)
@@ -106,7 +108,7 @@ def _note(found: Tensor, gated: Gated, layer: int, x: Tensor) -> None:
     """Keep a layer's gated neurons of ``x`` ``[C, R, F]`` in ``found`` ``[C, R, n]``."""
     at = np.flatnonzero(gated.neurons[:, 0] == layer)
     index = torch.from_numpy(gated.neurons[at, 1].astype(np.int64)).to(x.device)
-    found[..., torch.from_numpy(at).to(x.device)] = x[..., index].to(found.dtype)
+    found[..., torch.from_numpy(at).to(found.device)] = x[..., index].to(found)
 
 
 def _changing(

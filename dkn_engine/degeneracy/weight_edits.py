@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 from dkn_engine.degeneracy.edits import enhance, require_inside
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.models.dense import require_dense
+from dkn_engine.models.devices import stored, writable
 from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import Layout
 from dkn_engine.models.model_lock import locked
@@ -48,11 +49,12 @@ def scaled_weights(
     layers = np.unique(edit.neurons[:, 0]).tolist()
     with locked(layout.base), contextlib.ExitStack() as held:
         refuse_shared_weights(layout, layers)
+        parts = {layer: _parts(layout, layer, which) for layer in layers}
+        for part in (part for of_layer in parts.values() for part in of_layer):
+            held.enter_context(writable(part))
         views = {layer: _views(layout, layer, which) for layer in layers}
         for layer in layers:
-            mlp = layout.mlps[layer]
-            parts = [mlp.down] if which == "output_weights" else [mlp.down, mlp.gate]
-            held.enter_context(hooks(refuse_unless_run(layout, layer, parts)))
+            held.enter_context(hooks(refuse_unless_run(layout, layer, parts[layer])))
             index = edit.neurons[edit.neurons[:, 0] == layer, 1].astype(int)
             for rows in views[layer]:
                 at = torch.from_numpy(index).to(rows.device)
@@ -122,18 +124,24 @@ def _writing() -> Iterator[None]:
         yield
 
 
+def _parts(layout: Layout, layer: int, which: Which) -> list[nn.Module]:
+    """The projections whose weights are scaled."""
+    mlp = layout.mlps[layer]
+    found = [mlp.down] if which == "output_weights" else [mlp.down, mlp.gate]
+    for part in found:
+        require_parameter(layout, layer, part, "weight")
+    return found
+
+
 def _views(layout: Layout, layer: int, which: Which) -> list[torch.Tensor]:
     """Views of the MLP's weights with neurons along the first axis: ``[F, d]`` or ``[F]``."""
     mlp = layout.mlps[layer]
-    require_parameter(layout, layer, mlp.down, "weight")
-    found = [mlp.w_out(slice(None))]
+    found = [mlp.w_out(slice(None), kept=True)]
     if which == "input_and_output_weights":
-        require_parameter(layout, layer, mlp.gate, "weight")
-        found.append(mlp.w_in(slice(None)))
-        bias: Any = getattr(mlp.gate, "bias", None)
-        if bias is not None:
+        found.append(mlp.w_in(slice(None), kept=True))
+        if getattr(mlp.gate, "bias", None) is not None:
             require_parameter(layout, layer, mlp.gate, "bias")
-            found.append(bias.detach()[: found[0].shape[0]])
+            found.append(stored(mlp.gate, "bias")[: found[0].shape[0]])
     return found
 
 

@@ -39,7 +39,7 @@ def require_causal(layout: Layout) -> None:
     # Spread over the vocabulary, whose first ids are often special.
     vocabulary, n = n_tokens(model), min(_MOST_TOKENS, context_length(model) or _MOST_TOKENS)
     spread = [[(i + 1) * vocabulary // (n + 1) for i in range(n)]]
-    ids = torch.tensor(spread, device=next(model.parameters()).device)
+    ids = torch.tensor(spread, device=layout.device)
     other = ids.clone()
     other[0, -1] = (ids[0, -1] + 1) % vocabulary
     with guest(model, grad=False):

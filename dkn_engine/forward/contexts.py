@@ -9,6 +9,7 @@ import torch
 
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.forward.continuation import Continuation, Tokens
+from dkn_engine.models.devices import at
 
 
 def by_position(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
@@ -85,8 +86,11 @@ class Contexts:
         return int(self.sequence.shape[0])
 
     def rows(self, x: torch.Tensor) -> torch.Tensor:
-        """What a module gives or is given at the contexts, ``[C, n]`` of ``[B, T, n]``."""
-        return by_position(x, self.ids.shape)[self.sequence, self.position]
+        """What a module gives or is given at the contexts, ``[C, n]`` of ``[B, T, n]``.
+
+        On the device of ``x``, as in a split model; the contexts are where tokens enter it.
+        """
+        return at(by_position(x, self.ids.shape), self.sequence, self.position)
 
     def ends(self) -> torch.Tensor:
         """int64 ``[B]``, the last position of each sequence that is looked at."""

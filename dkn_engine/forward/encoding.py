@@ -16,6 +16,7 @@ from dkn_engine.errors import FactError, UnsupportedModelError
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.continuation import ByText, Continuation, Tokens
 from dkn_engine.forward.prefill import position_logits
+from dkn_engine.models.devices import input_device
 from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import text_config
 from dkn_engine.models.tokens import EncodedPrompt, encode_fact
@@ -159,7 +160,7 @@ def clean_probability(model: nn.Module, one: AnswerSequence) -> float:
 
 def _last_logits(model: nn.Module, ids: Tokens) -> Tensor:
     """Logits ``[V]`` at the last position."""
-    device = next(model.parameters()).device
+    device = input_device(model)
     with guest(model, grad=False):
         last = torch.tensor([len(ids) - 1], device=device)
         table = torch.tensor([ids], device=device)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dkn_engine.forward.prefill import position_logits
+from dkn_engine.models.devices import is_offloaded
 from dkn_engine.models.layout import Layout, text_config
 from dkn_engine.models.torch_internals import children, replaced
 from dkn_engine.ops.answer_probability import Head, Tail
@@ -43,6 +44,8 @@ def _take_apart(
     if isinstance(found, str):
         return found
     owner, name, projection = found
+    if is_offloaded(projection) or projection.weight.device != sample.device:
+        return "its projection is offloaded or not on the device of the last layer"
 
     def norm(hidden: Tensor) -> Tensor:
         capture = _Capture(projection.weight)

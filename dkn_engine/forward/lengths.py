@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dkn_engine.forward.prefill import POSITION_ARGUMENTS, position_logits
+from dkn_engine.models.devices import input_device
 from dkn_engine.models.guest import guest, hooks
 from dkn_engine.models.layout import find_layout
 from dkn_engine.models.model_lock import locked
@@ -67,7 +68,7 @@ def _reads_alike(model: nn.Module, short: int, long: int) -> bool:
     parameter = next(model.parameters())
     vocabulary: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     # Tokens that differ, or attention would give the same whatever the positions are.
-    ids = torch.arange(long, device=parameter.device).remainder(vocabulary).unsqueeze(0)
+    ids = torch.arange(long, device=input_device(model)).remainder(vocabulary).unsqueeze(0)
     eps = float(torch.finfo(parameter.dtype).eps)
     # The shorter first: a model that keeps what the longer one needed would use it for both.
     alone, beside = (_layer_arguments(model, ids[:, :n]) for n in (short, long))

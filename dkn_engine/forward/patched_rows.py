@@ -26,6 +26,7 @@ from dkn_engine.forward.prefill import (
     register,
 )
 from dkn_engine.forward.row_blocks import Block, block_attention
+from dkn_engine.models.devices import at
 from dkn_engine.models.guest import attention_implementation
 from dkn_engine.models.layout import Layout
 from dkn_engine.ops.prefix_attention import prefix_attention
@@ -67,6 +68,9 @@ class RowSet:
 
     context: Tensor
     aligned: bool
+
+    def to(self, device: torch.device) -> RowSet:
+        return RowSet(self.context.to(device), self.aligned)
 
 
 class RowEngine:
@@ -114,7 +118,7 @@ class RowEngine:
 
     def clean_rows(self, context: Tensor, layer: int) -> Tensor:
         """The clean inputs ``[n, 1, d]`` of ``layer`` at the given contexts ``[n]``."""
-        return self.clean.hidden[layer][context].unsqueeze(1)
+        return at(self.clean.hidden[layer], context).unsqueeze(1)
 
     def run_layer(self, layer: int, hidden: Tensor, rows: RowSet | Block) -> Tensor:
         """Push ``hidden`` ``[B, R, d]`` through one decoder layer."""
@@ -154,15 +158,14 @@ class RowEngine:
             position = self.contexts.position[rows.context]
         if value.shape[0] == 1:
             sequence = torch.zeros_like(sequence)
-        return value[sequence, position]
+        return at(value, sequence, position)
 
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kw: Any
     ) -> Tensor:
         """Attention ``[B, R, H, D]`` of the current rows; called by the model's own layers."""
-        rows = self._rows
-        layer = self._layer_of[id(module)]
-        assert rows is not None
+        assert self._rows is not None
+        rows, layer = self._rows.to(query.device), self._layer_of[id(module)]
         if self.frozen_attention:
             query, key = query.detach(), key.detach()
         scaling, window = kw.get("scaling"), kw.get("sliding_window")
@@ -177,16 +180,17 @@ class RowEngine:
             block = (query, key, value, keys[entry], values[entry], mask)
             return block_attention(*block, scaling, softcap).transpose(1, 2)
         options = {"scaling": scaling, "softcap": softcap, "backend": self.backend}
-        visible = self._visibility(window)
+        visible = self._visibility(window).to(query.device)
+        of_context = self.contexts.sequence.to(query.device)
         if rows.aligned:
             context = rows.context[:, 0]
-            sequence = self.contexts.sequence[context]
+            sequence = of_context[context]
             prefix = (keys[sequence], values[sequence], visible[context])
             out = prefix_attention(query, key, value, *prefix, **options)
             return out.transpose(1, 2)
         present, own = torch.unique(rows.context[0], return_inverse=True)
         slots, back = _slots(own, len(present))
-        sequence = self.contexts.sequence[present]
+        sequence = of_context[present]
         prefix = (keys[sequence], values[sequence], visible[present])
         parts = [_pad(x, slots) for x in (query, key, value)]
         out = prefix_attention(parts[0], parts[1], parts[2], *prefix, **options)

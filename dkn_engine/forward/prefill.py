@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dkn_engine.forward.contexts import Contexts
 from dkn_engine.forward.log_probability import log_probabilities
+from dkn_engine.models.devices import at
 from dkn_engine.models.guest import attention_implementation, hooks
 from dkn_engine.models.layout import Layout
 from dkn_engine.models.projections import require_once
@@ -37,9 +38,10 @@ class Prefill:
         post, pre, up: ``[C, L, F]``: the down projection's input, the non-linearity's input and
             the linear factor (``pre`` None without a module for the non-linearity, or one that
             does not run once in each layer).
-        hidden: for each layer ``[C, d]``, its input at the contexts' positions.
-        keys, values: for each layer ``[B, H_kv, T, D]`` after rotary embedding, where the
-            attention goes through the interface.
+        hidden: for each layer ``[C, d]``, its input at the contexts' positions, on the device that
+            it comes from.
+        keys, values: for each layer ``[B, H_kv, T, D]`` after rotary embedding, on the layer's
+            device, where the attention goes through the interface.
         attention: for each layer the keyword arguments its attention passed.
         calls: for each layer the arguments it was called with.
         in_tuples: layers return their hidden states as the first of a tuple.
@@ -66,7 +68,7 @@ class Prefill:
             post=self.post[index],
             pre=None if self.pre is None else self.pre[index],
             up=None if self.up is None else self.up[index],
-            hidden=[h[index] for h in self.hidden],
+            hidden=[at(h, index) for h in self.hidden],
         )
 
 
@@ -155,7 +157,7 @@ def prefill(model: nn.Module, layout: Layout, contexts: Contexts) -> Prefill:
     def enter(layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         bound = inspect.signature(class_forward(module)).bind(*args, **kwargs)
         whole = next(iter(bound.arguments.values()))
-        hidden.put(layer, whole[contexts.sequence, contexts.position])
+        hidden.put(layer, at(whole, contexts.sequence, contexts.position))
         calls.put(layer, bound)
 
     handles = [
@@ -196,7 +198,7 @@ def _watched(
     """Hooks that keep the activations at the contexts, of each site that an MLP has."""
 
     def keep(kept: _Kept, layer: int, activation: torch.Tensor) -> None:
-        kept.put(layer, contexts.rows(activation))
+        kept.put(layer, contexts.rows(activation).to(contexts.ids.device))
 
     handles = []
     for i, mlp in enumerate(layout.mlps):

@@ -30,6 +30,9 @@ class Block:
     start: Tensor
     copy: Tensor
 
+    def to(self, device: torch.device) -> Block:
+        return Block(*(x.to(device) for x in (self.sequence, self.position, self.start, self.copy)))
+
     def mask(self, length: int, window: int | None) -> Tensor:
         """bool ``[E, N, length + N]``: the prefix positions and rows that each row attends to."""
         at = torch.arange(length, device=self.position.device)

@@ -175,9 +175,11 @@ class Check:
 
     def note(self, found: Tensor, own: Tensor) -> None:
         """Note vectors ``[..., k]`` and what the model's own forward has in their place."""
+        own = own.to(found.device)
         apart = (found - own).norm(dim=-1) / own.norm(dim=-1)
         # Contexts where the model gives NaN are left out.
-        self._apart.append(apart.where(own.isfinite().all(-1), 0).amax())
+        worst = apart.where(own.isfinite().all(-1), 0).amax()
+        self._apart.append(worst.to(self._context.device))
 
     def require(self, words: Callable[[int], str]) -> None:
         """Require all that was noted to be the model's own; ``words`` name what rows do in a layer.
@@ -206,6 +208,7 @@ class Check:
             self.answer(value)
             return
         own, tiny = self._own(), torch.finfo(value.dtype).tiny
+        value = value.to(own.device)
         # The logarithm of a probability that underflows says nothing.
         both = (value < tiny) & (own.exp() < tiny)
         self.answer(torch.where(both, own, value.log()))
@@ -216,7 +219,7 @@ class Check:
     def answer(self, log_p: Tensor) -> None:
         """Require all that was noted, and log p(x) ``[n]`` at the top, to be the model's own."""
         self.require(lambda layer: f"leave layer {layer}")
-        own = self._own()
+        own, log_p = self._own(), log_p.to(self._context.device)
         known = own.isfinite()
         for what, found, allowed in (
             ("give p(x)", (log_p.exp() - own.exp())[known].abs(), max(1e-5, self._short)),

@@ -20,6 +20,7 @@ from dkn_engine.forward.contexts import Contexts
 from dkn_engine.forward.prefill import Prefill, token_log_probabilities
 from dkn_engine.forward.row_check import is_plain
 from dkn_engine.forward.stand_ins import HandsOn
+from dkn_engine.models.devices import at
 from dkn_engine.models.layout import Layout
 from dkn_engine.models.torch_internals import replaced
 
@@ -69,7 +70,7 @@ class UpperLayers:
         if not self.can_begin(first):
             yield
             return
-        with self._from(first, self._entering(first)[sequence, :length]):
+        with self._from(first, at(self._entering(first), sequence)[:, :length]):
             yield
 
     def can_begin(self, first: int) -> bool:

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from dkn_engine.errors import UnsupportedModelError
-from dkn_engine.models.dense import dense_weight, is_conv1d, is_dense, refuse_projection
+from dkn_engine.models.dense import (
+    dense_shape,
+    dense_weight,
+    is_conv1d,
+    is_dense,
+    refuse_projection,
+)
+from dkn_engine.models.devices import device_of, with_data
 from dkn_engine.models.guest import guest
 from dkn_engine.models.torch_internals import class_forward
 
@@ -31,17 +38,18 @@ def sizes(module: nn.Module) -> tuple[int, int]:
     n_in, n_out = getattr(module, "in_features", None), getattr(module, "out_features", None)
     if not is_dense(module) and isinstance(n_in, int) and isinstance(n_out, int):
         return n_in, n_out
-    rows, columns = dense_weight(module).shape
+    rows, columns = dense_shape(module)
     return (rows, columns) if is_conv1d(module) else (columns, rows)
 
 
-def input_rows(module: nn.Module, index: Any) -> Tensor:
+def input_rows(module: nn.Module, index: Any, *, kept: bool = False) -> Tensor:
     """Rows ``[n, out]``: what a projection makes of each input of ``index``, its bias aside.
 
-    Of a dense projection it is a view of its weight where ``index`` is a slice.
+    Of a dense projection it is a view of its weight where ``index`` is a slice; ``kept`` as in
+    :func:`dkn_engine.models.dense.dense_weight`.
     """
     if is_dense(module):
-        weight = dense_weight(module)
+        weight = dense_weight(module, kept=kept)
         return weight[index] if is_conv1d(module) else weight.T[index]
     n_in, _ = sizes(module)
     wanted = torch.arange(n_in)[index]
@@ -50,10 +58,10 @@ def input_rows(module: nn.Module, index: Any) -> Tensor:
     return torch.cat([rows[:-1] - rows[-1] for rows in found])
 
 
-def output_rows(module: nn.Module, index: Any) -> Tensor:
+def output_rows(module: nn.Module, index: Any, *, kept: bool = False) -> Tensor:
     """Rows ``[n, in]``: the direction that each output of ``index`` reads; see `input_rows`."""
     if is_dense(module):
-        weight = dense_weight(module)
+        weight = dense_weight(module, kept=kept)
         return (weight.T if is_conv1d(module) else weight)[index]
     return input_rows(module, slice(None)).T[index]
 
@@ -61,8 +69,9 @@ def output_rows(module: nn.Module, index: Any) -> Tensor:
 def bias_of(module: nn.Module) -> Tensor | None:
     """What a projection gives for zeros, ``[out]``; None of a dense one without a bias."""
     if is_dense(module):
-        bias: Any = module.bias
-        return None if bias is None else bias.detach()
+        with with_data(module):
+            bias: Any = module.bias
+            return None if bias is None else bias.detach()
     return _run(module, torch.zeros(1, sizes(module)[0]))[0]
 
 
@@ -92,8 +101,8 @@ def require_linear(module: nn.Module, where: str) -> None:
 
 def random_input(module: nn.Module, n: int, random: torch.Generator) -> Tensor:
     """Normal numbers ``[n, in]`` that the projection takes, where it is."""
-    weight: Any = module.weight
-    return torch.randn(n, sizes(module)[0], generator=random).to(weight.device, _dtype(module))
+    numbers = torch.randn(n, sizes(module)[0], generator=random)
+    return numbers.to(device_of(module), _dtype(module))
 
 
 def _probes(n: int) -> tuple[Tensor, Tensor]:
@@ -112,9 +121,8 @@ def _one_hot(index: Tensor, n: int) -> Tensor:
 
 def _run(module: nn.Module, x: Tensor) -> Tensor:
     """The module's own output for ``x`` ``[n, in]``, past hooks on it."""
-    weight: Any = module.weight
     with guest(module, grad=False):
-        out: Tensor = class_forward(module)(x.to(weight.device, _dtype(module)))
+        out: Tensor = class_forward(module)(x.to(device_of(module), _dtype(module)))
     return out
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from dkn_engine.errors import UnsupportedModelError
+from dkn_engine.models.devices import stored, with_data
 from dkn_engine.models.readable import plain_weight
 from dkn_engine.models.torch_internals import own_forward
 
@@ -15,8 +16,24 @@ if TYPE_CHECKING:
 _CONV1D = ("transformers.pytorch_utils", "Conv1D")
 
 
-def dense_weight(module: nn.Module) -> torch.Tensor:
+def dense_weight(module: nn.Module, *, kept: bool = False) -> torch.Tensor:
     """The weight of a dense projection as it lies, ``[out, in]`` or ``[in, out]`` (Conv1D).
+
+    Where the module computes; ``kept``, where the weight is kept if that is elsewhere.
+
+    Raises:
+        UnsupportedModelError: it is none.
+    """
+    dense_shape(module)
+    if kept:
+        return stored(module, "weight")
+    with with_data(module):
+        dense: torch.Tensor = cast("torch.Tensor", module.weight).detach()
+    return dense
+
+
+def dense_shape(module: nn.Module) -> tuple[int, int]:
+    """Of the weight of a dense projection as it lies.
 
     Raises:
         UnsupportedModelError: it is none.
@@ -26,8 +43,8 @@ def dense_weight(module: nn.Module) -> torch.Tensor:
         dtype = getattr(weight, "dtype", None)
         refuse_projection(f"{type(module).__name__} with weight of dtype {dtype}")
     require_dense(module)
-    dense: torch.Tensor = weight.detach()
-    return dense
+    rows, columns = weight.shape
+    return rows, columns
 
 
 def require_dense(module: nn.Module) -> None:
@@ -75,7 +92,7 @@ def is_dense(module: nn.Module) -> bool:
     """Whether the module is known to multiply by its weight and add its bias, and no more."""
     from torch import nn
 
-    if own_forward(module) is not None and not hasattr(module, "_hf_hook"):  # accelerate's calls it
+    if own_forward(module) is not None:
         return False
     if not plain_weight(getattr(module, "weight", None)):
         return False

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dkn_engine.errors import UserError
+from dkn_engine.models.devices import named_weights
 from dkn_engine.models.model_lock import locked
 from dkn_engine.models.tokens import front_tokens, mask_token_id
-from dkn_engine.models.torch_internals import forward_hooks
+from dkn_engine.models.torch_internals import forward_hooks, own_forward
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -85,7 +86,7 @@ def model_fingerprint(model: nn.Module) -> str:
 
     Cheap and the same on every device: of each parameter the name, shape, dtype and about a
     thousand values spread over its rows and columns are hashed. So a change of very few single
-    weights may go unnoticed. Parameters without data (``meta``) count by shape alone.
+    weights may go unnoticed. Parameters without data (never loaded) count by shape alone.
     """
     import torch
 
@@ -95,7 +96,7 @@ def model_fingerprint(model: nn.Module) -> str:
         if config is not None:
             kept = {k: v for k, v in config.to_dict().items() if k not in _NOT_IDENTITY}
             digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
-        for name, parameter in model.named_parameters():
+        for name, parameter in named_weights(model):
             digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
             if parameter.device.type != "meta" and parameter.numel():
                 # An odd step meets other columns in every row, as widths are even.
@@ -148,7 +149,7 @@ def model_traits(model: nn.Module) -> dict[str, Any]:
         implementation.
     """
     return {
-        "weights": _digest(*(p for n, w in model.named_parameters() for p in _tensor(n, w))),
+        "weights": _digest(*(p for n, w in named_weights(model) for p in _tensor(n, w))),
         "buffers": _digest(*_buffers(model)),
         "modules": _digest(*_modules(model)),
         "hooks": list(_hooks(model)),
@@ -207,7 +208,7 @@ def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
     allowed = (float,) if isinstance(module, PreTrainedModel) else (bool, int, float, str)
     for name, value in vars(module).items():
         setting = not name.startswith("_") and not name.endswith(_NOT_TRAITS)
-        if name == "forward":
+        if name == "forward" and own_forward(module) is not None:
             yield name, _name_of(value)
         elif setting and _is_plain(value, allowed):
             yield name, repr(value)

@@ -36,25 +36,30 @@ def guest(model: nn.Module, *, grad: bool) -> Iterator[None]:
 
     # inference_mode(False) also switches gradients back on, so set_grad_enabled comes inside it.
     with locked(model), torch.inference_mode(False), torch.set_grad_enabled(grad):
-        parameters = list(model.parameters())
-        if any(p.is_inference() for p in parameters):
+        if any(p.is_inference() for p in model.parameters()):
             raise UnsupportedModelError(
                 "model: its weights were created inside torch.inference_mode(), which autograd "
                 "cannot use; load the model outside of it"
             )
         training = [m for m in model.modules() if m.training]
-        trainable = [p for p in parameters if p.requires_grad]
+        # By place: a weight that is offloaded is another object after each forward.
+        places = [(m._parameters, name) for m in model.modules() for name in m._parameters]
+        trainable = [(own, n) for own, n in places if getattr(own[n], "requires_grad", False)]
         try:
             for module in training:
                 module.training = False
-            for p in trainable:
-                p.requires_grad_(False)
+            _require_grad(trainable, False)
             yield
         finally:
             for module in training:
                 module.training = True
-            for p in trainable:
-                p.requires_grad_(True)
+            _require_grad(trainable, True)
+
+
+def _require_grad(places: list[tuple[dict[str, Any], str]], needed: bool) -> None:
+    for parameters, name in places:
+        if parameters.get(name) is not None:
+            parameters[name].requires_grad_(needed)
 
 
 @contextlib.contextmanager

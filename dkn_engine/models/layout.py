@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.models.affine import input_rows, output_rows, require_linear, sizes
 from dkn_engine.models.dense import of_peft
+from dkn_engine.models.devices import device_of, input_device, warn_if_offloaded
 from dkn_engine.models.model_lock import locked
 from dkn_engine.models.norms import measured_gain, norms_in_front
-from dkn_engine.models.readable import refuse_unreadable_weights
+from dkn_engine.models.readable import refuse_unreadable_weights, require_whole
 from dkn_engine.models.torch_internals import children, is_compiled
 
 if TYPE_CHECKING:
@@ -83,12 +84,18 @@ class Mlp:
         module = self.site_module(site)
         return module.register_forward_pre_hook(lambda _module, args: keep(args[0]))
 
-    def w_out(self, index: Any) -> torch.Tensor:
-        """Rows ``[n, d]``: what each neuron of ``index`` adds to the MLP's output."""
-        return input_rows(self.down, index)
+    def w_out(self, index: Any, *, kept: bool = False) -> torch.Tensor:
+        """Rows ``[n, d]``: what each neuron of ``index`` adds to the MLP's output.
 
-    def w_in(self, index: Any, which: str = "gate") -> torch.Tensor:
-        """Rows ``[n, d]``: the direction each neuron of ``index`` reads, by its gate or up row."""
+        Where the MLP computes; ``kept``, where a dense weight is kept if that is elsewhere.
+        """
+        return input_rows(self.down, index, kept=kept)
+
+    def w_in(self, index: Any, which: str = "gate", *, kept: bool = False) -> torch.Tensor:
+        """Rows ``[n, d]``: the direction each neuron of ``index`` reads, by its gate or up row.
+
+        ``kept`` as in :meth:`w_out`.
+        """
         module = self.gate
         if which == "up":
             if self.up is None:
@@ -97,9 +104,9 @@ class Mlp:
                 )
             module = self.up
         if not self.fused:
-            return output_rows(module, index)
+            return output_rows(module, index, kept=kept)
         half = sizes(module)[1] // 2
-        rows = output_rows(module, slice(None))
+        rows = output_rows(module, slice(None), kept=kept)
         return (rows[half:] if which == "up" else rows[:half])[index]
 
 
@@ -125,6 +132,16 @@ class Layout:
     @property
     def n_layers(self) -> int:
         return len(self.layers)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where tokens enter, logits come back to, and what is gathered of all layers is kept."""
+        return input_device(self.model)
+
+    @cached_property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Where each layer computes."""
+        return tuple(map(device_of, self.layers))
 
     @property
     def gated(self) -> bool:
@@ -167,12 +184,13 @@ class Layout:
 
 
 def find_layout(model: nn.Module) -> Layout:
-    """The layout of a transformers causal language model.
+    """The layout of a transformers causal language model; one warning if weights are offloaded.
 
     Raises:
         UnsupportedModelError: encoder-decoders, encoders, mixtures of experts, unknown layouts,
-            layers that share modules, quantised weights, weights on several devices or offloaded;
-            the message says what was expected and what was found.
+            layers that share modules or are split, quantised weights, weights without data or on
+            several devices without accelerate's hooks; the message says what was expected and
+            what was found.
     """
     name = type(model).__name__
     # A call in another thread may have taken the stack out of the model for a moment.
@@ -180,6 +198,8 @@ def find_layout(model: nn.Module) -> Layout:
         _refuse_other_kinds(model, name)
         refuse_unreadable_weights(model)
         base, stack, layers = _find_stack(model, name)
+        for i, layer in enumerate(layers):
+            require_whole(layer, f"{name}.{stack}[{i}]")
         mlps = tuple(_find_mlp(layer, f"{name}.{stack}[{i}]") for i, layer in enumerate(layers))
         width, d_model = sizes(mlps[0].down)
         for i, mlp in enumerate(mlps):
@@ -193,6 +213,7 @@ def find_layout(model: nn.Module) -> Layout:
         for i, mlp in enumerate(mlps):
             for module in filter(None, (mlp.down, mlp.gate, mlp.up)):
                 require_linear(module, layout.name_of(i, module))
+        warn_if_offloaded(model)
         return layout
 
 

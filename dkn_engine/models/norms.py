@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from dkn_engine.models.devices import input_device, with_data
 from dkn_engine.models.guest import guest, hooks
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def norms_in_front(
     import torch
 
     found: dict[int, tuple[str, nn.Module]] = {}
-    ids = torch.arange(_N_TOKENS, device=next(model.parameters()).device)[None]
+    ids = torch.arange(_N_TOKENS, device=input_device(model))[None]
     handles = [h for i, (layer, gate) in enumerate(layers) for h in _watch(layer, gate, found, i)]
     with guest(model, grad=False), hooks(handles):
         model(input_ids=ids, use_cache=False)
@@ -160,7 +161,8 @@ def _exact(norm: nn.Module, gain: Tensor, allowed: Tensor, wide: Any) -> Tensor:
 
 def _kept(norm: nn.Module, wide: Any) -> Iterator[Tensor]:
     """What libraries mean by a norm's weight, ``[d]`` of dtype ``wide``."""
-    weight: Any = getattr(norm, "weight", None)
+    with with_data(norm):
+        weight: Any = getattr(norm, "weight", None)
     if getattr(weight, "ndim", 0) == 1:
         yield weight.detach().to(wide)
         yield 1 + weight.detach().to(wide)

@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.models.affine import random_input
 from dkn_engine.models.dense import is_conv1d, is_dense
+from dkn_engine.models.devices import device_of, with_data
 from dkn_engine.models.guest import guest, hooks
 from dkn_engine.models.layout import Layout
 from dkn_engine.models.torch_internals import class_forward, output_hooks
@@ -31,14 +32,17 @@ _PROBES = 16
 def project(module: nn.Module, x: Tensor) -> Tensor:
     """``x W + b`` ``[..., out]`` in the dtype of ``x`` ``[..., in]``, past hooks on the module.
 
-    What is not dense runs as it is, in the dtype that it takes.
+    On the device of the module, wherever ``x`` is. What is not dense runs as it is, in the dtype
+    that it takes.
     """
     if not is_dense(module):
-        own: Tensor = class_forward(module)(x)
+        own: Tensor = class_forward(module)(x.to(device_of(module)))
         return own
-    weight: Any = module.weight
-    bias: Any = getattr(module, "bias", None)
-    weight, bias = (None if p is None else p.detach().to(x.dtype) for p in (weight, bias))
+    with with_data(module):
+        weight: Any = module.weight
+        bias: Any = getattr(module, "bias", None)
+        weight, bias = (None if p is None else p.detach().to(x.dtype) for p in (weight, bias))
+    x = x.to(weight.device)
     if not is_conv1d(module):
         return functional.linear(x, weight, bias)
     flat = torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight)

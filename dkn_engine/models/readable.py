@@ -1,10 +1,11 @@
-"""Weights that can be read as they stand: floating, in one piece, on one device."""
+"""Weights that can be read: floating, in one piece, each layer's on one device."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from dkn_engine.errors import UnsupportedModelError
+from dkn_engine.models.devices import device_of, is_offloaded
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +27,7 @@ def plain_weight(weight: Any) -> bool:
 
 
 def refuse_unreadable_weights(model: nn.Module) -> None:
-    """Refuse quantised weights, and those that are not as a whole on one device.
+    """Refuse quantised weights, and those that lie where no hook of accelerate brings them from.
 
     Raises:
         UnsupportedModelError: names what was found, where, and what to do.
@@ -70,18 +71,42 @@ def _refuse(name: str, found: str) -> None:
 
 
 def _refuse_scattered(model: nn.Module, name: str) -> None:
+    """Require one device, or hooks that bring each module's weights and inputs together."""
     places: dict[str, str] = {}
-    for path, parameter in model.named_parameters():
-        places.setdefault(str(parameter.device), path)
-    if "meta" in places:
-        raise UnsupportedModelError(
-            f"{name}: expected all weights in memory; found {places['meta']!r} without its data "
-            "(offloaded to the CPU or a disk by a device_map, or never loaded): load the model "
-            "onto one device, with dtype='bfloat16' where memory is short"
-        )
-    if len(places) > 1:
+    hooked = any("_hf_hook" in vars(module) for module in model.modules())
+    for path, module in model.named_modules():
+        for own, parameter in module.named_parameters(path, recurse=False):
+            if parameter.device.type == "meta" and not is_offloaded(module):
+                raise UnsupportedModelError(
+                    f"{name}: expected all weights in memory, or offloaded by a device_map module "
+                    f"by module; found {own!r} without its data (never loaded, or read with its "
+                    "parent, preload_module_classes): load the model anew, with "
+                    "dtype='bfloat16' where memory is short"
+                )
+            places.setdefault(str(device_of(module)), own)
+    if len(places) > 1 and not hooked:
         found = ", ".join(f"{path!r} on {device}" for device, path in places.items())
         raise UnsupportedModelError(
-            f"{name}: expected all weights on one device; found {found}: load the model without "
-            "a device_map, with dtype='bfloat16' where memory is short"
+            f"{name}: expected all weights on one device, or split by a device_map; found {found} "
+            "without hooks of accelerate: load the model onto one device or with "
+            "device_map='auto'"
+        )
+
+
+def require_whole(layer: nn.Module, name: str) -> None:
+    """Refuse a decoder layer whose parts compute on several devices.
+
+    Raises:
+        UnsupportedModelError: names the layer, ``name``, and the devices.
+    """
+    devices = {
+        device_of(module): path
+        for path, module in layer.named_modules()
+        if any(True for _ in module.parameters(recurse=False))
+    }
+    if len(devices) > 1:
+        found = ", ".join(f"{path!r} on {device}" for device, path in devices.items())
+        raise UnsupportedModelError(
+            f"{name}: expected each decoder layer as a whole on one device; found {found}: split "
+            "between layers (no_split_module_classes, as device_map='auto' does)"
         )

@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from dkn_engine.models.devices import moves_only
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -17,10 +19,12 @@ def own_forward(module: nn.Module) -> Any:
     """The forward that stands on this very module and may do what it likes; None if there is none.
 
     nnsight's, which it leaves on every module of a model that it has wrapped, is not counted: it
-    hands each call on to the class's.
+    hands each call on to the class's. Nor is accelerate's, if it only moves what goes in and out.
     """
     found = vars(module).get("forward")
-    return None if found is None or _of_nnsight(found) else found
+    if found is None or _of_nnsight(found):
+        return None
+    return None if _of_accelerate(found) and moves_only(module) else found
 
 
 def class_forward(module: nn.Module) -> Callable[..., Any]:
@@ -29,6 +33,10 @@ def class_forward(module: nn.Module) -> Callable[..., Any]:
     if found is not None and _of_nnsight(found):
         return found.__wrapped__.__get__(module)  # type: ignore[no-any-return]  # a bound method
     return module.forward
+
+
+def _of_accelerate(forward: Any) -> bool:
+    return getattr(getattr(forward, "func", None), "__module__", None) == "accelerate.hooks"
 
 
 def _of_nnsight(forward: Any) -> bool:

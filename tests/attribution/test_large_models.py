@@ -1,9 +1,8 @@
-"""Models that do not fit one device as they are: split, offloaded, quantised, in half precision."""
+"""Models that do not fit one device as they are: hooked, quantised, in half precision."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import accelerate
@@ -12,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import dkn_engine as dkn
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.models.layout import find_layout
 from tests.support.attribution_runs import attributed, fixed
@@ -21,19 +19,8 @@ from tests.support.tiny import (
     N_LAYERS,
     WIDTH,
     down_of,
-    sequence,
     tiny,
 )
-from tests.support.words import text, words_tokenizer
-
-
-def device_map(last_layer: str) -> dict[str, str]:
-    """All on the CPU but the last layer."""
-    places = dict.fromkeys(
-        ["model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"], "cpu"
-    )
-    places |= {f"model.layers.{i}": "cpu" for i in range(N_LAYERS)}
-    return places | {f"model.layers.{N_LAYERS - 1}": last_layer}
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -44,34 +31,6 @@ def test_a_device_map_of_one_device_gives_the_same_scores(name: str) -> None:
     found = attributed(name, model, fixed())
     assert found.path == "sweep"
     assert np.array_equal(found.scores, plain.scores)
-
-
-def offloaded(folder: Path, where: str) -> Any:
-    if where == "cpu":  # to be computed elsewhere: its weights wait here, and are not in the model
-        return accelerate.cpu_offload(tiny("llama"), execution_device="cpu")
-    return accelerate.dispatch_model(
-        tiny("llama"), device_map("disk"), main_device="cpu", offload_dir=folder
-    )
-
-
-@pytest.mark.parametrize("where", ["cpu", "disk"])
-def test_offloaded_weights_are_refused_and_the_model_stays_as_it_was(
-    tmp_path: Path, where: str
-) -> None:
-    model = offloaded(tmp_path, where)
-    ids = torch.tensor([sequence(5, 1).ids])
-    before = model(input_ids=ids).logits
-    assert torch.allclose(before, tiny("llama")(input_ids=ids).logits)
-    fact = dkn.Fact("a", text(sequence(5, 1).ids), text(sequence(5, 1).targets))
-    for call in (
-        lambda: find_layout(model),
-        lambda: dkn.attribute(model, words_tokenizer(), [fact]),
-        lambda: dkn.find_dkns(model, words_tokenizer(), [fact]),
-        lambda: dkn.answer_probability(model, words_tokenizer(), [fact]),
-    ):
-        with pytest.raises(UnsupportedModelError, match=r"without its data .*onto one device"):
-            call()
-    assert torch.equal(model(input_ids=ids).logits, before)
 
 
 def test_weights_on_two_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +49,7 @@ def test_weights_on_two_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
     assert "expected all weights on one device" in message
     assert "'model.embed_tokens.weight' on cpu" in message
     assert "'model.layers.2.self_attn.q_proj.weight' on cuda:1" in message
-    assert "without a device_map" in message
+    assert "without hooks of accelerate" in message
 
 
 class Int8Linear(nn.Module):

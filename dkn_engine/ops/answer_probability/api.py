@@ -30,7 +30,7 @@ def answer_probability(
             the kernel needs a :class:`Tail` that can be taken apart into a :class:`Head`, and so
             does the closed form that ``auto`` takes on the CPU (in float32 and float64).
         hidden: ``[N, d]``, output of the last block.
-        targets: int64 ``[N]``, gold tokens.
+        targets: int64 ``[N]``, gold tokens, on any device; all else is on that of ``hidden``.
         objective: ``probability``, ``log_probability`` or ``logit``.
         gradient: whether the gradient is wanted.
         block: rows whose logits the reference holds at once; the kernel takes all rows and blocks
@@ -46,6 +46,7 @@ def answer_probability(
     """
     if targets.shape != hidden.shape[:1]:
         raise ValueError(f"targets must be [{hidden.shape[0]}]; got {tuple(targets.shape)}")
+    targets = targets.to(hidden.device)
     head = _head(tail, hidden, backend)
     refusal = head if isinstance(head, str) else None
     if choose("answer_probability", backend, hidden, refusal) == "triton":

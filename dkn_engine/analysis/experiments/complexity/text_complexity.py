@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from dkn_engine.config import FactsConfig
 from dkn_engine.forward.encoding import encode_sequence
+from dkn_engine.models.devices import input_device
 from dkn_engine.models.guest import guest
 from dkn_engine.types import Fact
 
@@ -32,7 +33,7 @@ def text_complexity(
     one = encode_sequence(
         model, tokenizer, fact.prompt, fact.answer, config=config, fact_id=fact.id
     )
-    ids = torch.tensor([one.ids[: one.n_prompt]], device=next(model.parameters()).device)
+    ids = torch.tensor([one.ids[: one.n_prompt]], device=input_device(model))
     if one.n_prompt < 2:
         return one.n_prompt, math.nan
     with guest(model, grad=False):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dkn_engine.forward.contexts import AnswerSequence, Contexts, build_contexts
 from dkn_engine.forward.lengths import length_groups
 from dkn_engine.forward.log_probability import log_probabilities
+from dkn_engine.models.devices import input_device
 from dkn_engine.models.guest import guest, hooks
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def batches(
     model: nn.Module, sequences: Sequence[AnswerSequence]
 ) -> Iterator[tuple[NDArray[np.int64], Contexts]]:
     """Sequences by length in padded batches, with their places in the list given."""
-    device = next(model.parameters()).device
+    device = input_device(model)
     limit = _POSITIONS.get(device.type, _POSITIONS_ELSEWHERE)
     lengths = np.array([len(s.ids) for s in sequences], dtype=np.int64)
     for group in length_groups(model, lengths.tolist()):

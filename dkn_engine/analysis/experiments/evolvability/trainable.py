@@ -17,6 +17,7 @@ from dkn_engine.degeneracy.edits import require_inside, suppress
 from dkn_engine.degeneracy.weight_edits import refuse_shared_weights, require_parameter
 from dkn_engine.errors import UnsupportedModelError, UserError
 from dkn_engine.models.dense import is_conv1d
+from dkn_engine.models.devices import is_offloaded
 from dkn_engine.models.layout import Layout
 
 Trainable = ArrayLike | Literal["mlp", "all"]
@@ -83,8 +84,14 @@ def trainable_blocks(model: nn.Module, layout: Layout, trainable: Trainable) -> 
         TypeError, ValueError: neurons of the wrong form, or that the model has not.
         UserError: an unknown word, no neuron, or weights that are not float32 or float64.
         UnsupportedModelError: an MLP projection is not a plain matrix, is computed out of others at
-            each forward, or is shared by two layers.
+            each forward, or is shared by two layers; or weights are offloaded.
     """
+    for path, module in model.named_modules():
+        if is_offloaded(module):
+            raise UnsupportedModelError(
+                f"fine-tuning needs weights in memory; those of {path!r} are offloaded: load the "
+                "model onto one device"
+            )
     chosen = _neurons_by_layer(layout, trainable)
     refuse_shared_weights(layout, list(chosen))
     names = {id(p): name for name, p in model.named_parameters()}

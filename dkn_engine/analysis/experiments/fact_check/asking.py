@@ -14,6 +14,7 @@ from dkn_engine.errors import FactError, UserError
 from dkn_engine.forward.encoding import context_length
 from dkn_engine.forward.lengths import length_groups
 from dkn_engine.forward.prefill import position_logits
+from dkn_engine.models.devices import input_device
 from dkn_engine.models.guest import guest
 from dkn_engine.models.tokens import encode_fact
 
@@ -59,7 +60,7 @@ def yes_over_no(
         except FactError:
             continue
     found = np.full(len(sentences), np.nan)
-    device = next(model.parameters()).device
+    device = input_device(model)
     with guest(model, grad=False):
         for batch in _batches(model, asked, max_tokens):
             longest = max(len(ids) for _, ids, _ in batch)
