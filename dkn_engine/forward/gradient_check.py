@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import Layout
+from dkn_engine.models.readable import plain_weight
 from dkn_engine.models.torch_internals import KNOWN, floating_tensors
 
 
@@ -32,7 +33,7 @@ def refuse_cut_gradients(layout: Layout, ids: Tensor) -> None:
         (f"{layout.stack}[{i}].{path}", module)
         for i, layer in enumerate(layout.layers)
         for path, module in layer.named_modules()
-        if not type(module).__module__.startswith(KNOWN)
+        if not type(module).__module__.startswith(KNOWN) or _packed(module)
     ]
     if not unknown:
         return
@@ -59,5 +60,11 @@ def refuse_cut_gradients(layout: Layout, ids: Tensor) -> None:
     if cut:
         raise UnsupportedModelError(
             f"expected every module to pass gradients on to its input; found {cut[0]}, which does "
-            "not (is it quantised?): load the model without it"
+            "not (is it quantised?): load the model with "
+            "dkn.load_model(name, dequantize=True), or without quantization"
         )
+
+
+def _packed(module: nn.Module) -> bool:
+    """Whether a known module multiplies by what another library has put in its weight's place."""
+    return not all(map(plain_weight, module.parameters(recurse=False)))

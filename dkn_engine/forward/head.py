@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dkn_engine.forward.prefill import position_logits
 from dkn_engine.models.devices import is_offloaded
 from dkn_engine.models.layout import Layout, text_config
+from dkn_engine.models.readable import plain_weight
 from dkn_engine.models.torch_internals import children, replaced
 from dkn_engine.ops.answer_probability import Head, Tail
 
@@ -79,7 +80,7 @@ def _projection(model: nn.Module) -> tuple[nn.Module, str, nn.Linear] | str:
     """The projection to the vocabulary and where it hangs in the model, or why it has none."""
     projection: Any = model.get_output_embeddings()  # type: ignore[operator]  # of transformers
     # By class: an adapter that wraps a Linear, or a quantised one, computes something else.
-    if type(projection) is not nn.Linear:
+    if type(projection) is not nn.Linear or not plain_weight(projection.weight):
         return f"expected a projection of class Linear; found {type(projection).__name__}"
     places = [
         (module, name)

@@ -19,7 +19,7 @@ from dkn_engine.models.dense import (
     is_dense,
     refuse_projection,
 )
-from dkn_engine.models.devices import device_of, with_data
+from dkn_engine.models.devices import beside, with_data
 from dkn_engine.models.guest import guest
 from dkn_engine.models.torch_internals import class_forward
 
@@ -27,6 +27,11 @@ _BLOCK = 1024  # one-hot inputs at once
 # Inputs that add up exactly in bfloat16: one large entry, below what LLM.int8 sets apart (6), and
 # small ones, which are lost where the large one sets the step of an 8-bit grid.
 _LARGE, _SMALL = 3.0, 64
+
+
+def is_projection(module: nn.Module) -> bool:
+    """Whether the module has a weight, or says how many numbers it reads and gives."""
+    return hasattr(module, "weight") or hasattr(module, "in_features")
 
 
 def sizes(module: nn.Module) -> tuple[int, int]:
@@ -90,19 +95,18 @@ def require_linear(module: nn.Module, where: str) -> None:
         refuse_projection(f"{where} ({type(module).__name__}), which cannot be tried: {error}")
     apart = float((a + b - zero - both).double().norm() / (both - zero).double().norm())
     # Sums of products in a short dtype round; so does an output that is kept in one.
-    if not apart <= max(1e-3, float(torch.finfo(_dtype(module)).eps) / 2):
+    if not apart <= max(1e-3, float(torch.finfo(both.dtype).eps) / 2):
         raise UnsupportedModelError(
             "expected a projection that is linear in its input, of which single neurons are read; "
             f"found {where} ({type(module).__name__}), which gives something {apart:.1e} of its "
             "length away for the sum of two inputs (it rounds them, to 8 bits?): load the model "
-            "without quantization"
+            "with dkn.load_model(name, dequantize=True), or without quantization"
         )
 
 
 def random_input(module: nn.Module, n: int, random: torch.Generator) -> Tensor:
     """Normal numbers ``[n, in]`` that the projection takes, where it is."""
-    numbers = torch.randn(n, sizes(module)[0], generator=random)
-    return numbers.to(device_of(module), _dtype(module))
+    return _as_taken(module, torch.randn(n, sizes(module)[0], generator=random))
 
 
 def _probes(n: int) -> tuple[Tensor, Tensor]:
@@ -122,11 +126,16 @@ def _one_hot(index: Tensor, n: int) -> Tensor:
 def _run(module: nn.Module, x: Tensor) -> Tensor:
     """The module's own output for ``x`` ``[n, in]``, past hooks on it."""
     with guest(module, grad=False):
-        out: Tensor = class_forward(module)(x.to(device_of(module), _dtype(module)))
+        out: Tensor = class_forward(module)(_as_taken(module, x))
     return out
 
 
-def _dtype(module: nn.Module) -> torch.dtype:
-    """In which it takes its input: that of its weight, if that is one to multiply with."""
-    dtype: torch.dtype = module.weight.dtype  # type: ignore[assignment]  # a tensor of some kind
-    return dtype if dtype.is_floating_point and dtype.itemsize > 1 else torch.float32
+def _as_taken(module: nn.Module, x: Tensor) -> Tensor:
+    """``x`` on the device and in the dtype of the module's numbers, which may be packed.
+
+    The weight may show the dtype that it multiplies in; else scales do, and biases.
+    """
+    kept = [getattr(module, "weight", None), *module.parameters(), *module.buffers()]
+    tensors = [t for t in kept if isinstance(t, Tensor)]
+    wide = [t.dtype for t in tensors if t.is_floating_point() and t.dtype.itemsize > 1]
+    return beside(module, x).to(wide[0] if wide else torch.float32)

@@ -46,20 +46,26 @@ def warn_if_offloaded(model: nn.Module) -> None:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a module computes: where its first weight is, or is brought to when it runs.
+    """Where a module computes: where its first weight or buffer is, or is brought to when it runs.
 
     Raises:
-        ValueError: it has no weights.
+        ValueError: it has none.
     """
     import torch
 
     for part in module.modules():
-        for parameter in part.parameters(recurse=False):
+        for kept in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
             if is_offloaded(part):
                 hook: Any = vars(part)["_hf_hook"]
                 return torch.device(hook.execution_device)
-            return parameter.device
+            return kept.device
     raise ValueError(f"expected a module with weights; got {type(module).__name__}")
+
+
+def beside(module: nn.Module, x: Tensor) -> Tensor:
+    """``x`` where a module computes; where it is if the module shows no tensor of its own."""
+    shown = any(True for t in (module.parameters(), module.buffers()) for _ in t)
+    return x.to(device_of(module)) if shown else x
 
 
 def input_device(model: nn.Module) -> torch.device:

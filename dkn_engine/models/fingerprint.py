@@ -47,7 +47,13 @@ _TEXTS = (
     "<s> </s> <|endoftext|> <mask> [MASK] <unk>",
 )
 # Attributes of modules that say how it was loaded or what it did last, not what it computes.
-_NOT_TRAITS = ("training", "_checkpointing", "max_seq_len_cached")
+_NOT_TRAITS = (
+    "training",
+    "_checkpointing",
+    "max_seq_len_cached",
+    "compute_type_is_set",  # of bitsandbytes, which asks the first input and the processor
+    "support_avx512bf16_for_cpu",
+)
 # What peft's adapters are set to, beside their weights.
 _ADAPTERS = ("active_adapters", "disable_adapters", "merged_adapters")
 _LIBRARIES = ("torch.", "transformers.", "accelerate.", "peft.")
@@ -96,7 +102,7 @@ def model_fingerprint(model: nn.Module) -> str:
         if config is not None:
             kept = {k: v for k, v in config.to_dict().items() if k not in _NOT_IDENTITY}
             digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
-        for name, parameter in named_weights(model):
+        for name, parameter in _parameters(model):
             digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
             if parameter.device.type != "meta" and parameter.numel():
                 # An odd step meets other columns in every row, as widths are even.
@@ -149,12 +155,37 @@ def model_traits(model: nn.Module) -> dict[str, Any]:
         implementation.
     """
     return {
-        "weights": _digest(*(p for n, w in named_weights(model) for p in _tensor(n, w))),
+        "weights": _digest(*(p for n, w in _parameters(model) for p in _tensor(n, w))),
         "buffers": _digest(*_buffers(model)),
         "modules": _digest(*_modules(model)),
         "hooks": list(_hooks(model)),
         "attention": getattr(model.config, "_attn_implementation", None),
     }
+
+
+def _parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters; of what is packed all tensors that its module would save: codes, scales."""
+    from torch import nn
+
+    for name, parameter in named_weights(model):
+        if type(parameter) is nn.Parameter:
+            yield name, parameter
+            continue
+        owner = model.get_submodule(name.rpartition(".")[0])
+        for key, value in owner.state_dict().items():
+            if not hasattr(value, "dtype"):
+                continue
+            yield from _unpacked(f"{name}:{key}", value)
+
+
+def _unpacked(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """The plain tensors that a tensor of another library's kind consists of."""
+    parts = getattr(value, "__tensor_flatten__", None)
+    if parts is None:
+        yield name, value.detach()
+        return
+    for part in parts()[0]:
+        yield from _unpacked(f"{name}.{part}", getattr(value, part))
 
 
 def _digest(*parts: bytes) -> str:

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+# By this bitsandbytes' 4-bit layers know that they may repack their weights on some CPUs, for good
+# and for a product that has no gradient.
+_PACKS = "support_avx512bf16_for_cpu"
+
+
 @contextlib.contextmanager
 def guest(model: nn.Module, *, grad: bool) -> Iterator[None]:
     """Run the block with the model in eval mode and no parameter gradients, then restore it.
@@ -45,7 +50,10 @@ def guest(model: nn.Module, *, grad: bool) -> Iterator[None]:
         # By place: a weight that is offloaded is another object after each forward.
         places = [(m._parameters, name) for m in model.modules() for name in m._parameters]
         trainable = [(own, n) for own, n in places if getattr(own[n], "requires_grad", False)]
+        packing = [m for m in model.modules() if vars(m).get(_PACKS)]
         try:
+            for module in packing:
+                setattr(module, _PACKS, False)
             for module in training:
                 module.training = False
             _require_grad(trainable, False)
@@ -53,6 +61,8 @@ def guest(model: nn.Module, *, grad: bool) -> Iterator[None]:
         finally:
             for module in training:
                 module.training = True
+            for module in packing:
+                setattr(module, _PACKS, True)
             _require_grad(trainable, True)
 
 

@@ -8,12 +8,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dkn_engine.errors import UnsupportedModelError
-from dkn_engine.models.affine import input_rows, output_rows, require_linear, sizes
+from dkn_engine.models.affine import input_rows, is_projection, output_rows, require_linear, sizes
 from dkn_engine.models.dense import of_peft
 from dkn_engine.models.devices import device_of, input_device, warn_if_offloaded
 from dkn_engine.models.model_lock import locked
 from dkn_engine.models.norms import measured_gain, norms_in_front
-from dkn_engine.models.readable import refuse_unreadable_weights, require_whole
+from dkn_engine.models.readable import refuse_scattered_weights, require_whole
 from dkn_engine.models.torch_internals import children, is_compiled
 
 if TYPE_CHECKING:
@@ -188,15 +188,15 @@ def find_layout(model: nn.Module) -> Layout:
 
     Raises:
         UnsupportedModelError: encoder-decoders, encoders, mixtures of experts, unknown layouts,
-            layers that share modules or are split, quantised weights, weights without data or on
-            several devices without accelerate's hooks; the message says what was expected and
-            what was found.
+            layers that share modules or are split, projections that are not linear in their input,
+            weights without data or on several devices without accelerate's hooks; the message
+            says what was expected and what was found.
     """
     name = type(model).__name__
     # A call in another thread may have taken the stack out of the model for a moment.
     with locked(model):
         _refuse_other_kinds(model, name)
-        refuse_unreadable_weights(model)
+        refuse_scattered_weights(model)
         base, stack, layers = _find_stack(model, name)
         for i, layer in enumerate(layers):
             require_whole(layer, f"{name}.{stack}[{i}]")
@@ -302,7 +302,7 @@ def _find_mlp(layer: nn.Module, where: str) -> Mlp:
     _refuse_experts(layer, where)
     down = _first(layer, _DOWN)
     gate = _first(layer, _GATE)
-    if down is None or gate is None or not hasattr(down, "weight") or not hasattr(gate, "weight"):
+    if down is None or gate is None or not (is_projection(down) and is_projection(gate)):
         children = ", ".join(n for n, _ in layer.named_modules() if n.count(".") <= 1 and n)
         raise UnsupportedModelError(
             f"{where}: expected an MLP with an output projection named one of {', '.join(_DOWN)}; "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dkn_engine.errors import UserError
 from dkn_engine.files.local_paths import local_path
+from dkn_engine.models.dequantized import dequantized
 from dkn_engine.models.hub import from_hub
 
 if TYPE_CHECKING:
@@ -21,7 +22,11 @@ DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
 def load_model(
-    name: str | Path, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
+    name: str | Path,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    *,
+    dequantize: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model in eval mode and its tokenizer.
 
@@ -33,6 +38,7 @@ def load_model(
         device: ``auto`` (CUDA if there is a device, else the CPU) or torch's name for one.
         dtype: ``auto`` (float32 on the CPU, the checkpoint's own elsewhere), a name such as
             ``bfloat16``, or a torch dtype.
+        dequantize: unpack quantised weights to plain ones of ``dtype``.
 
     Raises:
         UserError: the model cannot be found or read, or an argument is not allowed; the message
@@ -41,15 +47,22 @@ def load_model(
     where = _device(device)
     kind = _dtype(dtype, where)
     with quiet() if name == "demo" else contextlib.nullcontext():
-        model, tokenizer = _guarded(name, lambda source, local: _read(source, kind, local))
+        model, tokenizer = _guarded(name, lambda source, local: _read(source, kind, local, where))
+        if dequantize:
+            model = dequantized(model, model.dtype if kind == "auto" else kind)
     if name == "demo":
         model.config._name_or_path = "demo (SmolLM2-135M-Instruct)"  # where results name it
     try:
-        model.to(where)
+        if not _is_on(model.device, where):
+            model.to(where)
     except RuntimeError as error:  # Out of memory is one, too.
         reason = _first_line(error)
         raise UserError(f"model {str(name)!r} cannot be put on {where}: {reason}") from error
     return model.eval(), tokenizer
+
+
+def _is_on(found: torch.device, wanted: torch.device) -> bool:
+    return found.type == wanted.type and wanted.index in {None, found.index}
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
@@ -62,15 +75,18 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _read(source: str | Path, dtype: Any, local: bool) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM
+def _read(source: str | Path, dtype: Any, local: bool, device: torch.device) -> tuple[Any, Any]:
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     tokenizer = _read_tokenizer(source, local)
+    there = {"trust_remote_code": False, "local_files_only": local}
+    packed = getattr(AutoConfig.from_pretrained(source, **there), "quantization_config", None)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         source,
+        **there,
+        # Some packed weights cannot be moved once they are read.
+        device_map=None if packed is None else {"": str(device)},
         dtype=dtype,
-        trust_remote_code=False,
-        local_files_only=local,
         use_safetensors=True,
         ignore_mismatched_sizes=True,  # so that they are told below, in one line
         output_loading_info=True,

@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.models.affine import random_input
 from dkn_engine.models.dense import is_conv1d, is_dense
-from dkn_engine.models.devices import device_of, with_data
+from dkn_engine.models.devices import beside, with_data
 from dkn_engine.models.guest import guest, hooks
 from dkn_engine.models.layout import Layout
 from dkn_engine.models.torch_internals import class_forward, output_hooks
@@ -36,7 +36,7 @@ def project(module: nn.Module, x: Tensor) -> Tensor:
     that it takes.
     """
     if not is_dense(module):
-        own: Tensor = class_forward(module)(x.to(device_of(module)))
+        own: Tensor = class_forward(module)(beside(module, x))
         return own
     with with_data(module):
         weight: Any = module.weight

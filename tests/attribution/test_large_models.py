@@ -1,4 +1,4 @@
-"""Models that do not fit one device as they are: hooked, quantised, in half precision."""
+"""Models that do not fit one device as they are: hooked, packed, in half precision."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dkn_engine.errors import UnsupportedModelError
+from dkn_engine.models.connections import layer_weights
 from dkn_engine.models.layout import find_layout
 from tests.support.attribution_runs import attributed, fixed
 from tests.support.guests import state
@@ -19,6 +20,7 @@ from tests.support.tiny import (
     N_LAYERS,
     WIDTH,
     down_of,
+    relative_error,
     tiny,
 )
 
@@ -60,6 +62,7 @@ class Int8Linear(nn.Module):
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
+        self.in_features, self.out_features = base.in_features, base.out_features
         scale = base.weight.abs().amax(1, keepdim=True) / 127
         self.register_buffer("qweight", (base.weight / scale).round().to(torch.int8))
         self.register_buffer("scale", scale)
@@ -134,38 +137,84 @@ def with_part(path: str, make: Callable[[nn.Linear], nn.Module]) -> Any:
     return model
 
 
+def dequantised(model: Any) -> Any:
+    """The model with plain projections in the place of the stand-ins, by their own numbers."""
+    for path, module in list(model.named_modules()):
+        weight: Any = None
+        if isinstance(module, Int8Linear):
+            weight = module.qweight * module.scale
+        elif isinstance(module, Packed):
+            weight = module.weight()
+        elif isinstance(module, Scaled):
+            weight = 3 * module.weight
+        elif isinstance(getattr(module, "weight", None), Subclass):
+            weight = module.weight.as_subclass(Tensor)
+        if weight is not None:
+            n_out, n_in = weight.shape
+            plain = nn.Linear(n_in, n_out, bias=False, dtype=weight.dtype)
+            plain.weight = nn.Parameter(weight.detach())
+            parent, _, leaf = path.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, plain)
+    return model
+
+
+SERVED: list[tuple[str, Callable[[nn.Linear], nn.Module]]] = [
+    *((path, Int8Linear) for path in ("mlp.down_proj", "mlp.gate_proj", "self_attn.q_proj")),
+    ("self_attn.v_proj", Packed),
+    *((path, as_subclass) for path in ("mlp.down_proj", "self_attn.k_proj")),
+    ("mlp.down_proj", Scaled),
+]
+
+
+@pytest.mark.parametrize(("path", "make"), SERVED)
+def test_packed_layers_count_as_what_they_multiply_by(
+    path: str, make: Callable[[nn.Linear], nn.Module]
+) -> None:
+    model = with_part(path, make)
+    plain = dequantised(with_part(path, make))
+    assert not any(isinstance(m, Int8Linear | Packed | Scaled) for m in plain.modules())
+    before = state(model)
+    found, expected = (attributed("llama", m, fixed()) for m in (model, plain))
+    assert state(model) == before
+    assert relative_error(found.scores, expected.scores) < 1e-10
+    for rows, own in zip(layer_weights(model), layer_weights(plain), strict=True):
+        for a, b in zip(rows, own, strict=True):
+            assert relative_error(a, b) < 1e-6
+
+
+class Rounding(Int8Linear):
+    """Rounds what it is given to eight bits too, as LLM.int8 does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        step = x.abs().amax(-1, keepdim=True) / 127
+        return super().forward(x + ((x / step).round() * step - x).detach())
+
+
+class BlindProjection(Blind):
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__(base)
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.register_buffer("scale", torch.ones((), dtype=base.weight.dtype))
+
+
 REFUSED: list[tuple[str, Callable[[nn.Linear], nn.Module], str]] = [
-    *(
-        (path, Int8Linear, "qweight', a buffer of int8")
-        for path in ("mlp.down_proj", "self_attn.q_proj")
-    ),
-    *(
-        (path, Packed, "Packed with a packed weight")
-        for path in ("mlp.up_proj", "self_attn.v_proj")
-    ),
-    *((p, as_subclass, "Subclass of float64") for p in ("mlp.down_proj", "self_attn.k_proj")),
-    *((p, as_float8, "Parameter of float8_e4m3fn") for p in ("mlp.gate_proj", "self_attn.o_proj")),
-    ("mlp.down_proj", Scaled, "found Scaled, whose forward is its own"),
+    ("mlp.up_proj", Packed, "dense floating-point projection"),
+    ("mlp.gate_proj", as_float8, "layers[1].mlp.gate_proj (Linear), which cannot be tried"),
+    ("mlp.down_proj", Rounding, "found layers[1].mlp.down_proj (Rounding), which gives something"),
     ("mlp.gate_proj", Blind, "expected an MLP with an output projection"),
+    ("mlp.down_proj", BlindProjection, "BlindProjection at layers[1].mlp.down_proj, which does"),
     ("self_attn.o_proj", Blind, "found Blind at layers[1].self_attn.o_proj, which does not"),
 ]
 
 
 @pytest.mark.parametrize(("path", "make", "message"), REFUSED)
-def test_quantised_layers_are_refused(
+def test_layers_that_cannot_be_read_or_give_no_gradient_are_refused(
     path: str, make: Callable[[nn.Linear], nn.Module], message: str
 ) -> None:
     model = with_part(path, make)
     with pytest.raises(UnsupportedModelError) as caught:
         attributed("llama", model, fixed())
     assert message in str(caught.value)
-
-
-def test_a_model_that_says_it_is_quantised_is_refused() -> None:
-    model = tiny("llama")
-    model.config.quantization_config = {"quant_method": "awq", "bits": 4}
-    with pytest.raises(UnsupportedModelError, match="found a model quantised by awq"):
-        find_layout(model)
 
 
 def test_a_module_of_ones_own_that_passes_gradients_on_is_used_and_left_as_it_was() -> None:

@@ -176,7 +176,10 @@ REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
         adapted,
         ("dense floating-point projection", "found Adapter, whose", "of tests.models.test_layout"),
     ),
-    "quantised": (quantised, ("plain floating-point weights", "Parameter of uint8")),
+    "quantised": (
+        quantised,
+        ("dense floating-point projection", "layers[1].mlp.down_proj (Linear), which cannot be"),
+    ),
     "uneven": (uneven, ("one MLP size", "(24, 8) in layer 2 and (24, 40) in layer 0")),
     "no-transformers": (lambda: nn.Linear(2, 2), ("transformers causal", "found Linear")),
 }

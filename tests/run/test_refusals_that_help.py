@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.nn.utils import parametrizations, weight_norm
 
 import dkn_engine as dkn
@@ -89,17 +88,6 @@ def test_a_gguf_file_read_as_plain_numbers_is_no_quantised_model() -> None:
     model.config.quantization_config = GgufConfig(gguf_file="model.gguf", dequantize=True)
     found, expected = (dkn.attribute(m, words_tokenizer(), [FACT]).scores for m in (model, llama()))
     np.testing.assert_array_equal(found, expected)
-
-
-def test_a_gguf_file_that_stays_packed_is() -> None:
-    from transformers import GgufConfig
-
-    model = llama()
-    model.config.quantization_config = GgufConfig(gguf_file="model.gguf")
-    packed = nn.Parameter(torch.zeros(480, 1, dtype=torch.uint8), requires_grad=False)
-    model.get_submodule(DOWN).weight = packed
-    with pytest.raises(UnsupportedModelError, match=r"Parameter of uint8.* without quantization"):
-        find_layout(model)
 
 
 def test_an_adapters_folder_is_named(tmp_path: Path, peft: Any) -> None:

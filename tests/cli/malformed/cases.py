@@ -1015,12 +1015,6 @@ CASES: tuple[Case, ...] = (
         "model '{folder}/model': the folder holds an adapter of peft, not a model: merge it into its base model, AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload().save_pretrained(new_folder), and save the tokenizer there, too",
     ),
     Case(
-        "model",
-        "quantised",
-        {"config": {"quantization_config": {"quant_method": "unheard-of"}}},
-        "GPT2LMHeadModel: expected plain floating-point weights; found a model quantised by unheard-of: load the model without quantization, with dtype='bfloat16' where memory is short",
-    ),
-    Case(
         "table",
         "empty",
         b"",
