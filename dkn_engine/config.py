@@ -254,6 +254,11 @@ class AttributionConfig(Section):
             each by its own tokens, combined as ``answer_tokens`` says.
         multiply_by: ``delta``, (x - x'); ``activation``, x; ``first_activation``, the x of the
             answer's first token for all its tokens (released). Completeness holds for ``delta``.
+        routing: of mixtures of experts, whose activations are multiplied by the router's weight:
+            ``frozen``: at the position that is attributed every layer's experts and their weights
+            stay those of the clean pass, in masked copies and along the path, so that experts that
+            it did not go to score 0; ``free``: they follow the router. Where experts change along a
+            path its objective jumps, which gradients do not see: completeness is lost by as much.
         rows_per_batch: most path points a sweep holds at once, and most rows of edits of the
             filter; bounds memory. ``auto``: as many points as a GiB holds with their gradients, on
             a GPU as a quarter of its free memory does, up to 4,096; and 1,024 rows of edits.
@@ -287,6 +292,7 @@ class AttributionConfig(Section):
         "probability"
     )
     multiply_by: Literal["delta", "activation", "first_activation"] = "delta"
+    routing: Literal["frozen", "free"] = "frozen"
     rows_per_batch: int | Literal["auto"] = count("auto")
     backend: Backend = "auto"
 

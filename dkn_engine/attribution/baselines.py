@@ -15,6 +15,7 @@ from dkn_engine.forward.contexts import Contexts, by_position
 from dkn_engine.forward.head import layer_inputs
 from dkn_engine.forward.patched_rows import RowEngine
 from dkn_engine.forward.prefill import Prefill, position_logits
+from dkn_engine.forward.routing import Routing, frozen
 from dkn_engine.forward.row_blocks import Block, pad_block
 from dkn_engine.forward.row_check import Check
 from dkn_engine.forward.shrinking_batches import in_batches
@@ -80,6 +81,7 @@ def masked_baselines(
     mask_id: int,
     max_tokens: int,
     most: int | None = None,
+    routing: Routing | None = None,
 ) -> Tensor:
     """Mean activation ``[C, L, F]`` at each context with prompt tokens masked in turn.
 
@@ -87,7 +89,8 @@ def masked_baselines(
     tokens. One forward pass of the model over whole masked copies gives all layers; copies are
     batched so that at most ``max_tokens`` positions are in a forward, fewer where the device's
     memory does not hold them. This is the plain form of :func:`shared_masked_baselines`, for models
-    without rows and for small ones (:func:`prefixes_pay`).
+    without rows and for small ones (:func:`prefixes_pay`). With ``routing`` of the contexts,
+    mixtures of experts keep to it at their positions.
     Source: AMIG baselines of Chen et al. 2024 (arXiv 2308.13198), as the design defines them.
     """
     n, length = contexts.ids.shape
@@ -96,7 +99,8 @@ def masked_baselines(
     total = _zeros(contexts, layout, dtype)
 
     def add(start: int, stop: int) -> None:
-        total.add_(_masked_sum(model, layout, contexts, site, mask_id, copies[start:stop], dtype))
+        some = copies[start:stop]
+        total.add_(_masked_sum(model, layout, contexts, site, mask_id, some, dtype, routing))
 
     in_batches(len(copies), max(1, max_tokens // length), add)
     return _mean(total, contexts, most)
@@ -124,6 +128,7 @@ def _masked_sum(
     mask_id: int,
     copies: list[tuple[int, int]],
     dtype: torch.dtype,
+    routing: Routing | None,
 ) -> Tensor:
     """Activations ``[C, L, F]`` summed over copies (sequence, masked position)."""
     device, found = contexts.ids.device, _zeros(contexts, layout, dtype)
@@ -140,7 +145,9 @@ def _masked_sum(
         x = at(by_position(activation, ids.shape), copy, position)
         found[:, layer].index_add_(0, context, x.to(found))
 
-    with hooks([mlp.watch(site, partial(keep, i)) for i, mlp in enumerate(layout.mlps)]):
+    watching = hooks([mlp.watch(site, partial(keep, i)) for i, mlp in enumerate(layout.mlps)])
+    token = copy * ids.shape[1] + position
+    with watching, frozen(layout, routing, token, context):
         # The whole model, since what is around its decoder may add to what the decoder sees; of
         # the logits, which nobody reads, as few as it can be asked for.
         position_logits(model, ids, entry[:1], entry[:1])

@@ -10,6 +10,7 @@ positions that are scored.
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from dkn_engine.forward.contexts import Contexts, by_position
 from dkn_engine.forward.head import model_tail
 from dkn_engine.forward.layer_calls import LayerCalls
 from dkn_engine.forward.prefill import Prefill
+from dkn_engine.forward.routing import Routing, frozen
 from dkn_engine.forward.row_check import Check, failures_mean_no_sweep
 from dkn_engine.forward.shrinking_batches import in_batches
 from dkn_engine.models.guest import hooks
@@ -33,6 +35,7 @@ class Blocks:
     """Evaluates path points as blocks of all positions of their sequences.
 
     At most ``rows_per_batch`` token positions climb at once; the objective is the configuration's.
+    With ``routing`` of the contexts, mixtures of experts keep to it at the positions that change.
 
     Raises:
         SweepUnsupported: see :class:`dkn_engine.forward.layer_calls.LayerCalls`.
@@ -48,8 +51,10 @@ class Blocks:
         paths: Paths,
         objective: str,
         rows_per_batch: int,
+        routing: Routing | None = None,
     ) -> None:
         self.layout, self.contexts, self.clean = layout, contexts, clean
+        self.routing = routing
         self.paths, self.objective = paths, objective
         self.batch = max(1, rows_per_batch // contexts.ids.shape[1])
         whole = (layout.model, layout, clean.hidden[-1])
@@ -111,7 +116,7 @@ class Blocks:
                 entry = torch.arange(before, n, device=sequence.device)
                 put = partial(_put, hidden.shape, entry, position[own], leaves[-1])
                 handles.append(self.layout.mlps[layer].down.register_forward_hook(put))
-            with hooks(handles):
+            with hooks(handles), self._routed(points.context[:n]):
                 hidden = self.calls.run(layer, hidden, sequence[:n])
         rows, values, top = self._scored(hidden, points.context)
         gradients = torch.autograd.grad(rows, leaves, grad_outputs=top)
@@ -129,7 +134,7 @@ class Blocks:
             return output.clone()  # which the layer may go on to change in place
 
         for layer, mlp in enumerate(self.layout.mlps):
-            with hooks([mlp.down.register_forward_hook(keep)]):
+            with hooks([mlp.down.register_forward_hook(keep)]), self._routed(context):
                 hidden = self.calls.run(layer, hidden, sequence)
             if layer + 1 < self.layout.n_layers:
                 check.note(hidden.detach(), self.calls.entering(layer + 1)[sequence])
@@ -139,6 +144,12 @@ class Blocks:
         entry = torch.arange(len(context), device=context.device)
         at = [by_position(g, hidden.shape[:2])[entry, position] for g in found]
         return torch.stack(at, dim=1), values
+
+    def _routed(self, context: Tensor) -> contextlib.AbstractContextManager[None]:
+        """Blocks ``[n]`` in the block of code go where their contexts went."""
+        length, entry = self.contexts.ids.shape[1], torch.arange(len(context))
+        token = entry.to(context.device) * length + self.contexts.position[context]
+        return frozen(self.layout, self.routing, token, context)
 
     def _scored(self, hidden: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of blocks ``[n, T, d]`` out of the last layer: the rows ``[n, d]`` that are scored, their

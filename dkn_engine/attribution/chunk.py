@@ -46,6 +46,7 @@ from dkn_engine.forward.gradient_check import refuse_cut_gradients
 from dkn_engine.forward.lengths import length_groups
 from dkn_engine.forward.patched_rows import SweepUnsupported
 from dkn_engine.forward.prefill import Prefill, prefill
+from dkn_engine.forward.routing import Routing, reached
 from dkn_engine.forward.row_check import (
     failures_mean_no_sweep,
     rows_to_check,
@@ -249,13 +250,14 @@ class _Chunk:
         """
         paths = self._plain_paths()
         whole = (self.layout, self.contexts, self.clean)
-        blocks = Blocks(*whole, paths, self.config.objective, self.rows)
+        blocks = Blocks(*whole, paths, self.config.objective, self.rows, self._routing())
         return self._integrate(blocks, paths)
 
     def in_full(self) -> Integrals:
         """By full forward passes."""
         paths = self._plain_paths()
-        general = General(self.model, self.contexts, paths, self.config.objective, self.rows)
+        whole = (self.model, self.contexts, paths, self.config.objective, self.rows)
+        general = General(*whole, self._routing())
         if self.config.method != "integrated_gradients":
             gradients = CleanForwards(general, self.config.method).gradients()
             return clean_end_scores(paths, gradients, self.config.method)
@@ -263,7 +265,12 @@ class _Chunk:
 
     def _plain_paths(self) -> Paths:
         whole = (self.model, self.layout, self.contexts)
-        return self._paths(partial(masked_baselines, *whole, max_tokens=self.rows))
+        options: dict[str, Any] = {"max_tokens": self.rows, "routing": self._routing()}
+        return self._paths(partial(masked_baselines, *whole, **options))
+
+    def _routing(self) -> Routing | None:
+        """To which mixtures of experts keep at the contexts' positions."""
+        return self.clean.routing if self.config.routing == "frozen" else None
 
     def _paths(self, masked: Callable[..., Tensor]) -> Paths:
         value, fixed = site_activation(self.layout, self.clean, self.config.site)
@@ -279,7 +286,10 @@ class _Chunk:
             return torch.zeros_like(value)
         if self.config.baseline == "given":
             assert self.baselines is not None
-            return self.baselines[self.contexts.answer.cpu()].to(value.device)
+            given = self.baselines[self.contexts.answer.cpu()].to(value.device)
+            if routing := self._routing():
+                given = given * reached(self.layout, routing, len(given)).to(given.device)
+            return given
         assert self.mask_id is not None
         config = self.config
         return masked(site=config.site, mask_id=self.mask_id, most=config.max_masked)

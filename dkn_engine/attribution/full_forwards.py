@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dkn_engine.attribution.paths import Ends, Paths, Points
 from dkn_engine.forward.contexts import Contexts, by_position
 from dkn_engine.forward.prefill import position_logits
+from dkn_engine.forward.routing import Routing, frozen
 from dkn_engine.forward.shrinking_batches import in_batches
 from dkn_engine.models.guest import hooks
 from dkn_engine.ops.answer_probability.reference import token_objective
@@ -24,7 +25,8 @@ class General:
     """Evaluates path points by full forwards of the whole sequence, one point a batch entry.
 
     At most ``rows_per_batch`` token positions are in one forward; the objective is the
-    configuration's.
+    configuration's. With ``routing`` of the contexts, mixtures of experts keep to it at the
+    positions that change.
     """
 
     name: Path = "general"
@@ -36,9 +38,10 @@ class General:
         paths: Paths,
         objective: str,
         rows_per_batch: int,
+        routing: Routing | None = None,
     ) -> None:
         self.model, self.contexts, self.paths = model, contexts, paths
-        self.objective = objective
+        self.objective, self.routing = objective, routing
         self.batch = max(1, rows_per_batch // contexts.ids.shape[1])
 
     def evaluate(self, points: Points) -> tuple[Tensor, Tensor]:
@@ -72,8 +75,9 @@ class General:
             table[entry.to(table.device), position.to(table.device)] = leaf
             return table.view_as(output)
 
-        down = self.paths.layout.mlps[layer].down
-        with hooks([down.register_forward_hook(patch)]):
+        layout, at = self.paths.layout, entry * length + position
+        handles = [layout.mlps[layer].down.register_forward_hook(patch)]
+        with hooks(handles), frozen(layout, self.routing, at, points.context):
             logits = position_logits(self.model, self.contexts.ids[sequence], entry, position)
         value = token_objective(logits, self.contexts.target[points.context], self.objective)
         (gradient,) = torch.autograd.grad(value.sum(), leaf)
@@ -114,7 +118,8 @@ class General:
 
         downs = [mlp.down for mlp in layout.mlps]
         handles = [down.register_forward_hook(partial(add, i)) for i, down in enumerate(downs)]
-        with hooks(handles):
+        at = entry * length + position
+        with hooks(handles), frozen(layout, self.routing, at, index):
             ids = contexts.ids[contexts.sequence[index]]
             logits = position_logits(self.model, ids, entry, position)
         value = token_objective(logits, contexts.target[index], self.objective)

@@ -94,6 +94,8 @@ class RowEngine:
 
     def _check(self) -> None:
         """Refuse what rows cannot reproduce, before anything is computed."""
+        if self.layout.mixtures:
+            raise SweepUnsupported("its MLPs are mixtures of experts")
         for i, (keys, kw) in enumerate(zip(self.clean.keys, self.clean.attention, strict=True)):
             if keys is None:
                 raise SweepUnsupported(f"layer {i} does not use transformers' attention interface")

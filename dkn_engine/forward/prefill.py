@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dkn_engine.forward.contexts import Contexts
 from dkn_engine.forward.log_probability import log_probabilities
+from dkn_engine.forward.routing import Routing, last_routing
 from dkn_engine.models.devices import at
 from dkn_engine.models.guest import attention_implementation, hooks
 from dkn_engine.models.layout import Layout
@@ -45,6 +46,7 @@ class Prefill:
         attention: for each layer the keyword arguments its attention passed.
         calls: for each layer the arguments it was called with.
         in_tuples: layers return their hidden states as the first of a tuple.
+        routing: of layers that are mixtures of experts, where each context's position went.
     """
 
     log_probability: torch.Tensor
@@ -58,6 +60,7 @@ class Prefill:
     attention: list[dict[str, Any]]
     calls: list[inspect.BoundArguments]
     in_tuples: bool
+    routing: Routing = field(default_factory=dict)
 
     def take(self, index: torch.Tensor) -> Prefill:
         """The same for some of the contexts; keys, values and calls belong to the sequences."""
@@ -69,6 +72,7 @@ class Prefill:
             pre=None if self.pre is None else self.pre[index],
             up=None if self.up is None else self.up[index],
             hidden=[at(h, index) for h in self.hidden],
+            routing={l: (at(e, index), at(w, index)) for l, (e, w) in self.routing.items()},
         )
 
 
@@ -189,6 +193,7 @@ def prefill(model: nn.Module, layout: Layout, contexts: Contexts) -> Prefill:
         recorder.attention,
         calls.values,
         issubclass(returned[-1], tuple),
+        last_routing(layout, contexts),
     )
 
 

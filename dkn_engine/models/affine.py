@@ -20,6 +20,7 @@ from dkn_engine.models.dense import (
     refuse_projection,
 )
 from dkn_engine.models.devices import beside, with_data
+from dkn_engine.models.experts import Mixture, Rows
 from dkn_engine.models.guest import guest
 from dkn_engine.models.torch_internals import class_forward
 
@@ -53,6 +54,8 @@ def input_rows(module: nn.Module, index: Any, *, kept: bool = False) -> Tensor:
     Of a dense projection it is a view of its weight where ``index`` is a slice; ``kept`` as in
     :func:`dkn_engine.models.dense.dense_weight`.
     """
+    if isinstance(module, Mixture):
+        return module.rows(index)
     if is_dense(module):
         weight = dense_weight(module, kept=kept)
         return weight[index] if is_conv1d(module) else weight.T[index]
@@ -65,6 +68,8 @@ def input_rows(module: nn.Module, index: Any, *, kept: bool = False) -> Tensor:
 
 def output_rows(module: nn.Module, index: Any, *, kept: bool = False) -> Tensor:
     """Rows ``[n, in]``: the direction that each output of ``index`` reads; see `input_rows`."""
+    if isinstance(module, Rows):
+        return module.rows(index)
     if is_dense(module):
         weight = dense_weight(module, kept=kept)
         return (weight.T if is_conv1d(module) else weight)[index]
@@ -73,6 +78,8 @@ def output_rows(module: nn.Module, index: Any, *, kept: bool = False) -> Tensor:
 
 def bias_of(module: nn.Module) -> Tensor | None:
     """What a projection gives for zeros, ``[out]``; None of a dense one without a bias."""
+    if isinstance(module, Mixture):  # biases of experts depend on the routing, and stay outside
+        return torch.zeros_like(module.rows([0])[0])
     if is_dense(module):
         with with_data(module):
             bias: Any = module.bias
@@ -86,7 +93,7 @@ def require_linear(module: nn.Module, where: str) -> None:
     Raises:
         UnsupportedModelError: names it by ``where``.
     """
-    if is_dense(module):
+    if is_dense(module) or isinstance(module, Mixture | Rows):
         return
     first, second = _probes(sizes(module)[0])
     try:

@@ -77,6 +77,8 @@ def _odd(module: nn.Module) -> str:
             "adapter_model.safetensors to a folder of their own, load the model without them, and "
             "model = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()"
         )
+    if hasattr(module, "n_experts"):
+        return "a mixture of experts, whose weights lie together: change activations instead"
     return f"{kind.__name__}, whose forward is its own (it is of {kind.__module__})"
 
 

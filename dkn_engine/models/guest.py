@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from dkn_engine.errors import UnsupportedModelError
+from dkn_engine.models.experts import experts_shown
 from dkn_engine.models.model_lock import locked
 
 if TYPE_CHECKING:
@@ -40,7 +41,12 @@ def guest(model: nn.Module, *, grad: bool) -> Iterator[None]:
     import torch
 
     # inference_mode(False) also switches gradients back on, so set_grad_enabled comes inside it.
-    with locked(model), torch.inference_mode(False), torch.set_grad_enabled(grad):
+    with (
+        locked(model),
+        experts_shown(model),
+        torch.inference_mode(False),
+        torch.set_grad_enabled(grad),
+    ):
         if any(p.is_inference() for p in model.parameters()):
             raise UnsupportedModelError(
                 "model: its weights were created inside torch.inference_mode(), which autograd "

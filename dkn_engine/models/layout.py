@@ -11,6 +11,7 @@ from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.models.affine import input_rows, is_projection, output_rows, require_linear, sizes
 from dkn_engine.models.dense import of_peft
 from dkn_engine.models.devices import device_of, input_device, warn_if_offloaded
+from dkn_engine.models.experts import Mixture, Rows, mixture_of
 from dkn_engine.models.model_lock import locked
 from dkn_engine.models.norms import measured_gain, norms_in_front
 from dkn_engine.models.readable import refuse_scattered_weights, require_whole
@@ -55,6 +56,8 @@ class Mlp:
         up: the projection of a GLU's linear factor; ``gate`` itself where they are fused; None
             for a plain MLP.
         fused: gate and up are the first and second half of one projection.
+        block: of a mixture of experts, the module around its experts and their router; the other
+            parts are then the engine's own, see :mod:`dkn_engine.models.experts`.
     """
 
     down: nn.Module
@@ -62,6 +65,7 @@ class Mlp:
     gate: nn.Module
     up: nn.Module | None
     fused: bool
+    block: nn.Module | None = None
 
     def up_of(self, output: torch.Tensor) -> torch.Tensor:
         """The linear factor ``[..., F]`` in the output of :attr:`up`."""
@@ -150,11 +154,19 @@ class Layout:
 
     @cached_property
     def _norms(self) -> tuple[tuple[str, nn.Module] | None, ...]:
-        gates = [mlp.gate for mlp in self.mlps]
+        gates = [mlp.block or mlp.gate for mlp in self.mlps]
         return norms_in_front(self.model, list(zip(self.layers, gates, strict=True)))
+
+    @property
+    def mixtures(self) -> dict[int, Mixture]:
+        """The mixtures of experts, by layer; none of a dense model."""
+        return {i: mlp.down for i, mlp in enumerate(self.mlps) if isinstance(mlp.down, Mixture)}
 
     def name_of(self, layer: int, module: nn.Module) -> str:
         """What a part of a layer is called in messages, such as ``layers[3].mlp.down_proj``."""
+        mixture = self.mixtures.get(layer)
+        if mixture is not None and isinstance(module, Mixture | Rows):
+            module = mixture.experts
         names = {id(m): name for name, m in self.layers[layer].named_modules()}
         return ".".join(filter(None, (f"{self.stack}[{layer}]", names[id(module)])))
 
@@ -299,7 +311,11 @@ def _find_stack(model: nn.Module, name: str) -> tuple[nn.Module, str, list[nn.Mo
 
 
 def _find_mlp(layer: nn.Module, where: str) -> Mlp:
-    _refuse_experts(layer, where)
+    found = mixture_of(layer, where)
+    if found is not None:
+        mixture, block = found
+        up = mixture.read("up") if mixture.experts.has_gate else None
+        return Mlp(mixture, None, mixture.read("gate"), up, fused=False, block=block)
     down = _first(layer, _DOWN)
     gate = _first(layer, _GATE)
     if down is None or gate is None or not (is_projection(down) and is_projection(gate)):
@@ -311,16 +327,6 @@ def _find_mlp(layer: nn.Module, where: str) -> Mlp:
     fused = _first(layer, ("mlp.gate_up_proj",)) is gate
     up = gate if fused else _first(layer, ("mlp.up_proj",))
     return Mlp(down, _first(layer, _ACT), gate, None if up is gate and not fused else up, fused)
-
-
-def _refuse_experts(layer: nn.Module, where: str) -> None:
-    for path, module in layer.named_modules():
-        leaf = path.rsplit(".", 1)[-1]
-        if leaf in {"experts", "block_sparse_moe"} or "Experts" in type(module).__name__:
-            raise UnsupportedModelError(
-                f"{where}: expected one dense MLP; found a mixture of experts at {path!r} "
-                f"({type(module).__name__})"
-            )
 
 
 def _first(layer: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
