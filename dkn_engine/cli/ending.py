@@ -31,7 +31,7 @@ def ending(options: FindOptions, config: Config, overview: Overview, page: str |
         lines = _advice(config.filter, overview)
     else:
         known = number_of(summary.n_known, "known fact")
-        verb = "has" if summary.n_degenerate == 1 else "have"
+        verb = "has" if 1 in (summary.n_degenerate, summary.n_known) else "have"
         lines = [f"{summary.n_degenerate} of {known} {verb} a DKN."]
     if page is not None:
         lines.append(f"Open {page}")

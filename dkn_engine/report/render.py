@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dkn_engine.report.answers import WORDS
-from dkn_engine.report.content import Block, Paragraph, Points, Section
+from dkn_engine.report.content import Block, Paragraph, Points, Section, Table
 from dkn_engine.report.markdown import to_markdown
-from dkn_engine.report.reading import DEFINITIONS
+from dkn_engine.report.reading import DEFINITIONS, FULL_DROPS
 from dkn_engine.report.run import FACTS, facts_table, run_report
 from dkn_engine.report.summary import Summary
 from dkn_engine.report.text import to_text
+from dkn_engine.statistics.table import TOO_FEW
 from dkn_engine.types import FactResult
 
 MOST_ROWS = 1000  # of a file's table of facts
@@ -41,7 +42,7 @@ def render_report(
 
 def _without_definitions(section: Section) -> Section:
     """A section for a terminal, where those who look again and again need no definitions."""
-    kept = [b for b in section.blocks if not _is_definition(b)]
+    kept = [b for b in section.blocks if not _is_definition(b) and not _compares_too_few(b)]
     if any(isinstance(b, Paragraph) and b.text in DEFINITIONS for b in section.blocks):
         kept.append(Paragraph("summary.md says how to read these figures.", note=True))
     return Section(section.title, kept)
@@ -51,6 +52,12 @@ def _is_definition(block: Block) -> bool:
     if isinstance(block, Points):
         return block.texts is WORDS
     return isinstance(block, Paragraph) and block.text in DEFINITIONS
+
+
+def _compares_too_few(block: Block) -> bool:
+    """Whether it is a table that only says, row by row, that there are too few facts."""
+    is_one = isinstance(block, Table) and block.caption == FULL_DROPS
+    return is_one and all(row[-1] == TOO_FEW for row in block.rows)
 
 
 def render_markdown(

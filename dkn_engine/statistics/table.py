@@ -19,6 +19,7 @@ COMPARED = (("D", "Rnd"), ("D", "N"))
 # Figures that are shown by their median: a few ratios of small numbers can dominate a mean.
 MEDIANS = frozenset({"redundancy"})
 TREND = "rho with parameters"  # The group of rank correlations, which no median replaces.
+TOO_FEW = "too few to say"  # Verdict of a comparison of fewer pairs than a test needs.
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ class Comparison:
     def verdict(self) -> str:
         """In words: ``higher``, ``lower``, ``no difference found`` or ``too few to say``."""
         if not np.isfinite(self.p_value):
-            return "too few to say"
+            return TOO_FEW
         if not self.different:
             return "no difference found"
         return "higher" if self.mean > 0 else "lower"
