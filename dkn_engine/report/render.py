@@ -56,8 +56,9 @@ def _is_definition(block: Block) -> bool:
 
 def _compares_too_few(block: Block) -> bool:
     """Whether it is a table that only says, row by row, that there are too few facts."""
-    is_one = isinstance(block, Table) and block.caption == FULL_DROPS
-    return is_one and all(row[-1] == TOO_FEW for row in block.rows)
+    if not isinstance(block, Table) or block.caption != FULL_DROPS:
+        return False
+    return all(row[-1] == TOO_FEW for row in block.rows)
 
 
 def render_markdown(
