@@ -308,7 +308,7 @@ def _by_analysis(
 def _print(suite: AllOptions, cells: Mapping[str, Cell], across: Mapping[str, Table]) -> None:
     from dkn_engine.analysis.kept_tables import to_json
     from dkn_engine.analysis.suite.headlines import headline_rows
-    from dkn_engine.analysis.table_text import render, words
+    from dkn_engine.report.analysis_text import render, words
 
     by_analysis = _by_analysis(cells, across)
     if suite.output.json:

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len as width
 
-from dkn_engine.analysis import table_text as text
 from dkn_engine.analysis.kept_tables import read_table, to_bytes, to_json
 from dkn_engine.errors import UserError
+from dkn_engine.report import analysis_text as text
 from dkn_engine.statistics import table_files as files
 from dkn_engine.statistics import words
 from dkn_engine.statistics.intervals import Estimate

@@ -9,8 +9,8 @@ from dkn_engine.analysis.suite.answers import answer, spelled_out
 from dkn_engine.analysis.suite.cells import Cell
 from dkn_engine.analysis.suite.headlines import HEADLINES, Headline
 from dkn_engine.analysis.suite.requests import RUN
-from dkn_engine.analysis.table_text import figure_tables
 from dkn_engine.report import figures
+from dkn_engine.report.analysis_text import figure_tables
 from dkn_engine.report.comparisons import comparison_table
 from dkn_engine.report.content import (
     Block,
