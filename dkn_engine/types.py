@@ -180,6 +180,9 @@ class Attribution:
         ]
         return data_frame(rows, ("fact_id", "layer", "index", "score"))
 
+    def _repr_html_(self) -> str:
+        return str(shown("attribution_html", self))
+
     def _highest(self, fact: int, k: int) -> NDArray[np.int32]:
         if (integer(k) or 0) < 1:
             raise UserError(f"k must be an integer of at least 1; got {k!r}")

@@ -21,6 +21,11 @@ def render(table: statistics.Table, *, limit: int | None = 60, width: int | None
         limit: most rows of figures; None for all.
         width: most columns; None: the terminal's, or 80 where there is none.
     """
+    return to_text([Section("", blocks_of(table, limit))], width=width)
+
+
+def blocks_of(table: statistics.Table, limit: int | None = None) -> list[Block]:
+    """What :func:`render` and a notebook show, of ``limit`` rows of figures at most."""
     blocks: list[Block] = []
     tables, left_out = figure_tables(table.rows), 0
     left = sum(len(t.rows) for t in tables) if limit is None else limit
@@ -33,7 +38,7 @@ def render(table: statistics.Table, *, limit: int | None = 60, width: int | None
         blocks += paragraphs([f"… and {left_out} more rows of figures"], note=True)
     blocks += _differences(table.comparisons)
     said = [*counted(table), *table.notes, f"Means [95% intervals]; seed {table.seed}."]
-    return to_text([Section("", [*blocks, Points(said)])], width=width)
+    return [*blocks, Points(said)]
 
 
 def _differences(comparisons: Sequence[statistics.Comparison]) -> list[Table]:

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from dkn_engine.files.atomic import write_files
 from dkn_engine.files.local_paths import local_path
+from dkn_engine.report.analysis_text import blocks_of
 from dkn_engine.report.cards import components_table
 from dkn_engine.report.content import (
     Block,
     Figures,
     Heading,
     Paragraph,
+    Section,
     Table,
     cell_text,
     number,
@@ -25,15 +27,16 @@ from dkn_engine.report.figures import available
 from dkn_engine.report.files import write_summary
 from dkn_engine.report.html.files import write_page
 from dkn_engine.report.html.page import render_blocks
-from dkn_engine.report.run import STATUS_WORDS, facts_table
+from dkn_engine.report.run import FACTS, STATUS_WORDS, facts_table, run_report
 from dkn_engine.report.summary import Summary, summarize
 from dkn_engine.statistics.intervals import mean_estimate
-from dkn_engine.statistics.words import interval
+from dkn_engine.statistics.words import interval, words
 from dkn_engine.store import RunPath, as_folder
-from dkn_engine.types import FactResult
+from dkn_engine.types import Attribution, FactResult
 
 if TYPE_CHECKING:
     from dkn_engine.results import Results, RunComparison
+    from dkn_engine.statistics import table as statistics
 
 _MOST_ROWS = 50
 
@@ -88,6 +91,33 @@ def comparison_html(comparison: RunComparison) -> str:
         *(f"Other facts, {words}: {len(ids):,}." for words, ids in left_out.items() if ids),
     ]
     return render_blocks([*map(Paragraph, said), Table(columns, rows, "Second run minus first")])
+
+
+def analysis_html(table: statistics.Table) -> str:
+    """An analysis's figures, 50 rows at most, the differences that were found, and its notes."""
+    title = Heading(words(table.analysis).capitalize())
+    return render_blocks([title, *blocks_of(table, _MOST_ROWS)])
+
+
+def summary_html(summary: Summary) -> str:
+    """The headline figures, and drops beside those of controls."""
+    sections = run_report(summary, Section(FACTS, ())).sections
+    return render_blocks([block for section in sections for block in section.blocks])
+
+
+def attribution_html(found: Attribution) -> str:
+    """Each fact with its neurons of the highest scores, 50 facts at most."""
+    rows = [
+        (fact_id, p, ", ".join(f"L{l}:{j}" for l, j in best.tolist()))
+        for (fact_id, best), p in zip(found.top(5).items(), found.probability, strict=True)
+    ]
+    n_facts, n_layers, width = found.scores.shape
+    said = f"Scores of {n_layers:,} layers of {width:,} neurons, {n_facts:,} facts"
+    columns = ("fact", number("p"), "highest scores, layer:index")
+    blocks: list[Block] = [Table(columns, rows[:_MOST_ROWS], said)]
+    if (more := len(rows) - _MOST_ROWS) > 0:
+        blocks.append(Paragraph(f"… and {more:,} more facts."))
+    return render_blocks(blocks)
 
 
 def summary_of(results: Results) -> Summary:

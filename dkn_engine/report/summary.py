@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dkn_engine.config import CONTROL_EXACT
 from dkn_engine.files.plain_json import plain
 from dkn_engine.report.columns import CONTROL_WORDS, DROPS, STATUSES, Columns
+from dkn_engine.showing import shown
 from dkn_engine.statistics.false_discovery import BeyondChance
 from dkn_engine.statistics.intervals import Estimate, mean_estimate, wilson_share
 from dkn_engine.statistics.table import Comparison, compare, corrected
@@ -145,6 +146,9 @@ class Summary:
     def n_known(self) -> int:
         """Number of facts the model knows: the denominator of the shares."""
         return self.by_status["ok"]
+
+    def _repr_html_(self) -> str:
+        return str(shown("summary_html", self))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; what is not finite is None."""

@@ -69,7 +69,8 @@ class Results(Sequence[FactResult]):
     def __repr__(self) -> str:
         known = [r for r in self._results if r.status == "ok"]
         n, n_dkns = len(self._results), sum(r.is_degenerate for r in known)
-        return f"<Results: {n:,} facts, {len(known):,} of them known, {n_dkns:,} with a DKN>"
+        facts = "fact" if n == 1 else "facts"
+        return f"<Results: {n:,} {facts}, {len(known):,} of them known, {n_dkns:,} with a DKN>"
 
     def _repr_html_(self) -> str:
         return str(shown("results_html", self))

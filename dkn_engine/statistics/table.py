@@ -5,12 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dkn_engine.showing import shown
+from dkn_engine.showing.tables import data_frame
 from dkn_engine.statistics.intervals import MEDIAN, Estimate, mean_estimate, wilson_share
 from dkn_engine.statistics.paired_tests import ALPHA, holm, paired_p_value
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Conditions = tuple[tuple[str, str], ...]
 # D: neurons of the DKN; N: all knowledge neurons; Rnd: random ones, as many as D in each layer.
@@ -187,6 +192,26 @@ class Table:
             if (c.figure, c.group, c.against, dict(c.conditions)) == wanted:
                 return c
         raise KeyError(f"no comparison {figure!r} of {group!r} and {against!r} under {conditions}")
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row each: figure, a column for each condition, group, mean, ci_low, ci_high, n, median.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        names = tuple(dict.fromkeys(name for row in self.rows for name, _ in row.conditions))
+        rows = [
+            (
+                *(row.figure, *(dict(row.conditions).get(name, "") for name in names), row.group),
+                *(row.mean, row.ci_low, row.ci_high, row.n, row.median),
+            )
+            for row in self.rows
+        ]
+        behind = ("group", "mean", "ci_low", "ci_high", "n", "median")
+        return data_frame(rows, ("figure", *names, *behind))
+
+    def _repr_html_(self) -> str:
+        return str(shown("analysis_html", self))
 
 
 def tabulate(

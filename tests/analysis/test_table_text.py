@@ -117,6 +117,23 @@ def test_differences_of_several_figures_name_them() -> None:
     ]
 
 
+def test_a_notebook_shows_the_same_and_pandas_has_every_row() -> None:
+    pandas = pytest.importorskip("pandas")
+    one = table()
+    piece = one._repr_html_()
+    assert "Differences found, p corrected" in piece
+    assert "+0.54 [0.51, 0.56]" in piece
+    assert "Two facts were left out." in piece
+    frame = one.to_pandas()
+    assert isinstance(frame, pandas.DataFrame)
+    assert list(frame.columns) == [
+        *("figure", "query", "edit", "group", "mean", "ci_low", "ci_high", "n", "median")
+    ]
+    assert frame["mean"].tolist() == pytest.approx([r.mean for r in one.rows], nan_ok=True)
+    first = frame.query("figure == 'prob_drop' and query == 'clean' and group == 'N'")
+    assert first["n"].tolist() == [one.row("prob_drop", "N", query="clean", edit="suppress").n]
+
+
 def test_limit_says_how_much_is_left_out() -> None:
     short = text.render(table(), limit=1, width=120).splitlines()
     assert "… and 2 more rows of figures" in short

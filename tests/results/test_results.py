@@ -177,6 +177,31 @@ def test_a_notebook_shows_a_table_of_them() -> None:
     assert "No facts" in dkn.Results()._repr_html_()
 
 
+def test_a_notebook_shows_the_summary() -> None:
+    summary = RESULTS.summary()
+    piece = summary._repr_html_()
+    assert "Known facts with a DKN" in piece
+    assert "DKN families minus random neurons" in piece
+    assert "2 of 4" in piece
+    assert Elements(piece).names.count("table") == 3  # drops, comparisons, relations
+
+
+def test_a_notebook_shows_scores() -> None:
+    scores = np.zeros((2, 3, 4), np.float32)
+    scores[0, 2, 1], scores[1, 0, 3] = 0.5, 0.25
+    nothing = np.zeros((2, 3), np.float32)
+    found = dkn.Attribution(
+        *(("<a>", "b"), scores, nothing, np.array([0.5, 0.25]), nothing.astype(np.int32)),
+        *(nothing == 0, np.zeros(2, np.float32), ("sweep", "sweep")),
+    )
+    piece = found._repr_html_()
+    assert "Scores of 3 layers of 4 neurons, 2 facts" in piece
+    assert "&lt;a&gt;" in piece
+    assert "L2:1, L0:0" in piece
+    assert "L0:3, L0:0" in piece
+    assert Elements(piece).names.count("tr") == 3
+
+
 def test_a_notebook_shows_a_fact_with_its_pictures() -> None:
     piece = RESULTS[0]._repr_html_()
     assert Elements(piece).names.count("img") == 2
