@@ -1,59 +1,25 @@
-"""Quadrature of the path integral: fixed rules, and nested Lobatto rules with bisection."""
+"""Quadrature of the path integral: by a fixed rule, or refined where its error is."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dkn_engine.attribution.paths import Ends, Paths, Points
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-Array = NDArray[np.float64]
-
-# Nodes on [0, 1] of nested Lobatto rules: of three points (Simpson's rule), of five (which are the
-# Kronrod extension of the three), and the Kronrod extension of those to nine. Both ends are nodes:
-# alpha = 1 is the clean row, paid once for all layers; neighbouring panels share theirs; and a
-# panel's integral can be checked against the change of the objective. They are exact for
-# polynomials up to degree 3, 7 and 13; the two ends alone, the trapezoid rule, up to 1.
-_X9 = (
-    np.sqrt((5 + 6 * np.sqrt(5 / 13)) / 11),
-    np.sqrt(3 / 7),
-    np.sqrt((5 - 6 * np.sqrt(5 / 13)) / 11),
+from dkn_engine.attribution.path_points import (
+    Evaluator,
+    Panel,
+    PathPoints,
+    keys_of,
+    panel_of,
+    refined,
 )
-NODES = np.array(sorted([-1.0, *(-x for x in _X9), 0.0, *_X9, 1.0])) / 2 + 0.5
-LEVELS = {2: (0, 8), 3: (0, 4, 8), 5: (0, 2, 4, 6, 8), 9: tuple(range(9))}
-_FINER = {2: 3, 3: 5, 5: 9}
+from dkn_engine.attribution.paths import Paths
+from dkn_engine.attribution.quadrature_rules import DIFFERENCES, WEIGHTS, Array, fixed_rule
+
 _FIRST, _FIRST_WHERE_STEEP = 3, 5
-
-
-def interpolatory_weights(nodes: Array) -> Array:
-    """Weights that integrate the polynomial through ``nodes`` over [0, 1] exactly."""
-    k = len(nodes)
-    # Legendre polynomials on [-1, 1] keep the system well conditioned.
-    matrix = np.polynomial.legendre.legvander(2 * nodes - 1, k - 1).T
-    moments = np.zeros(k)
-    moments[0] = 1.0
-    return np.linalg.solve(matrix, moments).astype(np.float64)
-
-
-WEIGHTS = {n: interpolatory_weights(NODES[list(index)]) for n, index in LEVELS.items()}
-
-
-def _difference(n: int) -> Array:
-    """Weights of the ``n``-point rule minus those of the next coarser one, on the same nodes."""
-    coarser = next(m for m, finer in _FINER.items() if finer == n)
-    weights = WEIGHTS[n].copy()
-    weights[[LEVELS[n].index(i) for i in LEVELS[coarser]]] -= WEIGHTS[coarser]
-    return weights
-
-
-_DIFFERENCES = {n: _difference(n) for n in _FINER.values()}
 # What float arithmetic leaves open, in steps of the model's dtype, by comparison with the model's
 # own float64 run: of an activation (2 to 6 in tiny models, 11 in the demo model), and of a
 # gradient, relative to the whole (4 to 20).
@@ -63,37 +29,6 @@ _GRADIENT_STEPS = 12.0
 # coarser one, which is exact to half its degree; and no less than what completeness shows, where
 # that holds. Calibrated by benchmarks/speed/calibration.py.
 _SQUARES, _SQUARES_ALONE = 2.0, 10.0
-
-
-def fixed_rule(name: str, n_steps: int) -> tuple[Array, Array]:
-    """Nodes in [0, 1] and weights (summing to 1) of a fixed rule with ``n_steps`` points.
-
-    Raises:
-        ValueError: an unknown rule, or fewer points than it needs.
-    """
-    if name == "gauss_legendre":
-        x, gauss = np.polynomial.legendre.leggauss(n_steps)
-        return (x + 1) / 2, gauss / 2
-    if name in {"trapezoid", "linspace"}:
-        if n_steps < 2:
-            raise ValueError(f"n_steps must be at least 2 for {name!r}; got {n_steps}")
-        if name == "linspace":
-            return np.linspace(0, 1, n_steps), np.full(n_steps, 1 / n_steps)
-        w = np.full(n_steps, 1 / (n_steps - 1))
-        w[[0, -1]] /= 2
-        return np.linspace(0, 1, n_steps), w
-    offset = {"riemann_left": 0.0, "riemann_middle": 0.5, "riemann_right": 1.0}
-    if name not in offset:
-        raise ValueError(f"quadrature must be a known fixed rule; got {name!r}")
-    return (np.arange(n_steps) + offset[name]) / n_steps, np.full(n_steps, 1 / n_steps)
-
-
-class Evaluator(Protocol):
-    """The sweep or the general path."""
-
-    def begin(self, points: Points) -> tuple[Tensor, Tensor, Ends]: ...
-
-    def evaluate(self, points: Points) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,10 +57,10 @@ def integrate_fixed(evaluator: Evaluator, paths: Paths, rule: str, n_steps: int)
     paid = nodes < 1
     n, n_layers = paths.value.shape[:2]
     keys = [(c, layer, a) for c in range(n) for layer in range(n_layers) for a in nodes[paid]]
-    store = _Store(evaluator, paths, keys)
+    store = PathPoints(evaluator, paths, keys)
     scores = np.empty((n, n_layers, paths.layout.width), dtype=store.dtype)
     for layer in range(n_layers):
-        panels = [_Panel(c, layer, 0.0, 1.0, nodes) for c in range(n)]
+        panels = [Panel(c, layer, 0.0, 1.0, nodes) for c in range(n)]
         scores[:, layer] = store.integrate(panels, weights[None])[0]
     shape = (n, n_layers)
     points = np.full(shape, int(paid.sum()))
@@ -133,141 +68,7 @@ def integrate_fixed(evaluator: Evaluator, paths: Paths, rule: str, n_steps: int)
     return Integrals(scores, delta, points, np.full(shape, np.nan), np.ones(shape, bool))
 
 
-@dataclass(eq=False)
-class _Panel:
-    """A piece [a, b] of one context's path in one layer, with the nodes of its finest rule."""
-
-    context: int
-    layer: int
-    a: float
-    b: float
-    nodes: Array
-    score: NDArray[np.floating] | None = None
-    error: float = float("inf")
-
-    @property
-    def n_nodes(self) -> int:
-        return len(self.nodes)
-
-    @property
-    def smooth(self) -> bool:
-        """Whether nothing has yet shown that the integrand is not."""
-        return self.n_nodes < 9 and self.b - self.a == 1.0
-
-    @property
-    def key(self) -> tuple[int, int]:
-        return (self.context, self.layer)
-
-
-def _panel(context: int, layer: int, a: float, b: float, n: int) -> _Panel:
-    return _Panel(context, layer, a, b, a + (b - a) * NODES[list(LEVELS[n])])
-
-
-_Key = tuple[int, int, float]
-
-
-class _Store:
-    """Every point evaluated so far: gradient and objective by (context, layer, alpha).
-
-    Args:
-        evaluator: the sweep or the general path.
-        paths: where the points lie.
-        keys: the first points, some of every context; alpha = 1 comes with them for nothing.
-    """
-
-    def __init__(self, evaluator: Evaluator, paths: Paths, keys: list[_Key]) -> None:
-        self.evaluator, self.paths = evaluator, paths
-        self.n, self.n_layers = paths.value.shape[:2]
-        self.device = paths.value.device
-        self.gradients: list[Tensor] = []
-        self.values: dict[_Key, float] = {}
-        self.index: dict[_Key, tuple[int, int]] = {}
-        fresh = self._fresh(keys)
-        gradients, values, self.ends = evaluator.begin(self._points(fresh))
-        self._keep(fresh, gradients, values)
-        self.dtype = np.float64 if self.ends.values.dtype == torch.float64 else np.float32
-        self.end_values = self.ends.values.double().cpu().numpy()
-
-    def pay(self, keys: list[_Key]) -> None:
-        """Evaluate the points not seen before."""
-        fresh = self._fresh(keys)
-        if fresh:
-            self._keep(fresh, *self.evaluator.evaluate(self._points(fresh)))
-
-    def _fresh(self, keys: list[_Key]) -> list[_Key]:
-        return [k for k in dict.fromkeys(keys) if k[2] < 1.0 and k not in self.index]
-
-    def _points(self, keys: list[_Key]) -> Points:
-        context, layer, alpha = zip(*keys, strict=True)
-        return Points(
-            torch.tensor(context, device=self.device),
-            torch.tensor(layer, device=self.device),
-            torch.tensor(alpha, dtype=torch.float64, device=self.device),
-        )
-
-    def _keep(self, fresh: list[_Key], gradients: Tensor, values: Tensor) -> None:
-        batch = len(self.gradients)
-        self.gradients.append(gradients)
-        for i, (key, value) in enumerate(zip(fresh, values.double().tolist(), strict=True)):
-            self.index[key] = (batch, i)
-            self.values[key] = value
-
-    def value(self, context: int, layer: int, alpha: float) -> float:
-        if alpha >= 1.0:
-            return float(self.end_values[context])
-        return self.values[context, layer, alpha]
-
-    def n_paid(self) -> NDArray[np.int64]:
-        counts = np.zeros((self.n, self.n_layers), dtype=np.int64)
-        for context, layer, _ in self.index:
-            counts[context, layer] += 1
-        return counts
-
-    def _rows(self, keys: list[_Key]) -> Tensor:
-        """Gradients ``[N, d]`` of known points, in the order of ``keys``."""
-        out = self.ends.gradients.new_empty(len(keys), self.ends.gradients.shape[-1])
-        places: dict[int, tuple[list[int], list[int]]] = {}
-        for row, (context, layer, alpha) in enumerate(keys):
-            if alpha >= 1.0:
-                batch, source = -1, context * self.n_layers + layer
-            else:
-                batch, source = self.index[context, layer, alpha]
-            rows, sources = places.setdefault(batch, ([], []))
-            rows.append(row)
-            sources.append(source)
-        flat = self.ends.gradients.reshape(-1, self.ends.gradients.shape[-1])
-        for batch, (rows, sources) in places.items():
-            table = flat if batch < 0 else self.gradients[batch]
-            out[torch.tensor(rows, device=out.device)] = table[
-                torch.tensor(sources, device=out.device)
-            ]
-        return out
-
-    def integrate(self, panels: list[_Panel], weights: Array) -> NDArray[np.floating]:
-        """``[K, M, F]``: K rules over M panels of one layer, which share the nodes' pattern.
-
-        Args:
-            panels: M panels of equal layer and number of nodes.
-            weights: ``[K, k]`` on [0, 1], for the k nodes of a panel.
-        """
-        k = panels[0].n_nodes
-        keys = [(p.context, p.layer, float(a)) for p in panels for a in p.nodes]
-        length = np.repeat([p.b - p.a for p in panels], k)
-        w = np.tile(weights, (1, len(panels))) * length
-        alpha = np.concatenate([p.nodes for p in panels])
-        out = self.paths.scores(
-            panels[0].layer,
-            self._rows(keys),
-            torch.from_numpy(alpha).to(self.device),
-            torch.from_numpy(w).to(self.device, self.ends.values.dtype),
-            torch.arange(len(panels), device=self.device).repeat_interleave(k),
-            torch.tensor([p.context for p in panels], device=self.device),
-        )
-        found: NDArray[np.floating] = out.cpu().numpy().astype(self.dtype, copy=False)
-        return found
-
-
-def _delta(store: _Store, scores: NDArray[np.floating]) -> Array:
+def _delta(store: PathPoints, scores: NDArray[np.floating]) -> Array:
     """Sum of scores minus the objective's change, ``[C, L]``."""
     start = np.array(
         [[store.value(c, layer, 0.0) for layer in range(store.n_layers)] for c in range(store.n)]
@@ -309,22 +110,22 @@ def integrate_adaptive(
     """
     n, n_layers = paths.value.shape[:2]
     panels = [
-        _panel(c, layer, 0.0, 1.0, _first_nodes(layer, n_layers))
+        panel_of(c, layer, 0.0, 1.0, _first_nodes(layer, n_layers))
         for c in range(n)
         for layer in range(n_layers)
     ]
-    store = _Store(evaluator, paths, _keys(panels))
+    store = PathPoints(evaluator, paths, keys_of(panels))
     stuck = np.zeros((n, n_layers), dtype=bool)
     fresh = panels
     while fresh:
-        store.pay(_keys(fresh))
+        store.pay(keys_of(fresh))
         _measure(store, fresh, complete)
         total = _total(panels, (n, n_layers, paths.layout.width))
         goal = _goals(total, _rounding(paths, total), groups, weights, tolerance)
         worst = _worst(panels, groups, weights, goal, n_layers, stuck)
         fresh, paid = [], store.n_paid()
         for panel in worst:
-            children = _refine(panel)
+            children = refined(panel)
             new = len({float(a) for c in children for a in c.nodes} - set(panel.nodes.tolist()))
             if paid[panel.key] + new > max_points:
                 stuck[panel.key] = True
@@ -342,7 +143,7 @@ def _first_nodes(layer: int, n_layers: int) -> int:
     return _FIRST_WHERE_STEEP if steep else _FIRST
 
 
-def _total(panels: list[_Panel], shape: tuple[int, int, int]) -> Array:
+def _total(panels: list[Panel], shape: tuple[int, int, int]) -> Array:
     """Scores ``[C, L, F]``, summed over the panels of each path."""
     total = np.zeros(shape)
     for p in panels:
@@ -381,11 +182,7 @@ def _goals(
     return goals
 
 
-def _keys(panels: list[_Panel]) -> list[_Key]:
-    return [(p.context, p.layer, float(a)) for p in panels for a in p.nodes]
-
-
-def _measure(store: _Store, panels: list[_Panel], complete: bool) -> None:
+def _measure(store: PathPoints, panels: list[Panel], complete: bool) -> None:
     """Fill in score and error of new panels, one call a layer and rule.
 
     The difference from the next coarser rule is about that one's error. It is exact to half the
@@ -394,11 +191,11 @@ def _measure(store: _Store, panels: list[_Panel], complete: bool) -> None:
     only asked for where it may not be smooth, and then the difference itself is the estimate.
     """
     squares = _SQUARES if complete else _SQUARES_ALONE
-    batches: dict[tuple[int, int], list[_Panel]] = {}
+    batches: dict[tuple[int, int], list[Panel]] = {}
     for p in panels:
         batches.setdefault((p.layer, p.n_nodes), []).append(p)
     for (_, n_nodes), batch in batches.items():
-        both = store.integrate(batch, np.stack([WEIGHTS[n_nodes], _DIFFERENCES[n_nodes]]))
+        both = store.integrate(batch, np.stack([WEIGHTS[n_nodes], DIFFERENCES[n_nodes]]))
         for panel, score, difference in zip(batch, both[0], both[1], strict=True):
             panel.score = score
             panel.error, norm = (float(np.linalg.norm(x)) for x in (difference, score))
@@ -408,7 +205,7 @@ def _measure(store: _Store, panels: list[_Panel], complete: bool) -> None:
                 panel.error = max(panel.error, _completeness_error(store, panel))
 
 
-def _completeness_error(store: _Store, panel: _Panel) -> float:
+def _completeness_error(store: PathPoints, panel: Panel) -> float:
     """How far a panel's scores miss the objective's change, beyond rounding of the objective."""
     assert panel.score is not None
     start = store.value(panel.context, panel.layer, float(panel.nodes[0]))
@@ -419,33 +216,19 @@ def _completeness_error(store: _Store, panel: _Panel) -> float:
     return missed if missed > rounding else 0.0
 
 
-def _refine(panel: _Panel) -> list[_Panel]:
-    if panel.n_nodes in _FINER:
-        finer = _FINER[panel.n_nodes]
-        return [_panel(panel.context, panel.layer, panel.a, panel.b, finer)]
-    # The halves reuse the parent's end points and its middle node, bit for bit.
-    middle = float(panel.nodes[4])
-    halves = []
-    for a, b in ((panel.a, middle), (middle, panel.b)):
-        half = _panel(panel.context, panel.layer, a, b, 5)
-        half.nodes[0], half.nodes[-1] = a, b
-        halves.append(half)
-    return halves
-
-
 def _worst(
-    panels: list[_Panel],
+    panels: list[Panel],
     groups: NDArray[np.int64],
     weights: Array,
     goals: dict[int, float],
     n_layers: int,
     stuck: NDArray[np.bool_],
-) -> list[_Panel]:
+) -> list[Panel]:
     """The fewest panels whose removal brings every group's error estimate to its goal.
 
     Where paths that may have no more points are not at it by themselves, the others are to be.
     """
-    chosen: list[_Panel] = []
+    chosen: list[Panel] = []
     for group in np.unique(groups):
         mine = [p for p in panels if groups[p.context] == group]
         goal = goals[int(group)]
@@ -465,7 +248,7 @@ def _worst(
     return [p for p in chosen if p.error > 0]
 
 
-def _layer_error(panels: list[_Panel], weights: Array, n_layers: int) -> Array:
+def _layer_error(panels: list[Panel], weights: Array, n_layers: int) -> Array:
     """Sums ``[L]`` of the panels' errors in a group's score."""
     total = np.zeros(n_layers)
     for p in panels:
@@ -474,8 +257,8 @@ def _layer_error(panels: list[_Panel], weights: Array, n_layers: int) -> Array:
 
 
 def _collect(
-    store: _Store,
-    panels: list[_Panel],
+    store: PathPoints,
+    panels: list[Panel],
     stuck: NDArray[np.bool_],
     groups: NDArray[np.int64],
     weights: Array,

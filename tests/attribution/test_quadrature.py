@@ -16,13 +16,15 @@ from torch import Tensor
 
 from dkn_engine.attribution.paths import Ends, Points
 from dkn_engine.attribution.quadrature import (
+    Integrals,
+    integrate_adaptive,
+    integrate_fixed,
+)
+from dkn_engine.attribution.quadrature_rules import (
     LEVELS,
     NODES,
     WEIGHTS,
-    Integrals,
     fixed_rule,
-    integrate_adaptive,
-    integrate_fixed,
     interpolatory_weights,
 )
 from dkn_engine.config import AttributionConfig

@@ -813,8 +813,9 @@ def test_threads_are_as_they_were(
     before = torch.get_num_threads()
     seen: list[int] = []
     before_chunks(monkeypatch, lambda _: seen.append(torch.get_num_threads()))
-    assert given.find(tmp_path, "--threads", str(before + 1), "--quiet") == 0
-    assert seen == [before + 1] * 3
+    # One fact: threads more than there are processors wait for one another.
+    assert given.find(tmp_path, "--threads", str(before + 1), "--quiet", "--limit", "1") == 0
+    assert seen == [before + 1]
     assert torch.get_num_threads() == before
 
 

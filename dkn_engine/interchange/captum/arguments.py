@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dkn_engine.attribution.quadrature import fixed_rule
+from dkn_engine.attribution.quadrature_rules import fixed_rule
 from dkn_engine.config import integer as _integer
 from dkn_engine.errors import UserError
 
