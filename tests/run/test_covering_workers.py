@@ -1,11 +1,10 @@
-"""A search for covering groups in two processes: the bits of one."""
+"""A search for covering groups in two processes: the bits of one, each of them a fresh one."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
 
-import dkn_engine as dkn
 from dkn_engine.run.workers.job import ModelSpec
 from dkn_engine.run.workers.processes import iter_dkns_in_workers
 from tests.degeneracy.test_covering_groups import CONFIG
@@ -24,11 +23,12 @@ def test_two_workers_find_the_covering_groups_of_one_process(tmp_path: Path) -> 
         for one in (EITHER.fact, BOTH.fact)
     ]
     config = CONFIG.set({"facts_per_chunk": 1, "selection.n_paraphrases": 1})
-    model = dkn.load_model(tmp_path / "model", device="cpu")
-    alone = dkn.find_dkns(*model, facts, config, tmp_path / "alone")
-    spec, out = ModelSpec(tmp_path / "model", device="cpu"), tmp_path / "workers"
-    found = list(iter_dkns_in_workers(spec, facts, config, out, workers=2))
+    spec = ModelSpec(tmp_path / "model", device="cpu")
+    alone, found = (
+        list(iter_dkns_in_workers(spec, facts, config, tmp_path / str(n), workers=n))
+        for n in (1, 2)
+    )
     assert_equal(found, alone)
-    assert parquet(out) == parquet(tmp_path / "alone")
+    assert parquet(tmp_path / "2") == parquet(tmp_path / "1")
     assert [r.is_degenerate for r in found] == [True, False] * 2
     assert all(r.null_draws == 1 and len(r.pair_interactions) for r in found)
