@@ -127,10 +127,10 @@ def test_the_root_holds_the_rooms_and_few_modules() -> None:
     assert len(list(PACKAGE.glob("*.py"))) <= 8
 
 
-# Public verbs, whose settings are sections; captum's own signature; the contract of a kernel.
+# Public verbs, whose settings are sections; signatures of captum and EleutherAI; kernels'.
 WIDE = {
     *("answer_probability", "faithfulness", "complexity", "evolvability", "attribute"),
-    "prefix_attention",
+    *("get_coarse_neurons", "get_refined_neurons", "prefix_attention"),
 }
 
 
