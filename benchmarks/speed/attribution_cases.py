@@ -122,16 +122,10 @@ def equal_points() -> Iterator[Row]:
 
 
 def inclusive(case: peers.Case, n_steps: int) -> np.ndarray:
-    """The zero-baseline sum over points from 0 to 1 inclusive, from two rules of the engine."""
-    left, last = (
-        engine(
-            case,
-            AttributionConfig(baseline="zero", quadrature=rule, n_steps=n),  # type: ignore[arg-type]
-        ).scores[0]
-        for rule, n in (("riemann_left", n_steps - 1), ("riemann_right", 1))
-    )
-    total: np.ndarray = (n_steps - 1) * left + last
-    return total / n_steps
+    """EleutherAI's rule and site by the engine."""
+    config = AttributionConfig(site="pre", baseline="zero", quadrature="linspace", n_steps=n_steps)
+    found: np.ndarray = engine(case, config).scores[0]
+    return found
 
 
 class Ours:

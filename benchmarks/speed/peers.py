@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -165,11 +165,13 @@ def captum(case: Case, n_steps: int) -> np.ndarray:
 
 
 def eleuther(case: Case, n_steps: int) -> np.ndarray:
-    """As EleutherAI's ``knowledge-neurons`` does it: from zero, both ends among the points.
+    """As EleutherAI's ``knowledge-neurons`` does it with a GPT: from zero, both ends among them.
 
-    ``n_steps`` points from 0 to 1, their gradients summed, divided by ``n_steps``, times x: a rule
-    of its own, neither Riemann's nor the trapezoid.
+    In front of the non-linearity, whatever the case's site. ``n_steps`` points from 0 to 1, their
+    gradients summed, divided by ``n_steps``, times x: a rule of its own, neither Riemann's nor the
+    trapezoid.
     """
+    case = replace(case, site="pre")
     x, _ = endpoints(case)
     rows = []
     with frozen(case.model):

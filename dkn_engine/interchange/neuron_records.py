@@ -24,12 +24,15 @@ class FactNeurons:
         neurons: int32 ``[n, 2]``, columns layer and index, in the file's order.
         clusters: int32 ``[k, 2]`` each, the candidates; empty where a form has none.
         dkn: indices into ``clusters`` of those that the filter kept.
+        site: where the neurons were located, ``pre`` or ``post`` as in
+            :class:`dkn_engine.AttributionConfig`; None where a form does not say.
     """
 
     fact_id: str
     neurons: NDArray[np.int32]
     clusters: tuple[NDArray[np.int32], ...] = ()
     dkn: tuple[int, ...] = ()
+    site: str | None = None
 
 
 def fact_neurons(facts: Iterable[FactResult | FactNeurons]) -> list[FactNeurons]:

@@ -70,6 +70,22 @@ def test_eleuther_files_round_trip(tmp_path: Path) -> None:
     assert again.read_bytes() == path.read_bytes()
 
 
+def test_eleuther_files_keep_the_site(tmp_path: Path) -> None:
+    path = tmp_path / "neurons.json"
+    write_eleuther(path, results(), site="pre")
+    assert json.loads(path.read_text(encoding="utf-8"))["site"] == "pre"
+    found = read_eleuther(path)
+    assert plain(found) == [(r.fact_id, r.neurons.tolist(), [], ()) for r in results()]
+    assert {f.site for f in found} == {"pre"}
+    again = tmp_path / "again.json"
+    write_eleuther(again, found)
+    assert again.read_bytes() == path.read_bytes()
+    with pytest.raises(UserError, match=r"facts of one file must have one site.* got None, pre"):
+        write_eleuther(again, [found[0], FactNeurons("other", neurons())])
+    with pytest.raises(UserError, match=r"none the id 'site'; got pre"):
+        write_eleuther(again, [FactNeurons("site", neurons())], site="pre")
+
+
 @pytest.mark.parametrize(
     ("name", "key"), [("temporal_results_0.json", "neurons"), ("a.jsonl", "kn")]
 )
