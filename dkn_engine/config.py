@@ -249,6 +249,13 @@ class AttributionConfig(Section):
         n_steps: points of a fixed rule; None with ``adaptive``.
         max_points: most points a layer (adaptive); where reached, ``converged`` is False.
         answer_tokens: how scores of several answer tokens are combined.
+        positions: where activations are moved. ``answer``: at the position that predicts the token,
+            the prompt's last or an answer token's; ``subject_last``: at the last token of the
+            fact's ``subject`` in its prompt; ``all``: at every token of the prompt; or a list of
+            the prompt's tokens, from 0 on, or from -1 back. Each position is moved alone, and the
+            scores of several are summed. Others than ``answer`` are swept in blocks, which cost as
+            many positions as the prompt has; for :func:`dkn_engine.attribute` only, since DKNs'
+            suppressions act at the answer.
         objective: ``probability`` of the gold token, its natural logarithm, its ``logit``; or
             ``logit_difference``, the answer's logit minus the mean of the fact's wrong answers',
             each by its own tokens, combined as ``answer_tokens`` says.
@@ -288,6 +295,7 @@ class AttributionConfig(Section):
     n_steps: int | None = None
     max_points: int = count(512, least=7)
     answer_tokens: Literal["mean", "sum", "first"] = "mean"
+    positions: Literal["answer", "subject_last", "all"] | tuple[int, ...] = "answer"
     objective: Literal["probability", "log_probability", "logit", "logit_difference"] = (
         "probability"
     )
@@ -312,6 +320,12 @@ class AttributionConfig(Section):
         self._require("mask_token", ok, f"'auto' with baseline={self.baseline!r}")
         ok = self.max_masked is None or (self.baseline == "masked" and self.max_masked >= 1)
         self._require("max_masked", ok, "none, or at least 1 with baseline='masked'")
+        self._require("positions", self.positions != (), "of at least one token")
+        if self.positions != "answer":
+            ok = self.multiply_by != "first_activation"
+            self._require("multiply_by", ok, "'delta' or 'activation' at other positions")
+            ok = self.masked_tokens == "prompt"
+            self._require("masked_tokens", ok, "'prompt' at other positions")
 
     def _require_one_pass(self) -> None:
         """Refuse what a score of one gradient does not read, or is not defined for."""
@@ -526,6 +540,11 @@ class Config(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.attribution.positions != "answer":
+            raise UserError(
+                "attribution.positions must be 'answer' for DKNs, whose suppressions act there, "
+                f"others are for dkn_engine.attribute; got {self.attribution.positions!r}"
+            )
         measured = {"select": "tree", "clustering": "covering"}
         for name, value in measured.items():
             if getattr(self.topology, name) == value and self.filter.method != "degenerate":

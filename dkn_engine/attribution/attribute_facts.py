@@ -20,6 +20,7 @@ from dkn_engine.facts.given import Facts, facts_from
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence, wrong_answers_of
 from dkn_engine.models.layout import Layout, find_layout
+from dkn_engine.models.prompt_positions import prompt_positions
 from dkn_engine.models.tokens import mask_token_id
 from dkn_engine.selection import select_neurons
 from dkn_engine.types import Attribution, Fact, FactAttribution
@@ -100,8 +101,8 @@ def iter_attribute(
         facts_config: how facts become tokens; None for the defaults.
 
     Raises:
-        FactError: a fact cannot be encoded, or has no wrong answers that the objective needs;
-            names it.
+        FactError: a fact cannot be encoded, or has no wrong answers that the objective needs, or
+            not the positions that are asked for; names it.
         UnsupportedModelError: the model is not a causal decoder that the engine knows.
         UserError: an argument has a value that is not allowed.
         BackendError: a backend asked for by name cannot run.
@@ -124,7 +125,7 @@ def iter_attribute(
     mask_id = mask_token_id(tokenizer, config.mask_token) if masked else None
 
     def encode(fact: Fact) -> AnswerSequence:
-        return encode_sequence(
+        sequence = encode_sequence(
             model,
             tokenizer,
             fact.prompt,
@@ -133,6 +134,7 @@ def iter_attribute(
             fact_id=fact.id,
             wrong_answers=wrong_answers_of(fact, config),
         )
+        return sequence.at(prompt_positions(tokenizer, fact, config.positions))
 
     score = partial(attribute_chunk, model, layout, config=config, mask_id=mask_id)
     return _stream(iter(read), encode, score, given, keep, top)

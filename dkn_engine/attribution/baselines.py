@@ -139,7 +139,7 @@ def _masked_sum(
     # Pairs (copy, context) with the context in that copy's sequence.
     pairs = torch.nonzero(sequence.unsqueeze(1) == contexts.sequence.unsqueeze(0))
     copy, context = pairs[:, 0], pairs[:, 1]
-    position = contexts.position[context]
+    position = contexts.at[context]
 
     def keep(layer: int, activation: Tensor) -> None:
         x = at(by_position(activation, ids.shape), copy, position)

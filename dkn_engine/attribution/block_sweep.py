@@ -98,7 +98,7 @@ class Blocks:
     def _climb(self, points: Points) -> tuple[Tensor, Tensor]:
         """Points in ascending order of their layers: those of a layer join at it."""
         sequence = self.contexts.sequence[points.context]
-        position = self.contexts.position[points.context]
+        position = self.contexts.at[points.context]
         here = torch.bincount(points.layer, minlength=self.layout.n_layers).tolist()
         hidden = self.calls.entering(0)[:0]
         leaves: list[Tensor] = []
@@ -124,7 +124,7 @@ class Blocks:
 
     def _unchanged(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients ``[n, L, d]`` at all MLPs' outputs and objective ``[n]``, of clean blocks."""
-        sequence, position = self.contexts.sequence[context], self.contexts.position[context]
+        sequence, position = self.contexts.sequence[context], self.contexts.at[context]
         hidden = self.calls.entering(0)[sequence].detach().requires_grad_(True)
         outputs: list[Tensor] = []
         check = Check(self, context)
@@ -148,7 +148,7 @@ class Blocks:
     def _routed(self, context: Tensor) -> contextlib.AbstractContextManager[None]:
         """Blocks ``[n]`` in the block of code go where their contexts went."""
         length, entry = self.contexts.ids.shape[1], torch.arange(len(context))
-        token = entry.to(context.device) * length + self.contexts.position[context]
+        token = entry.to(context.device) * length + self.contexts.at[context]
         return frozen(self.layout, self.routing, token, context)
 
     def _scored(self, hidden: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -27,13 +27,9 @@ from dkn_engine.attribution.chunk_scores import ChunkScores, slowest
 from dkn_engine.attribution.full_forwards import General
 from dkn_engine.attribution.logit_difference import contrasted
 from dkn_engine.attribution.one_pass import CleanForwards, CleanRows, clean_end_scores
+from dkn_engine.attribution.path_points import Evaluator
 from dkn_engine.attribution.paths import Paths
-from dkn_engine.attribution.quadrature import (
-    Evaluator,
-    Integrals,
-    integrate_adaptive,
-    integrate_fixed,
-)
+from dkn_engine.attribution.quadrature import Integrals, integrate_adaptive, integrate_fixed
 from dkn_engine.attribution.sites import require_site, site_activation
 from dkn_engine.attribution.sweep import Sweep
 from dkn_engine.config import AttributionConfig
@@ -148,8 +144,9 @@ def _attribute_batch(
         started = time.perf_counter()
         with refuse_changed_outputs(layout, contexts.rows):
             clean = prefill(model, layout, contexts)
-        # The product over all of an answer's tokens, whatever is attributed.
+        # The product over all of an answer's tokens, whatever is attributed, and where.
         logs, answer = clean.log_probability.double().cpu().numpy(), contexts.answer.cpu().numpy()
+        logs = logs / np.array([max(1, len(s.changed)) for s in sequences])[answer]
         probability: NDArray[np.float64] = np.exp(np.bincount(answer, weights=logs))
         for b, one in enumerate(sequences):
             if one.steps:  # Its tokens are attributed behind others than the model goes on with.
@@ -228,6 +225,8 @@ class _Chunk:
         Raises:
             SweepUnsupported: see :mod:`dkn_engine.forward.row_check`.
         """
+        if self.contexts.changed is not None:
+            raise SweepUnsupported("rows are of the positions that predict")
         whole = (self.model, self.layout, self.contexts, self.clean)
         engine = rows_to_check(*whole, self.config.backend)
         if prefixes_pay(self.layout, self.clean):
@@ -299,7 +298,10 @@ class _Chunk:
         groups = self.contexts.answer.cpu().numpy()
         if self.config.answer_tokens == "sum":
             return groups, np.ones(len(groups))
-        return groups, 1 / np.bincount(groups)[groups]
+        # Scores of several positions are summed, those of several tokens averaged.
+        first = self.contexts.token.cpu().numpy() == 0
+        n_tokens = np.bincount(groups) / np.bincount(groups[first])
+        return groups, 1 / n_tokens[groups]
 
     def _integrate(self, evaluator: Evaluator, paths: Paths) -> Integrals:
         config = self.config

@@ -66,18 +66,18 @@ class General:
         leaf = self.paths.outputs(layer, points.context, points.alpha)
         leaf = leaf.detach().requires_grad_(True)
         sequence = self.contexts.sequence[points.context]
-        position = self.contexts.position[points.context]
+        position, changed = (x[points.context] for x in (self.contexts.position, self.contexts.at))
         entry = torch.arange(len(points), device=sequence.device)
         length = self.contexts.ids.shape[1]
 
         def patch(_module: Any, _args: Any, output: Tensor) -> Tensor:
             table = by_position(output, (len(points), length)).clone()
-            table[entry.to(table.device), position.to(table.device)] = leaf
+            table[entry.to(table.device), changed.to(table.device)] = leaf
             return table.view_as(output)
 
-        layout, at = self.paths.layout, entry * length + position
+        layout, token = self.paths.layout, entry * length + changed
         handles = [layout.mlps[layer].down.register_forward_hook(patch)]
-        with hooks(handles), frozen(layout, self.routing, at, points.context):
+        with hooks(handles), frozen(layout, self.routing, token, points.context):
             logits = position_logits(self.model, self.contexts.ids[sequence], entry, position)
         value = token_objective(logits, self.contexts.target[points.context], self.objective)
         (gradient,) = torch.autograd.grad(value.sum(), leaf)
@@ -105,21 +105,21 @@ class General:
     def _clean(self, index: Tensor) -> tuple[Tensor, Tensor]:
         contexts, layout = self.contexts, self.paths.layout
         entry = torch.arange(len(index), device=index.device)
-        position = contexts.position[index]
+        position, changed = contexts.position[index], contexts.at[index]
         length = contexts.ids.shape[1]
         shape = (layout.n_layers, len(index), layout.d_model)
         probe = torch.zeros(shape, dtype=self.paths.dtype, device=index.device, requires_grad=True)
 
         def add(layer: int, _module: Any, _args: Any, output: Tensor) -> Tensor:
             table = by_position(output, (len(index), length)).clone()
-            there = (entry.to(table.device), position.to(table.device))
+            there = (entry.to(table.device), changed.to(table.device))
             table[there] = table[there] + probe[layer].to(table.device)
             return table.view_as(output)
 
         downs = [mlp.down for mlp in layout.mlps]
         handles = [down.register_forward_hook(partial(add, i)) for i, down in enumerate(downs)]
-        at = entry * length + position
-        with hooks(handles), frozen(layout, self.routing, at, index):
+        token = entry * length + changed
+        with hooks(handles), frozen(layout, self.routing, token, index):
             ids = contexts.ids[contexts.sequence[index]]
             logits = position_logits(self.model, ids, entry, position)
         value = token_objective(logits, contexts.target[index], self.objective)

@@ -43,6 +43,8 @@ class AnswerSequence:
         free: where an edited model goes on with its own tokens: what enters it with those behind
             the prompt; None where all edits see ``ids``.
         against: the same prompt with wrong answers, whose logits are taken off the answer's.
+        changed: positions of the prompt at which activations are attributed; empty for the one
+            that predicts each token.
     """
 
     ids: Tokens
@@ -51,10 +53,16 @@ class AnswerSequence:
     steps: tuple[Tokens, ...] = ()
     free: Continuation | None = field(default=None, compare=False)
     against: tuple[AnswerSequence, ...] = ()
+    changed: tuple[int, ...] = ()
 
     def behind(self, tokens: Tokens) -> Tokens:
         """What enters the model with tokens behind the prompt, by id or as ``free`` says."""
         return self.ids[: self.n_prompt] + tokens if self.free is None else self.free(tokens)
+
+    def at(self, changed: tuple[int, ...]) -> AnswerSequence:
+        """The same, attributed at these positions of the prompt, as are its wrong answers."""
+        against = tuple(replace(wrong, changed=changed) for wrong in self.against)
+        return replace(self, changed=changed, against=against)
 
     def apart(self) -> tuple[Tokens, ...]:
         """For each target the tokens behind which it is attributed."""
@@ -72,6 +80,7 @@ class Contexts:
         sequence, position, target, token: int64 ``[C]``; ``token`` counts answer tokens from 0.
         answer: int64 ``[C]``, of which answer: the sequence, unless an answer has several.
         n_prompt: of each sequence, how many tokens the masked baseline masks.
+        changed: int64 ``[C]``, where activations are attributed; None: at ``position``.
     """
 
     ids: torch.Tensor
@@ -81,16 +90,22 @@ class Contexts:
     token: torch.Tensor
     answer: torch.Tensor
     n_prompt: tuple[int, ...]
+    changed: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.sequence.shape[0])
 
+    @property
+    def at(self) -> torch.Tensor:
+        """int64 ``[C]``, the position whose activations are attributed."""
+        return self.position if self.changed is None else self.changed
+
     def rows(self, x: torch.Tensor) -> torch.Tensor:
-        """What a module gives or is given at the contexts, ``[C, n]`` of ``[B, T, n]``.
+        """What a module gives or is given where it is attributed, ``[C, n]`` of ``[B, T, n]``.
 
         On the device of ``x``, as in a split model; the contexts are where tokens enter it.
         """
-        return at(by_position(x, self.ids.shape), self.sequence, self.position)
+        return at(by_position(x, self.ids.shape), self.sequence, self.at)
 
     def ends(self) -> torch.Tensor:
         """int64 ``[B]``, the last position of each sequence that is looked at."""
@@ -106,6 +121,7 @@ class Contexts:
             target=self.target[index],
             token=self.token[index],
             answer=self.answer[index],
+            changed=None if self.changed is None else self.changed[index],
         )
 
 
@@ -135,7 +151,20 @@ def scored_contexts(
     """The contexts of attribution: as :func:`build_contexts`, or a sequence for each answer token.
 
     With ``masked_tokens="all"`` (see ``AttributionConfig``) each token has its own masked copies.
+    Where other positions are attributed than the predicting one, each is a context of its own.
     """
+    contexts = _by_token(sequences, device, masked_tokens)
+    if not any(s.changed for s in sequences):
+        return contexts
+    pairs = [(c, at) for c, b in enumerate(contexts.answer.tolist()) for at in sequences[b].changed]
+    with torch.inference_mode(False):
+        index, changed = torch.tensor(pairs, dtype=torch.int64, device=device).T
+        return replace(contexts.take(index), changed=changed.contiguous())
+
+
+def _by_token(
+    sequences: Sequence[AnswerSequence], device: torch.device, masked_tokens: str
+) -> Contexts:
     if masked_tokens == "prompt" and not any(s.steps for s in sequences):
         return build_contexts(sequences, device)
     parts = [

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dkn_engine.attribution.block_sweep import Blocks
 from dkn_engine.attribution.full_forwards import General
+from dkn_engine.attribution.path_points import Evaluator
 from dkn_engine.attribution.paths import Paths, Points
-from dkn_engine.attribution.quadrature import Evaluator
 from dkn_engine.attribution.sites import site_activation
 from dkn_engine.forward.contexts import AnswerSequence, build_contexts
 from dkn_engine.forward.patched_rows import SweepUnsupported

@@ -258,7 +258,8 @@ def rank_correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Spearman's of x ``[m]`` with each row of y ``[R, m]``."""
     ranks = [stats.rankdata(values, axis=-1) for values in (x, y)]
     a, b = (r - r.mean(axis=-1, keepdims=True) for r in ranks)
-    return (b @ a) / np.sqrt((a @ a) * (b * b).sum(axis=-1))
+    found: np.ndarray = (b @ a) / np.sqrt((a @ a) * (b * b).sum(axis=-1))
+    return found
 
 
 def test_rank_correlations_are_scipys() -> None:

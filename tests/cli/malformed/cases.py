@@ -732,6 +732,12 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "settings",
+        "other positions in a run",
+        ("attribution.positions=all",),
+        "config: attribution.positions must be 'answer' for DKNs, whose suppressions act there, others are for dkn_engine.attribute; got 'all'",
+    ),
+    Case(
+        "settings",
         "a section for a key",
         ("selection=1",),
         "--set selection: unknown key 'selection'; known: facts_per_chunk, seed",
