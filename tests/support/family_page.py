@@ -1,0 +1,67 @@
+"""The page of decoders, written by what the engine makes of each of them.
+
+``python -m tests.support.family_page`` writes it anew: a minute or two.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import transformers
+
+from tests.support.families import families
+from tests.support.family_outcomes import Outcome, outcome
+
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+BEGIN, END = "<!-- written by tests/support/family_page.py -->", "<!-- end -->"
+_TITLES = {
+    "swept": "Swept, a row a path point; neurons are the inputs of",
+    "in blocks": "In blocks of whole sequences; neurons are the inputs of",
+    "by full forward passes": "By full forward passes; neurons are the inputs of",
+    "refused": "Refused, in these words",
+    "not tried": "Not tried: the tiny model that was written for it does not run, for this reason",
+}
+
+
+def row(one: Outcome) -> str:
+    words = one.words.replace("|", "\\|").replace("<", "&lt;")
+    if one.how not in {"refused", "not tried"}:
+        words = f"`{words}`"
+    return f"| `{one.kind}` | `{one.model}` | {words} |"
+
+
+def rendered(outcomes: Sequence[Outcome]) -> str:
+    """Tables of all outcomes, those of one kind together."""
+    counts = [(how, sum(o.how == how for o in outcomes)) for how in _TITLES]
+    parts = [
+        f"Of the {len(outcomes)} that transformers {transformers.__version__} knows, "
+        + ", ".join(f"{n} {how}" for how, n in counts if n)
+        + "."
+    ]
+    for how, title in _TITLES.items():
+        rows = [row(o) for o in outcomes if o.how == how]
+        if rows:
+            parts.append("\n".join([f"| kind | class | {title} |", "|---|---|---|", *rows]))
+    return "\n\n".join(parts)
+
+
+def rows_of_the_page() -> list[tuple[str, str]]:
+    """Kinds and their rows."""
+    part = PAGE.read_text("utf-8").split(BEGIN)[1].split(END)[0]
+    return re.findall(r"^(?=\| `(\S+)` )(.*)$", part, re.M)
+
+
+def main() -> None:
+    transformers.logging.set_verbosity_error()
+    warnings.simplefilter("ignore")
+    before, rest = PAGE.read_text("utf-8").split(BEGIN)
+    text = rendered([outcome(kind) for kind in families()])
+    page = f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}"
+    PAGE.write_text(page, encoding="utf-8", newline="")
+
+
+if __name__ == "__main__":
+    main()
