@@ -73,7 +73,7 @@ lint: $(TEST) $(NATIVE) ## ruff, clang-format, mypy
 	$(PIP) --group dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/clang-format --dry-run --Werror csrc/*.?pp csrc/tests/*.cpp
+	$(VENV)/bin/clang-format --dry-run --Werror csrc/*.?pp csrc/tests/*.cpp tests/support/*/*.cpp
 	$(VENV)/bin/mypy
 
 # Run it alone on the machine. Writes benchmarks/results, prints the table of targets.

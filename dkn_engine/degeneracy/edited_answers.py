@@ -433,7 +433,7 @@ class _Batch:
         log_p, first = row_log_probabilities(rows, edits, edit, context, greedy=greedy)
         is_clean = np.array([len(one.neurons) == 0 for one in edits])[edit]
         if is_clean.any():
-            own = torch.from_numpy(context[is_clean]).to(log_p.device)
+            own = torch.from_numpy(context[is_clean]).to(rows.contexts.ids.device)
             Check(rows, own).answer(log_p[torch.from_numpy(is_clean).to(log_p.device)])
         return log_p, first
 

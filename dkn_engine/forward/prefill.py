@@ -241,7 +241,9 @@ def position_logits(
     """Logits ``[C, V]`` at (sequence, position); other positions are not projected if possible."""
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         kept, column = torch.unique(position, return_inverse=True)
-        few: torch.Tensor = model(input_ids=ids, use_cache=False, logits_to_keep=kept).logits
+        # accelerate would move a tensor to where tokens enter; the head may be elsewhere.
+        keep: Any = kept.tolist() if "_hf_hook" in vars(model) else kept
+        few: torch.Tensor = model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits
         if few.shape[1] == kept.shape[0]:
             return few[sequence, column]
     logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits

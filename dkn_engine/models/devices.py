@@ -92,10 +92,12 @@ def with_data(module: nn.Module) -> Iterator[None]:
 class _Copies(dict[str, "Tensor"]):
     """A module's weights in memory, which its hook reads in place of those offloaded."""
 
-    def __init__(self, module: nn.Module, offloaded: Any) -> None:
+    def __init__(self, module: nn.Module, hook: Any) -> None:
         own = module.named_parameters(recurse=False)
-        super().__init__({n: offloaded[n].detach().to(p.dtype, copy=True) for n, p in own})
-        self.offloaded, self.users = offloaded, 0
+        kept = hook.weights_map
+        super().__init__({n: kept[n].detach().to(p.dtype, copy=True) for n, p in own})
+        self.before = {"weights_map": kept, "tied_params_map": hook.tied_params_map}
+        self.users = 0
 
 
 @contextlib.contextmanager
@@ -109,7 +111,9 @@ def writable(module: nn.Module) -> Iterator[None]:
         return
     hook: Any = vars(module)["_hf_hook"]
     if not isinstance(hook.weights_map, _Copies):
-        hook.weights_map = _Copies(module, hook.weights_map)
+        hook.weights_map = _Copies(module, hook)
+        # By addresses, which copies may have from tied weights that are no longer there.
+        hook.tied_params_map = None
     copies = hook.weights_map
     copies.users += 1
     try:
@@ -117,7 +121,7 @@ def writable(module: nn.Module) -> Iterator[None]:
     finally:
         copies.users -= 1
         if not copies.users:
-            hook.weights_map = copies.offloaded
+            vars(hook).update(copies.before)
 
 
 def stored(module: nn.Module, name: str) -> Tensor:

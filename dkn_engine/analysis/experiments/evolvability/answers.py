@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dkn_engine.forward.contexts import AnswerSequence, Contexts, build_contexts
 from dkn_engine.forward.lengths import length_groups
 from dkn_engine.forward.log_probability import log_probabilities
-from dkn_engine.models.devices import input_device
+from dkn_engine.models.devices import at, input_device
 from dkn_engine.models.guest import guest, hooks
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def answer_logits(model: nn.Module, contexts: Contexts) -> Tensor:
     head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]  # of transformers
 
     def pick(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (args[0][contexts.sequence, contexts.position].unsqueeze(0), *args[1:])
+        return (at(args[0], contexts.sequence, contexts.position).unsqueeze(0), *args[1:])
 
     with hooks([head.register_forward_pre_hook(pick)]):
         logits: Tensor = model(input_ids=contexts.ids, use_cache=False).logits

@@ -1,0 +1,227 @@
+"""What runs on two devices that are none, as ``python -m``; each check's outcome as a line of JSON.
+
+The same model is asked as a whole on the CPU, as a whole on a device, split between two, and split
+with a layer offloaded besides. Mixed devices raise there (see ``device.cpp``).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import accelerate
+import numpy as np
+import torch
+
+import dkn_engine as dkn
+from dkn_engine.analysis import robustness
+from dkn_engine.analysis.experiments.evolvability.finetune import finetuned
+from dkn_engine.attribution.baselines import shared_masked_baselines
+from dkn_engine.attribution.chunk import attribute_chunk
+from dkn_engine.config import AttributionConfig, Config, FilterConfig
+from dkn_engine.degeneracy.edited_answers import Prompts
+from dkn_engine.degeneracy.edits import enhance, suppress
+from dkn_engine.forward.contexts import build_contexts
+from dkn_engine.forward.patched_rows import RowEngine
+from dkn_engine.forward.prefill import prefill
+from dkn_engine.models.connections import layer_weights
+from dkn_engine.models.fingerprint import model_fingerprint, model_traits
+from dkn_engine.models.guest import guest
+from dkn_engine.models.layout import find_layout
+from tests.support.second_device import load
+from tests.support.tiny import FAMILIES, MASK_ID, N_LAYERS, relative_error, sequences, tiny
+from tests.support.words import text, words_tokenizer
+
+# The same operations on the same numbers: what differs is the order of sums.
+FLOAT64 = 1e-10
+PLACES = ("one", "split", "offloaded")
+NEURONS = np.array([[0, 1], [1, 3], [1, 4], [2, 5]], np.int32)
+KNOWN = Config(filter=FilterConfig(min_probability=0.0, require_rank_1=False, n_random=2))
+FACTS = [
+    dkn.Fact(str(i), text(s.ids[: s.n_prompt]), text(s.targets[:1]), relation="r")
+    for i, s in enumerate(sequences())
+]
+
+
+def model_on(name: str, place: str) -> Any:
+    """``split``: layers above the first, and the norm behind them, on the second device."""
+    model = tiny(name)
+    if place == "cpu":
+        return model
+    if place == "one":
+        model = model.to("two:0")
+        model.tie_weights()  # which torch unties on devices that it does not know
+        return model
+    layers = FAMILIES[name].down.partition(".{}")[0]
+    decoder = layers.rpartition(".")[0]
+    parts = [f"{decoder}.{part}" for part, _ in model.get_submodule(decoder).named_children()]
+    places = dict.fromkeys([p for p in parts if p != layers], "two:0") | {"lm_head": "two:0"}
+    places |= {f"{layers}.{i}": f"two:{min(i, 1)}" for i in range(N_LAYERS)}
+    places |= {p: "two:1" for p in parts if p.endswith(("norm", "ln_f"))}
+    if place == "offloaded":
+        places[f"{layers}.1"] = "cpu"
+    return accelerate.dispatch_model(model, places, main_device="two:0")
+
+
+def scored(name: str, place: str, **options: Any) -> Any:
+    model = model_on(name, place)
+    config = AttributionConfig(**options)
+    return attribute_chunk(model, find_layout(model), sequences(), config, mask_id=MASK_ID)
+
+
+def attribution(place: str, name: str, site: str, baseline: str) -> None:
+    own, found = (scored(name, p, site=site, baseline=baseline) for p in ("cpu", place))
+    assert found.path == own.path == ("general" if name == "gptj" else "sweep")
+    assert relative_error(found.scores, own.scores) < FLOAT64
+    assert np.allclose(found.probability, own.probability, rtol=FLOAT64)
+
+
+def shared_prefixes(place: str, name: str) -> None:
+    def baselines(model: Any) -> Any:
+        layout = find_layout(model)
+        contexts = build_contexts(sequences(), layout.device)
+        with guest(model, grad=False):
+            clean = prefill(model, layout, contexts)
+            rows = RowEngine(model, layout, contexts, clean, "auto")
+            return shared_masked_baselines(rows, "post", MASK_ID, 4096).cpu()
+
+    assert relative_error(*(baselines(model_on(name, p)) for p in (place, "cpu"))) < FLOAT64
+
+
+def edits(place: str, name: str, positions: str) -> None:
+    some = [suppress(NEURONS), enhance(NEURONS[:2], 3.0), suppress(NEURONS[:0])]
+    closed, gates = suppress(NEURONS), np.random.default_rng(0).random((3, len(NEURONS)))
+
+    def numbers(model: Any) -> list[Any]:
+        prompts = Prompts(model, find_layout(model), sequences(), positions=positions)
+        asked = (prompts.gate_slopes(2, closed, gates), prompts.outcomes(some))
+        return [*asked[0], *asked[1], prompts.gated_activations(2, closed, gates)]
+
+    for own, found in zip(*(numbers(model_on(name, p)) for p in ("cpu", place)), strict=True):
+        assert np.allclose(found, own, rtol=FLOAT64, atol=1e-15)
+
+
+def find(place: str, name: str) -> None:
+    own, found = (
+        dkn.find_dkns(model_on(name, p), words_tokenizer(), FACTS, KNOWN) for p in ("cpu", place)
+    )
+    for a, b in zip(own, found, strict=True):
+        assert b.status == "ok"
+        assert np.array_equal(a.neurons, b.neurons)
+        assert np.allclose(a.subset_probabilities, b.subset_probabilities, rtol=FLOAT64)
+        groups = ([c.neurons.tolist() for c in r.components] for r in (a, b))
+        assert next(groups) == next(groups)
+
+
+def weights(place: str, name: str) -> None:
+    """Interventions on weights, rows that connections read, and what a run knows a model by."""
+    own, found = model_on(name, "cpu"), model_on(name, place)
+    for on in ("output_weights", "input_and_output_weights"):
+        p = []
+        for model in (own, found):
+            with dkn.intervene(model, NEURONS, factor=0.5, on=on):
+                p.append(dkn.answer_probability(model, words_tokenizer(), FACTS))
+        assert np.allclose(p[1], p[0], rtol=FLOAT64)
+    config = dkn.TopologyConfig(fold_norm=True)
+    for a, b in zip(layer_weights(own, config), layer_weights(found, config), strict=True):
+        assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+    assert model_fingerprint(found) == model_fingerprint(own)
+    assert model_traits(found) == model_traits(own)
+
+
+def tables(place: str, name: str) -> None:
+    """Robustness, which perturbs, suppresses and enhances."""
+    made = []
+    for model in (model_on(name, "cpu"), model_on(name, place)):
+        results = dkn.find_dkns(model, words_tokenizer(), FACTS, KNOWN)
+        table = robustness(model, words_tokenizer(), FACTS, results, config=KNOWN)
+        made.append(table.samples)
+    for a, b in zip(*made, strict=True):
+        assert (a.unit, a.group, a.figure, a.conditions) == (
+            b.unit,
+            b.group,
+            b.figure,
+            b.conditions,
+        )
+        assert np.allclose(b.value, a.value, rtol=1e-8, equal_nan=True)
+
+
+def training(place: str, name: str) -> None:
+    p = []
+    for model in (model_on(name, "cpu"), model_on(name, place)):
+        with finetuned(model, words_tokenizer(), FACTS, NEURONS, steps=2, lr=1e-2):
+            p.append(dkn.answer_probability(model, words_tokenizer(), FACTS))
+    assert np.allclose(p[1], p[0], rtol=1e-8)
+
+
+def mixing() -> None:
+    """Operators of several devices raise, and of indices on the host or of numbers do not."""
+    a, b = torch.arange(4.0, device="two:0"), torch.arange(4.0, device="two:1")
+    host, number = torch.arange(4), torch.tensor(2.0)
+    mixed: list[Callable[[], object]] = [
+        lambda: a + b,
+        lambda: torch.cat([a, b]),
+        lambda: torch.where(a > 1, a, b),
+        lambda: a * torch.arange(4.0),
+        lambda: a[b.long()],
+        lambda: a.index_put_((a.long(),), b),
+        lambda: torch.stack([a.sum(), b.sum()]),
+    ]
+    for operation in mixed:
+        try:
+            operation()
+        except RuntimeError:
+            continue
+        raise AssertionError(f"mixed devices did not raise in mixed[{mixed.index(operation)}]")
+    assert (a * number)[host].tolist() == [0.0, 2.0, 4.0, 6.0]
+    assert (a.to("two:1") + b).device == torch.device("two:1")
+
+
+@cache
+def checks() -> dict[str, Callable[[], None]]:
+    found: dict[str, Callable[[], None]] = {"mixing": mixing}
+
+    def add(check: Callable[..., None], *arguments: str) -> None:
+        found[" ".join((check.__name__, *arguments))] = partial(check, *arguments)
+
+    for place in PLACES:
+        for name in ("llama", "gpt2", "gptj"):
+            add(attribution, place, name, "post", "masked")
+            add(edits, place, name, "answer")
+        add(attribution, place, "llama", "pre", "zero")
+        add(edits, place, "llama", "all")
+        for name in ("llama", "gpt2"):
+            add(find, place, name)
+            add(shared_prefixes, place, name)
+            add(weights, place, name)
+        add(tables, place, "llama")
+        if place != "offloaded":
+            add(training, place, "llama")
+    return found
+
+
+def main() -> None:
+    load.load()
+    torch.set_num_threads(1)
+    warnings.simplefilter("error")
+    for known in (".*fork_rng", ".*full forward passes", ".*are offloaded"):
+        warnings.filterwarnings("ignore", message=known)
+    for name, check in checks().items():
+        if len(sys.argv) > 1 and sys.argv[1] not in name:
+            continue
+        try:
+            check()
+            problem = None
+        except Exception:
+            problem = traceback.format_exc()
+        sys.stdout.write(json.dumps([name, problem]) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
