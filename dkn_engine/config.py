@@ -19,7 +19,7 @@ from dkn_engine.files.local_paths import local_path
 from dkn_engine.files.near_names import did_you_mean
 from dkn_engine.files.strict_json import parse_json
 
-Blank = Literal["skip", "literal"]
+Blank = Literal["skip", "literal", "keep"]
 Dates = Literal["auto", "prompt", "omit"]
 Site = Literal["post", "pre", "up", "gate_act"]
 Positions = Literal["answer", "answer_all", "all"]
@@ -191,7 +191,11 @@ class FactsConfig(Section):
 
     Attributes:
         blank: a blank that is not at the end is skipped and counted, or kept as literal text
-            (the released code).
+            (the released code). ``keep``: every blank stays where it is, as the place that is
+            asked; always so with an encoder, which needs no other.
+        answer_masks: in an encoder an answer of several tokens takes as many masks. Each token is
+            predicted with all of them masked, ``independent``, or with those before it filled in,
+            ``left_to_right`` (Jiang et al. 2020, arXiv 2010.06189, "independent" and "order").
         answer_space: tokenise the answer with the leading space of the tokenizer's convention.
         answer_special_tokens: count the tokenizer's special tokens as answer tokens (released).
         teacher_forced: continue with the answer's own tokens; otherwise with the model's greedy
@@ -208,6 +212,7 @@ class FactsConfig(Section):
     """
 
     blank: Blank = "skip"
+    answer_masks: Literal["independent", "left_to_right"] = "independent"
     answer_space: bool = True
     answer_special_tokens: bool = False
     teacher_forced: bool = True

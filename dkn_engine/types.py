@@ -67,7 +67,7 @@ HOLDS_SINGLE, HOLDS_FULL = 0.35, 0.5
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """A prompt that a causal model should continue with ``answer``.
+    """A prompt that a model should continue with ``answer``, or whose blank it should fill.
 
     Space and other invisible characters at the ends of its texts, which nobody sees but a model
     does, are taken away; only line breaks and tabs that end a prompt stay, as chat templates need
@@ -75,8 +75,9 @@ class Fact:
 
     Attributes:
         id: unique within a list of facts.
-        prompt: raw text, without the answer.
-        answer: the expected continuation; the space in front of it is the tokenizer's matter.
+        prompt: raw text, without the answer; for an encoder with a blank, ``[MASK]``, where the
+            answer belongs (see ``docs/howto/encoders.md``).
+        answer: what is expected there; the space in front of it is the tokenizer's matter.
         aliases: other spellings of the answer that count as right.
         subject, relation, date: metadata, where the dataset has them.
         paraphrases: other prompts with the same answer.

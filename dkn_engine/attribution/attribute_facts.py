@@ -20,6 +20,7 @@ from dkn_engine.facts.given import Facts, facts_from
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence, wrong_answers_of
 from dkn_engine.models.layout import Layout, find_layout
+from dkn_engine.models.masked_answers import facts_config_of
 from dkn_engine.models.prompt_positions import prompt_positions
 from dkn_engine.models.tokens import mask_token_id
 from dkn_engine.selection import select_neurons
@@ -90,7 +91,7 @@ def iter_attribute(
     """Attributions one by one, in the order of the facts, in memory that does not grow.
 
     Args:
-        model: a causal decoder of transformers; it is left as it was found.
+        model: a causal or masked language model of transformers; it is left as it was found.
         tokenizer: the model's.
         facts: as for :func:`dkn_engine.find_dkns`; read as they are needed, eight at a time.
         config: how; None for :class:`AttributionConfig`'s defaults.
@@ -103,7 +104,7 @@ def iter_attribute(
     Raises:
         FactError: a fact cannot be encoded, or has no wrong answers that the objective needs, or
             not the positions that are asked for; names it.
-        UnsupportedModelError: the model is not a causal decoder that the engine knows.
+        UnsupportedModelError: the model is none that the engine knows.
         UserError: an argument has a value that is not allowed.
         BackendError: a backend asked for by name cannot run.
 
@@ -112,7 +113,7 @@ def iter_attribute(
         activations: Dai et al. 2022, equation 3 (arXiv 2104.08696).
     """
     config = AttributionConfig() if config is None else config
-    facts_config = FactsConfig() if facts_config is None else facts_config
+    facts_config = facts_config_of(model, facts_config or FactsConfig())
     if keep not in get_args(Keep):
         raise UserError(f"keep must be one of {', '.join(get_args(Keep))}; got {keep!r}")
     if (integer(n_top) or 0) < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from functools import partial
 from itertools import groupby
 from typing import NamedTuple
@@ -46,11 +47,12 @@ class Copy(NamedTuple):
         return self.last - self.first + 1
 
 
-def masked_positions(n_prompt: int, most: int | None) -> list[int]:
+def masked_positions(maskable: Sequence[int], most: int | None) -> list[int]:
     """Which of a prompt's tokens are masked, ascending: all, or ``most`` spread evenly over it."""
-    if most is None or most >= n_prompt:
-        return list(range(n_prompt))
-    return [(2 * i + 1) * n_prompt // (2 * most) for i in range(most)]
+    n = len(maskable)
+    if most is None or most >= n:
+        return list(maskable)
+    return [maskable[(2 * i + 1) * n // (2 * most)] for i in range(most)]
 
 
 def prefixes_pay(layout: Layout, clean: Prefill) -> bool:
@@ -67,8 +69,8 @@ def masked_rows(contexts: Contexts, most: int | None, shared: bool) -> int:
     ends = contexts.ends().tolist()
     return sum(
         (end - j if shared else contexts.ids.shape[1] - 1) + 1
-        for n_prompt, end in zip(contexts.n_prompt, ends, strict=True)
-        for j in masked_positions(n_prompt, most)
+        for b, end in enumerate(ends)
+        for j in masked_positions(contexts.maskable(b), most)
     )
 
 
@@ -86,15 +88,16 @@ def masked_baselines(
     """Mean activation ``[C, L, F]`` at each context with prompt tokens masked in turn.
 
     Every token of a prompt, or ``most`` of them (:func:`masked_positions`), never forced answer
-    tokens. One forward pass of the model over whole masked copies gives all layers; copies are
-    batched so that at most ``max_tokens`` positions are in a forward, fewer where the device's
-    memory does not hold them. This is the plain form of :func:`shared_masked_baselines`, for models
-    without rows and for small ones (:func:`prefixes_pay`). With ``routing`` of the contexts,
-    mixtures of experts keep to it at their positions.
+    tokens nor an encoder's masks for the answer. One forward pass of the model over whole masked
+    copies gives all layers; copies are batched so that at most ``max_tokens`` positions are in a
+    forward, fewer where the device's memory does not hold them. This is the plain form of
+    :func:`shared_masked_baselines`, for models without rows and for small ones
+    (:func:`prefixes_pay`). With ``routing`` of the contexts, mixtures of experts keep to it at
+    their positions.
     Source: AMIG baselines of Chen et al. 2024 (arXiv 2308.13198), as the design defines them.
     """
     n, length = contexts.ids.shape
-    copies = [(b, j) for b in range(n) for j in masked_positions(contexts.n_prompt[b], most)]
+    copies = [(b, j) for b in range(n) for j in masked_positions(contexts.maskable(b), most)]
     dtype = next(model.parameters()).dtype
     total = _zeros(contexts, layout, dtype)
 
@@ -115,7 +118,7 @@ def _zeros(contexts: Contexts, layout: Layout, dtype: torch.dtype) -> Tensor:
 
 def _mean(total: Tensor, contexts: Contexts, most: int | None) -> Tensor:
     """Sums over the masked copies of a prompt, divided by their number."""
-    n_copies = [len(masked_positions(n, most)) for n in contexts.n_prompt]
+    n_copies = [len(masked_positions(contexts.maskable(b), most)) for b in range(len(contexts.ids))]
     counts = torch.tensor(n_copies, dtype=total.dtype, device=total.device)
     return total / counts[contexts.sequence].view(-1, 1, 1)
 
@@ -213,12 +216,10 @@ def _entries(contexts: Contexts, most: int | None, block_rows: int) -> list[list
     """Copies, a few of one sequence to an entry, the longest entry first."""
     shortest = min(range(len(contexts.n_prompt)), key=lambda b: contexts.n_prompt[b])
     entries: list[list[Copy]] = []
-    for b, (n_prompt, end) in enumerate(
-        zip(contexts.n_prompt, contexts.ends().tolist(), strict=True)
-    ):
-        copies = [Copy(b, j, end) for j in masked_positions(n_prompt, most)]
+    for b, end in enumerate(contexts.ends().tolist()):
+        copies = [Copy(b, j, end) for j in masked_positions(contexts.maskable(b), most)]
         if b == shortest:
-            copies.append(Copy(b, max(0, n_prompt - 2), end, masked=False))
+            copies.append(Copy(b, max(0, contexts.n_prompt[b] - 2), end, masked=False))
         entries.extend(_evenly(copies, block_rows))
     # Those of one length go together.
     return sorted(entries, key=_rows_of, reverse=True)

@@ -149,7 +149,8 @@ def _attribute_batch(
         logs = logs / np.array([max(1, len(s.changed)) for s in sequences])[answer]
         probability: NDArray[np.float64] = np.exp(np.bincount(answer, weights=logs))
         for b, one in enumerate(sequences):
-            if one.steps:  # Its tokens are attributed behind others than the model goes on with.
+            # Its tokens are attributed behind others than the model goes on with.
+            if one.steps and not one.masks:
                 probability[b] = clean_probability(model, one)
         if config.baseline == "masked":
             pace = (time.perf_counter() - started) / contexts.ids.numel()
@@ -172,7 +173,9 @@ def warn_of_cost(contexts: Contexts, max_masked: int | None, pace: float, *, sha
     seconds = pace * masked_rows(contexts, max_masked, shared)
     if seconds < _MINUTE:
         return
-    n_masked = sum(len(masked_positions(n, max_masked)) for n in contexts.n_prompt)
+    n_masked = sum(
+        len(masked_positions(contexts.maskable(b), max_masked)) for b in range(len(contexts.ids))
+    )
     warnings.warn(
         f"masked baseline: {n_masked:,} masked copies of {len(contexts.n_prompt)} prompts of up to "
         f"{max(contexts.n_prompt):,} tokens will take about {seconds / 60:.0f} min; "

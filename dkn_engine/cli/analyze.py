@@ -16,6 +16,7 @@ from dkn_engine.cli.console import Console, put
 from dkn_engine.cli.inputs import (
     Problem,
     fact_file,
+    for_model,
     load_model,
     read_facts,
     tell_problems,
@@ -171,6 +172,8 @@ def _run(suite: AllOptions, file: str | None, *, strict: bool) -> int:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out must be a folder; {out} is a file")
     configs, sections = _settings(suite, file)
+    for model in suite.models:  # of which the first encoder decides how all read their facts
+        configs = {preset: for_model(config, model) for preset, config in configs.items()}
     read = [_read(suite.reading, source, configs, console) for source in suite.facts]
     new_facts = _new_facts(suite.training, suite.reading, console)
     options = Options(sections, new_facts, suite.training.checkpoint, strict)

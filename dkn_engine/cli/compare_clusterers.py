@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 from dkn_engine.analysis.config import ClusterersConfig
 from dkn_engine.cli.arguments import folder, number, option
 from dkn_engine.cli.console import Console, number_of, put
-from dkn_engine.cli.inputs import fact_file, load_model, read_facts, tell_problems, torch_threads
+from dkn_engine.cli.inputs import (
+    fact_file,
+    for_model,
+    load_model,
+    read_facts,
+    tell_problems,
+    torch_threads,
+)
 from dkn_engine.cli.options import Input, Output, required_facts
 from dkn_engine.cli.settings import require_not_set, settings_from_options
 from dkn_engine.config import Config
@@ -78,6 +85,7 @@ def clusterers(options: ClusterersOptions) -> int:
     console, given, out = Console(quiet=options.output.quiet), options.input, options.out
     source = options.facts
     config, settings = options.settings()
+    config = for_model(config, given.model)
     analysis.require_comparable(config, settings.methods)
     run = None if out is None else _made_folder(out) / "run"
     if run is not None:

@@ -13,6 +13,7 @@ from dkn_engine.cli.find_options import FindOptions
 from dkn_engine.cli.inputs import (
     Problem,
     fact_file,
+    for_model,
     load_model,
     readable,
     refuse_no_facts,
@@ -45,6 +46,7 @@ def find(options: FindOptions) -> int:
     console, given = Console(quiet=options.output.quiet), options.input
     told = given.settings
     config = config_from_options(told.preset, told.config, told.changes, options.selection.where)
+    config = for_model(config, given.model)
     options = replace(options, out=options.directory)
     out = options.directory
     # Also checked later, but a large model takes minutes to load.

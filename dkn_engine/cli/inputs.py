@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from dkn_engine.cli.console import Console
 from dkn_engine.cli.options import Reading
-from dkn_engine.config import FactsConfig
+from dkn_engine.config import Config, FactsConfig
 from dkn_engine.errors import UserError
 from dkn_engine.facts import FactProblem
 from dkn_engine.facts.scan import FactFile
@@ -99,6 +100,15 @@ def load_model(name: str, options: Reading, console: Console) -> tuple[Any, Any]
     except OSError as error:
         first = str(error).strip().partition("\n")[0]
         raise UserError(f"model {name!r} cannot be loaded: {first}") from error
+
+
+def for_model(config: Config, name: str) -> Config:
+    """A configuration as a model of that name takes it: an encoder is asked at every blank."""
+    from dkn_engine.models.load import names_encoder
+
+    if not names_encoder(name):
+        return config
+    return replace(config, facts=replace(config.facts, blank="keep"))
 
 
 @contextlib.contextmanager

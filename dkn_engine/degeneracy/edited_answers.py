@@ -97,7 +97,7 @@ class Prompts:
     tokens.
 
     Args:
-        model, layout: the decoder; it is left as it was found.
+        model, layout: a decoder or an encoder; it is left as it was found.
         sequences: of prompts and answers; at least one.
         positions: where edits act; see :class:`dkn_engine.FilterConfig`.
         backend: of the operations.
@@ -105,7 +105,7 @@ class Prompts:
         max_rows: most rows, and most token positions of full forwards, in one batch.
 
     Raises:
-        UnsupportedModelError: the model is not causal.
+        UnsupportedModelError: a decoder is not causal.
 
     Attributes:
         sequences: as given.
@@ -320,7 +320,7 @@ class _Batch:
             self._clean = prefill(model, layout, self.contexts)
             self.rows = self._engine()
         self._upper = UpperLayers(layout, self.contexts, self._clean)
-        self._sequence = self.contexts.sequence.cpu().numpy()
+        self._sequence = self.contexts.answer.cpu().numpy()
         self._starts = np.flatnonzero(np.diff(self._sequence, prepend=-1))
         log_p = self._clean.log_probability.double().cpu().numpy()
         self.probability: NDArray[np.float64] = np.exp(self._sum(log_p[None])[0])
@@ -337,7 +337,8 @@ class _Batch:
 
     def _engine(self) -> RowEngine | None:
         single = bool((torch.bincount(self.contexts.sequence) == 1).all())
-        if self.positions == "all" or (self.positions == "answer_all" and not single):
+        every = self.positions == "all" or (self.positions == "answer_all" and not single)
+        if every or not self.layout.causal:
             return None
         try:
             clean = self._clean
@@ -501,7 +502,7 @@ class _Batch:
         return found
 
     def as_model_is(self, lowest: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        every = torch.arange(len(self.sequences), device=self.contexts.ids.device)
+        every = torch.arange(len(self.contexts.ids), device=self.contexts.ids.device)
         whole = self.contexts.ids.shape[1]
         with guest(self.model, grad=False), self._upper.passes(lowest, every, whole):
             log_p, rank = token_log_probabilities(self.model, self.contexts)

@@ -1,4 +1,4 @@
-"""Edits by full forward passes: any positions, any decoder; the plain form of rows."""
+"""Edits by full forward passes: any positions, any model; the plain form of rows."""
 
 from __future__ import annotations
 
@@ -60,9 +60,11 @@ def forward_log_probabilities(
         chosen = torch.from_numpy(context[at]).to(device)
         leader = torch.from_numpy(context[runs[start:stop]]).to(device)
         sequence = contexts.sequence[leader]
-        # Nothing behind the last token that is looked at can change it; but some models read a
-        # shorter sequence otherwise (see ``forward.lengths``).
-        length = 1 + max(int(contexts.position[chosen].max()), int(last[sequence].min()))
+        length = contexts.ids.shape[1]
+        if layout.causal:
+            # Nothing behind the last token that is looked at can change it; but some models read a
+            # shorter sequence otherwise (see ``forward.lengths``).
+            length = 1 + max(int(contexts.position[chosen].max()), int(last[sequence].min()))
         mask = where_edits_act(contexts, leader, positions)[:, :length]
         changes = [edits[p] for p in edit[runs[start:stop]]]
         of_run = torch.from_numpy(entry[at] - start).to(device)
@@ -122,7 +124,7 @@ def where_edits_act(contexts: Contexts, context: Tensor, positions: str) -> Tens
     if positions == "answer":
         return at == own
     first = own - contexts.token[context].unsqueeze(1)
-    counts = torch.bincount(contexts.sequence)[contexts.sequence[context]].unsqueeze(1)
+    counts = torch.bincount(contexts.answer)[contexts.answer[context]].unsqueeze(1)
     return (at >= first) & (at < first + counts)
 
 

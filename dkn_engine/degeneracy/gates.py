@@ -135,13 +135,13 @@ def forward_gates(
         ``[R, n]``.
     """
     gates = asked.gates.requires_grad_(True)
-    # Where an edit acts at the position of one token only, each token has a forward of its own.
-    if positions == "answer":
-        leader, of_entry = asked.context, gates[asked.setting]
-        entry = torch.arange(len(leader), device=leader.device)
-    else:
-        first = torch.searchsorted(asked.setting, torch.arange(len(gates), device=gates.device))
-        leader, of_entry, entry = asked.context[first], gates, asked.setting
+    # Where an edit acts at the position of one token only, each token has a forward of its own; so
+    # it has in an encoder that is given others for each.
+    number = torch.arange(len(asked.context), device=asked.context.device)
+    shared = asked.setting * len(contexts.ids) + contexts.sequence[asked.context]
+    forwards, entry = torch.unique(number if positions == "answer" else shared, return_inverse=True)
+    first = number.new_full(forwards.shape, len(number)).scatter_reduce(0, entry, number, "amin")
+    leader, of_entry = asked.context[first], gates[asked.setting[first]]
     mask = where_edits_act(contexts, leader, positions)
     handles = [
         handle

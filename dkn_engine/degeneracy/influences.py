@@ -65,19 +65,21 @@ def forward_activations(
         ``[C, R, n]``.
     """
     found = []
+    # Where a gate acts at the position of one token only, each token has a forward of its own, as
+    # in an encoder that is given others for each.
+    apart = positions == "answer" or len(torch.unique(contexts.sequence[chosen])) > 1
+    leader = chosen if apart else chosen[:1]
+    mask = where_edits_act(contexts, leader, positions)
+    ids = contexts.ids[contexts.sequence[leader]]
+    entry = torch.arange(len(leader), device=ids.device).expand(len(chosen))
     for setting in gates:
-        # Where a gate acts at the position of one token only, each token has a forward of its own.
-        leader = chosen if positions == "answer" else chosen[:1]
-        mask = where_edits_act(contexts, leader, positions)
-        ids, rows = contexts.ids[contexts.sequence[leader]], torch.arange(len(leader))
-        entry = rows if positions == "answer" else torch.zeros_like(chosen)
         own = gates.new_zeros(len(chosen), 1, len(setting))
 
         def behind(layer: int, x: Tensor) -> Tensor:
-            own_rows = at(x, entry, contexts.position[chosen])  # noqa: B023
+            own_rows = at(x, entry, contexts.position[chosen])
             _note(own, gated, layer, own_rows.unsqueeze(1))  # noqa: B023
             through = gated.let_through(layer, x, setting.unsqueeze(0))  # noqa: B023
-            return torch.where(mask.unsqueeze(-1).to(x.device), through, x)  # noqa: B023
+            return torch.where(mask.unsqueeze(-1).to(x.device), through, x)
 
         with hooks(list(_changing(layout, gated.layers(), behind, ids.shape))):
             model(input_ids=ids, use_cache=False)

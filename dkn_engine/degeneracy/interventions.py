@@ -19,6 +19,7 @@ from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import Layout, find_layout
+from dkn_engine.models.masked_answers import facts_config_of
 from dkn_engine.models.model_lock import locked
 from dkn_engine.models.projections import refuse_unless_run
 from dkn_engine.types import Fact
@@ -55,7 +56,7 @@ def answer_probability(
     """Probability of every fact's answer with some MLP neurons suppressed or enhanced.
 
     Args:
-        model: a causal decoder of transformers; it is left as it was found.
+        model: a causal or masked language model of transformers; it is left as it was found.
         tokenizer: the model's.
         facts: whose answers; the probability is the product over the answer's tokens.
         suppress: neurons int ``[n, 2]`` (layer, index) whose activation becomes 0 (or its mean);
@@ -76,7 +77,7 @@ def answer_probability(
 
     Raises:
         FactError: a fact cannot be encoded; names it.
-        UnsupportedModelError: the model is not a causal decoder that the engine knows.
+        UnsupportedModelError: the model is none that the engine knows.
         UserError: an option has a value that is not allowed, or neurons are given under a key that
             is no fact's id.
         TypeError, ValueError: neurons that are not integers ``[n, 2]``, not distinct, not the
@@ -94,7 +95,7 @@ def answer_probability(
     """
     require_word("positions", positions, get_args(Positions))
     require_word("backend", backend, get_args(Backend))
-    config = FactsConfig() if facts_config is None else facts_config
+    config = facts_config_of(model, facts_config or FactsConfig())
     facts = fact_list(facts, config)
     require_ids("suppress", suppress, facts)
     require_ids("enhance", enhance, facts)
@@ -173,7 +174,8 @@ def intervene(
     tasks on one model) act together, whatever the order in which they end: give each its turn.
 
     Args:
-        model: a causal decoder of transformers; as it was, bit for bit, when the block ends.
+        model: a causal or masked language model of transformers; as it was, bit for bit, when the
+            block ends.
         neurons: int ``[n, 2]`` (layer, index), distinct.
         factor: activations are multiplied by it; 0 suppresses.
         means: real ``[L, F]``; activations become these instead (``factor`` is not read).
@@ -187,7 +189,7 @@ def intervene(
             ``knowledge-neurons`` and the published code enhance.
 
     Raises:
-        UnsupportedModelError: the model is not a causal decoder that the engine knows, its
+        UnsupportedModelError: the model is none that the engine knows, its
             non-linearity is no module or one that layers share (``pre``), or nothing would be
             changed: its weights are computed anew at each forward, or (in the block) its MLP does
             not run the changed projection (or its non-linearity).

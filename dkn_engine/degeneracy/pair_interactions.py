@@ -25,6 +25,7 @@ from dkn_engine.errors import FactError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.layout import find_layout
+from dkn_engine.models.masked_answers import facts_config_of
 from dkn_engine.types import Fact
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def interactions(
     Suppressions of several facts run together.
 
     Args:
-        model: a causal decoder of transformers; it is left as it was found.
+        model: a causal or masked language model of transformers; it is left as it was found.
         tokenizer: the model's.
         facts: whose answers; the probability is the product over the answer's tokens.
         neurons: int ``[n, 2]`` (layer, index), distinct; the same for all facts, or by fact id.
@@ -94,7 +95,7 @@ def interactions(
     Raises:
         FactError: a fact cannot be encoded; names it. With ``gradient`` also where edited models go
             on with their own tokens (``facts_config.continuation``), which no gradient passes.
-        UnsupportedModelError: the model is not a causal decoder that the engine knows, or a module
+        UnsupportedModelError: the model is none that the engine knows, or a module
             passes no gradients on (``gradient``).
         UserError: an option has a value that is not allowed, or neurons are given under a key that
             is no fact's id.
@@ -103,7 +104,7 @@ def interactions(
     """
     require_word("method", method, get_args(Method))
     require_word("positions", positions, get_args(Positions))
-    config = FactsConfig() if facts_config is None else facts_config
+    config = facts_config_of(model, facts_config or FactsConfig())
     every = fact_list(facts, config)
     require_ids("neurons", neurons, every)
     layout = find_layout(model)

@@ -15,6 +15,7 @@ import numpy as np
 
 from dkn_engine.config import Blank
 from dkn_engine.errors import FactError
+from dkn_engine.facts.blanks import MASK
 from dkn_engine.files.strict_json import decoder, parse_json
 from dkn_engine.files.visible_text import without_space
 from dkn_engine.types import Fact
@@ -297,14 +298,19 @@ def cut_blank(sentence: str, mark: str, blank: Blank) -> str | None:
     Args:
         sentence: text with one blank; a full stop may follow it, with or without space.
         mark: how the dataset spells its blank.
-        blank: with ``literal``, a blank elsewhere is kept as text, as in the released code.
+        blank: with ``literal``, a blank elsewhere is kept as text, as in the released code; with
+            ``keep``, every blank stays, spelled ``[MASK]``.
 
     Raises:
-        BadEntry: no blank, several, or nothing in front of it.
+        BadEntry: no blank, several, or nothing in front of it (``keep``: beside it).
     """
     if sentence.count(mark) != 1:
         raise BadEntry(f"expected one blank {mark}; got {sentence.count(mark)} in {sentence!r}")
     head, _, tail = sentence.partition(mark)
+    if blank == "keep":
+        if not (head + tail).strip(" \t."):
+            raise BadEntry(f"nothing beside the blank {mark} in {sentence!r}")
+        return without_space(f"{head}{MASK}{tail}")
     if tail.strip(" \t."):
         return without_space(sentence) if blank == "literal" else None
     prompt = without_space(head)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dkn_engine.config import Blank
+from dkn_engine.facts.blanks import BLANK, with_mask
 from dkn_engine.facts.ids import made_id
 from dkn_engine.facts.json_records import (
     FIELDS,
@@ -21,9 +22,6 @@ from dkn_engine.facts.json_records import (
 )
 from dkn_engine.files.visible_text import prompt_without_space
 from dkn_engine.types import Fact
-
-# As other formats, tokenizers and people spell it. Two underscores in a word are part of a name.
-_BLANK = re.compile(r"_{3,}|(?<![\w.])__(?![\w(])|(?i:\[MASK\]|<MASK>|\[BLANK\])|\{\}|\[Y\]|_X_")
 
 
 def read(path: Path, blank: Blank) -> Read:
@@ -39,8 +37,11 @@ def fact_of(entry: Mapping[str, Any], blank: Blank) -> Fact:
             format, which would be asked as text.
     """
     fact = convert(entry)
+    if blank == "keep":
+        kept = tuple(map(with_mask, (fact.prompt, *fact.paraphrases)))
+        return replace(fact, prompt=kept[0], paraphrases=kept[1:])
     for prompt in (fact.prompt, *fact.paraphrases):
-        found = _BLANK.search(prompt)
+        found = BLANK.search(prompt)
         if found is not None and blank == "skip":
             raise BadEntry(
                 f"the blank {found[0]} would be asked as text in {prompt!r}; end the prompt in "

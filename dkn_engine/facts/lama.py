@@ -8,6 +8,7 @@ from typing import Any
 
 from dkn_engine.config import Blank
 from dkn_engine.errors import FactError
+from dkn_engine.facts.blanks import MASK
 from dkn_engine.facts.json_records import (
     BadEntry,
     FactProblem,
@@ -22,7 +23,7 @@ from dkn_engine.facts.json_records import (
     text,
     texts,
 )
-from dkn_engine.facts.pararel import MASK, check_template, fill_templates
+from dkn_engine.facts.pararel import check_template, fill_templates
 from dkn_engine.types import Fact
 
 _TEMPLATES = "relations.jsonl"

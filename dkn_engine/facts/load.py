@@ -6,7 +6,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from dkn_engine.config import Blank, Dates, integer
 from dkn_engine.errors import FactError, UserError
@@ -111,7 +111,8 @@ def iter_facts(
             content.
         limit: stop after so many facts.
         blank: a blank that is not at the end of its sentence: ``skip`` the entry, or keep the
-            blank as ``literal`` text, as the released code does.
+            blank as ``literal`` text, as the released code does; ``keep`` leaves every blank where
+            it is, spelled ``[MASK]``, for encoders.
         dates: put a fact's date in front of its prompts ("In 2012, ..."): ``prompt``, wherever
             there is one; ``omit``, nowhere; ``auto``, in TempLAMA's files, whose entries differ by
             it, and in no others.
@@ -127,7 +128,7 @@ def iter_facts(
         known = ", ".join(get_args(Format))
         raise FactError(f"format must be one of {known}; got {format!r}")
     if blank not in get_args(Blank):
-        raise UserError(f"blank must be 'skip' or 'literal'; got {blank!r}")
+        raise UserError(f"blank must be one of {', '.join(get_args(Blank))}; got {blank!r}")
     if dates not in get_args(Dates):
         raise UserError(f"dates must be one of {', '.join(get_args(Dates))}; got {dates!r}")
     if limit is not None:
@@ -136,8 +137,7 @@ def iter_facts(
             raise UserError(f"limit must be None or an integer of 0 or more; got {given!r}")
     path = _locate(source)
     found = _sniff(path) if format == "auto" else format
-    kept: Blank = "literal" if blank == "literal" else "skip"
-    items = _READERS[found](path, kept)
+    items = _READERS[found](path, cast("Blank", blank))
     facts = _usable(items, limit, strict, [] if problems is None else problems)
     in_front = dates == "prompt" or (dates == "auto" and found == "templama")
     return map(dated, facts) if in_front else facts

@@ -8,6 +8,7 @@ from typing import Any
 
 from dkn_engine.config import Blank
 from dkn_engine.errors import FactError
+from dkn_engine.facts.blanks import MASK
 from dkn_engine.facts.json_records import (
     BadEntry,
     FactProblem,
@@ -24,7 +25,6 @@ from dkn_engine.facts.json_records import (
 )
 from dkn_engine.types import Fact
 
-MASK = "[MASK]"
 _SUBJECT, _ANSWER = "[X]", "[Y]"
 # The second names are those of the dataset's own repository.
 _PATTERNS = ("patterns", "pattern_data/graphs_json", "data/pattern_data/graphs_json")

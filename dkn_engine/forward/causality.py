@@ -1,4 +1,4 @@
-"""Whether a model is what every stage takes it for: causal, and with one row of logits a token."""
+"""Whether a model is what every stage takes it for: one row of logits a token; a decoder causal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _seen: weakref.WeakSet[Layout] = weakref.WeakSet()
 
 
 def require_causal(layout: Layout) -> None:
-    """Refuse a model that looks ahead, by two sequences that differ in the last token.
+    """Refuse a decoder that looks ahead, by two sequences that differ in the last token.
 
     A layout, which lives as long as a call or a run, is tried once.
 
@@ -51,6 +51,9 @@ def require_causal(layout: Layout) -> None:
             f"{ids.shape[1]} tokens, since it puts learnt positions in front of every text"
             f"{adapter}: use the base model, or an adapter that can be merged, such as LoRA"
         )
+    if not layout.causal:
+        _seen.add(layout)
+        return
     allowed = max(1e-5, float(torch.finfo(logits.dtype).eps) / 4)
     if _apart(logits[1], logits[0]) > allowed and (apart := _leak(model, ids, other)) > allowed:
         raise UnsupportedModelError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -45,6 +45,9 @@ class AnswerSequence:
         against: the same prompt with wrong answers, whose logits are taken off the answer's.
         changed: positions of the prompt at which activations are attributed; empty for the one
             that predicts each token.
+        masks: in an encoder, the positions of the answer's masks among ``ids``, one for each
+            target, which is predicted there; ``n_prompt`` then counts all of ``ids``, and
+            ``steps``, if any, are all the tokens that enter it for each target. Empty in a decoder.
     """
 
     ids: Tokens
@@ -54,6 +57,7 @@ class AnswerSequence:
     free: Continuation | None = field(default=None, compare=False)
     against: tuple[AnswerSequence, ...] = ()
     changed: tuple[int, ...] = ()
+    masks: Tokens = ()
 
     def behind(self, tokens: Tokens) -> Tokens:
         """What enters the model with tokens behind the prompt, by id or as ``free`` says."""
@@ -69,6 +73,19 @@ class AnswerSequence:
         ends = range(self.n_prompt, self.n_prompt + len(self.targets))
         return self.steps or tuple(self.ids[:end] for end in ends)
 
+    def predicted_at(self) -> Tokens:
+        """The position of each target's prediction."""
+        first = self.n_prompt - 1
+        return self.masks or tuple(range(first, first + len(self.targets)))
+
+    def filled_in(self) -> Iterator[AnswerSequence]:
+        """An encoder's input for each target where they differ, else the one for all."""
+        if not self.masks or not self.steps:
+            yield self
+            return
+        for ids, target, place in zip(self.steps, self.targets, self.masks, strict=True):
+            yield AnswerSequence(ids, len(ids), (target,), masks=(place,))
+
 
 @dataclass(frozen=True, eq=False)
 class Contexts:
@@ -76,11 +93,12 @@ class Contexts:
 
     Attributes:
         ids: int64 ``[B, T]``, padded on the right with a sequence's own last token. In a causal
-            model nothing before the padding sees it.
+            model nothing before the padding sees it; those of an encoder have one length.
         sequence, position, target, token: int64 ``[C]``; ``token`` counts answer tokens from 0.
         answer: int64 ``[C]``, of which answer: the sequence, unless an answer has several.
         n_prompt: of each sequence, how many tokens the masked baseline masks.
         changed: int64 ``[C]``, where activations are attributed; None: at ``position``.
+        masks: of each sequence, the places of an encoder's answer, which it never masks.
     """
 
     ids: torch.Tensor
@@ -91,6 +109,7 @@ class Contexts:
     answer: torch.Tensor
     n_prompt: tuple[int, ...]
     changed: torch.Tensor | None = None
+    masks: tuple[Tokens, ...] = ()
 
     def __len__(self) -> int:
         return int(self.sequence.shape[0])
@@ -106,6 +125,11 @@ class Contexts:
         On the device of ``x``, as in a split model; the contexts are where tokens enter it.
         """
         return at(by_position(x, self.ids.shape), self.sequence, self.at)
+
+    def maskable(self, sequence: int) -> list[int]:
+        """Positions of a sequence that the masked baseline may mask, ascending."""
+        answer = self.masks[sequence] if self.masks else ()
+        return [at for at in range(self.n_prompt[sequence]) if at not in answer]
 
     def ends(self) -> torch.Tensor:
         """int64 ``[B]``, the last position of each sequence that is looked at."""
@@ -127,22 +151,24 @@ class Contexts:
 
 def build_contexts(sequences: Sequence[AnswerSequence], device: torch.device) -> Contexts:
     """Pad ``sequences`` into one batch and list their answer positions in order."""
-    longest = max(len(s.ids) for s in sequences)
-    padded = [s.ids + s.ids[-1:] * (longest - len(s.ids)) for s in sequences]
+    parts = [(answer, s, part) for answer, s in enumerate(sequences) for part in s.filled_in()]
+    longest = max(len(part.ids) for _, _, part in parts)
+    padded = [part.ids + part.ids[-1:] * (longest - len(part.ids)) for *_, part in parts]
     rows = [
-        (b, s.n_prompt - 1 + i, target, i)
-        for b, s in enumerate(sequences)
-        for i, target in enumerate(s.targets)
+        (b, at, target, whole.predicted_at().index(at), answer)
+        for b, (answer, whole, part) in enumerate(parts)
+        for at, target in zip(part.predicted_at(), part.targets, strict=True)
     ]
     # Autograd keeps these indices, which it could not if the caller's inference mode made them.
     with torch.inference_mode(False):
         ids = torch.tensor(padded, dtype=torch.int64, device=device)
-        sequence, position, target, token = (
+        sequence, position, target, token, answer = (
             torch.tensor(column, dtype=torch.int64, device=device)
             for column in zip(*rows, strict=True)
         )
-    n_prompt = tuple(s.n_prompt for s in sequences)
-    return Contexts(ids, sequence, position, target, token, sequence, n_prompt)
+    n_prompt = tuple(part.n_prompt for *_, part in parts)
+    masks = tuple(whole.masks for _, whole, _ in parts)
+    return Contexts(ids, sequence, position, target, token, answer, n_prompt, masks=masks)
 
 
 def scored_contexts(
@@ -165,7 +191,9 @@ def scored_contexts(
 def _by_token(
     sequences: Sequence[AnswerSequence], device: torch.device, masked_tokens: str
 ) -> Contexts:
-    if masked_tokens == "prompt" and not any(s.steps for s in sequences):
+    if any(s.masks for s in sequences) or (
+        masked_tokens == "prompt" and not any(s.steps for s in sequences)
+    ):
         return build_contexts(sequences, device)
     parts = [
         (answer, token, s, ids)

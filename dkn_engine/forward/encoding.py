@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dkn_engine.config import AttributionConfig, FactsConfig
-from dkn_engine.errors import FactError, UnsupportedModelError
+from dkn_engine.errors import FactError, UnsupportedModelError, UserError
+from dkn_engine.facts.blanks import MASK
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.continuation import ByText, Continuation, Tokens
 from dkn_engine.forward.prefill import position_logits
 from dkn_engine.models.devices import input_device
 from dkn_engine.models.guest import guest
-from dkn_engine.models.layout import text_config
-from dkn_engine.models.tokens import EncodedPrompt, encode_fact
+from dkn_engine.models.layout import is_encoder, text_config
+from dkn_engine.models.masked_answers import encode_masked_answer
+from dkn_engine.models.tokens import encode_fact
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -40,22 +42,30 @@ def encode_sequence(
 ) -> AnswerSequence:
     """Prompt and answer as the tokens that enter the model and those it should predict.
 
+    In an encoder the answer's masks stand in the prompt's blank, as ``config.answer_masks`` says.
+
     With ``config.teacher_forced`` the answer's own tokens follow the prompt; otherwise the
     model's greedy continuation does, as ``config.continuation`` says (released code). It is set
     ``against`` the wrong answers, which are encoded alike.
 
     Raises:
-        FactError: see :func:`dkn_engine.models.tokens.encode_fact`; or the tokenizer gives a
-            token that the model does not have.
+        FactError: see :func:`dkn_engine.models.tokens.encode_fact` and, of an encoder,
+            :func:`dkn_engine.models.masked_answers.encode_masked_answer`; or the tokenizer gives a
+            token that the model does not have, or a decoder's blank is not at the end.
+        UserError: settings of the released code, which is about decoders, and an encoder.
     """
     if wrong_answers:
         alone = partial(encode_sequence, model, tokenizer, prompt, config=config, fact_id=fact_id)
         return replace(alone(answer), against=tuple(map(alone, wrong_answers)))
+    if is_encoder(model):
+        return _masked_sequence(model, tokenizer, prompt, answer, config, fact_id)
     limit = context_length(model)
+    if config.blank == "keep":
+        prompt = _in_front_of_blank(prompt, fact_id)
     encoded = encode_fact(
         tokenizer, prompt, answer, config=config, max_length=limit, fact_id=fact_id
     )
-    _require_known(model, encoded, fact_id)
+    _require_known(model, encoded.prompt_ids + encoded.answer_ids, fact_id)
     ids, targets = encoded.prompt_ids, encoded.answer_ids
     if config.teacher_forced or len(targets) == 1:
         return AnswerSequence(ids + targets[:-1], len(ids), targets)
@@ -76,8 +86,51 @@ def encode_sequence(
     return AnswerSequence(ids + own, len(ids), targets, steps, free)
 
 
-def _require_known(model: nn.Module, encoded: EncodedPrompt, fact_id: str | None) -> None:
-    n, largest = n_tokens(model), max(encoded.prompt_ids + encoded.answer_ids)
+def _masked_sequence(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    answer: str,
+    config: FactsConfig,
+    fact_id: str | None,
+) -> AnswerSequence:
+    """An encoder's sentence with the answer's places masked, and for each token what it sees."""
+    if not config.teacher_forced or config.answer_special_tokens:
+        raise UserError(
+            "facts.teacher_forced=false and facts.answer_special_tokens=true are of the released "
+            "code, which continues a decoder's prompt; got them with an encoder"
+        )
+    limit = context_length(model)
+    found = encode_masked_answer(tokenizer, prompt, answer, max_length=limit, fact_id=fact_id)
+    ids, first, targets = found.ids, found.first, found.answer_ids
+    _require_known(model, ids + targets, fact_id)
+    steps: tuple[Tokens, ...] = ()
+    if config.answer_masks == "left_to_right" and len(targets) > 1:
+        steps = tuple(ids[:first] + targets[:i] + ids[first + i :] for i in range(len(targets)))
+    masks = tuple(range(first, first + len(targets)))
+    return AnswerSequence(ids, len(ids), targets, steps, masks=masks)
+
+
+def _in_front_of_blank(prompt: str, fact_id: str | None) -> str:
+    """The prompt of a causal model, whose blank must be at its end.
+
+    Raises:
+        FactError: it is elsewhere.
+    """
+    if MASK not in prompt:
+        return prompt
+    head, _, tail = prompt.partition(MASK)
+    if tail.strip(" .") or not head.strip():
+        where = f"fact {fact_id!r}: " if fact_id is not None else ""
+        raise FactError(
+            f"{where}the blank {MASK} is not at the end of {prompt!r}, which a causal model "
+            "continues; an encoder fills blanks anywhere"
+        )
+    return head.rstrip()
+
+
+def _require_known(model: nn.Module, ids: Tokens, fact_id: str | None) -> None:
+    n, largest = n_tokens(model), max(ids)
     if largest >= n:
         where = f"fact {fact_id!r}: " if fact_id is not None else ""
         raise FactError(
@@ -144,9 +197,14 @@ def n_tokens(model: nn.Module) -> int:
 
 
 def context_length(model: nn.Module) -> int | None:
-    """Most positions the model takes, where its configuration says so."""
+    """Most tokens the model takes, where its configuration says so."""
     length = getattr(text_config(model), "max_position_embeddings", None)
-    return length if isinstance(length, int) else None
+    if not isinstance(length, int):
+        return None
+    # RoBERTa's positions begin behind that of the padding token.
+    tables = [m for name, m in model.named_modules() if name.endswith(".position_embeddings")]
+    unused = [t.padding_idx + 1 for t in tables if getattr(t, "padding_idx", None) is not None]
+    return length - max(unused, default=0)
 
 
 def clean_probability(model: nn.Module, one: AnswerSequence) -> float:

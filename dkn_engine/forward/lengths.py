@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dkn_engine.forward.prefill import POSITION_ARGUMENTS, position_logits
 from dkn_engine.models.devices import input_device
 from dkn_engine.models.guest import guest, hooks
-from dkn_engine.models.layout import find_layout
+from dkn_engine.models.layout import find_layout, is_encoder
 from dkn_engine.models.model_lock import locked
 from dkn_engine.models.torch_internals import floating_tensors
 
@@ -30,18 +30,21 @@ _alike: WeakKeyDictionary[nn.Module, list[tuple[int, int]]] = WeakKeyDictionary(
 def length_groups(model: nn.Module, lengths: Sequence[int]) -> list[list[int]]:
     """Indices of sequences in groups that may be padded to a length of their own.
 
-    A sequence of ``lengths[i]`` tokens, padded on the right to the longest of its group, gets the
+    In an encoder every token sees the padding, so only equal lengths go together. In a decoder a
+    sequence of ``lengths[i]`` tokens, padded on the right to the longest of its group, gets the
     keys, values and hidden states that it gets alone. A model is asked by two short forwards for
     each range of lengths that is new; it is left as it was found.
 
     Args:
-        model: a causal decoder.
+        model: a causal decoder, or an encoder.
         lengths: of the sequences, in tokens; each at least 1.
 
     Returns:
         Groups of ascending indices, which together are all; one group for ordinary models.
     """
     groups, rest = [], sorted(set(lengths))
+    if is_encoder(model):
+        return [[i for i, n in enumerate(lengths) if n == length] for length in rest]
     # Forwards of other threads would run through the hooks that watch the model's own.
     with locked(model):
         while rest:

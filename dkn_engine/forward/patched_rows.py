@@ -96,6 +96,8 @@ class RowEngine:
         """Refuse what rows cannot reproduce, before anything is computed."""
         if self.layout.mixtures:
             raise SweepUnsupported("its MLPs are mixtures of experts")
+        if not self.layout.causal:
+            raise SweepUnsupported("in an encoder a change reaches all positions")
         for i, (keys, kw) in enumerate(zip(self.clean.keys, self.clean.attention, strict=True)):
             if keys is None:
                 raise SweepUnsupported(f"layer {i} does not use transformers' attention interface")

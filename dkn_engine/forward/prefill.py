@@ -171,7 +171,7 @@ def prefill(model: nn.Module, layout: Layout, contexts: Contexts) -> Prefill:
     top = layout.layers[-1]
     handles.append(top.register_forward_hook(lambda _m, _a, out: returned.append(type(out))))
     handles += _watched(layout, contexts, post, pre, up)
-    with _recording(model) as original, hooks(handles):
+    with _recording(layout) as original, hooks(handles):
         recorder = _Recorder(layer_of, original, [None] * n, [None] * n, [{}] * n)
         _local.recorder = recorder
         try:
@@ -215,14 +215,16 @@ def _watched(
     return handles
 
 
-def _recording(model: nn.Module) -> contextlib.AbstractContextManager[str]:
+def _recording(layout: Layout) -> contextlib.AbstractContextManager[str]:
     """Rename the attention where the model takes it from the interface; elsewhere nothing is kept.
+
+    Nor of an encoder, which no row runs through.
 
     A model that does not may branch on the name itself and compute something else under ours
     (Falcon adds the mask of ``sdpa``, which is boolean, to its scores).
     """
-    if getattr(model, "_supports_attention_backend", False):
-        return attention_implementation(model, RECORD)
+    if layout.causal and getattr(layout.model, "_supports_attention_backend", False):
+        return attention_implementation(layout.model, RECORD)
     return contextlib.nullcontext("")
 
 

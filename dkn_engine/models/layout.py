@@ -1,4 +1,4 @@
-"""Where a decoder keeps its layers, MLP projections and non-linearities; refusals in words."""
+"""Where a model keeps its layers, MLP projections and non-linearities; refusals in words."""
 
 from __future__ import annotations
 
@@ -31,6 +31,10 @@ _DOWN = (
     "mlp.fc_out",  # GPT-J, CodeGen
     "mlp.fc2",  # Phi
     "fc2",  # OPT
+    "output.dense",  # BERT, RoBERTa, ELECTRA, DeBERTa
+    "ffn.lin2",  # DistilBERT
+    "mlp.Wo",  # ModernBERT
+    "albert_layers.0.ffn_output",  # ALBERT
 )
 _GATE = (
     "mlp.gate_proj",
@@ -41,8 +45,24 @@ _GATE = (
     "mlp.fc1",
     "fc1",
     "mlp.up_proj",
+    "intermediate.dense",
+    "ffn.lin1",
+    "mlp.Wi",
+    "albert_layers.0.ffn",
 )
-_ACT = ("mlp.act_fn", "mlp.activation_fn", "mlp.act", "mlp.activation", "activation_fn", "act")
+# Gate and up in one projection, the gate in front.
+_FUSED = ("mlp.gate_up_proj", "mlp.Wi")
+_ACT = (
+    "mlp.act_fn",
+    "mlp.activation_fn",
+    "mlp.act",
+    "mlp.activation",
+    "activation_fn",
+    "act",
+    "intermediate.intermediate_act_fn",
+    "ffn.activation",
+    "albert_layers.0.activation",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,13 +136,15 @@ class Mlp:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """A causal decoder seen as a stack of layers.
+    """A causal decoder, or a masked language model's encoder, seen as a stack of layers.
 
     Attributes:
         model: the whole of it.
         base: the module that owns the stack, ``stack`` the name of its ModuleList.
         layers, mlps: one entry a layer.
         n_layers, width, d_model: L, F, d.
+        causal: a decoder, whose positions do not see the tokens behind them; False for an encoder
+            with a masked-LM head, in which a change reaches all positions of the layers above.
     """
 
     model: nn.Module
@@ -132,6 +154,7 @@ class Layout:
     mlps: tuple[Mlp, ...]
     width: int
     d_model: int
+    causal: bool = True
 
     @property
     def n_layers(self) -> int:
@@ -196,13 +219,13 @@ class Layout:
 
 
 def find_layout(model: nn.Module) -> Layout:
-    """The layout of a transformers causal language model; one warning if weights are offloaded.
+    """The layout of a causal or masked language model; one warning if weights are offloaded.
 
     Raises:
-        UnsupportedModelError: encoder-decoders, encoders, mixtures of experts, unknown layouts,
-            layers that share modules or are split, projections that are not linear in their input,
-            weights without data or on several devices without accelerate's hooks; the message
-            says what was expected and what was found.
+        UnsupportedModelError: encoder-decoders, encoders without a masked-LM head, mixtures of
+            experts, unknown layouts, layers that share modules or are split, projections that are
+            not linear in their input, weights without data or on several devices without
+            accelerate's hooks; the message says what was expected and what was found.
     """
     name = type(model).__name__
     # A call in another thread may have taken the stack out of the model for a moment.
@@ -220,7 +243,8 @@ def find_layout(model: nn.Module) -> Layout:
                 raise UnsupportedModelError(
                     f"{name}: expected one MLP size (d, F) in every layer; found {found}"
                 )
-        layout = Layout(model, base, stack, tuple(layers), mlps, width, d_model)
+        causal = not is_encoder(model)
+        layout = Layout(model, base, stack, tuple(layers), mlps, width, d_model, causal)
         _refuse_shared(layout, name)
         for i, mlp in enumerate(mlps):
             for module in filter(None, (mlp.down, mlp.gate, mlp.up)):
@@ -248,17 +272,51 @@ def _refuse_other_kinds(model: nn.Module, name: str) -> None:
     config = getattr(model, "config", None)
     if config is None or not hasattr(model, "get_output_embeddings"):
         raise UnsupportedModelError(
-            f"model must be a transformers causal language model; found {name}"
+            f"model must be a causal or masked language model of transformers; found {name}"
         )
     if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(f"expected a decoder-only model; found encoder-decoder {name}")
-    # A user's subclass may be called anything.
-    kinds = [kind.__name__ for kind in type(_adapted(model)).__mro__]
-    if not any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds):
         raise UnsupportedModelError(
-            f"expected a causal language model (…ForCausalLM, …LMHeadModel, or a subclass), since "
-            f"encoders are not handled yet; found {name}"
+            f"expected a decoder or an encoder alone; found encoder-decoder {name}"
         )
+    if is_encoder(model):
+        if getattr(config, "is_decoder", False):
+            raise UnsupportedModelError(
+                f"expected a masked language model that attends in both directions; found {name} "
+                "with config.is_decoder=True: load it with is_decoder=False"
+            )
+        return
+    if not _is_kind(model, "ForCausalLM", "LMHeadModel"):
+        raise UnsupportedModelError(
+            "expected a causal or masked language model (…ForCausalLM, …LMHeadModel, "
+            f"…ForMaskedLM, or a subclass); found {name}"
+        )
+
+
+def is_encoder(model: nn.Module) -> bool:
+    """Whether the model is an encoder with a masked-LM head, by the name of its class.
+
+    One that is an encoder-decoder, such as BART, may be called so too; see :func:`find_layout`.
+    """
+    return _is_kind(model, "ForMaskedLM")
+
+
+def decoder_layout(model: nn.Module, what: str) -> Layout:
+    """As :func:`find_layout`, for an analysis that continues texts.
+
+    Raises:
+        UnsupportedModelError: the model is an encoder; names the analysis and the model.
+    """
+    if is_encoder(model):
+        raise UnsupportedModelError(
+            f"{what} is for causal language models, which continue a text; found "
+            f"{type(model).__name__}, which fills blanks"
+        )
+    return find_layout(model)
+
+
+def _is_kind(model: nn.Module, *endings: str) -> bool:
+    # A user's subclass may be called anything.
+    return any(kind.__name__.endswith(endings) for kind in type(_adapted(model)).__mro__)
 
 
 def _refuse_compiled(model: nn.Module, name: str) -> None:
@@ -303,11 +361,22 @@ def _find_stack(model: nn.Module, name: str) -> tuple[nn.Module, str, list[nn.Mo
             if isinstance(child, nn.ModuleList) and len(child) == n_layers and n_layers > 0:
                 found.append((base, child_name, list(child)))
     if len(found) != 1:
+        _refuse_albert(model, name)
         raise UnsupportedModelError(
-            f"{name}: expected exactly one ModuleList of {n_layers} decoder layers; "
-            f"found {len(found)}"
+            f"{name}: expected exactly one ModuleList of {n_layers} layers; found {len(found)}"
         )
     return found[0]
+
+
+def _refuse_albert(model: nn.Module, name: str) -> None:
+    """Refuse layers that run several times each, and say how to have one for each run."""
+    n: Any = getattr(text_config(model), "num_hidden_groups", None)
+    if n is not None:
+        raise UnsupportedModelError(
+            f"{name}: expected each layer to have modules of its own; found {n} for "
+            f"{text_config(model).num_hidden_layers} layers: load it with dkn_engine.load_model, "
+            "which gives each layer its own, with the weights that they share"
+        )
 
 
 def _find_mlp(layer: nn.Module, where: str) -> Mlp:
@@ -316,6 +385,12 @@ def _find_mlp(layer: nn.Module, where: str) -> Mlp:
         mixture, block = found
         up = mixture.read("up") if mixture.experts.has_gate else None
         return Mlp(mixture, None, mixture.read("gate"), up, fused=False, block=block)
+    inner = _first(layer, ("albert_layers",))
+    if inner is not None and len(list(inner.children())) != 1:
+        raise UnsupportedModelError(
+            f"{where}: expected one MLP in a layer; found {len(list(inner.children()))} "
+            "(config.inner_group_num)"
+        )
     down = _first(layer, _DOWN)
     gate = _first(layer, _GATE)
     if down is None or gate is None or not (is_projection(down) and is_projection(gate)):
@@ -324,7 +399,7 @@ def _find_mlp(layer: nn.Module, where: str) -> Mlp:
             f"{where}: expected an MLP with an output projection named one of {', '.join(_DOWN)}; "
             f"found {children}"
         )
-    fused = _first(layer, ("mlp.gate_up_proj",)) is gate
+    fused = _first(layer, _FUSED) is gate
     up = gate if fused else _first(layer, ("mlp.up_proj",))
     return Mlp(down, _first(layer, _ACT), gate, None if up is gate and not fused else up, fused)
 

@@ -13,6 +13,7 @@ from dkn_engine.errors import UserError
 from dkn_engine.files.local_paths import local_path
 from dkn_engine.models.dequantized import dequantized
 from dkn_engine.models.hub import from_hub
+from dkn_engine.models.shared_layers import separate_layers
 
 if TYPE_CHECKING:
     import torch
@@ -28,9 +29,11 @@ def load_model(
     *,
     dequantize: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model in eval mode and its tokenizer.
+    """A causal or masked language model in eval mode and its tokenizer.
 
-    Only safetensors weights are read (never a pickle) and no code that travels with a model runs.
+    Which it is says the name of its class in ``config.json`` (``architectures``). Each run of a
+    layer that ALBERT shares becomes a layer (:mod:`dkn_engine.models.shared_layers`). Only
+    safetensors weights are read (never a pickle) and no code that travels with a model runs.
 
     Args:
         name: ``"demo"`` (SmolLM2-135M-Instruct out of an installed package, converted on first
@@ -76,12 +79,14 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
 
 
 def _read(source: str | Path, dtype: Any, local: bool, device: torch.device) -> tuple[Any, Any]:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
     tokenizer = _read_tokenizer(source, local)
     there = {"trust_remote_code": False, "local_files_only": local}
-    packed = getattr(AutoConfig.from_pretrained(source, **there), "quantization_config", None)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+    config = _read_config(source, local)
+    packed = getattr(config, "quantization_config", None)
+    kind: Any = AutoModelForMaskedLM if _is_masked(config) else AutoModelForCausalLM
+    loaded: Any = kind.from_pretrained(
         source,
         **there,
         # Some packed weights cannot be moved once they are read.
@@ -95,7 +100,43 @@ def _read(source: str | Path, dtype: Any, local: bool, device: torch.device) -> 
     _require_whole(found)
     if tokenizer.vocab_size == 0:
         raise UserError("its tokenizer has no vocabulary; is tokenizer.json missing?")
+    separate_layers(model)
     return model, tokenizer
+
+
+def names_encoder(name: str | Path) -> bool:
+    """Whether :func:`load_model` gives a masked language model, as far as ``config.json`` tells.
+
+    No weights are read. What cannot be read is no encoder: loading it will say what is wrong.
+    """
+    if name == "demo":
+        return False
+    try:
+        path = local_path(name)
+        if path.is_dir():
+            names = json.loads((path / "config.json").read_text("utf-8")).get("architectures")
+            return _is_masked_name(names)
+        return _is_masked(_guarded(name, _read_config))
+    except (OSError, ValueError, AttributeError, UserError):
+        return False
+
+
+def _read_config(source: str | Path, local: bool) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=local)
+
+
+def _is_masked(config: Any) -> bool:
+    """Whether a checkpoint is of a masked language model, by the class that wrote it.
+
+    BERT's own checkpoints are of ``BertForPreTraining``, which also has a masked-LM head.
+    """
+    return _is_masked_name(getattr(config, "architectures", None))
+
+
+def _is_masked_name(names: Any) -> bool:
+    return any(str(name).endswith(("ForMaskedLM", "ForPreTraining")) for name in names or [])
 
 
 def _read_tokenizer(source: str | Path, local: bool) -> Any:

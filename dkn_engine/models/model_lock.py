@@ -82,7 +82,8 @@ def _require_module(model: Any) -> None:
         kind = type(model)
         inside = any(k.__module__.startswith("nnsight.") for k in kind.__mro__)
         raise UnsupportedModelError(
-            f"model must be a transformers causal language model; found {kind.__name__}"
+            "model must be a causal or masked language model of transformers; found "
+            f"{kind.__name__}"
             + (" of nnsight: give the model in it, wrapped._module" if inside else "")
         )
 

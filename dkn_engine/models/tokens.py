@@ -64,15 +64,15 @@ def encode_fact(
             the fact.
     """
     where = f"fact {fact_id!r}: " if fact_id is not None else ""
-    _require_text(prompt, answer, where)
+    require_text(prompt, answer, where)
     prompt_ids = encode_prompt(tokenizer, prompt)
     if not prompt_ids:
         raise FactError(f"{where}the prompt {prompt!r} has no token")
     answer_ids = _encode_answer(tokenizer, prompt, answer, config, where)
     if not answer_ids:
         raise FactError(f"{where}the answer {answer!r} has no token")
-    _refuse_unknown(tokenizer, answer, answer_ids, config, where)
-    _say_unknown(tokenizer, prompt, where)
+    refuse_unknown(tokenizer, answer, answer_ids, config, where)
+    say_unknown(tokenizer, prompt, where)
     if config.answer_space:
         _check_border(tokenizer, prompt, answer, where)
     length = len(prompt_ids) + len(answer_ids) - 1
@@ -84,7 +84,7 @@ def encode_fact(
     return EncodedPrompt(prompt_ids, answer_ids)
 
 
-def _require_text(prompt: str, answer: str, where: str) -> None:
+def require_text(prompt: str, answer: str, where: str) -> None:
     for name, text in (("prompt", prompt), ("answer", answer)):
         try:
             text.encode("utf-8")
@@ -124,7 +124,7 @@ def mask_token_id(tokenizer: PreTrainedTokenizerBase, which: str = AUTO) -> int:
 
 
 def _one_token(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
-    ids = _encode(tokenizer, text, special=False)
+    ids = encode_text(tokenizer, text)
     found = [str(t) for t in tokenizer.convert_ids_to_tokens(list(ids))]
     if len(ids) != 1:
         got = f"{len(ids)} tokens {found}"
@@ -145,14 +145,17 @@ def mask_token_text(tokenizer: PreTrainedTokenizerBase, config: AttributionConfi
     return str(tokenizer.convert_ids_to_tokens(mask_token_id(tokenizer, config.mask_token)))
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> tuple[int, ...]:
+def encode_text(
+    tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = False
+) -> tuple[int, ...]:
+    """Token ids of a text, with the tokenizer's special tokens around it or without."""
     # verbose=False: a text longer than the context is reported by us, with the fact's id.
     return tuple(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[int, ...]:
     """The prompt's tokens behind the special tokens that belong in front of a text."""
-    plain = _encode(tokenizer, prompt, special=False)
+    plain = encode_text(tokenizer, prompt)
     # An empty prompt would not tell front from back.
     front = front_tokens(tokenizer, prompt if plain else "a")
     # Chat templates bring them along, and twice is no text that a model has seen.
@@ -161,7 +164,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[int,
 
 def front_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
     """The special tokens that the tokenizer puts in front of a text that has tokens."""
-    plain, full = (_encode(tokenizer, text, special=special) for special in (False, True))
+    plain, full = (encode_text(tokenizer, text, special=special) for special in (False, True))
     starts = range(len(full) - len(plain) + 1)
     return full[: next((i for i in starts if full[i : i + len(plain)] == plain), 0)]
 
@@ -170,12 +173,12 @@ def _encode_answer(
     tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, config: FactsConfig, where: str
 ) -> tuple[int, ...]:
     if not config.answer_space and not config.answer_special_tokens and _adds_space(tokenizer):
-        plain, joined = (_encode(tokenizer, t, special=False) for t in (prompt, prompt + answer))
+        plain, joined = (encode_text(tokenizer, t) for t in (prompt, prompt + answer))
         if joined[: len(plain)] != plain:
-            raise _other_border(tokenizer, plain, joined, prompt, answer, where)
+            raise other_border(tokenizer, plain, joined, prompt, answer, where)
         return joined[len(plain) :]
-    text = _spaced(tokenizer, answer) if config.answer_space else answer
-    return _encode(tokenizer, text, special=config.answer_special_tokens)
+    text = spaced(tokenizer, answer) if config.answer_space else answer
+    return encode_text(tokenizer, text, special=config.answer_special_tokens)
 
 
 def _has_unknown(tokenizer: PreTrainedTokenizerBase, text: str, ids: tuple[int, ...]) -> bool:
@@ -191,7 +194,7 @@ def _unknown(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     return f"{text!r} holds what the tokenizer does not know and reads as {tokenizer.unk_token!r}"
 
 
-def _refuse_unknown(
+def refuse_unknown(
     tokenizer: PreTrainedTokenizerBase,
     answer: str,
     answer_ids: tuple[int, ...],
@@ -199,8 +202,8 @@ def _refuse_unknown(
     where: str,
 ) -> None:
     if config.answer_special_tokens:
-        text = _spaced(tokenizer, answer) if config.answer_space else answer
-        answer_ids = _encode(tokenizer, text, special=False)
+        text = spaced(tokenizer, answer) if config.answer_space else answer
+        answer_ids = encode_text(tokenizer, text)
     if _has_unknown(tokenizer, answer, answer_ids):
         raise FactError(f"{where}the answer {_unknown(tokenizer, answer)}; it cannot be asked for")
     unknown = tokenizer.unk_token_id
@@ -213,10 +216,10 @@ def _refuse_unknown(
         )
 
 
-def _say_unknown(tokenizer: PreTrainedTokenizerBase, prompt: str, where: str) -> None:
+def say_unknown(tokenizer: PreTrainedTokenizerBase, prompt: str, where: str) -> None:
     if tokenizer in _TOLD:
         return
-    if _has_unknown(tokenizer, prompt, _encode(tokenizer, prompt, special=False)):
+    if _has_unknown(tokenizer, prompt, encode_text(tokenizer, prompt)):
         _TOLD.add(tokenizer)
         text = "%sthe prompt %s; it is asked all the same, as are others like it"
         logger.warning(text, where, _unknown(tokenizer, prompt))
@@ -224,25 +227,25 @@ def _say_unknown(tokenizer: PreTrainedTokenizerBase, prompt: str, where: str) ->
 
 def _adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer itself puts a space before any text."""
-    ids = _encode(tokenizer, "a", special=False)
+    ids = encode_text(tokenizer, "a")
     first = tokenizer.convert_ids_to_tokens(list(ids[:1]))
     return bool(first) and str(first[0]).startswith((_SPACE, "\u0120"))
 
 
-def _spaced(tokenizer: PreTrainedTokenizerBase, answer: str) -> str:
+def spaced(tokenizer: PreTrainedTokenizerBase, answer: str) -> str:
     """The answer with a space in front, unless the tokenizer itself puts one before any text."""
     return answer if _adds_space(tokenizer) else f" {answer}"
 
 
 def _check_border(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, where: str) -> None:
-    ids = _encode(tokenizer, prompt, special=False)
-    ids += _encode(tokenizer, _spaced(tokenizer, answer), special=False)
-    joined = _encode(tokenizer, f"{prompt} {answer}", special=False)
+    ids = encode_text(tokenizer, prompt)
+    ids += encode_text(tokenizer, spaced(tokenizer, answer))
+    joined = encode_text(tokenizer, f"{prompt} {answer}", special=False)
     if ids != joined:
-        raise _other_border(tokenizer, ids, joined, prompt, answer, where)
+        raise other_border(tokenizer, ids, joined, prompt, answer, where)
 
 
-def _other_border(
+def other_border(
     tokenizer: PreTrainedTokenizerBase,
     apart: tuple[int, ...],
     joined: tuple[int, ...],

@@ -8,6 +8,7 @@ from dkn_engine.config import Config
 from dkn_engine.degeneracy.interventions import Neurons, neurons_of_fact, require_ids
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.models.layout import find_layout
+from dkn_engine.models.masked_answers import config_of
 from dkn_engine.neurons import as_distinct_neurons
 from dkn_engine.results import Results
 from dkn_engine.run.pipeline import prepare
@@ -36,7 +37,7 @@ def examine(
     compared. Their scores are NaN.
 
     Args:
-        model: a causal decoder of transformers; it is left as it was found.
+        model: a causal or masked language model of transformers; it is left as it was found.
         tokenizer: the model's.
         facts: one or more; see :func:`dkn_engine.find_dkns`.
         neurons: int ``[n, 2]`` (layer, index), distinct; the same for all facts, or by fact id.
@@ -47,13 +48,13 @@ def examine(
         A result a fact, in their order; ``examine(...)[0]`` of a single one.
 
     Raises:
-        UnsupportedModelError: the model is not a causal decoder that the engine knows.
+        UnsupportedModelError: the model is none that the engine knows.
         TypeError, FactError: ``facts`` are none, or a mapping among them does not make one.
         UserError: neurons are given under a key that is no fact's id, or an option does not fit.
         TypeError, ValueError: neurons that are not integers ``[n, 2]``, not distinct or not the
             model's.
     """
-    config = Config() if config is None else config
+    config = config_of(model, config or Config())
     every = fact_list(facts, config.facts)
     require_ids("neurons", neurons, every)
     layout = find_layout(model)

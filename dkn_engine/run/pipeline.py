@@ -18,6 +18,7 @@ from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts.given import Facts, facts_from
 from dkn_engine.facts.scan import FactFile, Scan, pick, scan
 from dkn_engine.models.fingerprint import Identity, identity_of
+from dkn_engine.models.masked_answers import config_of, encode_masked_answer
 from dkn_engine.models.tokens import encode_fact, mask_token_text
 from dkn_engine.results import Results
 from dkn_engine.run.build_info import versions
@@ -62,7 +63,7 @@ def find_dkns(
             every fact or ``[n_facts, L, F]``, as for :func:`dkn_engine.attribute`. A run directory
             is continued with the same ones only.
     """
-    run = prepare(facts, config, shard, out, baselines)
+    run = prepare(facts, config_of(model, config or Config()), shard, out, baselines)
     results = Results(_watched(model, tokenizer, run, out, progress))
     if out is not None:
         left_out = run.facts.problems if isinstance(run.facts, FactFile) else []
@@ -90,7 +91,7 @@ def iter_dkns(
     model does not know has the status ``not_known`` and no neurons.
 
     Args:
-        model: a causal decoder of transformers; it is left as it was found.
+        model: a causal or masked language model of transformers; it is left as it was found.
         tokenizer: the model's.
         facts: a file, which is read several times and never held; or facts with unique ids, also
             as mappings with the keys of a facts file; of a mere iterator a list is made.
@@ -103,7 +104,7 @@ def iter_dkns(
             callable is called with (facts done, facts of the run) after every chunk.
 
     Raises:
-        UnsupportedModelError: the model is not a causal decoder that the engine knows.
+        UnsupportedModelError: the model is none that the engine knows.
         RunDirectoryError: ``out`` belongs to another configuration, model, tokenizer or list of
             facts.
         TypeError, FactError: ``facts`` are none, or a mapping among them does not make one.
@@ -113,7 +114,8 @@ def iter_dkns(
     Source:
         Chen et al., Cracking Factual Knowledge (arXiv 2402.13731), sections 3 and 4.
     """
-    return _watched(model, tokenizer, prepare(facts, config, shard, out), out, progress)
+    run = prepare(facts, config_of(model, config or Config()), shard, out)
+    return _watched(model, tokenizer, run, out, progress)
 
 
 def _watched(
@@ -296,6 +298,8 @@ def _in_order(
 
     def length(fact: Fact) -> int:
         try:
+            if config.blank == "keep" and tokenizer.mask_token_id is not None:
+                return len(encode_masked_answer(tokenizer, fact.prompt, fact.answer).ids)
             encoded = encode_fact(tokenizer, fact.prompt, fact.answer, config=config)
         except FactError:
             return 0

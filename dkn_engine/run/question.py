@@ -30,8 +30,9 @@ def find(
     """The degenerate knowledge neurons of one question.
 
     Args:
-        prompt: a text that the model should continue with the answer.
-        answer: the expected continuation; the space in front of it is the tokenizer's matter.
+        prompt: a text that the model should continue with the answer; for an encoder with a blank,
+            ``[MASK]``.
+        answer: what is expected there; the space in front of it is the tokenizer's matter.
         model: what :func:`dkn_engine.load_model` takes, loaded for this call; or a loaded model.
         tokenizer: of a loaded model; of another none is given.
         config, out, progress: see :func:`dkn_engine.find_dkns`.

@@ -84,7 +84,7 @@ class Stages:
     for, each as much as another.
 
     Raises:
-        UnsupportedModelError: the model is not a causal decoder that the engine knows.
+        UnsupportedModelError: the model is none that the engine knows.
         UserError: the tokenizer has no token that could mask another.
     """
 

@@ -131,13 +131,13 @@ def as_text(row: torch.Tensor) -> str:
 
 
 def test_tokens_that_are_masked_are_spread_evenly() -> None:
-    assert masked_positions(5, None) == masked_positions(5, 5) == masked_positions(5, 9)
-    assert masked_positions(5, 5) == [0, 1, 2, 3, 4]
-    assert masked_positions(9, 3) == [1, 4, 7]
-    assert masked_positions(9, 1) == [4]
+    assert masked_positions(range(5), None) == masked_positions(range(5), 9)
+    assert masked_positions(range(5), 5) == [0, 1, 2, 3, 4]
+    assert masked_positions([*range(8), 20], 3) == [1, 4, 7]
+    assert masked_positions(range(9), 1) == [4]
     for n in range(1, 40):
         for most in range(1, n):
-            found = masked_positions(n, most)
+            found = masked_positions(range(n), most)
             assert len(set(found)) == most
             assert 0 <= found[0] <= found[-1] < n
             gaps = {b - a for a, b in itertools.pairwise(found)}

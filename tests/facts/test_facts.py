@@ -156,12 +156,28 @@ def test_templama_literal_blank_stays_except_at_the_end(tmp_path: Path) -> None:
     assert problems == []
 
 
+@pytest.mark.parametrize("query", ["Ada plays for _X_.", "_X_ is Ada's club.", "Ada, of _X_, won"])
+def test_templama_blanks_are_kept_where_they_are(tmp_path: Path, query: str) -> None:
+    path = write_lines(tmp_path / "f.jsonl", templama(query=query, id="a"))
+    facts, problems = read(path, blank="keep")
+    assert [f.prompt for f in facts] == ["In 2010, " + query.replace("_X_", "[MASK]")]
+    assert problems == []
+
+
+def test_a_sentence_that_is_a_blank_alone_is_broken(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "f.jsonl", templama(query="_X_.", id="a"), templama(id="b"))
+    facts, problems = read(path, blank="keep")
+    assert [f.id for f in facts] == ["b"]
+    assert "nothing beside the blank _X_ in '_X_.'" in problems[0].reason
+
+
 @needs_shared
 @pytest.mark.parametrize(
     ("name", "blank", "n_facts", "n_skipped"),
     [
         ("templama_train.jsonl", "skip", 7861, 2832),
         ("templama_train.jsonl", "literal", 10693, 0),
+        ("templama_train.jsonl", "keep", 10693, 0),
         ("templama_new.jsonl", "skip", 407, 0),
     ],
 )
@@ -758,7 +774,7 @@ def test_folder_for_a_format_of_files_is_an_error(tmp_path: Path, format: str) -
     "options",
     [
         {"format": "xml"},
-        {"blank": "keep"},
+        {"blank": "kept"},
         {"dates": "year"},
         {"limit": -1},
         {"limit": True},

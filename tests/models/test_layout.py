@@ -12,8 +12,11 @@ from torch import Tensor, nn
 import dkn_engine as dkn
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.models.layout import find_layout
+from tests.support import tiny as tiny_names
+from tests.support import tiny_encoders
 from tests.support.attribution_runs import attributed, fixed
-from tests.support.tiny import FAMILIES, N_LAYERS, WIDTH, act_of, down_of, rotary, tiny
+from tests.support.tiny import FAMILIES, N_LAYERS, WIDTH, rotary, tiny
+from tests.support.tiny_encoders import ENCODERS, tiny_encoder
 
 SMALL: dict[str, Any] = {
     "vocab_size": 61,
@@ -24,20 +27,27 @@ SMALL: dict[str, Any] = {
 SMALL |= {"num_attention_heads": 4}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_parts_of_known_decoders_are_found(name: str) -> None:
-    model = tiny(name)
+def one_of(name: str) -> Any:
+    """A tiny decoder or encoder."""
+    return tiny_encoder(name) if name in ENCODERS else tiny(name)
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *ENCODERS])
+def test_parts_of_known_models_are_found(name: str) -> None:
+    model = one_of(name)
     layout = find_layout(model)
+    names = tiny_encoders if name in ENCODERS else tiny_names
+    assert layout.causal is (name in FAMILIES)
     assert (layout.n_layers, layout.width, layout.d_model) == (N_LAYERS, WIDTH, 24)
     for layer, mlp in enumerate(layout.mlps):
-        assert mlp.down is down_of(name, model, layer)
-        assert mlp.act is act_of(name, model, layer)
+        assert mlp.down is names.down_of(name, model, layer)
+        assert mlp.act is names.act_of(name, model, layer)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *ENCODERS])
 def test_a_neurons_rows_are_its_output_and_its_input(name: str) -> None:
     """w_out is the change of the MLP's output by the neuron, w_in the gradient of its input."""
-    layout, neuron = find_layout(tiny(name)), 7
+    layout, neuron = find_layout(one_of(name)), 7
     mlp = layout.mlps[1]
     one = torch.zeros(2, WIDTH, dtype=torch.float64)
     one[1, neuron] = 1
@@ -51,10 +61,10 @@ def test_a_neurons_rows_are_its_output_and_its_input(name: str) -> None:
         assert torch.equal(gradient[0], mlp.w_in([neuron], "up")[0])
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *ENCODERS])
 def test_the_gate_feeds_the_non_linearity_and_up_its_factor(name: str) -> None:
     """By the model's own forward: which projection is which, and which half of a fused one."""
-    model = tiny(name)
+    model = one_of(name)
     seen: dict[str, Tensor] = {}
     mlp = find_layout(model).mlps[1]
     assert mlp.act is not None
@@ -155,18 +165,26 @@ def renamed() -> Any:
 
 BERT = transformers.BertConfig(**SMALL)
 REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "encoder-decoder": (t5, ("decoder-only", "encoder-decoder T5ForConditionalGeneration")),
-    "encoder": (
-        lambda: transformers.BertForMaskedLM(BERT),
-        ("causal language model", "encoders", "found BertForMaskedLM"),
+    "encoder-decoder": (t5, ("or an encoder alone", "encoder-decoder T5ForConditionalGeneration")),
+    "encoder-without-a-head": (
+        lambda: transformers.BertModel(BERT),
+        ("causal or masked language model", "…ForMaskedLM", "found BertModel"),
     ),
-    "encoder-with-a-causal-name": (
-        lambda: transformers.BertLMHeadModel(transformers.BertConfig(**SMALL, is_decoder=True)),
-        ("BertLMHeadModel.layer[0]: expected an MLP", "found attention", "intermediate.dense"),
+    "encoder-that-does-not-look-ahead": (
+        lambda: transformers.BertForMaskedLM(transformers.BertConfig(**SMALL, is_decoder=True)),
+        ("attends in both directions", "found BertForMaskedLM", "is_decoder=False"),
+    ),
+    "shared-layers": (
+        lambda: tiny_encoder("albert", num_hidden_groups=1),
+        ("AlbertForMaskedLM: expected each layer", "found 1 for 3 layers", "dkn_engine.load_model"),
+    ),
+    "two-mlps-in-a-layer": (
+        lambda: tiny_encoder("albert", inner_group_num=2),
+        ("one MLP in a layer", "found 2", "inner_group_num"),
     ),
     "no-head": (
         lambda: transformers.LlamaModel(transformers.LlamaConfig(**rotary())),
-        ("causal language model", "found LlamaModel"),
+        ("causal or masked language model", "found LlamaModel"),
     ),
     "experts": (lambda: mixtral(4), ("one dense MLP", "mixture of experts at 'mlp.experts'")),
     "as-many-experts-as-layers": (lambda: mixtral(N_LAYERS), ("one dense MLP", "MixtralExperts")),
@@ -181,7 +199,7 @@ REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
         ("dense floating-point projection", "layers[1].mlp.down_proj (Linear), which cannot be"),
     ),
     "uneven": (uneven, ("one MLP size", "(24, 8) in layer 2 and (24, 40) in layer 0")),
-    "no-transformers": (lambda: nn.Linear(2, 2), ("transformers causal", "found Linear")),
+    "no-transformers": (lambda: nn.Linear(2, 2), ("causal or masked language", "found Linear")),
 }
 
 
@@ -278,5 +296,5 @@ def test_the_model_inside_of_a_compiled_one_is_served() -> None:
 
 def test_what_is_no_module_is_refused() -> None:
     for one in ("demo", None, tiny):
-        with pytest.raises(UnsupportedModelError, match="model must be a transformers causal"):
+        with pytest.raises(UnsupportedModelError, match="model must be a causal or masked"):
             find_layout(one)  # type: ignore[arg-type]

@@ -20,16 +20,19 @@ def text(ids: Sequence[int]) -> str:
     return " ".join(word(i) for i in ids)
 
 
-def words_tokenizer(*, bos: bool = False) -> Any:
-    """Splits at spaces; ``bos``: puts ``<s>`` in front of a text, as LLaMA's does."""
+def words_tokenizer(*, bos: bool = False, ends: bool = False) -> Any:
+    """Splits at spaces; ``bos``: puts ``<s>`` in front of a text, as LLaMA's does.
+
+    ``ends``: puts ``<s>`` in front of a text and ``</s>`` behind it, as RoBERTa's does.
+    """
     from transformers import PreTrainedTokenizerFast
 
     vocab = {word(i): i for i in range(VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token=SPECIAL[0]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    if bos:
+    if bos or ends:
         tokenizer.post_processor = processors.TemplateProcessing(
-            single="<s> $A", special_tokens=[("<s>", 1)]
+            single="<s> $A </s>" if ends else "<s> $A", special_tokens=[("<s>", 1), ("</s>", 2)]
         )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -53,7 +53,7 @@ class ChunkWorker:
 
     Raises:
         UserError: the model cannot be loaded.
-        UnsupportedModelError: it is not a causal decoder that the engine knows.
+        UnsupportedModelError: it is none that the engine knows.
     """
 
     def __init__(self, job: Job, number: int = 0) -> None:

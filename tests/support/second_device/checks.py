@@ -24,7 +24,7 @@ from dkn_engine.analysis.experiments.evolvability.finetune import finetuned
 from dkn_engine.attribution.baselines import shared_masked_baselines
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.config import AttributionConfig, Config, FilterConfig
-from dkn_engine.degeneracy.edited_answers import Prompts
+from dkn_engine.degeneracy.edited_answers import AskedSlopes, Prompts
 from dkn_engine.degeneracy.edits import enhance, suppress
 from dkn_engine.forward.contexts import build_contexts
 from dkn_engine.forward.patched_rows import RowEngine
@@ -99,7 +99,8 @@ def edits(place: str, name: str, positions: str) -> None:
 
     def numbers(model: Any) -> list[Any]:
         prompts = Prompts(model, find_layout(model), sequences(), positions=positions)
-        asked = (prompts.gate_slopes(2, closed, gates), prompts.outcomes(some))
+        (slopes,) = prompts.gate_slopes([AskedSlopes(2, closed, gates)])
+        asked = (slopes, prompts.outcomes(some))
         return [*asked[0], *asked[1], prompts.gated_activations(2, closed, gates)]
 
     for own, found in zip(*(numbers(model_on(name, p)) for p in ("cpu", place)), strict=True):

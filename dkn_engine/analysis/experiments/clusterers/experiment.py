@@ -29,6 +29,7 @@ from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.connections import connection_rows
 from dkn_engine.models.layout import find_layout
+from dkn_engine.models.masked_answers import config_of
 from dkn_engine.run.pipeline import iter_dkns
 from dkn_engine.run.progress import showing
 from dkn_engine.run.stages import filling_facts
@@ -199,7 +200,7 @@ def compare_clusterers(
         Chen et al., Cracking Factual Knowledge (arXiv 2402.13731), the comparison of
         acquisition methods.
     """
-    config = Config() if config is None else config
+    config = config_of(model, config or Config())
     facts = fact_list(facts, config.facts)
     settings = ClusterersConfig.of(settings, **changes)
     names = require_comparable(config, settings.methods)

@@ -19,6 +19,7 @@ from dkn_engine.config import Config, FactsConfig
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.files.local_paths import local_path
+from dkn_engine.models.layout import decoder_layout
 from dkn_engine.run.pipeline import find_dkns
 from dkn_engine.run.progress import showing
 from dkn_engine.statistics.table import COMPARED, Sample, Table, tabulate
@@ -72,6 +73,7 @@ def complexity(
         Chen et al., Cracking Factual Knowledge (arXiv 2402.13731), the analysis of complexity.
     """
     forms = ComplexityConfig.of(settings, **changes).forms
+    decoder_layout(model, "complexity")
     config = Config() if config is None else config
     facts = fact_list(facts, config.facts)
     require_results_of(facts, results)

@@ -27,7 +27,7 @@ from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.files.local_paths import local_path
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence
-from dkn_engine.models.layout import find_layout
+from dkn_engine.models.layout import decoder_layout
 from dkn_engine.neurons import random_sets, sort_neurons, union
 from dkn_engine.run.progress import showing
 from dkn_engine.seeds import generator
@@ -88,7 +88,7 @@ def evolvability(
         FactError: a new fact that cannot be encoded.
     """
     settings = EvolvabilityConfig.of(settings, **changes)
-    layout = find_layout(model)
+    layout = decoder_layout(model, "evolvability")
     groups = neuron_groups(fact_list(facts), results, layout.width, n_random=0, seed=seed)
     sets = _sets(groups, layout.width, settings.n_random, seed)
     asked = _Asked(model, tokenizer, new_facts, [g.fact for g in groups], settings.n_rephrased)

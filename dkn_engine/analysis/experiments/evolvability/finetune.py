@@ -37,7 +37,7 @@ from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.forward.log_probability import log_probabilities
 from dkn_engine.models.fingerprint import model_traits
 from dkn_engine.models.guest import guest
-from dkn_engine.models.layout import Layout, find_layout
+from dkn_engine.models.layout import Layout, decoder_layout
 from dkn_engine.models.model_lock import locked
 from dkn_engine.seeds import generator
 from dkn_engine.types import Progress
@@ -131,7 +131,7 @@ def finetuned(
     facts = fact_list(facts, config)
     if not facts:
         raise UserError("facts must hold at least one fact to train on; got none")
-    layout = find_layout(model)
+    layout = decoder_layout(model, "finetune")
     sequences = [
         encode_sequence(model, tokenizer, f.prompt, f.answer, config=config, fact_id=f.id)
         for f in facts

@@ -34,7 +34,7 @@ from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence, encode_sequences
-from dkn_engine.models.layout import find_layout
+from dkn_engine.models.layout import decoder_layout, find_layout
 from dkn_engine.models.tokens import mask_token_id
 from dkn_engine.run.progress import showing
 from dkn_engine.statistics.table import Sample, Table, tabulate
@@ -100,7 +100,7 @@ def fact_check(
     facts = fact_list(facts, config.facts)
     templates = packaged_templates("ask") if settings.templates is None else settings.templates
     config = dataclasses.replace(config, attribution=_attribution(config, settings.tolerance))
-    width = find_layout(model).width
+    width = decoder_layout(model, "fact_check").width
     groups = neuron_groups(facts, results, width, n_random=settings.n_random, seed=seed)
     encode = partial(encode_sequences, model, tokenizer, config=config.facts)
     statements, left_out = _stated(facts, results, encode, config, settings.queries, seed)

@@ -8,6 +8,7 @@ from typing import get_args
 
 from dkn_engine.analysis.config import Kind
 from dkn_engine.errors import UserError
+from dkn_engine.facts.blanks import MASK
 from dkn_engine.seeds import generator
 from dkn_engine.types import Fact
 
@@ -40,7 +41,8 @@ def perturb(fact: Fact, kind: Kind, *, seed: int = 0, draw: int = 0) -> str | No
     if len(words) < 2:
         return None
     kept = _protected(fact)
-    places = [w for w in words if kind == "add" or _plain(w[0]) not in kept]
+    asked = [w for w in words if MASK not in w[0]]  # an encoder's blank stays, too
+    places = words if kind == "add" else [w for w in asked if _plain(w[0]) not in kept]
     # Deleting either of two equal neighbours is one outcome.
     found = list(dict.fromkeys(_CHANGES[kind](fact.prompt, *w.span()) for w in places))
     order = generator(seed, "perturb", kind, fact.id).permutation(len(found))
