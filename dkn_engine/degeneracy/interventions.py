@@ -17,6 +17,7 @@ from dkn_engine.degeneracy.weight_edits import Which, scaled_weights
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.forward.encoding import encode_sequence
+from dkn_engine.models.experts import experts_shown
 from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import Layout, find_layout
 from dkn_engine.models.masked_answers import facts_config_of
@@ -239,7 +240,7 @@ def _changed(
             yield
         return
     handles: list[RemovableHandle] = []
-    with hooks(handles):
+    with hooks(handles), experts_shown(model):
         for layer, layer_edit in edits.by_layer([edit]).items():
             handles += _everywhere(layout, layer, layer_edit, site)
         yield

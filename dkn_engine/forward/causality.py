@@ -62,7 +62,23 @@ def require_causal(layout: Layout) -> None:
             f"{apart:.1%}: load it with causal attention in every layer (config.is_causal=True, "
             "use_bidirectional_attention=False)"
         )
+    if layout.mixtures:
+        _require_own_experts(model, ids)
     _seen.add(layout)
+
+
+def _require_own_experts(model: nn.Module, ids: Tensor) -> None:
+    """Refuse mixtures of experts around which something else is done than the engine knows."""
+    logits = []
+    for shown in (True, False):
+        with guest(model, grad=False, shown=shown):
+            logits.append(_logits(model, ids)[0].double())
+    apart = float((logits[0] - logits[1]).norm() / logits[1].norm())
+    if not apart <= max(1e-4, 4 * float(torch.finfo(next(model.parameters()).dtype).eps)):
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: expected experts whose weighted outputs are added up, beside "
+            f"those of a shared one; found logits {apart:.1e} of their length away from that"
+        )
 
 
 def _leak(model: nn.Module, ids: Tensor, other: Tensor) -> float:

@@ -81,7 +81,7 @@ class Mixture(nn.Module):
         def pick(expert: Tensor, neuron: Tensor) -> Tensor:
             experts = self.experts
             name = "gate_up_proj" if experts.has_gate else "up_proj"
-            table = getattr(experts, name).detach()
+            table: Tensor = getattr(experts, name).detach()
             if experts.has_gate and experts.is_concatenated:
                 neuron = neuron + self.n_each * (which == "up")
             elif experts.has_gate:
@@ -122,6 +122,11 @@ class Mixture(nn.Module):
         if self.n_shared:
             out = out + x[:, ends:] @ self.shared.down_proj.weight.detach().T
         return out
+
+    def add_up(self, x: Tensor, bias: Tensor) -> Tensor:
+        """Through the module's hooks, and a bias behind them."""
+        out: Tensor = self(x)
+        return out + bias
 
     def routed(self, index: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """The routing ``[N, K]`` of a pass, by the router or as it is forced."""
@@ -170,11 +175,11 @@ def _forward(
     hidden = hidden_states.reshape(-1, hidden_states.shape[-1])
     index, weights = mixture.routed(top_k_index, top_k_weights)
     x = mixture.activations(hidden, index, weights)
-    bias: Any = 0
+    bias = x.new_zeros(())
     if experts.has_bias:
         bias = (experts.down_proj_bias[index] * weights.unsqueeze(-1)).sum(1).to(x.dtype)
     if mixture.shared is None:
-        return (mixture(x) + bias).view_as(hidden_states)
+        return mixture.add_up(x, bias).view_as(hidden_states)
     gate = getattr(mixture._block(), _SHARED_GATE, None)
     scale = None if gate is None else torch.sigmoid(gate(hidden))
     if mixture.pending is None:
@@ -184,7 +189,7 @@ def _forward(
         return (torch.zeros_like(hidden) + bias).view_as(hidden_states)
     inner, mixture.pending = mixture.pending, None
     whole = torch.cat([x, inner if scale is None else inner * scale], dim=-1)
-    return (mixture(whole) + bias).view_as(hidden_states)
+    return mixture.add_up(whole, bias).view_as(hidden_states)
 
 
 def _join_shared(mixture: Mixture) -> Any:
@@ -192,12 +197,12 @@ def _join_shared(mixture: Mixture) -> Any:
 
     def hook(module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = args[0].reshape(-1, mixture.n_shared)
-        bias = 0 if module.bias is None else module.bias
+        bias: Tensor = x.new_zeros(()) if module.bias is None else module.bias
         if mixture.pending is None:
             mixture.pending = x
             return torch.zeros_like(output) + bias
         routed, mixture.pending = mixture.pending, None
-        return (mixture(torch.cat([routed, x], dim=-1)) + bias).view_as(output)
+        return mixture.add_up(torch.cat([routed, x], dim=-1), bias).view_as(output)
 
     return hook
 
@@ -217,8 +222,8 @@ def experts_shown(model: nn.Module) -> Iterator[None]:
         for config, _ in before:
             config._experts_implementation_internal = NAME
         for _, mixture in found:
+            mixture.pending = None  # of a pass that raised
             if mixture.shared is not None and not nested:
-                mixture.pending = None
                 hook = _join_shared(mixture)
                 handles.append(mixture.shared.down_proj.register_forward_hook(hook))
         yield

@@ -24,7 +24,7 @@ _PACKS = "support_avx512bf16_for_cpu"
 
 
 @contextlib.contextmanager
-def guest(model: nn.Module, *, grad: bool) -> Iterator[None]:
+def guest(model: nn.Module, *, grad: bool, shown: bool = True) -> Iterator[None]:
     """Run the block with the model in eval mode and no parameter gradients, then restore it.
 
     Training flags are kept module by module and ``requires_grad`` parameter by parameter, since a
@@ -34,6 +34,8 @@ def guest(model: nn.Module, *, grad: bool) -> Iterator[None]:
     Args:
         model: the user's model; its weights, hooks and gradients are not touched.
         grad: whether the block needs autograd (for activations; never for weights).
+        shown: run mixtures of experts so that their activations can be seen and changed; else by
+            the model's own function.
 
     Raises:
         UnsupportedModelError: the weights themselves are inference tensors.
@@ -43,7 +45,7 @@ def guest(model: nn.Module, *, grad: bool) -> Iterator[None]:
     # inference_mode(False) also switches gradients back on, so set_grad_enabled comes inside it.
     with (
         locked(model),
-        experts_shown(model),
+        experts_shown(model) if shown else contextlib.nullcontext(),
         torch.inference_mode(False),
         torch.set_grad_enabled(grad),
     ):

@@ -383,8 +383,8 @@ def _find_mlp(layer: nn.Module, where: str) -> Mlp:
     found = mixture_of(layer, where)
     if found is not None:
         mixture, block = found
-        up = mixture.read("up") if mixture.experts.has_gate else None
-        return Mlp(mixture, None, mixture.read("gate"), up, fused=False, block=block)
+        linear = mixture.read("up") if mixture.experts.has_gate else None
+        return Mlp(mixture, None, mixture.read("gate"), linear, fused=False, block=block)
     inner = _first(layer, ("albert_layers",))
     if inner is not None and len(list(inner.children())) != 1:
         raise UnsupportedModelError(

@@ -107,7 +107,7 @@ def test_with_free_routing_what_jumps_is_the_convergence_delta() -> None:
     model, apart = tiny_experts("mixtral"), []
     oracle = ExpertsOracle("mixtral", model)
     some = [sequence(4, 1, seed=s) for s in range(12)]
-    rule = {"quadrature": "gauss_legendre", "n_steps": 64}
+    rule: dict[str, Any] = {"quadrature": "gauss_legendre", "n_steps": 64}
     found = attributed(model, AttributionConfig(routing="free", **rule), some)
     frozen = attributed(model, AttributionConfig(**rule), some)
     for b, one in enumerate(some):

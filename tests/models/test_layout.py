@@ -17,6 +17,7 @@ from tests.support import tiny_encoders
 from tests.support.attribution_runs import attributed, fixed
 from tests.support.tiny import FAMILIES, N_LAYERS, WIDTH, rotary, tiny
 from tests.support.tiny_encoders import ENCODERS, tiny_encoder
+from tests.support.tiny_experts import tiny_experts
 
 SMALL: dict[str, Any] = {
     "vocab_size": 61,
@@ -107,9 +108,16 @@ def t5() -> Any:
     return transformers.T5ForConditionalGeneration(config)
 
 
-def mixtral(n_experts: int) -> Any:
-    config = transformers.MixtralConfig(**rotary(num_local_experts=n_experts))
-    return transformers.MixtralForCausalLM(config)
+def llama4() -> Any:
+    """Its experts are given what the router has scaled."""
+    config = transformers.Llama4TextConfig(
+        **rotary(intermediate_size_mlp=40, num_local_experts=4, interleave_moe_layer_step=1)
+    )
+    return transformers.Llama4ForCausalLM(config)
+
+
+def mixed() -> Any:
+    return tiny_experts("qwen3_moe", mlp_only_layers=[0], intermediate_size=24)
 
 
 def mamba() -> Any:
@@ -186,8 +194,14 @@ REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
         lambda: transformers.LlamaModel(transformers.LlamaConfig(**rotary())),
         ("causal or masked language model", "found LlamaModel"),
     ),
-    "experts": (lambda: mixtral(4), ("one dense MLP", "mixture of experts at 'mlp.experts'")),
-    "as-many-experts-as-layers": (lambda: mixtral(N_LAYERS), ("one dense MLP", "MixtralExperts")),
+    "experts-of-another-kind": (
+        llama4,
+        ("one dense MLP, or experts", "of another kind at 'feed_forward.experts'"),
+    ),
+    "experts-behind-dense-layers": (
+        mixed,
+        ("one MLP size", "(24, 40) in layer 1 and (24, 24) in layer 0"),
+    ),
     "no-mlp": (mamba, ("MambaForCausalLM.layers[0]: expected an MLP", "mixer.in_proj")),
     "renamed": (renamed, ("expected an MLP", "mlp.down_proj", "feed_forward.down_proj")),
     "adapter": (

@@ -125,13 +125,16 @@ class ExpertsOracle:
         return torch.cat(found).detach()
 
     def _inner(self, experts: Any, h: Tensor, e: int) -> Tensor:
+        gate: Tensor
         if self.name != "gpt_oss":
             gate, up = (experts.gate_up_proj[e] @ h).chunk(2)
-            return torch.nn.functional.silu(gate) * up
+            gated: Tensor = torch.nn.functional.silu(gate) * up
+            return gated
         both = h @ experts.gate_up_proj[e] + experts.gate_up_proj_bias[e]
         gate, up = both[::2].clamp(max=experts.limit), both[1::2]
         up = up.clamp(-experts.limit, experts.limit)
-        return (up + 1) * gate * torch.sigmoid(experts.alpha * gate)
+        inner: Tensor = (up + 1) * gate * torch.sigmoid(experts.alpha * gate)
+        return inner
 
     def _experts(self, layer: int, run: Pass) -> Any:
         experts = self.blocks[layer].experts
