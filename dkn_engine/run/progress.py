@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import sys
 import threading
@@ -91,7 +92,8 @@ class Bar:
 
 def _bar_class(console: bool) -> Any:
     """tqdm's bar, which moves with stages too, but counts the facts that are done."""
-    if console:
+    # Without ipywidgets a notebook shows the terminal's bar; tqdm.auto would warn of it.
+    if console or importlib.util.find_spec("ipywidgets") is None:
         from tqdm import tqdm
     else:
         from tqdm.auto import tqdm

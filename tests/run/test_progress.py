@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,18 @@ def test_the_clock_of_a_bar_ends_with_it(raises: bool) -> None:
     except KeyboardInterrupt:
         pass
     assert not bar._clock.is_alive()
+
+
+def test_a_notebook_without_widgets_is_not_warned_of_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    monkeypatch.delitem(sys.modules, "tqdm.auto", raising=False)
+    with warnings.catch_warnings(), Bar(2) as bar:
+        warnings.simplefilter("error")
+        bar(2, 2)
+    assert "2/2" in capsys.readouterr().err
+    assert "tqdm.auto" not in sys.modules
 
 
 def test_a_log_says_stages_too_but_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
