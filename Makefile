@@ -51,9 +51,10 @@ QUICK := tests/test_*.py tests/facts tests/files tests/statistics tests/topology
 quick: $(TEST) $(NATIVE) ## the tests that take milliseconds each
 	$(PARALLEL) -m "not slow" -q $(QUICK) $(PYTEST_ARGS)
 
-# Adds the tests marked slow: memory over 20,000 facts, a Ray cluster.
+# Adds the tests marked slow (memory over 20,000 facts, a Ray cluster), and names of activations in the
+# real TransformerLens and nnsight.
 test-all: $(TEST) $(NATIVE) test-native ## every test, those marked slow too
-	$(PIP) ray
+	$(PIP) ray nnsight transformer-lens
 	@echo "all tests, and those that 'make test' leaves out:"
 	$(PY) -m pytest -m slow --collect-only -q
 	$(PARALLEL) $(PYTEST_ARGS)

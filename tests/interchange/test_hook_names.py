@@ -20,7 +20,7 @@ from dkn_engine.interchange import nnsight_names, transformer_lens_names
 from dkn_engine.models.layout import find_layout
 from tests.support.attribution_runs import attributed, fixed
 from tests.support.tiny import FAMILIES, sequence, tiny
-from tests.support.words import words_tokenizer
+from tests.support.words import text, words_tokenizer
 
 NEURONS = np.array([[2, 5], [0, 39], [2, 1], [1, 0]])
 GATED = ("llama", "qwen3", "gemma3", "phi3", "mistral", "olmo2", "smollm3", "granite", "gemma2")
@@ -91,6 +91,58 @@ def test_transformer_lens_names() -> None:
     assert transformer_lens_names(np.empty((0, 2), dtype=np.int32)) == {}
 
 
+def clean_activations(model: Any, one: Any) -> dict[str, Tensor | None]:
+    """The engine's ``[L, F]`` at the last position, by site."""
+    layout = find_layout(model)
+    with torch.no_grad():
+        clean = prefill(model, layout, build_contexts([one], torch.device("cpu")))
+    return {"post": clean.post[0], "pre": _of_one(clean.pre), "up": _of_one(clean.up)}
+
+
+def _of_one(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x[0]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox", "gemma3", "phi3"])
+def test_transformer_lens_has_the_engines_activations_under_the_names(name: str) -> None:
+    """Of the real package's bridge around the same model, in which it exchanges modules."""
+    sources = pytest.importorskip(
+        "transformer_lens.model_bridge.sources._bridge_builder",
+        reason="transformer-lens is installed by make test-all",
+    )
+    model, one = tiny(name, torch.float32), sequence(5, 1)
+    expected = clean_activations(model, one)
+    kind = type(model).__name__
+    bridge = sources.build_bridge_from_module(model, kind, hf_config=model.config)
+    _, cache = bridge.run_with_cache(torch.tensor([one.ids]))
+    for site in ("post", "pre", *(["up"] if name in GATED else [])):
+        for place, indices in transformer_lens_names(NEURONS, site).items():
+            layer, table = int(place.split(".")[1]), expected[site]
+            assert table is not None
+            wanted = table[layer, NEURONS[NEURONS[:, 0] == layer, 1]]
+            # Both in float32; the bridge asks for eager attention.
+            torch.testing.assert_close(cache[place][0, -1, indices], wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("site", ["post", "pre", "up", "gate_act"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "phi3"])
+def test_nnsight_has_the_engines_activations_under_the_names(name: str, site: str) -> None:
+    if site in {"up", "gate_act"} and name not in GATED:
+        return
+    model, one = tiny(name, torch.float32), sequence(5, 1)
+    names, found = nnsight_names(model, NEURONS, site), {}
+    plain = {place: under(model, place, torch.tensor([one.ids])) for place in names}
+    wrapped = real(model)
+    for place in names:
+        with wrapped.trace(text(one.ids)):
+            part = wrapped
+            for step in place.split("."):
+                part = part[int(step)] if step.isdigit() else getattr(part, step)
+            found[place] = part.save()
+        x = found[place]
+        torch.testing.assert_close(x.reshape(len(one.ids), -1)[-1], plain[place])
+
+
 class Controller:
     """As nnsight 0.8 leaves one on every module that it wraps, in the place of ``forward``.
 
@@ -130,7 +182,7 @@ def imitated(model: nn.Module) -> Any:
 
 
 def real(model: nn.Module) -> Any:
-    nnsight = pytest.importorskip("nnsight", reason="nnsight is not among what tests install")
+    nnsight = pytest.importorskip("nnsight", reason="nnsight is installed by make test-all")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # newer releases have another name for it
         return nnsight.LanguageModel(model, tokenizer=words_tokenizer())
