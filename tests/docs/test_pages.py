@@ -47,6 +47,7 @@ def _without_a_screen() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_without_a_screen")
+@pytest.mark.filterwarnings("ignore:.*are offloaded")
 @pytest.mark.parametrize("page", with_python(), ids=lambda page: page.stem)
 def test_python_runs(
     page: Path,
