@@ -165,7 +165,7 @@ def prefill(model: nn.Module, layout: Layout, contexts: Contexts) -> Prefill:
         calls.put(layer, bound)
 
     handles = [
-        layer.register_forward_pre_hook(partial(enter, i), with_kwargs=True)
+        layer.register_forward_pre_hook(partial(enter, i), prepend=True, with_kwargs=True)
         for i, layer in enumerate(layout.layers)
     ]
     top = layout.layers[-1]

@@ -194,9 +194,20 @@ def test_an_argument_that_rows_do_not_know_means_blocks(part: str) -> None:
     require_brute_force(found, "llama", model, "post")
 
 
-def test_an_argument_that_nobody_knows_is_named_once() -> None:
+def test_a_hook_that_changes_what_enters_a_layer_runs_again_for_rows() -> None:
+    """Rows enter a layer as what it was given, before its own hooks, which are the model's."""
     model = tiny("llama")
     model.get_submodule("model.layers.1").register_forward_pre_hook(
+        lambda _module, args: (args[0] * 1.5, *args[1:])
+    )
+    found = attributed("llama", model, fixed())
+    assert found.path == "sweep"
+    require_brute_force(found, "llama", model, "post")
+
+
+def test_an_argument_that_nobody_knows_is_named_once() -> None:
+    model = tiny("llama")
+    model.model.register_forward_pre_hook(
         lambda _module, args, kwargs: (args, {**kwargs, "strange": object()}), with_kwargs=True
     )
     with pytest.warns(UserWarning, match="takes 'kwargs', a object; using full") as warned:
