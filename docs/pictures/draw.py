@@ -2,6 +2,7 @@
 
 ``report.png`` is the first view of ``make demo``'s page in a browser: ``chromium --headless=new
 --window-size=1000,1150 --screenshot=docs/pictures/report.png runs/demo/report.html``.
+``notebook.png`` is one of two cells, as ``jupyter nbconvert --execute --to html`` shows it.
 """
 
 from __future__ import annotations
