@@ -18,6 +18,7 @@ from dkn_engine.report.content import (
     Paragraph,
     Section,
     Table,
+    Tiles,
     cell_text,
     number,
 )
@@ -102,7 +103,14 @@ def analysis_html(table: statistics.Table) -> str:
 def summary_html(summary: Summary) -> str:
     """The headline figures, and drops beside those of controls."""
     sections = run_report(summary, Section(FACTS, ())).sections
-    return render_blocks([block for section in sections for block in section.blocks])
+    blocks = [block for section in sections for block in section.blocks]
+    return render_blocks([_as_table(b) if isinstance(b, Tiles) else b for b in blocks])
+
+
+def _as_table(tiles: Tiles) -> Table:
+    """Tiles need the page's style."""
+    columns = ("headline", number("value"), "of what")
+    return Table(columns, [(tile.label, tile.value, tile.note) for tile in tiles.tiles])
 
 
 def attribution_html(found: Attribution) -> str:

@@ -183,7 +183,8 @@ def test_a_notebook_shows_the_summary() -> None:
     assert "Known facts with a DKN" in piece
     assert "DKN families minus random neurons" in piece
     assert "2 of 4" in piece
-    assert Elements(piece).names.count("table") == 3  # drops, comparisons, relations
+    assert Elements(piece).names.count("table") == 4  # headlines, drops, comparisons, relations
+    assert Elements(piece).names.count("dl") == 0  # which needs the page's style
 
 
 def test_a_notebook_shows_scores() -> None:
