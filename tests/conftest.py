@@ -42,6 +42,7 @@ LONGEST = (
     "run/test_faults.py",
     "benchmarks/test_templama.py",
     "run/test_workers.py",
+    "run/test_covering_workers.py",
     "analysis/test_suite.py",
     "packaging/test_distribution.py",
     "docs/test_pages.py",
