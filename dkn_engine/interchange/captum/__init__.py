@@ -1,1 +1,0 @@
-"""Layer integrated gradients under captum's names, computed by the engine."""
