@@ -217,7 +217,8 @@ class KnowledgeNeurons:
             answer's tokens behind the model's own, ``argmax_completion`` and ``argmax_prob``; and
             the function that undoes it.
         """
-        return self._modify_activations(prompt, ground_truth, neurons, 0.0, undo_modification)
+        with locked(self.model):
+            return self._modify_activations(prompt, ground_truth, neurons, 0.0, undo_modification)
 
     def enhance_knowledge(
         self,
@@ -228,7 +229,8 @@ class KnowledgeNeurons:
         quiet: bool = False,
     ) -> Changed:
         """As :meth:`suppress_knowledge`, with activations doubled."""
-        return self._modify_activations(prompt, ground_truth, neurons, 2.0, undo_modification)
+        with locked(self.model):
+            return self._modify_activations(prompt, ground_truth, neurons, 2.0, undo_modification)
 
     def edit_knowledge(
         self,
@@ -244,10 +246,13 @@ class KnowledgeNeurons:
         gains twice that of the target's first.
         """
         table = self._embeddings()
-        with guest(self.model, grad=False):
-            old = int(self._next(prompt).argmax())
-        move = 2 * (table[self._targets(target)[0]] - table[old])
-        return self._modify_weights(prompt, target, neurons, lambda w: w + move, undo_modification)
+        with locked(self.model):
+            with guest(self.model, grad=False):
+                old = int(self._next(prompt).argmax())
+            move = 2 * (table[self._targets(target)[0]] - table[old])
+            return self._modify_weights(
+                prompt, target, neurons, lambda w: w + move, undo_modification
+            )
 
     def erase_knowledge(
         self,
@@ -272,9 +277,10 @@ class KnowledgeNeurons:
             )
         table = self._embeddings()
         value = table[0] * 0 if erase_value == "zero" else table[unknown]
-        return self._modify_weights(
-            prompt, target, neurons, lambda w: value.expand_as(w), undo_modification
-        )
+        with locked(self.model):
+            return self._modify_weights(
+                prompt, target, neurons, lambda w: value.expand_as(w), undo_modification
+            )
 
     def _embeddings(self) -> Tensor:
         found: Any = self.model.get_input_embeddings()  # type: ignore[operator]  # of transformers

@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 import dkn_engine as dkn
-from dkn_engine.compat import LayerIntegratedGradients
 from dkn_engine.errors import UnsupportedModelError
 from tests.support.tiny import tiny
 from tests.support.words import words_tokenizer
@@ -95,25 +94,3 @@ def test_without_gradients_backward_hooks_are_harmless() -> None:
         with dkn.intervene(model, [[1, 3]], factor=0.0), torch.no_grad():
             logits.append(model(ids).logits)
     torch.testing.assert_close(*logits, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("register", [after(halved), before], ids=["after", "before"])
-@pytest.mark.parametrize("of_input", [True, False])
-def test_captums_class_counts_a_backward_hook_as_captum_does(register: Any, of_input: bool) -> None:
-    captum = pytest.importorskip("captum.attr")
-    model = tiny("llama")
-    down = model.get_submodule(DOWN)
-    register(down)
-
-    def forward(ids: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = model(ids, use_cache=False).logits[:, -1]
-        return torch.softmax(logits, -1)
-
-    ids = torch.arange(3, 9).unsqueeze(0)
-    options: dict[str, Any] = {"target": 5, "n_steps": 5, "attribute_to_layer_input": of_input}
-    found, expected = (
-        kind(forward, down).attribute(ids, **options)
-        for kind in (LayerIntegratedGradients, captum.LayerIntegratedGradients)
-    )
-    expected = expected[0] if isinstance(expected, tuple) else expected
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-12)

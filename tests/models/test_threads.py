@@ -127,8 +127,13 @@ def verbs(model: nn.Module) -> list[Callable[[], Any]]:
         return run
 
     def compared() -> Any:
-        layer = dkn.compat.LayerIntegratedGradients(model, find_layout(model).mlps[1].down)
-        return layer.attribute(IDS, target=7, n_steps=4, attribute_to_layer_input=True).numpy()
+        return [f.kept for f in dkn.faithfulness(model, tokenizer, facts(), NEURONS)]
+
+    def by_other_names() -> Any:
+        kn = dkn.compat.KnowledgeNeurons(model, tokenizer)
+        neurons = [list(n) for n in NEURONS]
+        verbs = (kn.enhance_knowledge, kn.edit_knowledge)
+        return [verb("w5 w9 w11", "w13 w14", neurons)[0] for verb in verbs]
 
     def trained() -> Any:
         from dkn_engine.analysis.experiments.evolvability.finetune import finetuned
@@ -149,7 +154,16 @@ def verbs(model: nn.Module) -> list[Callable[[], Any]]:
         return dkn.interchange.nnsight_names(model, NEURONS)
 
     few = [streamed, found, asked, asked_everywhere, changed("activations"), changed("weights")]
-    return [*few, compared, trained, identified, connected, named, *examinations(model)]
+    return [
+        *few,
+        compared,
+        by_other_names,
+        trained,
+        identified,
+        connected,
+        named,
+        *examinations(model),
+    ]
 
 
 def examinations(model: nn.Module) -> list[Callable[[], Any]]:

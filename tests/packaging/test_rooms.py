@@ -40,7 +40,7 @@ ROOMS = (
     "analysis",
     "cli",
 )
-# The doors of the package: its public names, the program, captum's name.
+# The doors of the package: its public names, the program, EleutherAI's names.
 DOORS = ("__init__", "__main__", "compat")
 Modules = dict[str, Path]
 
@@ -127,7 +127,7 @@ def test_the_root_holds_the_rooms_and_few_modules() -> None:
     assert len(list(PACKAGE.glob("*.py"))) <= 8
 
 
-# Public verbs, whose settings are sections; signatures of captum and EleutherAI; kernels'.
+# Public verbs, whose settings are sections; EleutherAI's signatures; a kernel's contract.
 WIDE = {
     *("answer_probability", "faithfulness", "complexity", "evolvability", "attribute"),
     *("get_coarse_neurons", "get_refined_neurons", "prefix_attention"),
