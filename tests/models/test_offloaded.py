@@ -77,10 +77,10 @@ def test_scores_are_those_of_the_model_in_memory(pair: Any, site: str) -> None:
     assert np.allclose(found.probability, own.probability, rtol=FLOAT64)
 
 
-def test_scores_by_full_forwards_are_the_same(tmp_path: Path) -> None:
+def test_scores_without_rows_are_the_same(tmp_path: Path) -> None:
     own = attributed("gptj", tiny("gptj"), fixed())
     found = attributed("gptj", offloaded("gptj", "disk", tmp_path), fixed())
-    assert found.path == "blocks"
+    assert found.path == own.path != "sweep"
     assert relative_error(found.scores, own.scores) < FLOAT64
 
 
