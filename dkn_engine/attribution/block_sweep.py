@@ -25,6 +25,7 @@ from dkn_engine.forward.prefill import Prefill
 from dkn_engine.forward.routing import Routing, frozen
 from dkn_engine.forward.row_check import Check, failures_mean_no_sweep
 from dkn_engine.forward.shrinking_batches import in_batches
+from dkn_engine.models.devices import at
 from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import Layout
 from dkn_engine.ops.answer_probability import answer_probability
@@ -96,7 +97,7 @@ class Blocks:
             return *self.evaluate(points), ends
 
     def _climb(self, points: Points) -> tuple[Tensor, Tensor]:
-        """Points in ascending order of their layers: those of a layer join at it."""
+        """Points in ascending order of their layers: those of a layer join at it, on its device."""
         sequence = self.contexts.sequence[points.context]
         position = self.contexts.at[points.context]
         here = torch.bincount(points.layer, minlength=self.layout.n_layers).tolist()
@@ -110,7 +111,7 @@ class Blocks:
             handles = []
             if new:
                 own = slice(before, n)
-                hidden = torch.cat([hidden, self.calls.entering(layer)[sequence[own]]])
+                hidden = torch.cat([hidden, at(self.calls.entering(layer), sequence[own])])
                 leaf = self.paths.outputs(layer, points.context[own], points.alpha[own])
                 leaves.append(leaf.detach().requires_grad_(True))
                 entry = torch.arange(before, n, device=sequence.device)
@@ -120,12 +121,12 @@ class Blocks:
                 hidden = self.calls.run(layer, hidden, sequence[:n])
         rows, values, top = self._scored(hidden, points.context)
         gradients = torch.autograd.grad(rows, leaves, grad_outputs=top)
-        return torch.cat(gradients), values
+        return torch.cat([g.to(sequence.device) for g in gradients]), values
 
     def _unchanged(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients ``[n, L, d]`` at all MLPs' outputs and objective ``[n]``, of clean blocks."""
         sequence, position = self.contexts.sequence[context], self.contexts.at[context]
-        hidden = self.calls.entering(0)[sequence].detach().requires_grad_(True)
+        hidden = at(self.calls.entering(0), sequence).detach().requires_grad_(True)
         outputs: list[Tensor] = []
         check = Check(self, context)
 
@@ -137,13 +138,13 @@ class Blocks:
             with hooks([mlp.down.register_forward_hook(keep)]), self._routed(context):
                 hidden = self.calls.run(layer, hidden, sequence)
             if layer + 1 < self.layout.n_layers:
-                check.note(hidden.detach(), self.calls.entering(layer + 1)[sequence])
+                check.note(hidden.detach(), at(self.calls.entering(layer + 1), sequence))
         rows, values, top = self._scored(hidden, context)
         check.scored(self.tail, rows.detach(), values, self.objective, self.paths.backend)
         found = torch.autograd.grad(rows, outputs, grad_outputs=top)
         entry = torch.arange(len(context), device=context.device)
-        at = [by_position(g, hidden.shape[:2])[entry, position] for g in found]
-        return torch.stack(at, dim=1), values
+        own = [at(by_position(g, hidden.shape[:2]), entry, position) for g in found]
+        return torch.stack([g.to(context.device) for g in own], dim=1), values
 
     def _routed(self, context: Tensor) -> contextlib.AbstractContextManager[None]:
         """Blocks ``[n]`` in the block of code go where their contexts went."""
@@ -156,7 +157,7 @@ class Blocks:
         objective ``[n]`` and its gradients ``[n, d]`` there.
         """
         entry = torch.arange(len(context), device=context.device)
-        rows = hidden[entry, self.contexts.position[context]]
+        rows = at(hidden, entry, self.contexts.position[context])
         values, top = answer_probability(
             self.tail,
             rows,
@@ -166,7 +167,7 @@ class Blocks:
             backend=self.paths.backend,
         )
         assert top is not None
-        return rows, values, top
+        return rows, values.to(context.device), top
 
 
 def _put(
@@ -180,5 +181,5 @@ def _put(
 ) -> Tensor:
     """Outputs of an MLP over blocks ``[n, T, d]``, exchanged for ``leaf`` at (entry, position)."""
     table = by_position(output, shape[:2]).clone()
-    table[entry, position] = leaf
+    table[entry.to(table.device), position.to(table.device)] = leaf
     return table.view_as(output)

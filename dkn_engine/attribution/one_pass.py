@@ -64,7 +64,7 @@ def clean_end_scores(paths: Paths, gradients: Tensor, method: str) -> Integrals:
     shape = (n, n_layers)
     nothing, nan = np.zeros(shape, dtype=np.int64), np.full(shape, np.nan)
     done = np.ones(shape, dtype=bool)
-    return Integrals(torch.stack(scores, 1).cpu().numpy(), nan, nothing, nan, done)
+    return Integrals(torch.stack([s.cpu() for s in scores], 1).numpy(), nan, nothing, nan, done)
 
 
 class CleanRows:
@@ -113,12 +113,12 @@ class CleanRows:
             check.answer(self._tail(flat.detach(), context, "log_probability")[0])
             _, top = self._tail(flat, context, self.config.objective, gradient=True)
             found = torch.autograd.grad(flat, outputs, top)
-        return torch.stack(found, dim=2).transpose(0, 1)
+        return torch.stack([g.to(context.device) for g in found], dim=2).transpose(0, 1)
 
     def _dropped(self, layer: int, before: Tensor, out: Tensor) -> Tensor:
         """What a layer returns, in its own variant with no gradient but the stream's around it."""
         own = torch.arange(self.n_variants, device=out.device) == layer
-        return torch.where(own.unsqueeze(-1), past(before, out), out)
+        return torch.where(own.unsqueeze(-1), past(before.to(out.device), out), out)
 
     def _tail(
         self, flat: Tensor, context: Tensor, objective: str, gradient: bool = False
@@ -163,6 +163,8 @@ class CleanForwards:
 
 def _pass_by(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     before = args[0] if args else kwargs["hidden_states"]
+    first = output if isinstance(output, Tensor) else output[0]
+    before = before.to(first.device)
     if isinstance(output, Tensor):
         return past(before, output)
     return (past(before, output[0]), *output[1:])

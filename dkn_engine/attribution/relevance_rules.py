@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.forward.patched_rows import RowEngine
+from dkn_engine.models.devices import device_of
 from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import Layout
 from dkn_engine.models.norms import fitted_norm
@@ -69,7 +70,8 @@ def _norms(layout: Layout) -> Iterator[nn.Module]:
 def _fixed_divisor(layout: Layout, norm: nn.Module, like: Tensor) -> Any:
     weight: Any = getattr(norm, "weight", None)
     width = layout.d_model if weight is None else weight.shape[-1]
-    found = fitted_norm(norm, like.new_empty(1, width))
+    device = like.device if weight is None else device_of(norm)
+    found = fitted_norm(norm, like.new_empty(1, width, device=device))
     if found is None:
         raise UnsupportedModelError(
             f"method='relp' needs norms of a constant gain; found {type(norm).__name__}, which is "
@@ -86,7 +88,7 @@ def _with_divisor(
     The norm's Jacobian is diag(g) (C - u u^T / |u|^2) / s for the centred input u = C x and the
     divisor s; the term in u u^T is added again.
     """
-    x = args[0]
+    x, gain, bias = args[0].to(y.device), gain.to(y.device), bias.to(y.device)
     u = (x - x.mean(-1, keepdim=True) if centred else x).detach().to(gain.dtype)
     normed = y.detach().to(gain.dtype) - bias
     # |g u| / |g u / s| is the divisor, whatever epsilon it has in it.

@@ -89,7 +89,8 @@ class Settings:
 
     def summed(self, log_p: Tensor) -> Tensor:
         """From pairs ``[N]`` to settings ``[R]``."""
-        return log_p.new_zeros(len(self.gates)).index_add(0, self.setting, log_p)
+        setting = self.setting.to(log_p.device)
+        return log_p.new_zeros(len(self.gates)).index_add(0, setting, log_p)
 
 
 def row_gates(engine: RowEngine, gated: Gated, asked: Settings) -> tuple[Tensor, Tensor]:

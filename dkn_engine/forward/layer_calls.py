@@ -109,7 +109,7 @@ class LayerCalls:
         if (value.shape[axis], shape[axis]) != (each * self._n, each * self._n_other):
             raise SweepUnsupported(f"{where}, which does not count its sequences")
         apart: Tensor = value.unflatten(axis, (self._n, each))
-        return apart.index_select(axis, sequence).flatten(axis, axis + 1)
+        return apart.index_select(axis, sequence.to(apart.device)).flatten(axis, axis + 1)
 
 
 @torch.no_grad()

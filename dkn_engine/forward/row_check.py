@@ -23,6 +23,7 @@ from dkn_engine.errors import DknError
 from dkn_engine.forward.contexts import Contexts
 from dkn_engine.forward.patched_rows import RowEngine, RowSet, SweepUnsupported
 from dkn_engine.forward.prefill import Prefill
+from dkn_engine.models.devices import at
 from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import Layout
 from dkn_engine.models.torch_internals import (
@@ -171,7 +172,7 @@ class Check:
         """Note clean rows ``[n, R, d]`` out of a layer; those of the last need only be alike."""
         out, last = out.detach(), layer + 1 == self._engine.layout.n_layers
         clean = self._engine.clean.hidden
-        self.note(out, out[:, -1:] if last else clean[layer + 1][self._context].unsqueeze(1))
+        self.note(out, out[:, -1:] if last else at(clean[layer + 1], self._context).unsqueeze(1))
 
     def note(self, found: Tensor, own: Tensor) -> None:
         """Note vectors ``[..., k]`` and what the model's own forward has in their place."""

@@ -71,8 +71,8 @@ class KnowledgeNeurons:
         self.model, self.tokenizer, self.model_type = model, tokenizer, model_type
         if device is not None:
             model.to(device)
-        self.device = next(model.parameters()).device
         self._layout = find_layout(model)
+        self.device = self._layout.device
         self.site = "post" if model_type == "bert" else "pre"
         require_site(self._layout, self.site)
 

@@ -82,6 +82,12 @@ def attribution(place: str, name: str, site: str, baseline: str) -> None:
     assert np.allclose(found.probability, own.probability, rtol=FLOAT64)
 
 
+def one_gradient(place: str, name: str, method: str) -> None:
+    own, found = (scored(name, p, method=method) for p in ("cpu", place))
+    assert found.path == own.path
+    assert relative_error(found.scores, own.scores) < FLOAT64
+
+
 def shared_prefixes(place: str, name: str) -> None:
     def baselines(model: Any) -> Any:
         layout = find_layout(model)
@@ -212,6 +218,9 @@ def checks() -> dict[str, Callable[[], None]]:
             add(edits, place, name, "answer")
         add(attribution, place, "llama", "pre", "zero")
         add(edits, place, "llama", "all")
+        add(one_gradient, place, "llama", "grad_drop")
+        add(one_gradient, place, "gptj", "grad_drop")
+        add(one_gradient, place, "llama", "relp")
         for name in ("llama", "gpt2"):
             add(find, place, name)
             add(captums_class, place, name)
