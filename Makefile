@@ -165,8 +165,10 @@ $(NATIVE): $(SOURCES) | $(DEMO)
 	$(PY) setup.py -q build_ext --inplace
 	@touch $@
 
-# Triton has wheels for Linux only; elsewhere its tests are skipped.
+# Triton has wheels for Linux only; elsewhere its tests are skipped. rxnfp holds the weights of a
+# trained BERT; its own requirements are versions of years ago.
 $(TEST): $(DEMO)
 	@echo "installing what the tests need"
 	$(PIP) --group test $(if $(filter Linux,$(shell uname -s)),triton)
+	$(PIP) --no-deps rxnfp
 	@touch $@
