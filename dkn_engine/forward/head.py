@@ -104,8 +104,9 @@ def _scale_and_cap(model: nn.Module) -> tuple[float, float | None]:
 
 def _forward(model: nn.Module, layout: Layout, in_tuples: bool, hidden: Tensor) -> Tensor:
     """What the model makes of its last layer's outputs ``[n, d]``: logits ``[n, V]``."""
-    only = nn.ModuleList([_Inject(hidden.unsqueeze(1), in_tuples)])
-    with replaced(layout.base, layout.stack, only):
+    # As many as there are layers: ALBERT counts them.
+    every = nn.ModuleList([_Inject(hidden.unsqueeze(1), in_tuples)] * layout.n_layers)
+    with replaced(layout.base, layout.stack, every):
         ids = torch.zeros(hidden.shape[0], 1, dtype=torch.int64, device=hidden.device)
         logits: Tensor = model(input_ids=ids, use_cache=False).logits
     return logits[:, 0]

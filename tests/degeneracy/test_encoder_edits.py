@@ -26,9 +26,6 @@ from tests.support.tiny_encoders import (
 )
 from tests.support.words import text, words_tokenizer
 
-# What is attributed by full forwards says so once.
-pytestmark = pytest.mark.filterwarnings("ignore:.*full forward passes")
-
 CLOSE: dict[str, Any] = {"rtol": 1e-9, "atol": 0}
 OFF, ON = [(0, 3), (1, 5), (2, 7), (2, 8)], [(0, 4), (1, 6)]
 EDITS = [suppress(OFF), enhance(ON, 2.5), combine(suppress(OFF[:1]), enhance(ON[1:], -1.0))]

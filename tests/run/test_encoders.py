@@ -20,8 +20,6 @@ from tests.support.tiny import tiny
 from tests.support.tiny_encoders import tiny_encoder
 from tests.support.words import text, words_tokenizer
 
-# What is attributed by full forwards says so once.
-pytestmark = pytest.mark.filterwarnings("ignore:.*full forward passes")
 CONFIG = dkn.Config().set("filter.min_probability", 1e-4)
 
 
