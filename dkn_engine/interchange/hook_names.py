@@ -82,6 +82,10 @@ def _unwrapped(model: Any) -> nn.Module:
 
 def _place(mlp: Mlp, site: str) -> tuple[nn.Module, str]:
     """The module at whose input or output the site lies."""
+    if mlp.block is not None:
+        raise UnsupportedModelError(
+            "expected a dense MLP; found that activations lie in no module of a mixture of experts"
+        )
     if site == "post":
         return mlp.down, "input"
     if site == "pre":

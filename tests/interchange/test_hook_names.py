@@ -20,6 +20,7 @@ from dkn_engine.interchange import nnsight_names, transformer_lens_names
 from dkn_engine.models.layout import find_layout
 from tests.support.attribution_runs import attributed, fixed
 from tests.support.tiny import FAMILIES, sequence, tiny
+from tests.support.tiny_experts import tiny_experts
 from tests.support.words import text, words_tokenizer
 
 NEURONS = np.array([[2, 5], [0, 39], [2, 1], [1, 0]])
@@ -205,13 +206,18 @@ def test_a_model_that_nnsight_has_wrapped_is_as_it_was(name: str, wrap: Any) -> 
         find_layout(wrapped)
 
 
-def test_another_forward_of_an_instance_is_still_refused() -> None:
+def test_another_forward_of_an_instance_is_not_taken_for_nnsights() -> None:
     """By its name alone it might be nnsight's; it says of no class that it is passed on to."""
     model = tiny("llama")
     down = model.model.layers[1].mlp.down_proj
+    own = find_layout(model).mlps[1].w_out([3])
     down.forward = functools.wraps(type(down).forward)(lambda x: type(down).forward(down, x) * 2)
-    with pytest.raises(UnsupportedModelError, match="forward is its own"):
-        nnsight_names(model, NEURONS) and find_layout(model).mlps[1].w_out([3])
+    assert torch.equal(find_layout(model).mlps[1].w_out([3]), 2 * own)
+
+
+def test_a_mixture_of_experts_has_no_module_to_name() -> None:
+    with pytest.raises(UnsupportedModelError, match="lie in no module of a mixture of experts"):
+        nnsight_names(tiny_experts("mixtral"), NEURONS)
 
 
 def test_what_has_no_name_is_refused() -> None:
