@@ -23,7 +23,6 @@ from dkn_engine.analysis import robustness
 from dkn_engine.analysis.experiments.evolvability.finetune import finetuned
 from dkn_engine.attribution.baselines import shared_masked_baselines
 from dkn_engine.attribution.chunk import attribute_chunk
-from dkn_engine.compat import LayerIntegratedGradients
 from dkn_engine.config import AttributionConfig, Config, FilterConfig
 from dkn_engine.degeneracy.edited_answers import AskedSlopes, Prompts
 from dkn_engine.degeneracy.edits import enhance, suppress
@@ -35,7 +34,7 @@ from dkn_engine.models.fingerprint import model_fingerprint, model_traits
 from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import find_layout
 from tests.support.second_device import load
-from tests.support.tiny import FAMILIES, MASK_ID, N_LAYERS, down_of, relative_error, sequences, tiny
+from tests.support.tiny import FAMILIES, MASK_ID, N_LAYERS, relative_error, sequences, tiny
 from tests.support.words import text, words_tokenizer
 
 # The same operations on the same numbers: what differs is the order of sums.
@@ -159,21 +158,6 @@ def tables(place: str, name: str) -> None:
         assert np.allclose(b.value, a.value, rtol=1e-8, equal_nan=True)
 
 
-def captums_class(place: str, name: str) -> None:
-    found = []
-    for model in (model_on(name, "cpu"), model_on(name, place)):
-        device = find_layout(model).device
-        ids, targets = torch.tensor([[5, 9, 11]], device=device), torch.tensor([13], device=device)
-
-        def probabilities(x: Any, model: Any = model) -> Any:
-            return model(input_ids=x, use_cache=False).logits[:, -1].softmax(-1)
-
-        ig = LayerIntegratedGradients(probabilities, down_of(name, model, 1))
-        scores = ig.attribute(ids, torch.full_like(ids, MASK_ID), target=targets, n_steps=3)
-        found.append(scores.cpu())
-    assert relative_error(found[1], found[0]) < FLOAT64
-
-
 def training(place: str, name: str) -> None:
     p = []
     for model in (model_on(name, "cpu"), model_on(name, place)):
@@ -223,7 +207,6 @@ def checks() -> dict[str, Callable[[], None]]:
         add(one_gradient, place, "llama", "relp")
         for name in ("llama", "gpt2"):
             add(find, place, name)
-            add(captums_class, place, name)
             add(shared_prefixes, place, name)
             add(weights, place, name)
         add(tables, place, "llama")
