@@ -55,6 +55,7 @@ def run_report(
     manifest: Mapping[str, Any] | None = None,
     problems: Sequence[Mapping[str, Any]] = (),
     figures: Mapping[str, Figure] | None = None,
+    shared: Table | None = None,
     notes: Sequence[str] = (),
     most_relations: int | None = None,
 ) -> Report:
@@ -66,6 +67,7 @@ def run_report(
         manifest: of the run directory; model, configuration and versions are quoted from it.
         problems: facts that the loader left out (``file``, ``line``, ``id``, ``reason``).
         figures: ``drops``, ``neurons`` and ``overlap``, those that were drawn.
+        shared: neurons of several facts (``shared_neurons``).
         notes: said at the start, such as why there are no figures.
         most_relations: rows of their table; None for all.
     """
@@ -74,8 +76,10 @@ def run_report(
     if summary.n_facts:
         sections.append(Section("Drops and controls", _drops(summary, drawn)))
     where = [drawn[name] for name in ("neurons", "overlap") if name in drawn]
-    if where:
-        sections.append(Section("Where the neurons lie", [Figures(where)]))
+    if where or shared:
+        blocks: list[Block] = [Figures(where)] if where else []
+        blocks += [shared] if shared else []
+        sections.append(Section("Where the neurons lie", blocks))
     if len(summary.by_relation) > 1:
         sections.append(Section("Relations", _relations(summary, most_relations)))
     sections.append(facts)

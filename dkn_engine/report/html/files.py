@@ -16,6 +16,7 @@ from dkn_engine.report.figures.style import HOW_TO_GET, available
 from dkn_engine.report.files import manifest_of
 from dkn_engine.report.html.page import render_page
 from dkn_engine.report.run import run_report
+from dkn_engine.report.shared_neurons import shared_neurons
 from dkn_engine.report.summary import Summary
 from dkn_engine.types import FactResult
 
@@ -68,6 +69,7 @@ def write_page(
         manifest=manifest_of(directory),
         problems=problems,
         figures=drawn,
+        shared=shared_neurons(held),
         notes=() if has_figures or not figures else (f"{NO_FIGURES}.",),
     )
     page = render_page(report)
