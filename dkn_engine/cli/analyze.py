@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -311,6 +312,7 @@ def _by_analysis(
 def _print(suite: AllOptions, cells: Mapping[str, Cell], across: Mapping[str, Table]) -> None:
     from dkn_engine.analysis.kept_tables import to_json
     from dkn_engine.analysis.suite.headlines import headline_rows
+    from dkn_engine.analysis.suite.page import GROUPS
     from dkn_engine.report.analysis_text import render, words
 
     by_analysis = _by_analysis(cells, across)
@@ -331,4 +333,5 @@ def _print(suite: AllOptions, cells: Mapping[str, Cell], across: Mapping[str, Ta
     for label, cell in cells.items():
         for name, reason in cell.refused.items():
             put(f"{words(name)} of {label} was not made: {reason}\n")
+    put(f"{textwrap.fill(GROUPS, 79)}\n\n")
     put(f"All figures are in {suite.folder}: report.html, and .csv files of each analysis\n")

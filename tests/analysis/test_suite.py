@@ -305,7 +305,9 @@ def test_cells_have_the_whole_names_of_their_models_and_lie_in_out(
         *("Llama-3.1-8B", "Llama-3.2-1B", "figures"),
     ]
     assert {r["run"] for r in rows(out / "sharing.csv")} == {"Llama-3.2-1B", "Llama-3.1-8B"}
-    assert "SHARING: Llama-3.2-1B" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "SHARING: Llama-3.2-1B" in said
+    assert "Rnd: random neurons, as many" in said
 
 
 def test_presets_that_read_facts_differently_are_not_mixed(
