@@ -251,10 +251,12 @@ def _work(summary: Summary) -> list[Tile]:
     """What it took: points of the path, and seconds."""
     tiles = []
     if math.isfinite(summary.points_per_layer):
-        note = (
-            f"convergence delta {summary.mean_abs_convergence_delta:.0e} mean, "
-            f"{summary.max_abs_convergence_delta:.0e} largest"
-        )
+        note = "no convergence delta: scores of one gradient have no path"
+        if math.isfinite(summary.mean_abs_convergence_delta):
+            note = (
+                f"convergence delta {summary.mean_abs_convergence_delta:.0e} mean, "
+                f"{summary.max_abs_convergence_delta:.0e} largest"
+            )
         if summary.n_not_converged:
             note += f"; {summary.n_not_converged:,} facts not converged to the tolerance"
         tiles.append(Tile("Path points a layer", f"{summary.points_per_layer:.1f}", note))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -257,3 +258,36 @@ def test_a_run_of_the_default_is_written_as_before_the_setting_came() -> None:
     assert changed.hash != Config().hash
     assert Config.from_dict(Config().written()) == Config()
     assert Config.from_dict(changed.written()) == changed
+
+
+class OtherNorm(nn.Module):
+    """Called a norm, and none: it divides by the largest entry."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / x.abs().amax(-1, keepdim=True)
+
+
+def test_relp_names_what_it_has_no_rule_for() -> None:
+    model = tiny("llama")
+    model.model.layers[1].post_attention_layernorm = OtherNorm()
+    with pytest.raises(UnsupportedModelError, match="needs norms of a constant gain; found OtherN"):
+        attributed("llama", model, by("relp"))
+    plain = tiny("gpt2")
+    for block in plain.transformer.h:  # a function, which no hook sees
+        act = block.mlp.act
+        del block.mlp.act
+        block.mlp.act = act.forward
+    with pytest.raises(UnsupportedModelError, match="needs the non-linearity to be a module"):
+        attributed("gpt2", plain, by("relp"))
+
+
+def test_a_page_says_that_there_was_no_path(tmp_path: Path) -> None:
+    config = dkn.Config(
+        attribution=by("attribution_patching"),
+        filter=dkn.FilterConfig(require_rank_1=False, min_probability=0.0, n_random=1),
+    )
+    fact = dkn.Fact("a", text([5, 9, 11]), text([13]))
+    results = dkn.find_dkns(tiny("gpt2", torch.float32), words_tokenizer(), [fact], config)
+    assert np.isnan(results[0].convergence_delta).all()
+    page = results.report(tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "no convergence delta: scores of one gradient have no path" in page
