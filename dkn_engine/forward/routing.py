@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dkn_engine.forward.contexts import Contexts
+from dkn_engine.models.devices import at
 from dkn_engine.models.layout import Layout
 
 # By layer the experts int64 [C, K] that each context's position goes to, and their weights [C, K].
@@ -42,7 +43,7 @@ def frozen(
         return
     try:
         for layer, (experts, weights) in routing.items():
-            layout.mixtures[layer].forced = (token, experts[context], weights[context])
+            layout.mixtures[layer].forced = (token, at(experts, context), at(weights, context))
         yield
     finally:
         for mixture in layout.mixtures.values():

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dkn_engine.errors import UnsupportedModelError
+from dkn_engine.models.devices import is_offloaded
 from dkn_engine.models.readable import plain_weight
 
 NAME = "dkn_engine_experts"
@@ -133,7 +134,8 @@ class Mixture(nn.Module):
         if self.forced is not None:
             token, experts, given = self.forced
             index, weights = index.clone(), weights.clone()
-            index[token], weights[token] = experts, given.to(weights.dtype)
+            token = token.to(index.device)
+            index[token], weights[token] = experts.to(index.device), given.to(weights)
         self.routing = (index.detach(), weights.detach())
         return index, weights
 
@@ -256,6 +258,12 @@ def mixture_of(layer: nn.Module, where: str) -> tuple[Mixture, nn.Module] | None
         )
     ((path, module),) = experts.items()
     block = layer.get_submodule(path.rpartition(".")[0])
+    for part, weights in block.named_modules():
+        if is_offloaded(weights):
+            raise UnsupportedModelError(
+                f"{where}: expected a mixture of experts in memory; found {part!r} offloaded: load "
+                "the layer onto a device (device_map, max_memory)"
+            )
     if module not in _mixtures:
         _register()
         _mixtures[module] = Mixture(module, block, f"{where}.{path}")

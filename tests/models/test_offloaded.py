@@ -22,6 +22,7 @@ from dkn_engine.models.layout import find_layout
 from tests.support.attribution_runs import FLOAT64, attributed, fixed
 from tests.support.guests import Boom, broken
 from tests.support.tiny import N_LAYERS, down_of, relative_error, sequences, tiny
+from tests.support.tiny_experts import tiny_experts
 from tests.support.words import text, words_tokenizer
 
 FACTS = [
@@ -201,6 +202,12 @@ def test_weights_that_no_hook_of_their_own_reads_are_refused(tmp_path: Path) -> 
     ):
         with pytest.raises(UnsupportedModelError, match=found):
             find_layout(model)
+
+
+def test_experts_are_refused(tmp_path: Path) -> None:
+    model = accelerate.disk_offload(tiny_experts("mixtral"), tmp_path, execution_device="cpu")
+    with pytest.raises(UnsupportedModelError, match="in memory; found 'gate' offloaded"):
+        find_layout(model)
 
 
 def test_training_is_refused(tmp_path: Path) -> None:

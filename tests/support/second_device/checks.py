@@ -35,6 +35,8 @@ from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import find_layout
 from tests.support.second_device import load
 from tests.support.tiny import FAMILIES, MASK_ID, N_LAYERS, relative_error, sequences, tiny
+from tests.support.tiny_encoders import ENCODERS, masked, tiny_encoder
+from tests.support.tiny_experts import EXPERTS, tiny_experts
 from tests.support.words import text, words_tokenizer
 
 # The same operations on the same numbers: what differs is the order of sums.
@@ -48,30 +50,53 @@ FACTS = [
 ]
 
 
+def made(name: str) -> Any:
+    if name in EXPERTS:
+        return tiny_experts(name)
+    return tiny(name) if name in FAMILIES else tiny_encoder(name)
+
+
+def layers_of(name: str) -> str:
+    if name in EXPERTS:
+        return "model.layers"
+    return (FAMILIES | ENCODERS)[name].down.partition(".{}")[0]
+
+
 def model_on(name: str, place: str) -> Any:
     """``split``: layers above the first, and the norm behind them, on the second device."""
-    model = tiny(name)
+    model = made(name)
     if place == "cpu":
         return model
     if place == "one":
         model = model.to("two:0")
         model.tie_weights()  # which torch unties on devices that it does not know
         return model
-    layers = FAMILIES[name].down.partition(".{}")[0]
-    decoder = layers.rpartition(".")[0]
-    parts = [f"{decoder}.{part}" for part, _ in model.get_submodule(decoder).named_children()]
-    places = dict.fromkeys([p for p in parts if p != layers], "two:0") | {"lm_head": "two:0"}
-    places |= {f"{layers}.{i}": f"two:{min(i, 1)}" for i in range(N_LAYERS)}
-    places |= {p: "two:1" for p in parts if p.endswith(("norm", "ln_f"))}
+    layers = layers_of(name)
+    places = {f"{layers}.{i}": f"two:{min(i, 1)}" for i in range(N_LAYERS)}
+    places |= beside(model, layers)
     if place == "offloaded":
         places[f"{layers}.1"] = "cpu"
     return accelerate.dispatch_model(model, places, main_device="two:0")
 
 
+def beside(module: Any, layers: str, path: str = "") -> dict[str, str]:
+    """Where everything but the layers is: norms on the second device, the rest on the first."""
+    found: dict[str, str] = {}
+    for name, child in module.named_children():
+        where = f"{path}.{name}".lstrip(".")
+        if layers.startswith(f"{where}."):
+            found |= beside(child, layers, where)
+        elif where != layers:
+            found[where] = "two:1" if name.endswith(("norm", "ln_f")) else "two:0"
+    return found
+
+
 def scored(name: str, place: str, **options: Any) -> Any:
-    model = model_on(name, place)
-    config = AttributionConfig(**options)
-    return attribute_chunk(model, find_layout(model), sequences(), config, mask_id=MASK_ID)
+    model, config = model_on(name, place), AttributionConfig(**options)
+    some = sequences()
+    if name in ENCODERS:
+        some = [masked(4, 1, 2), masked(3, 2, 2, seed=1)]
+    return attribute_chunk(model, find_layout(model), some, config, mask_id=MASK_ID)
 
 
 def attribution(place: str, name: str, site: str, baseline: str) -> None:
@@ -201,6 +226,7 @@ def checks() -> dict[str, Callable[[], None]]:
             add(attribution, place, name, "post", "masked")
             add(edits, place, name, "answer")
         add(attribution, place, "llama", "pre", "zero")
+        add(attribution, place, "bert", "post", "masked")
         add(edits, place, "llama", "all")
         add(one_gradient, place, "llama", "grad_drop")
         add(one_gradient, place, "gptj", "grad_drop")
@@ -211,6 +237,9 @@ def checks() -> dict[str, Callable[[], None]]:
             add(weights, place, name)
         add(tables, place, "llama")
         if place != "offloaded":
+            for name in ("mixtral", "deepseek_v3"):
+                add(attribution, place, name, "post", "masked")
+                add(edits, place, name, "answer")
             add(training, place, "llama")
     return found
 
