@@ -15,6 +15,7 @@ from dkn_engine.analysis.experiments.complexity.experiment import degeneracy_sam
 from dkn_engine.analysis.neuron_groups import require_results_of
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, fact_list
+from dkn_engine.models.devices import named_weights
 from dkn_engine.models.layout import find_layout
 from dkn_engine.statistics.intervals import COUNTED, Estimate
 from dkn_engine.statistics.jackknife import bounded_estimate, leave_one_out
@@ -42,7 +43,7 @@ def model_size(model: nn.Module) -> ModelSize:
         UnsupportedModelError: see :func:`dkn_engine.models.layout.find_layout`.
     """
     layout = find_layout(model)
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = sum(weight.numel() for _, weight in named_weights(model))
     return ModelSize(parameters, layout.n_layers, layout.d_model, layout.width)
 
 
