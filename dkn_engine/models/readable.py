@@ -56,6 +56,8 @@ def require_whole(layer: nn.Module, name: str) -> None:
     Raises:
         UnsupportedModelError: names the layer, ``name``, and the devices.
     """
+    if not any("_hf_hook" in vars(module) for module in layer.modules()):
+        return  # :func:`refuse_scattered_weights` has found it on one device
     devices = {
         device_of(module): path
         for path, module in layer.named_modules()

@@ -16,6 +16,7 @@ from typing import Any
 
 import accelerate
 import numpy as np
+import pytest
 import torch
 
 import dkn_engine as dkn
@@ -26,6 +27,7 @@ from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.config import AttributionConfig, Config, FilterConfig
 from dkn_engine.degeneracy.edited_answers import AskedSlopes, Prompts
 from dkn_engine.degeneracy.edits import enhance, suppress
+from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.forward.contexts import build_contexts
 from dkn_engine.forward.patched_rows import RowEngine
 from dkn_engine.forward.prefill import prefill
@@ -205,18 +207,27 @@ def mixing() -> None:
         lambda: torch.stack([a.sum(), b.sum()]),
     ]
     for operation in mixed:
-        try:
+        with pytest.raises(RuntimeError):
             operation()
-        except RuntimeError:
-            continue
-        raise AssertionError(f"mixed devices did not raise in mixed[{mixed.index(operation)}]")
     assert (a * number)[host].tolist() == [0.0, 2.0, 4.0, 6.0]
     assert (a.to("two:1") + b).device == torch.device("two:1")
 
 
+def a_layer_in_pieces() -> None:
+    """Refused, naming the layer and its devices."""
+    model = tiny("llama")
+    places = dict.fromkeys(beside(model, "model.layers.1"), "two:0")
+    places |= {f"model.layers.1.{n}": "two:0" for n, _ in model.model.layers[1].named_children()}
+    places["model.layers.1.mlp"] = "two:1"
+    model = accelerate.dispatch_model(model, places, main_device="two:0")
+    words = r"\[1\]: expected each decoder layer as a whole on one device; found .* on two:1"
+    with pytest.raises(UnsupportedModelError, match=words):
+        find_layout(model)
+
+
 @cache
 def checks() -> dict[str, Callable[[], None]]:
-    found: dict[str, Callable[[], None]] = {"mixing": mixing}
+    found: dict[str, Callable[[], None]] = {"mixing": mixing, "pieces": a_layer_in_pieces}
 
     def add(check: Callable[..., None], *arguments: str) -> None:
         found[" ".join((check.__name__, *arguments))] = partial(check, *arguments)
@@ -256,7 +267,7 @@ def main() -> None:
         try:
             check()
             problem = None
-        except Exception:
+        except (Exception, pytest.fail.Exception):
             problem = traceback.format_exc()
         sys.stdout.write(json.dumps([name, problem]) + "\n")
         sys.stdout.flush()
