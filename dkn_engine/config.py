@@ -300,7 +300,7 @@ class AttributionConfig(Section):
     n_steps: int | None = None
     max_points: int = count(512, least=7)
     answer_tokens: Literal["mean", "sum", "first"] = "mean"
-    positions: Literal["answer", "subject_last", "all"] | tuple[int, ...] = "answer"
+    positions: Literal["answer", "subject_last", "all"] | tuple[int, ...] = later("answer")
     objective: Literal["probability", "log_probability", "logit", "logit_difference"] = (
         "probability"
     )
@@ -331,6 +331,8 @@ class AttributionConfig(Section):
             self._require("multiply_by", ok, "'delta' or 'activation' at other positions")
             ok = self.masked_tokens == "prompt"
             self._require("masked_tokens", ok, "'prompt' at other positions")
+            # Its rules are for rows, which are of the positions that predict.
+            self._require("method", self.method != "relp", "another at other positions")
 
     def _require_one_pass(self) -> None:
         """Refuse what a score of one gradient does not read, or is not defined for."""

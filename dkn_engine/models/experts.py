@@ -264,6 +264,9 @@ def mixture_of(layer: nn.Module, where: str) -> tuple[Mixture, nn.Module] | None
                 f"{where}: expected a mixture of experts in memory; found {part!r} offloaded: load "
                 "the layer onto a device (device_map, max_memory)"
             )
+    shared = next((getattr(block, name) for name in _SHARED if hasattr(block, name)), None)
+    if shared is not None and not hasattr(getattr(shared, "down_proj", None), "in_features"):
+        _refuse(where, f"a shared expert of another kind ({type(shared).__name__})")
     if module not in _mixtures:
         _register()
         _mixtures[module] = Mixture(module, block, f"{where}.{path}")

@@ -106,6 +106,16 @@ def test_answer_tokens_are_combined(how: Any) -> None:
         assert relative_error(scores, torch.stack(every).sum(0)) < 1e-10
 
 
+def test_a_score_of_one_gradient_is_taken_there_too() -> None:
+    """Activation times gradient, which is a rule with one point, the activation."""
+    model = tiny("gpt2")
+    config = AttributionConfig(method="attribution_patching", baseline="zero")
+    found = attributed("gpt2", model, config, at_places())
+    oracle, end = BruteForce("gpt2", model, "post"), ([1.0], [1.0])
+    for scores, one, places in zip(found.scores, sequences(), PLACES, strict=True):
+        assert relative_error(scores, expected(oracle, one, places, end, masked=False)) < 1e-10
+
+
 def test_the_last_layer_says_nothing_of_earlier_positions() -> None:
     found = attributed("llama", tiny("llama"), AttributionConfig(), [sequences()[2].at((0, 2))])
     assert not found.scores[0, -1].any()
@@ -182,6 +192,7 @@ def test_wrong_answers_are_attributed_at_the_same_positions() -> None:
         ({"positions": "subject"}, "positions must be one of 'answer', 'subject_last', 'all' or a"),
         ({"positions": "all", "masked_tokens": "all"}, "masked_tokens must be 'prompt' at other"),
         ({"positions": (0,), "multiply_by": "first_activation"}, "multiply_by must be 'delta' or"),
+        ({"positions": "all", "method": "relp"}, "method must be another at other positions"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(options: dict[str, Any], words: str) -> None:

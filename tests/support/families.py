@@ -118,5 +118,7 @@ def family(kind: str, dtype: torch.dtype = torch.float64) -> nn.Module:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model: Any = model_class(config)
+            with contextlib.suppress(ValueError, AttributeError):  # it has no experts
+                model.set_experts_implementation("eager")  # the default has no float64
     redraw(model)
     return model.to(dtype).eval()  # type: ignore[no-any-return]  # of transformers

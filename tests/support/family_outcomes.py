@@ -15,7 +15,7 @@ from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.forward.contexts import AnswerSequence
-from dkn_engine.models.guest import hooks
+from dkn_engine.models.guest import guest, hooks
 from dkn_engine.models.layout import Layout, find_layout
 from tests.support.families import families, family
 from tests.support.tiny import relative_error, sequence
@@ -42,7 +42,7 @@ class Outcome:
 _HOW = {"sweep": "swept", "blocks": "in blocks", "general": "by full forward passes"}
 ASKED = (sequence(5, 2, seed=1), sequence(3, 1, seed=2))
 _MOST = 160  # characters of a sentence on the page
-_ALPHAS = (0.0, 1 / 3, 2 / 3)
+_ALPHAS = (1 / 6, 3 / 6, 5 / 6)
 
 
 def outcome(kind: str) -> Outcome:
@@ -54,13 +54,24 @@ def outcome(kind: str) -> Outcome:
         return Outcome(kind, name, "not tried", f"{type(error).__name__}: {_short(str(error))}")
     try:
         layout = find_layout(model)
-        config = AttributionConfig(baseline="zero", quadrature="riemann_left", n_steps=3)
+        # With free routing a mixture of experts is as plain a function as any other model.
+        rule: dict[str, Any] = {"quadrature": "riemann_middle", "n_steps": len(_ALPHAS)}
+        config = AttributionConfig(baseline="zero", routing="free", **rule)
         found = attribute_chunk(model, layout, ASKED, config)
     except UnsupportedModelError as error:
         return Outcome(kind, name, "refused", _short(str(error)))
     apart = max(_scores_apart(model, layout, found.scores), _suppression_apart(model, layout))
-    words = layout.name_of(0, layout.mlps[0].down).replace("[0]", "[i]")
+    words = _neurons(layout)
     return Outcome(kind, name, _HOW[found.path], words, apart)
+
+
+def _neurons(layout: Layout) -> str:
+    """What their layer's module is called, by the first layer of each kind."""
+    if not layout.mixtures:
+        return layout.name_of(0, layout.mlps[0].down).replace("[0]", "[i]")
+    first = min(layout.mixtures)
+    experts = layout.name_of(first, layout.mixtures[first].experts).replace(f"[{first}]", "[i]")
+    return f"{experts}, experts"
 
 
 def _running(kind: str) -> nn.Module:
@@ -93,7 +104,7 @@ def _scores_apart(model: nn.Module, layout: Layout, scores: Any) -> float:
 
 
 def _brute_force(model: nn.Module, layout: Layout, one: AnswerSequence) -> Tensor:
-    """Scores ``[L, F]`` from zero by the left rule: a forward and a backward a point."""
+    """Scores ``[L, F]`` from zero by the middle rule: a forward and a backward a point."""
     total = torch.zeros(layout.n_layers, layout.width, dtype=torch.float64)
     for i, target in enumerate(one.targets):
         at = one.n_prompt - 1 + i
@@ -116,7 +127,8 @@ def _point(
         rows = torch.cat([rows[:at], kept[1].unsqueeze(0), rows[at + 1 :]])
         return (rows.view_as(args[0]), *args[1:])
 
-    with hooks([down.register_forward_pre_hook(scale)]):
+    # As the engine shows experts, whose neurons are inputs of no module of the model's own.
+    with guest(model, grad=True), hooks([down.register_forward_pre_hook(scale)]):
         logits = model(input_ids=torch.tensor([one.ids]), use_cache=False).logits[0, at]
     (gradient,) = torch.autograd.grad(torch.softmax(logits, -1)[target], kept[1])
     return (kept[0] * gradient).double()
@@ -142,7 +154,7 @@ def _suppressed(model: Any, layout: Layout, one: AnswerSequence, off: list[int])
             return (x, *args[1:])
 
         handles = [mlp.down.register_forward_pre_hook(clear) for mlp in layout.mlps]
-        with hooks(handles), torch.no_grad():
+        with guest(model, grad=False), hooks(handles):
             logits = model(input_ids=torch.tensor([one.ids]), use_cache=False).logits[0, at]
         p *= float(torch.softmax(logits.double(), -1)[target])
     return p
