@@ -46,6 +46,7 @@ LONGEST = (
     "analysis/test_suite.py",
     "packaging/test_distribution.py",
     "docs/test_pages.py",
+    "models/test_second_device.py",
     "degeneracy/test_released_chain.py",
     "attribution/test_rounding.py",
     "attribution/test_demo.py",

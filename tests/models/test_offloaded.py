@@ -45,6 +45,10 @@ def offloaded(name: str, where: str, folder: Path) -> Any:
         return accelerate.cpu_offload(model, execution_device="cpu")
     if where == "disk":
         return accelerate.disk_offload(model, folder, execution_device="cpu")
+    if where == "loaded":  # as from_pretrained offloads: the checkpoint's own file is read
+        model.save_pretrained(folder)
+        options = {"device_map": layers_on("disk"), "offload_folder": folder / "weights"}
+        return type(model).from_pretrained(folder, dtype=torch.float64, **options)
     return accelerate.dispatch_model(
         model, layers_on("disk"), main_device="cpu", offload_dir=folder
     )
@@ -53,13 +57,23 @@ def offloaded(name: str, where: str, folder: Path) -> Any:
 # GPT-2 has Conv1D projections with biases, and a head that is its embeddings.
 @pytest.fixture(
     scope="module",
-    params=[("llama", "cpu"), ("llama", "disk"), ("llama", "a layer"), ("gpt2", "disk")],
+    params=[
+        ("llama", "cpu"),
+        ("llama", "disk"),
+        ("llama", "a layer"),
+        ("llama", "loaded"),
+        ("gpt2", "disk"),
+    ],
     ids=lambda pair: "-".join(pair),
 )
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The family's name, its model, and the same offloaded."""
     name, where = request.param
-    return name, tiny(name), offloaded(name, where, tmp_path_factory.mktemp("weights"))
+    folder = tmp_path_factory.mktemp("weights")
+    model, plain = offloaded(name, where, folder), tiny(name)
+    if where == "loaded":  # with what its configuration has from its file
+        plain = type(plain).from_pretrained(folder, dtype=torch.float64)
+    return name, plain, model
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable
@@ -213,6 +214,29 @@ def mixing() -> None:
     assert (a.to("two:1") + b).device == torch.device("two:1")
 
 
+def from_a_folder(below: str) -> None:
+    """As ``from_pretrained`` with a ``device_map`` splits a model."""
+    own = tiny("llama")
+    with tempfile.TemporaryDirectory() as folder:
+        own.save_pretrained(folder)
+        places = {f"model.layers.{i}": f"two:{min(i, 1)}" for i in range(N_LAYERS)}
+        places |= beside(own, "model.layers") | {"model.layers.1": below}
+        found = type(own).from_pretrained(folder, device_map=places, dtype=torch.float64)
+        config = AttributionConfig()
+        scores = [
+            attribute_chunk(m, find_layout(m), sequences(), config, mask_id=MASK_ID).scores
+            for m in (own, found)
+        ]
+        assert relative_error(scores[1], scores[0]) < FLOAT64
+        with dkn.intervene(found, NEURONS, factor=0.5, on="output_weights"):
+            changed = dkn.answer_probability(found, words_tokenizer(), FACTS)
+        with dkn.intervene(own, NEURONS, factor=0.5, on="output_weights"):
+            assert np.allclose(
+                changed, dkn.answer_probability(own, words_tokenizer(), FACTS), rtol=FLOAT64
+            )
+        assert model_fingerprint(found) == model_fingerprint(own)
+
+
 def a_layer_in_pieces() -> None:
     """Refused, naming the layer and its devices."""
     model = tiny("llama")
@@ -232,6 +256,8 @@ def checks() -> dict[str, Callable[[], None]]:
     def add(check: Callable[..., None], *arguments: str) -> None:
         found[" ".join((check.__name__, *arguments))] = partial(check, *arguments)
 
+    for below in ("two:1", "cpu"):
+        add(from_a_folder, below)
     for place in PLACES:
         for name in ("llama", "gpt2", "gptj"):
             add(attribution, place, name, "post", "masked")
