@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dkn_engine.attribution.paths import Ends, Paths, Points
 from dkn_engine.forward.contexts import Contexts, by_position
 from dkn_engine.forward.head import model_tail
-from dkn_engine.forward.layer_calls import LayerCalls
+from dkn_engine.forward.layer_calls import LayerCalls, whole_calls
 from dkn_engine.forward.prefill import Prefill
 from dkn_engine.forward.routing import Routing, frozen
 from dkn_engine.forward.row_check import Check, failures_mean_no_sweep
@@ -37,6 +37,7 @@ class Blocks:
 
     At most ``rows_per_batch`` token positions climb at once; the objective is the configuration's.
     With ``routing`` of the contexts, mixtures of experts keep to it at the positions that change.
+    ``calls`` are of the contexts' sequences; None for those of the model's own pass, ``clean``.
 
     Raises:
         SweepUnsupported: see :class:`dkn_engine.forward.layer_calls.LayerCalls`.
@@ -53,6 +54,7 @@ class Blocks:
         objective: str,
         rows_per_batch: int,
         routing: Routing | None = None,
+        calls: LayerCalls | None = None,
     ) -> None:
         self.layout, self.contexts, self.clean = layout, contexts, clean
         self.routing = routing
@@ -61,7 +63,7 @@ class Blocks:
         whole = (layout.model, layout, clean.hidden[-1])
         self.tail = model_tail(*whole, in_tuples=clean.in_tuples)
         with failures_mean_no_sweep():
-            self.calls = LayerCalls(layout, contexts, clean)
+            self.calls = whole_calls(layout, contexts, clean) if calls is None else calls
 
     def evaluate(self, points: Points) -> tuple[Tensor, Tensor]:
         """Gradient at the MLP's output ``[N, d]`` and objective ``[N]`` of every point."""
@@ -85,16 +87,23 @@ class Blocks:
         Raises:
             SweepUnsupported: these do not reproduce the model's own forward.
         """
-        n = len(self.contexts)
         ends = Ends.empty(self.clean.hidden[0], self.layout.n_layers)
+        with failures_mean_no_sweep():
+            self.fill(ends, torch.arange(len(self.contexts), device=self.contexts.ids.device))
+            return *self.evaluate(points), ends
+
+    def fill(self, ends: Ends, context: Tensor) -> None:
+        """Put the end points of some contexts ``[n]`` in their places.
+
+        Raises:
+            SweepUnsupported: unchanged blocks do not reproduce the model's own forward.
+        """
 
         def clean(start: int, stop: int) -> None:
-            index = torch.arange(start, stop, device=self.contexts.ids.device)
+            index = context[start:stop]
             ends.gradients[index], ends.values[index] = self._unchanged(index)
 
-        with failures_mean_no_sweep():
-            self.batch = in_batches(n, self.batch, clean)
-            return *self.evaluate(points), ends
+        self.batch = in_batches(len(context), self.batch, clean)
 
     def _climb(self, points: Points) -> tuple[Tensor, Tensor]:
         """Points in ascending order of their layers: those of a layer join at it, on its device."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 import warnings
@@ -31,6 +32,7 @@ from dkn_engine.attribution.path_points import Evaluator
 from dkn_engine.attribution.paths import Paths
 from dkn_engine.attribution.quadrature import Integrals, integrate_adaptive, integrate_fixed
 from dkn_engine.attribution.sites import require_site, site_activation
+from dkn_engine.attribution.suffix_blocks import SuffixBlocks
 from dkn_engine.attribution.sweep import Sweep
 from dkn_engine.config import AttributionConfig
 from dkn_engine.errors import UserError
@@ -245,15 +247,18 @@ class _Chunk:
         return self._integrate(sweep, paths), engine.row_layers
 
     def in_blocks(self) -> Integrals:
-        """By blocks of whole sequences.
+        """By blocks of sequences, in a causal model from the changed position on if possible.
 
         Raises:
             SweepUnsupported: unchanged blocks do not reproduce the model's own forward.
         """
-        paths = self._plain_paths()
-        whole = (self.layout, self.contexts, self.clean)
-        blocks = Blocks(*whole, paths, self.config.objective, self.rows, self._routing())
-        return self._integrate(blocks, paths)
+        paths, objective = self._plain_paths(), self.config.objective
+        whole = (self.layout, self.contexts, self.clean, paths, objective, self.rows)
+        if self.layout.causal:
+            # Blocks of whole sequences do where these do not fit.
+            with contextlib.suppress(SweepUnsupported):
+                return self._integrate(SuffixBlocks(*whole, self._routing()), paths)
+        return self._integrate(Blocks(*whole, self._routing()), paths)
 
     def in_full(self) -> Integrals:
         """By full forward passes."""

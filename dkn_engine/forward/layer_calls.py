@@ -8,6 +8,7 @@ its name: it is the one that is longer or shorter where the model reads another 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,19 +30,27 @@ class LayerCalls:
 
     Args:
         layout: the decoder.
-        contexts, clean: the chunk, and the model's pass over it.
+        shape: B and T of the tokens that it read.
+        calls: what each layer was called with.
+        other: the same where it read :func:`other_number` sequences.
+        prefix: the cache of what stands in front of these tokens, where something does.
 
     Raises:
         SweepUnsupported: a layer is given something of which it is not known what belongs to
             which sequence.
     """
 
-    def __init__(self, layout: Layout, contexts: Contexts, clean: Prefill) -> None:
-        self.layout, self._calls = layout, clean.calls
-        self._n, length = contexts.ids.shape
-        # One sequence, or it twice where the chunk has but one.
-        self._n_other = 2 if self._n == 1 else 1
-        self._other = _other_calls(layout, contexts, self._n_other, clean.in_tuples)
+    def __init__(
+        self,
+        layout: Layout,
+        shape: Sequence[int],
+        calls: Sequence[inspect.BoundArguments],
+        other: Sequence[inspect.BoundArguments],
+        prefix: Any = None,
+    ) -> None:
+        self.layout, self._calls, self._other, self._prefix = layout, calls, other, prefix
+        self._n, length = shape
+        self._n_other = other_number(self._n)
         for i in range(layout.n_layers):
             entering = self.entering(i)
             if not isinstance(entering, Tensor) or entering.shape[:-1] != (self._n, length):
@@ -61,6 +70,8 @@ class LayerCalls:
         arguments = self._arguments(layer, sequence)
         arguments[next(iter(arguments))] = hidden
         call = inspect.BoundArguments(self._calls[layer].signature, arguments)
+        if self._prefix is not None:
+            self._prefix.sequence = sequence
         out = self.layout.layers[layer](*call.args, **call.kwargs)
         if isinstance(out, tuple) and out:
             out = out[0]
@@ -81,6 +92,8 @@ class LayerCalls:
 
     def _of(self, value: Any, other: Any, sequence: Tensor, where: str) -> Any:
         """The part of an argument that belongs to sequences ``[n]``."""
+        if value is self._prefix:
+            return value
         if isinstance(value, Tensor):
             return self._picked(value, other, sequence, where)
         if type(value) is not type(other) or (
@@ -112,16 +125,36 @@ class LayerCalls:
         return apart.index_select(axis, sequence.to(apart.device)).flatten(axis, axis + 1)
 
 
-@torch.no_grad()
-def _other_calls(
-    layout: Layout, contexts: Contexts, n: int, in_tuples: bool
-) -> list[inspect.BoundArguments]:
-    """What the layers are called with where the model reads the first sequence ``n`` times."""
+def other_number(n: int) -> int:
+    """Another number of sequences: one, or two where there is one."""
+    return 2 if n == 1 else 1
+
+
+def whole_calls(layout: Layout, contexts: Contexts, clean: Prefill) -> LayerCalls:
+    """The layers of the model's own pass over a chunk.
+
+    Raises:
+        SweepUnsupported: see :class:`LayerCalls`.
+    """
     index = torch.nonzero(contexts.sequence == 0).squeeze(1)
+    n = other_number(len(contexts.ids))
     some = replace(contexts.take(index), ids=contexts.ids[:1].expand(n, -1))
-    stand_ins = [HandsOn(layer, in_tuples=in_tuples) for layer in layout.layers]
+    other = handed_on(layout, clean, lambda: token_log_probabilities(layout.model, some))
+    return LayerCalls(layout, contexts.ids.shape, clean.calls, other)
+
+
+@torch.no_grad()
+def handed_on(
+    layout: Layout, clean: Prefill, forward: Callable[[], object]
+) -> list[inspect.BoundArguments]:
+    """What the layers would be called with in a forward pass, in which they do not run.
+
+    Raises:
+        SweepUnsupported: they are not called one after the other.
+    """
+    stand_ins = [HandsOn(layer, in_tuples=clean.in_tuples) for layer in layout.layers]
     with replaced(layout.base, layout.stack, nn.ModuleList(stand_ins)):
-        token_log_probabilities(layout.model, some)
+        forward()
     calls = [stand_in.call for stand_in in stand_ins if stand_in.call is not None]
     if len(calls) < layout.n_layers:
         raise SweepUnsupported("its layers are not run one after the other")

@@ -14,7 +14,8 @@ from dkn_engine.attribution.full_forwards import General
 from dkn_engine.attribution.path_points import Evaluator
 from dkn_engine.attribution.paths import Paths, Points
 from dkn_engine.attribution.sites import site_activation
-from dkn_engine.forward.contexts import AnswerSequence, build_contexts
+from dkn_engine.attribution.suffix_blocks import SuffixBlocks
+from dkn_engine.forward.contexts import AnswerSequence, scored_contexts
 from dkn_engine.forward.patched_rows import SweepUnsupported
 from dkn_engine.forward.prefill import prefill
 from dkn_engine.models.guest import guest, hooks
@@ -32,17 +33,18 @@ def evaluators(
     objective: str = "probability",
     rows: int = 1000,
     some: Sequence[AnswerSequence] | None = None,
-) -> tuple[Blocks, General]:
+    kind: type[Blocks | SuffixBlocks] = Blocks,
+) -> tuple[Blocks | SuffixBlocks, General]:
     """Both over the same paths, which begin at random."""
     layout, device = find_layout(model), next(model.parameters()).device
-    contexts = build_contexts(sequences() if some is None else some, device)
+    contexts = scored_contexts(sequences() if some is None else some, device, "prompt")
     clean = prefill(model, layout, contexts)
     value, fixed_factor = site_activation(layout, clean, site)
     random = torch.Generator().manual_seed(0)
     start = torch.randn(value.shape, generator=random).to(value)
     paths = Paths(layout, site, value, start, fixed_factor, "delta", "auto")
     rest = (paths, objective, rows)
-    return Blocks(layout, contexts, clean, *rest), General(model, contexts, *rest)
+    return kind(layout, contexts, clean, *rest), General(model, contexts, *rest)
 
 
 def points(n_contexts: int) -> Points:
@@ -58,13 +60,17 @@ def begun(evaluator: Evaluator, n_contexts: int) -> tuple[Tensor, Tensor, Tensor
     return gradients, values, ends.gradients, ends.values
 
 
+@pytest.mark.parametrize("kind", [Blocks, SuffixBlocks])
 @pytest.mark.parametrize("objective", ["probability", "log_probability", "logit"])
 @pytest.mark.parametrize("site", ["post", "pre"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_blocks_give_what_full_forwards_give(name: str, site: str, objective: str) -> None:
+def test_blocks_give_what_full_forwards_give(
+    name: str, site: str, objective: str, kind: type[Blocks | SuffixBlocks]
+) -> None:
+    """Whole sequences, and what is behind the changed position alone."""
     model = tiny(name)
     with guest(model, grad=True):
-        blocks, general = evaluators(model, site, objective)
+        blocks, general = evaluators(model, site, objective, kind=kind)
         n = len(blocks.contexts)
         for found, expected in zip(begun(blocks, n), begun(general, n), strict=True):
             assert relative_error(found.detach(), expected.detach()) < tolerance(name)
@@ -91,6 +97,49 @@ def test_small_batches_give_the_same(name: str, rows: int) -> None:
         n = len(whole.contexts)
         for found, expected in zip(begun(cut, n), begun(whole, n), strict=True):
             assert relative_error(found.detach(), expected.detach()) < tolerance(name)
+
+
+@pytest.mark.parametrize("name", ["llama", "gptj", "falcon", "gpt_neo", "opt", "mistral"])
+def test_blocks_behind_positions_of_the_prompt_give_what_full_forwards_give(name: str) -> None:
+    model = tiny(name)
+    places = ((0, 3), (1,), (0, 2, 6))  # of prompts of five, two and seven tokens
+    some = [s.at(p) for s, p in zip(sequences(), places, strict=True)]
+    with guest(model, grad=True):
+        blocks, general = evaluators(model, "post", some=some, kind=SuffixBlocks)
+        n = len(blocks.contexts)
+        for found, expected in zip(begun(blocks, n), begun(general, n), strict=True):
+            assert relative_error(found.detach(), expected.detach()) < tolerance(name)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_block_is_one_position_where_that_one_predicts(name: str) -> None:
+    model = tiny(name)
+    with guest(model, grad=True):
+        blocks, _ = evaluators(model, "post", kind=SuffixBlocks)
+    assert isinstance(blocks, SuffixBlocks)
+    assert {part.contexts.ids.shape[1] for part in blocks.parts} == {1}
+
+
+def test_layers_that_see_no_cache_are_seen_to_be_others() -> None:
+    """As of a model that takes a cache and leaves it be."""
+    model = tiny("gptj")
+    forward = model.transformer.forward
+
+    def without(*args: Any, **kwargs: Any) -> Any:
+        given = kwargs.pop("past_key_values", None)
+        if given is not None and given.sequence is None:
+            return forward(*args, past_key_values=given, **kwargs)
+        return forward(*args, **{**kwargs, "use_cache": False})
+
+    model.transformer.forward = without
+    words = "behind a cached prefix enter layer 1"
+    with guest(model, grad=True), pytest.raises(SweepUnsupported, match=words):
+        evaluators(model, "post", kind=SuffixBlocks)
+    found = attributed("gptj", model, fixed())
+    assert found.path == "blocks"
+    oracle = BruteForce("gptj", model, "post")
+    for scores, one in zip(found.scores, sequences(), strict=True):
+        assert relative_error(scores, oracle.scores(one, LEFT).mean(0)) < tolerance("gptj")
 
 
 @pytest.mark.parametrize("alibi", [False, True])

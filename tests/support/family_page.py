@@ -19,7 +19,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 BEGIN, END = "<!-- written by tests/support/family_page.py -->", "<!-- end -->"
 _TITLES = {
     "swept": "Swept, a row a path point; neurons are the inputs of",
-    "in blocks": "In blocks of whole sequences; neurons are the inputs of",
+    "in blocks": "In blocks; neurons are the inputs of",
     "by full forward passes": "By full forward passes; neurons are the inputs of",
     "refused": "Refused, in these words",
     "not tried": "Not tried: the tiny model that was written for it does not run, for this reason",
