@@ -259,8 +259,8 @@ class AttributionConfig(Section):
             fact's ``subject`` in its prompt; ``all``: at every token of the prompt; or a list of
             the prompt's tokens, from 0 on, or from -1 back. Each position is moved alone, and the
             scores of several are summed. Others than ``answer`` are swept in blocks, which cost as
-            many positions as there are from the moved one on; for :func:`dkn_engine.attribute` only, since DKNs'
-            suppressions act at the answer.
+            many positions as there are from the moved one on; for :func:`dkn_engine.attribute`
+            only, since DKNs' suppressions act at the answer.
         objective: ``probability`` of the gold token, its natural logarithm, its ``logit``; or
             ``logit_difference``, the answer's logit minus the mean of the fact's wrong answers',
             each by its own tokens, combined as ``answer_tokens`` says.
