@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dkn_engine.forward.prefill import position_logits
+from dkn_engine.forward.stand_ins import beside_nothing
 from dkn_engine.models.devices import is_offloaded
 from dkn_engine.models.layout import Layout, text_config
 from dkn_engine.models.readable import plain_weight
@@ -17,9 +18,7 @@ from dkn_engine.models.torch_internals import children, replaced
 from dkn_engine.ops.answer_probability import Head, Tail
 
 
-def model_tail(
-    model: nn.Module, layout: Layout, sample: Tensor, *, in_tuples: bool = False
-) -> Tail:
+def model_tail(model: nn.Module, layout: Layout, sample: Tensor, *, in_tuples: int = 0) -> Tail:
     """The tail, as logits ``[n, V]`` of the last layer's outputs ``[n, d]``.
 
     Args:
@@ -102,7 +101,7 @@ def _scale_and_cap(model: nn.Module) -> tuple[float, float | None]:
     return float(scale) / float(divisor), None if cap is None else float(cap)
 
 
-def _forward(model: nn.Module, layout: Layout, in_tuples: bool, hidden: Tensor) -> Tensor:
+def _forward(model: nn.Module, layout: Layout, in_tuples: int, hidden: Tensor) -> Tensor:
     """What the model makes of its last layer's outputs ``[n, d]``: logits ``[n, V]``."""
     # As many as there are layers: ALBERT counts them.
     every = nn.ModuleList([_Inject(hidden.unsqueeze(1), in_tuples)] * layout.n_layers)
@@ -131,7 +130,7 @@ def layer_inputs(layout: Layout, ids: Tensor, *, whole: bool = False) -> Tensor:
 class _Inject(nn.Module):
     """A decoder layer that keeps its input and returns given hidden states, or that input."""
 
-    def __init__(self, hidden: Tensor | None, in_tuples: bool = False) -> None:
+    def __init__(self, hidden: Tensor | None, in_tuples: int = 0) -> None:
         super().__init__()
         self.hidden, self.in_tuples = hidden, in_tuples
         self.seen: Tensor | None = None
@@ -140,7 +139,7 @@ class _Inject(nn.Module):
     def forward(self, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Any:
         self.seen = hidden_states
         out = hidden_states if self.hidden is None else self.hidden
-        return (out,) if self.in_tuples else out
+        return beside_nothing(out, self.in_tuples)
 
 
 class _Capture(nn.Module):

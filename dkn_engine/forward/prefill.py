@@ -45,7 +45,7 @@ class Prefill:
             device, where the attention goes through the interface.
         attention: for each layer the keyword arguments its attention passed.
         calls: for each layer the arguments it was called with.
-        in_tuples: layers return their hidden states as the first of a tuple.
+        in_tuples: layers return their hidden states as the first of a tuple of so many; 0: alone.
         routing: of layers that are mixtures of experts, where each context's position went.
     """
 
@@ -59,7 +59,7 @@ class Prefill:
     values: list[torch.Tensor | None]
     attention: list[dict[str, Any]]
     calls: list[inspect.BoundArguments]
-    in_tuples: bool
+    in_tuples: int
     routing: Routing = field(default_factory=dict)
 
     def take(self, index: torch.Tensor) -> Prefill:
@@ -156,7 +156,7 @@ def prefill(model: nn.Module, layout: Layout, contexts: Contexts) -> Prefill:
     register(RECORD, _record_attention, _record_mask)
     layer_of = {id(m): i for i, layer in enumerate(layout.layers) for m in layer.modules()}
     hidden, calls, post, pre, up = (_Kept(n) for _ in range(5))
-    returned: list[type] = []
+    returned: list[int] = []
 
     def enter(layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         bound = inspect.signature(class_forward(module)).bind(*args, **kwargs)
@@ -169,7 +169,7 @@ def prefill(model: nn.Module, layout: Layout, contexts: Contexts) -> Prefill:
         for i, layer in enumerate(layout.layers)
     ]
     top = layout.layers[-1]
-    handles.append(top.register_forward_hook(lambda _m, _a, out: returned.append(type(out))))
+    handles.append(top.register_forward_hook(lambda _m, _a, out: returned.append(_length(out))))
     handles += _watched(layout, contexts, post, pre, up)
     with _recording(layout) as original, hooks(handles):
         recorder = _Recorder(layer_of, original, [None] * n, [None] * n, [{}] * n)
@@ -192,9 +192,14 @@ def prefill(model: nn.Module, layout: Layout, contexts: Contexts) -> Prefill:
         recorder.values,
         recorder.attention,
         calls.values,
-        issubclass(returned[-1], tuple),
+        returned[-1],
         last_routing(layout, contexts),
     )
+
+
+def _length(returned: Any) -> int:
+    """Of how many a tuple is; 0 for what is none."""
+    return len(returned) if isinstance(returned, tuple) else 0
 
 
 def _watched(

@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from dkn_engine.models.torch_internals import class_forward
 
 
+def beside_nothing(hidden: Tensor, n: int) -> Any:
+    """Hidden states as the first of a tuple of ``n``, the others None; 0: alone."""
+    return (hidden, *[None] * (n - 1)) if n else hidden
+
+
 class HandsOn(nn.Module):
     """In the place of a layer: hands its input on, or given hidden states.
 
@@ -25,7 +30,7 @@ class HandsOn(nn.Module):
         call: what it was last called with.
     """
 
-    def __init__(self, layer: nn.Module, *, in_tuples: bool) -> None:
+    def __init__(self, layer: nn.Module, *, in_tuples: int) -> None:
         super().__init__()
         self._layer = (layer,)  # not a child, so that no one finds its parameters here
         self.in_tuples = in_tuples
@@ -43,4 +48,4 @@ class HandsOn(nn.Module):
         hidden = self.hidden
         if hidden is None:
             hidden = next(iter(self.call.arguments.values()))
-        return (hidden,) if self.in_tuples else hidden
+        return beside_nothing(hidden, self.in_tuples)

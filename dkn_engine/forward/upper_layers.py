@@ -29,9 +29,7 @@ _ALLOWED = 1e-4
 
 
 @contextlib.contextmanager
-def from_layer(
-    layout: Layout, first: int, hidden: Tensor, *, in_tuples: bool = False
-) -> Iterator[None]:
+def from_layer(layout: Layout, first: int, hidden: Tensor, *, in_tuples: int = 0) -> Iterator[None]:
     """Forward passes in the block begin at layer ``first``, which ``hidden`` ``[B, T, d]`` enters.
 
     Their tokens ``[B, T]`` still say how long they are; 0 layers below leave the model as it is.

@@ -110,7 +110,7 @@ def test_scores_are_those_of_plain_loops(name: str, site: str, baseline: str) ->
     model = tiny_encoder(name)
     config = fixed(site=site, baseline=baseline)
     found = attribute_chunk(model, find_layout(model), sentences(), config, mask_id=MASK_ID)
-    # DeBERTa's layers return pairs, and a convolution is between the first two.
+    # Between DeBERTa's first two layers is a convolution, where it has one.
     assert found.path == ("general" if name == "deberta_v2" else "blocks")
     plain = Plain(name, model, site)
     for i, one in enumerate(sentences()):
