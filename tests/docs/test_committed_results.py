@@ -14,12 +14,22 @@ from dkn_engine.topology import ClustererOptions
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
+ENGINE = ("blocks, same points", "blocks, adaptive at 1e-3")
 RESULTS_PAGE = ROOT / "docs" / "results.md"
 
 
 def rows_of(name: str) -> list[dict[str, str]]:
     with (RESULTS / name).open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_the_page_of_encoders_has_the_measured_speed() -> None:
+    rows = {(r["provider"], r["metric"]): float(r["median"]) for r in rows_of("encoder.csv")}
+    shown = table(ROOT / "docs" / "howto" / "encoders.md", "| one fact of 12 tokens")
+    for name, cells in zip(("published", *ENGINE), shown, strict=True):
+        assert float(cells[1]) == float(f"{rows[name, 'seconds_per_fact']:.2g}")
+        ratio = rows.get((f"published / {name}", "ratio"), 1.0)
+        assert float(cells[2]) == float(f"{ratio:.2g}")
 
 
 def table(path: Path, header: str) -> list[list[str]]:

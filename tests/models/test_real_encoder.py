@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 import dkn_engine as dkn
 from dkn_engine.types import Attribution
@@ -73,20 +74,30 @@ def test_scores_add_up(bert: tuple[Any, Any], scored: tuple[list[dkn.Fact], Attr
         assert np.abs(delta).max() < 1e-2 * np.abs(scores).sum(1).max()
 
 
+def without(
+    bert: tuple[Any, Any], fact: dkn.Fact, scores: NDArray[Any], flat: NDArray[Any]
+) -> float:
+    """The answer's probability with neurons at zero, by their places in the flat scores."""
+    neurons = np.stack(np.divmod(flat, scores.shape[1]), 1)
+    return float(dkn.answer_probability(*bert, fact, suppress=neurons)[0])
+
+
 def test_the_best_neurons_carry_the_answer_and_others_do_not(
     bert: tuple[Any, Any], scored: tuple[list[dkn.Fact], Attribution]
 ) -> None:
-    model, tokenizer = bert
     facts, found = scored
     random = np.random.default_rng(0)
     for fact, p, scores in zip(facts, found.probability, found.scores, strict=True):
-        best = np.argsort(-scores.ravel())[:50]
+        assert without(bert, fact, scores, np.argsort(-scores.ravel())[:50]) < 0.01 * p
         others = random.choice(scores.size, 50, replace=False)
-        without = [
-            dkn.answer_probability(
-                model, tokenizer, fact, suppress=np.stack(np.divmod(some, scores.shape[1]), 1)
-            )[0]
-            for some in (best, others)
-        ]
-        assert without[0] < 0.01 * p
-        assert without[1] == pytest.approx(p, rel=0.1)
+        assert without(bert, fact, scores, others) == pytest.approx(p, rel=0.1)
+
+
+def test_from_the_masked_baseline_others_are_best_and_p_rises_without_them(
+    bert: tuple[Any, Any], scored: tuple[list[dkn.Fact], Attribution]
+) -> None:
+    """Zero is not where these paths begin."""
+    facts, _ = scored
+    found = dkn.attribute(*bert, facts, dkn.AttributionConfig(max_masked=4))
+    for fact, p, scores in zip(facts, found.probability, found.scores, strict=True):
+        assert without(bert, fact, scores, np.argsort(-scores.ravel())[:50]) > p
