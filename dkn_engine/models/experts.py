@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from dkn_engine.errors import UnsupportedModelError
+from dkn_engine.models.dense import is_dense
 from dkn_engine.models.devices import is_offloaded
 from dkn_engine.models.readable import plain_weight
 
 NAME = "dkn_engine_experts"
-_SHARED = ("shared_experts", "shared_expert")
+_SHARED = ("shared_experts", "shared_expert", "shared_mlp")
 _SHARED_GATE = "shared_expert_gate"  # Qwen's: a factor on the shared expert's output
 
 
@@ -110,11 +111,13 @@ class Mixture(nn.Module):
         return out
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, F of all] -> [N, d]``, by the experts that have anything to multiply."""
+        """``[N, F of all] -> [N, d]``, by the experts that are routed to or have something."""
         out = x.new_zeros(len(x), self.out_features)
         down = self.experts.down_proj.detach()
         ends = self.n_experts * self.n_each
         used = x[:, :ends].detach().view(len(x), self.n_experts, self.n_each).ne(0).any(-1)
+        if self.routing is not None and len(self.routing[0]) == len(x):
+            used = used.scatter(1, self.routing[0], True)  # gradients are asked for at zeros, too
         for expert in used.any(0).nonzero()[:, 0].tolist():
             token = used[:, expert].nonzero()[:, 0]
             part = x[token, expert * self.n_each : (expert + 1) * self.n_each]
@@ -264,9 +267,9 @@ def mixture_of(layer: nn.Module, where: str) -> tuple[Mixture, nn.Module] | None
                 f"{where}: expected a mixture of experts in memory; found {part!r} offloaded: load "
                 "the layer onto a device (device_map, max_memory)"
             )
-    shared = next((getattr(block, name) for name in _SHARED if hasattr(block, name)), None)
-    if shared is not None and not hasattr(getattr(shared, "down_proj", None), "in_features"):
-        _refuse(where, f"a shared expert of another kind ({type(shared).__name__})")
+    for name in filter(lambda name: hasattr(block, name), _SHARED):
+        if not _is_gated_mlp(getattr(block, name)):
+            _refuse(where, f"a shared expert of another kind at {name!r}")
     if module not in _mixtures:
         _register()
         _mixtures[module] = Mixture(module, block, f"{where}.{path}")
@@ -279,6 +282,11 @@ def _is_known(module: Any) -> bool:
     known = {"has_gate", "has_bias", "is_transposed"} <= vars(module).keys()
     plain = plain_weight(weight) and weight.ndim == 3  # type: ignore[union-attr]  # a tensor
     return known and plain and not module.has_post_expert_norm and not module._is_expert_parallel
+
+
+def _is_gated_mlp(module: Any) -> bool:
+    parts = [getattr(module, f"{name}_proj", None) for name in ("gate", "up", "down")]
+    return all(isinstance(part, nn.Module) and is_dense(part) for part in parts)
 
 
 def _register() -> None:

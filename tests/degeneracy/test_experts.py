@@ -12,6 +12,7 @@ import torch
 import dkn_engine as dkn
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.models.connections import layer_weights
+from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import find_layout
 from tests.support.guests import state
 from tests.support.saved import many_facts
@@ -146,3 +147,28 @@ def test_a_block_that_does_something_else_is_refused() -> None:
     )
     with pytest.raises(UnsupportedModelError, match="expected experts whose weighted outputs"):
         dkn.answer_probability(model, words_tokenizer(), [FACT])
+
+
+def test_gradients_at_zeros_are_the_rows_of_experts_that_are_routed_to() -> None:
+    model = tiny_experts("mixtral")
+    layout = find_layout(model)
+    with guest(model, grad=False):
+        model(input_ids=torch.arange(3, 6).view(1, -1))
+    mixture = layout.mixtures[1]
+    x = torch.zeros(3, layout.width, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(mixture(x).sum(), x)
+    assert mixture.routing is not None
+    rows = ExpertsOracle("mixtral", model).rows(1).sum(1).reshape(4, -1)
+    for token, experts in enumerate(mixture.routing[0].tolist()):
+        own = gradient[token].reshape(4, -1)
+        for expert in range(4):
+            expected = rows[expert] if expert in experts else torch.zeros_like(rows[expert])
+            assert torch.allclose(own[expert], expected, atol=1e-12)
+
+
+def test_a_shared_expert_of_another_kind_is_refused() -> None:
+    model = tiny_experts("deepseek_v3")
+    shared = model.model.layers[1].mlp.shared_experts
+    shared.down_proj = torch.nn.Sequential(shared.down_proj)
+    with pytest.raises(UnsupportedModelError, match=r"layers\[1\].* a shared expert of another"):
+        find_layout(model)
