@@ -251,7 +251,7 @@ class KnowledgeNeurons:
                 old = int(self._next(prompt).argmax())
             move = 2 * (table[self._targets(target)[0]] - table[old])
             return self._modify_weights(
-                prompt, target, neurons, lambda w: w + move, undo_modification
+                prompt, target, neurons, lambda w: w + move.to(w), undo_modification
             )
 
     def erase_knowledge(
@@ -279,7 +279,7 @@ class KnowledgeNeurons:
         value = table[0] * 0 if erase_value == "zero" else table[unknown]
         with locked(self.model):
             return self._modify_weights(
-                prompt, target, neurons, lambda w: value.expand_as(w), undo_modification
+                prompt, target, neurons, lambda w: value.to(w).expand_as(w), undo_modification
             )
 
     def _embeddings(self) -> Tensor:

@@ -82,14 +82,6 @@ def _odd(module: nn.Module) -> str:
     return f"{kind.__name__}, whose forward is its own (it is of {kind.__module__})"
 
 
-def dense_matrix(module: nn.Module) -> torch.Tensor | None:
-    """``[in, out]`` of a plain dense projection, which is all it does; else None."""
-    if not is_dense(module):
-        return None
-    matrix = dense_weight(module)
-    return matrix if is_conv1d(module) else matrix.T
-
-
 def is_dense(module: nn.Module) -> bool:
     """Whether the module is known to multiply by its weight and add its bias, and no more."""
     from torch import nn

@@ -25,6 +25,7 @@ from dkn_engine.analysis import robustness
 from dkn_engine.analysis.experiments.evolvability.finetune import finetuned
 from dkn_engine.attribution.baselines import shared_masked_baselines
 from dkn_engine.attribution.chunk import attribute_chunk
+from dkn_engine.compat import KnowledgeNeurons
 from dkn_engine.config import AttributionConfig, Config, FilterConfig
 from dkn_engine.degeneracy.edited_answers import AskedSlopes, Prompts
 from dkn_engine.degeneracy.edits import enhance, suppress
@@ -186,6 +187,22 @@ def tables(place: str, name: str) -> None:
         assert np.allclose(b.value, a.value, rtol=1e-8, equal_nan=True)
 
 
+def eleuthers_class(place: str, name: str) -> None:
+    prompt, answer, neurons = "w5 w9 w11", "w13 w14", NEURONS.tolist()
+    made = []
+    for model in (model_on(name, "cpu"), model_on(name, place)):
+        kn = KnowledgeNeurons(model, words_tokenizer())
+        verbs: list[Any] = [kn.suppress_knowledge, kn.enhance_knowledge]
+        if place != "offloaded":
+            verbs.append(kn.edit_knowledge)
+        changed = [verb(prompt, answer, neurons)[0] for verb in verbs]
+        made.append((kn.get_scores(prompt, answer, steps=3).cpu(), changed))
+    assert relative_error(made[1][0], made[0][0]) < FLOAT64
+    for there, here in zip(made[1][1], made[0][1], strict=True):
+        for when in ("before", "after"):
+            assert np.isclose(there[when]["gt_prob"], here[when]["gt_prob"], rtol=1e-8)
+
+
 def training(place: str, name: str) -> None:
     p = []
     for model in (model_on(name, "cpu"), model_on(name, place)):
@@ -270,6 +287,7 @@ def checks() -> dict[str, Callable[[], None]]:
         add(one_gradient, place, "llama", "relp")
         for name in ("llama", "gpt2"):
             add(find, place, name)
+            add(eleuthers_class, place, name)
             add(shared_prefixes, place, name)
             add(weights, place, name)
         add(tables, place, "llama")
