@@ -74,6 +74,7 @@ class KnowledgeNeurons:
         self._layout = find_layout(model)
         self.device = self._layout.device
         self.site = "post" if model_type == "bert" else "pre"
+        self._texts = FactsConfig() if model_type == "bert" else _TEXTS
         require_site(self._layout, self.site)
 
     def n_layers(self) -> int:
@@ -109,12 +110,12 @@ class KnowledgeNeurons:
         site: Any = self.site
         config = AttributionConfig(site=site, baseline="zero", quadrature="linspace", n_steps=steps)
         fact = [Fact("prompt", prompt, ground_truth)]
-        found = attribute(self.model, self.tokenizer, fact, config, facts_config=_TEXTS)
+        found = attribute(self.model, self.tokenizer, fact, config, facts_config=self._texts)
         return torch.from_numpy(found.scores[0]).to(self.device)
 
     def _activations(self, prompt: str, ground_truth: str) -> Tensor:
         one = encode_sequence(
-            self.model, self.tokenizer, prompt, ground_truth, config=_TEXTS, fact_id="prompt"
+            self.model, self.tokenizer, prompt, ground_truth, config=self._texts, fact_id="prompt"
         )
         with guest(self.model, grad=False):
             clean = prefill(self.model, self._layout, scored_contexts([one], self.device, "prompt"))

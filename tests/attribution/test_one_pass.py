@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import dkn_engine as dkn
+from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.attribution.chunk_scores import ChunkScores
 from dkn_engine.config import AttributionConfig, Config
 from dkn_engine.errors import UnsupportedModelError, UserError
+from dkn_engine.models.layout import find_layout
 from tests.support.attribution_runs import (
     BLOCKS,
     EAGER,
@@ -28,7 +30,8 @@ from tests.support.attribution_runs import (
 )
 from tests.support.brute_force_scores import BruteForce
 from tests.support.guests import Boom, broken, mixed_model, state
-from tests.support.tiny import FAMILIES, N_LAYERS, down_of, relative_error, sequences, tiny
+from tests.support.tiny import FAMILIES, MASK_ID, N_LAYERS, down_of, relative_error, sequences, tiny
+from tests.support.tiny_encoders import sentences, tiny_encoder
 from tests.support.words import text, words_tokenizer
 
 END = ([1.0], [1.0])
@@ -55,6 +58,18 @@ def test_attribution_patching_is_the_path_s_last_point(options: dict[str, Any]) 
     found = attributed("llama", model, by("attribution_patching", **options))
     point = AttributionConfig(quadrature="riemann_right", n_steps=1, **options)
     assert relative_error(found.scores, attributed("llama", model, point).scores) < FLOAT64
+
+
+@pytest.mark.parametrize("name", ["bert", "modernbert"])
+@pytest.mark.filterwarnings("ignore:.*full forward passes")
+def test_attribution_patching_of_encoders_is_the_paths_last_point(name: str) -> None:
+    model = tiny_encoder(name)
+    point = AttributionConfig(quadrature="riemann_right", n_steps=1)
+    found, expected = (
+        attribute_chunk(model, find_layout(model), sentences(), config, mask_id=MASK_ID)
+        for config in (by("attribution_patching"), point)
+    )
+    assert relative_error(found.scores, expected.scores) < EAGER
 
 
 @contextlib.contextmanager

@@ -11,14 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
+import dkn_engine as dkn
 from dkn_engine.compat import KnowledgeNeurons, initialize_model_and_tokenizer, model_type
 from dkn_engine.errors import UserError
 from tests.attribution.test_eleuther_rule import N_STEPS, eleuther_scores
+from tests.attribution.test_published_bert import BOTH_ENDS, published
 from tests.degeneracy.test_released_chain import CASES, Case
-from tests.support.guests import state
+from tests.models.test_guest import assert_unchanged, state
 from tests.support.published import Asked
 from tests.support.saved import save_tiny
 from tests.support.tiny import N_LAYERS, WIDTH
+from tests.support.tiny_encoders import tiny_encoder
+from tests.support.words import words_tokenizer
 
 NEURONS = [[0, 3], [2, 39], [0, 7], [1, 0]]
 CASE = Case("gpt2", "byte", False, "hu jo")
@@ -128,14 +132,14 @@ def test_suppression_and_enhancement(case: Case) -> None:
     before, given = state(asked.model), (case.prompt, case.answer, NEURONS)
     for verb, factor in ((kn.suppress_knowledge, 0.0), (kn.enhance_knowledge, 2.0)):
         found, _ = verb(*given)
-        assert state(asked.model) == before
+        assert_unchanged(before, state(asked.model))
         require_answer(found["before"], answered(asked, case.prompt, case.answer))
         with multiplied(asked, factor):
             require_answer(found["after"], answered(asked, case.prompt, case.answer))
     found, undo = kn.suppress_knowledge(*given, undo_modification=False)
     require_answer(found["after"], answered(asked, case.prompt, case.answer))
     undo()
-    assert state(asked.model) == before
+    assert_unchanged(before, state(asked.model))
     require_answer(found["before"], answered(asked, case.prompt, case.answer))
 
 
@@ -176,10 +180,87 @@ def test_weights_are_edited_and_put_back(name: str, kind: str) -> None:
     require_answer(found["after"], answered(asked, case.prompt, case.answer))
     assert found["after"]["gt_prob"] != found["before"]["gt_prob"]
     undo()
-    assert state(asked.model) == before
+    assert_unchanged(before, state(asked.model))
     again, _ = run(True)
     assert again == found
-    assert state(asked.model) == before
+    assert_unchanged(before, state(asked.model))
+
+
+BERT = (("w5 w9 [MASK] w7", "w11"), ("[MASK] w8 w20", "w31"), ("w8 w20 w3 w45 [MASK]", "w6"))
+
+
+def asked_bert(prompt: str, answer: str) -> tuple[Any, KnowledgeNeurons, dict[str, Any], int, int]:
+    """A tiny BERT, ours, what it reads, the mask's place and the answer's token."""
+    model, tokenizer = tiny_encoder("bert"), words_tokenizer(ends=True)
+    text = prompt.replace("[MASK]", tokenizer.mask_token)
+    ids = dict(tokenizer(text, return_tensors="pt"))
+    at = int((ids["input_ids"][0] == tokenizer.mask_token_id).nonzero())
+    kn = KnowledgeNeurons(model, tokenizer, "bert")
+    assert kn.site == "post"
+    return model, kn, ids, at, tokenizer.convert_tokens_to_ids(answer)
+
+
+@pytest.mark.parametrize(("prompt", "answer"), BERT)
+def test_scores_of_bert_are_those_of_the_procedure(prompt: str, answer: str) -> None:
+    model, kn, _, at, _ = asked_bert(prompt, answer)
+    text = prompt.replace("[MASK]", kn.tokenizer.mask_token)
+    expected = published(model, kn.tokenizer, dkn.Fact("a", prompt, answer), BOTH_ENDS)
+    assert close(kn.get_scores(text, answer).numpy(), expected)
+    seen: list[Tensor] = []
+    handles = [
+        layer.intermediate.register_forward_hook(lambda _m, _a, y: seen.append(y[0, at].detach()))
+        for layer in model.bert.encoder.layer
+    ]
+    model(**asked_bert(prompt, answer)[2])
+    for handle in handles:
+        handle.remove()
+    found = kn.get_scores(text, answer, attribution_method="max_activations")
+    assert close(found.numpy(), torch.stack(seen).numpy())
+
+
+@pytest.mark.parametrize("verb", ["suppress", "enhance", "edit", "erase"])
+def test_bert_is_changed_at_its_mask_or_in_its_weights(verb: str) -> None:
+    prompt, answer = BERT[0]
+    model, kn, ids, at, target = asked_bert(prompt, answer)
+    before, text = state(model), prompt.replace("[MASK]", kn.tokenizer.mask_token)
+
+    def p() -> Tensor:
+        logits: Tensor = model(**ids).logits[0, at].detach()
+        return logits.softmax(-1)
+
+    whole = p()
+    layers, table = model.bert.encoder.layer, model.bert.embeddings.word_embeddings.weight.detach()
+    if verb in {"suppress", "enhance"}:
+        found, _ = getattr(kn, f"{verb}_knowledge")(text, answer, NEURONS)
+        handles = []
+        for l, i in NEURONS:
+
+            def scale(_m: Any, _a: Any, y: Tensor, i: int = i) -> Tensor:
+                y = y.clone()
+                y[:, at, i] *= 0 if verb == "suppress" else 2
+                return y
+
+            handles.append(layers[l].intermediate.register_forward_hook(scale))
+        expected = p()
+        for handle in handles:
+            handle.remove()
+    else:
+        if verb == "edit":
+            found, undo = kn.edit_knowledge(text, answer, NEURONS, undo_modification=False)
+        else:
+            found, undo = kn.erase_knowledge(text, NEURONS, target=answer, undo_modification=False)
+        old = before["weights"]
+        for l, i in NEURONS:
+            row = old[f"bert.encoder.layer.{l}.output.dense.weight"][:, i]
+            moved = row - 2 * table[whole.argmax()] + 2 * table[target]
+            wanted = moved if verb == "edit" else 0 * row
+            torch.testing.assert_close(layers[l].output.dense.weight[:, i], wanted)
+        expected = p()
+        undo()
+    assert found["before"]["gt_prob"] == pytest.approx(float(whole[target]), rel=1e-6)
+    assert found["after"]["gt_prob"] == pytest.approx(float(expected[target]), rel=1e-6)
+    assert found["after"]["argmax_prob"] == pytest.approx(float(expected.max()), rel=1e-6)
+    assert_unchanged(before, state(model))
 
 
 def test_names_beside_the_class(tmp_path: Any) -> None:
