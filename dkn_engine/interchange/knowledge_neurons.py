@@ -18,6 +18,7 @@ from dkn_engine.attribution.attribute_facts import attribute
 from dkn_engine.attribution.sites import require_own_act, require_site, site_activation
 from dkn_engine.config import AttributionConfig, FactsConfig
 from dkn_engine.degeneracy.edits import enhance, require_inside
+from dkn_engine.degeneracy.weight_edits import refuse_shared_weights
 from dkn_engine.errors import UnsupportedModelError, UserError
 from dkn_engine.forward.contexts import scored_contexts
 from dkn_engine.forward.encoding import encode_sequence
@@ -276,11 +277,14 @@ class KnowledgeNeurons:
                 "erase_value must be zero, or unk where the tokenizer has a token for what it "
                 f"does not know; got {erase_value!r}"
             )
-        table = self._embeddings()
-        value = table[0] * 0 if erase_value == "zero" else table[unknown]
+        value = 0.0 if erase_value == "zero" else self._embeddings()[unknown]
         with locked(self.model):
             return self._modify_weights(
-                prompt, target, neurons, lambda w: value.to(w).expand_as(w), undo_modification
+                prompt,
+                target,
+                neurons,
+                lambda w: torch.as_tensor(value).to(w).expand_as(w),
+                undo_modification,
             )
 
     def _embeddings(self) -> Tensor:
@@ -329,6 +333,7 @@ class KnowledgeNeurons:
     ) -> Changed:
         edit = enhance(neurons, 0.0)
         require_inside([edit], self._layout)
+        refuse_shared_weights(self._layout, np.unique(edit.neurons[:, 0]).tolist())
         before, kept = self._generate(prompt, target), list[tuple[Tensor, Tensor, Tensor]]()
 
         @torch.no_grad()

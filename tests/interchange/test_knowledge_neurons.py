@@ -13,7 +13,8 @@ from torch import Tensor
 
 import dkn_engine as dkn
 from dkn_engine.compat import KnowledgeNeurons, initialize_model_and_tokenizer, model_type
-from dkn_engine.errors import UserError
+from dkn_engine.errors import UnsupportedModelError, UserError
+from dkn_engine.models.shared_layers import separate_layers
 from tests.attribution.test_eleuther_rule import N_STEPS, eleuther_scores
 from tests.attribution.test_published_bert import BOTH_ENDS, published
 from tests.degeneracy.test_released_chain import CASES, Case
@@ -292,3 +293,13 @@ def test_neurons_that_the_model_lacks_are_said() -> None:
     _, kn = ours(CASE)
     with pytest.raises(ValueError, match=r"neurons must be below layer 3 and index 40"):
         kn.suppress_knowledge("co du", "go", [[3, 0]])
+
+
+def test_weights_that_layers_share_are_not_edited() -> None:
+    tokenizer = words_tokenizer(ends=True)
+    model = tiny_encoder("albert", num_hidden_groups=1)
+    separate_layers(model)
+    kn = KnowledgeNeurons(model, tokenizer, "bert")
+    prompt = BERT[0][0].replace("[MASK]", tokenizer.mask_token)
+    with pytest.raises(UnsupportedModelError, match="expected each layer to have weights of its"):
+        kn.erase_knowledge(prompt, NEURONS, target=BERT[0][1])
