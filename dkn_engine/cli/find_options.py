@@ -35,7 +35,8 @@ class Question:
     facts: str | None = option("--facts", FACTS, default=None, metavar="FACTS")
     prompt: str | None = option(
         "--prompt",
-        "One question in place of facts: a text that the model should continue with the answer.",
+        "One question in place of facts: a text that the model should continue with the answer, "
+        "or for an encoder one with a blank, [MASK].",
         default=None,
         metavar="TEXT",
     )
