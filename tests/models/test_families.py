@@ -18,6 +18,7 @@ QUICK = (
     "opt",
     "phi",
     "llama",
+    "mixtral",
     "openai-gpt",
     "mpt",
     "xlnet",

@@ -37,6 +37,8 @@ _SIZES: dict[str, Any] = {
     **dict.fromkeys(("max_seq_len", "max_sequence_length", "context_length"), 64),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "top_k"), 2),
+    **dict.fromkeys(("n_group", "topk_group"), 1),
+    "first_k_dense_replace": 1,  # as the published ones: dense layers below mixtures of experts
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,

@@ -77,7 +77,10 @@ def _neurons(layout: Layout) -> str:
 def _running(kind: str) -> nn.Module:
     """The model in float64; in float32 where its own code takes nothing longer."""
     try:
-        return _tried(family(kind))
+        model: Any = family(kind)
+        if hasattr(model, "set_experts_implementation"):
+            model.set_experts_implementation("eager")  # the default has no float64
+        return _tried(model)
     except RuntimeError:
         return _tried(family(kind, torch.float32))
 
