@@ -160,3 +160,15 @@ def test_an_adapter_that_is_not_linear_is_refused_by_name() -> None:
     layer.forward = lambda x: forward(x) * torch.tanh(x.norm(dim=-1, keepdim=True))
     with pytest.raises(UnsupportedModelError, match=r"linear in its input.*layers\[1\].mlp.down"):
         find_layout(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["LoRA", "DoRA", "LoRA on Conv1D"])
+def test_short_dtypes_are_read_to_their_rounding(kind: str, dtype: torch.dtype) -> None:
+    """A row is a sum of two that are each rounded, and then the sum."""
+    model = adapted(kind)
+    exact = [rows for pair in layer_weights(merged(model)) for rows in pair]
+    short = model.to(dtype)
+    found = [rows for pair in layer_weights(short) for rows in pair]
+    for rows, expected in zip(found, exact, strict=True):
+        assert relative_error(rows, expected) < 4 * float(torch.finfo(dtype).eps)

@@ -18,6 +18,7 @@ from torch import nn
 
 import dkn_engine as dkn
 from dkn_engine.errors import UnsupportedModelError
+from dkn_engine.models.affine import require_linear
 from dkn_engine.models.connections import layer_weights
 from dkn_engine.models.dequantized import dequantized
 from dkn_engine.models.fingerprint import identity_of, model_fingerprint
@@ -182,3 +183,23 @@ def test_a_plain_model_is_loaded_as_it_is(folder: Path) -> None:
     plain, _ = dkn.load_model(folder, "cpu", dequantize=True)
     expected, _ = dkn.load_model(folder, "cpu")
     assert model_fingerprint(plain) == model_fingerprint(expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounded_inputs_are_told_from_short_dtypes(dtype: torch.dtype) -> None:
+    """At the sizes of real models: LLM.int8 is refused, a plain sum of two products is not."""
+    bnb = pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    base = nn.Linear(256, 576)
+    int8 = bnb.nn.Linear8bitLt(256, 576, has_fp16_weights=False, threshold=6.0)
+    int8.load_state_dict(base.state_dict())
+    int8 = int8.to("cpu")
+    int8.bias.data = int8.bias.data.to(dtype)
+    with pytest.raises(UnsupportedModelError, match=r"found here \(Linear8bitLt\), which gives"):
+        require_linear(int8, "here")
+
+    class Sum(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + 2 * super().forward(x)
+
+    require_linear(Sum(256, 576).to(dtype), "here")
