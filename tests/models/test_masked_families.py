@@ -19,8 +19,10 @@ QUICK = (
     "longformer",
     "mobilebert",
 )
-# Both sides add the same float64 numbers in another order.
+# Both sides add the same float64 numbers in another order ...
 ALLOWED = 1e-12
+# ... but in some models norms and softmax round to float32, 6e-8: a hundred such steps.
+ROUNDED = {"neomme": 1e-5}
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +37,7 @@ def _quiet() -> None:
 def test_an_encoder_does_what_its_row_says_and_equals_brute_force(kind: str) -> None:
     """``python -m tests.support.masked_families`` writes the rows anew."""
     found = outcome(kind)
-    assert found.apart < ALLOWED
+    assert found.apart < ROUNDED.get(kind, ALLOWED)
     assert dict(rows_of_the_page())[kind] == row(found)
 
 
