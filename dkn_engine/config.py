@@ -212,7 +212,7 @@ class FactsConfig(Section):
     """
 
     blank: Blank = "skip"
-    answer_masks: Literal["independent", "left_to_right"] = "independent"
+    answer_masks: Literal["independent", "left_to_right"] = later("independent")
     answer_space: bool = True
     answer_special_tokens: bool = False
     teacher_forced: bool = True
@@ -305,7 +305,7 @@ class AttributionConfig(Section):
         "probability"
     )
     multiply_by: Literal["delta", "activation", "first_activation"] = "delta"
-    routing: Literal["frozen", "free"] = "frozen"
+    routing: Literal["frozen", "free"] = later("frozen")
     rows_per_batch: int | Literal["auto"] = count("auto")
     backend: Backend = "auto"
 
