@@ -117,9 +117,11 @@ def test_svg_is_well_formed_and_its_references_lead_somewhere(name: str) -> None
     svg = to_svg(MAKERS[name]())
     root = ET.fromstring(svg)
     ids = [e.get("id") for e in root.iter() if e.get("id")]
-    assert len(ids) == len(set(ids)) > 0
+    assert len(ids) == len(set(ids))
     references = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))
     assert references <= set(ids)
+    groups = {e.get("id") for e in root.iter() if e.tag.endswith("}g") and e.get("id")}
+    assert groups <= references
     assert not re.search(r'(?:href|src)="https?:', svg)
 
 

@@ -22,6 +22,8 @@ _PROLOG = re.compile(r"<\?xml.*?\?>|<!DOCTYPE[^>]*>")
 _TAG = re.compile(r"<[^<>]*>")
 _DECIMALS = re.compile(r"(\d\.\d{3})\d+")
 _ZEROS = re.compile(r"(\d)\.0+(?!\d)|(\.\d*?[1-9])0+(?!\d)")
+_GROUP = re.compile(r'<g id="([^"]+)"')
+_REFERENCE = re.compile(r'(?:url\(#|href="#)([^)"]+)')
 _BREAK = re.compile(r"\s*\n\s*")
 # Uses of one mark after the other, two at least, all of the same style.
 _RUN = re.compile(r'<use [^<>]*? (style="[^"]*")/>(?:<use [^<>]*? \1/>)+')
@@ -47,11 +49,14 @@ def to_svg(figure: Figure) -> str:
 def compact(svg: str) -> str:
     """matplotlib's SVG in fewer letters, with the same elements.
 
-    Without prolog, comments and line breaks, to a thousandth of a point, and with the style of
-    marks of one kind said once, by a group around them. Letters are left as they are.
+    Without prolog, comments, line breaks and names of groups that nothing refers to, to a
+    thousandth of a point, and with the style of marks of one kind said once, by a group around
+    them. Letters are left as they are.
     """
     svg = _COMMENT.sub("", _PROLOG.sub("", svg))
     svg = _TAG.sub(lambda tag: _ZEROS.sub(r"\1\2", _DECIMALS.sub(r"\1", tag[0])), svg)
+    named = set(_REFERENCE.findall(svg))
+    svg = _GROUP.sub(lambda group: group[0] if group[1] in named else "<g", svg)
     svg = _BREAK.sub(" ", svg).replace("> <", "><").strip()
     return _RUN.sub(lambda run: f"<g {run[1]}>{run[0].replace(f' {run[1]}', '')}</g>", svg)
 
