@@ -52,9 +52,9 @@ quick: $(TEST) $(NATIVE) ## the tests that take milliseconds each
 	$(PARALLEL) -m "not slow" -q $(QUICK) $(PYTEST_ARGS)
 
 # Adds the tests marked slow (memory over 20,000 facts, a Ray cluster), and names of activations in the
-# real TransformerLens and nnsight.
+# real TransformerLens and nnsight; torchao, which prints to stderr wherever transformers is imported.
 test-all: $(TEST) $(NATIVE) test-native ## every test, those marked slow too
-	$(PIP) ray nnsight transformer-lens
+	$(PIP) ray nnsight transformer-lens torchao
 	@echo "all tests, and those that 'make test' leaves out:"
 	$(PY) -m pytest -m slow --collect-only -q
 	$(PARALLEL) $(PYTEST_ARGS)

@@ -31,6 +31,10 @@ from tests.support.words import words_tokenizer
 # The same numbers in float32, multiplied by other functions: some tens of rounding steps.
 FLOAT32 = 100 * float(torch.finfo(torch.float32).eps)
 Weight = Callable[[Any], torch.Tensor]
+TORCHAO = (
+    "torchao is not installed: beside torch for CPUs it prints to stderr of every program that "
+    "imports transformers; make test-all installs it"
+)
 
 
 def nf4() -> tuple[Any, Weight]:
@@ -47,13 +51,13 @@ def llm_int8() -> tuple[Any, Weight]:
 
 
 def torchao_int8() -> tuple[Any, Weight]:
-    quantization = pytest.importorskip("torchao.quantization")
+    quantization = pytest.importorskip("torchao.quantization", reason=TORCHAO)
     config = transformers.TorchAoConfig(quantization.Int8WeightOnlyConfig())
     return config, lambda m: m.weight.dequantize()
 
 
 def torchao_int8_inputs() -> tuple[Any, Weight]:
-    quantization = pytest.importorskip("torchao.quantization")
+    quantization = pytest.importorskip("torchao.quantization", reason=TORCHAO)
     config = transformers.TorchAoConfig(quantization.Int8DynamicActivationInt8WeightConfig())
     return config, lambda m: m.weight.dequantize()
 
