@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "dkn_engine"
 # Random clusters, whose seeds are drawn by name; probes of a model's parts, the same for all runs.
 OTHER_SOURCES = {
     "topology/other_clusterers.py": {"default_rng"},
+    "models/affine.py": {"Generator"},
     "models/projections.py": {"Generator"},
     "models/norms.py": {"Generator"},
 }

@@ -157,8 +157,9 @@ class Blocks:
 
     def _routed(self, context: Tensor) -> contextlib.AbstractContextManager[None]:
         """Blocks ``[n]`` in the block of code go where their contexts went."""
-        length, entry = self.contexts.ids.shape[1], torch.arange(len(context))
-        token = entry.to(context.device) * length + self.contexts.at[context]
+        length = self.contexts.ids.shape[1]
+        entry = torch.arange(len(context), device=context.device)
+        token = entry * length + self.contexts.at[context]
         return frozen(self.layout, self.routing, token, context)
 
     def _scored(self, hidden: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -84,7 +84,7 @@ def test_the_predicting_position_itself_gives_what_answer_gives() -> None:
 def test_full_forwards_give_the_same() -> None:
     model = tiny("llama")
     blocks = attributed("llama", model, fixed(), at_places())
-    model.get_submodule("model.layers.1").register_forward_pre_hook(
+    model.model.register_forward_pre_hook(
         lambda _module, args, kwargs: (args, {**kwargs, "strange": object()}), with_kwargs=True
     )
     with pytest.warns(UserWarning, match="rows are of the positions that predict; in blocks, lay"):

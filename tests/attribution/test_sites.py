@@ -113,10 +113,10 @@ def test_a_zero_baseline_gives_both_factors_and_their_product_one_path() -> None
 
 @pytest.mark.parametrize("site", SITES)
 def test_full_forwards_give_the_same(site: str) -> None:
-    """The general path, which a strange argument of a layer makes the engine take."""
+    """The general path, which a strange argument of all layers makes the engine take."""
     model = tiny("llama")
     swept = attributed("llama", model, fixed(site=site))
-    model.get_submodule("model.layers.1").register_forward_pre_hook(
+    model.model.register_forward_pre_hook(
         lambda _module, args, kwargs: (args, {**kwargs, "strange": object()}), with_kwargs=True
     )
     with pytest.warns(UserWarning, match="full forward passes"):

@@ -328,7 +328,7 @@ def test_other_settings_in_the_same_directory_are_refused_before_the_model_is_lo
         (["--config", "a.yaml"], "config must be a .toml or .json file; got a.yaml"),
         (["--config", "a.toml", "--preset", "paper"], "not allowed with argument"),
         (["--set", "seed"], "--set must be section.key=value; got 'seed'"),
-        (["--set", "attribution.steps=3"], "unknown key 'steps'; known: site, baseline"),
+        (["--set", "attribution.steps=3"], "unknown key 'steps'; known: method, site"),
         (["--set", "moon.x=3"], "unknown section; known: facts, attribution"),
         (["--set", "seed.x=3"], "unknown section"),
         (["--set", "attribution=3"], "unknown key 'attribution'"),

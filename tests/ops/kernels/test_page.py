@@ -38,12 +38,17 @@ def test_the_counted_bytes_bound_the_measured_ones() -> None:
         assert 0.5 * counted < measured[f"8 facts, rows_per_batch {rows}"] < counted
 
 
+def layout_of(shape: kernel_estimate.Shape, *devices: str) -> SimpleNamespace:
+    places = tuple(map(torch.device, devices))
+    return SimpleNamespace(n_layers=shape.layers, d_model=shape.d, width=shape.f, devices=places)
+
+
 def test_auto_is_what_the_engine_takes() -> None:
     """As in the engine: the same formula for a row, the same budget and ends."""
     assert kernel_estimate.BUDGET == _BUDGET
     dtypes = {2: torch.bfloat16, 4: torch.float32}
     for shape in kernel_estimate.MODELS.values():
-        layout = SimpleNamespace(n_layers=shape.layers, d_model=shape.d, width=shape.f)
+        layout = layout_of(shape, "cpu")
         weight = torch.empty(1, dtype=dtypes[shape.size])
         taken = _rows_per_batch(AttributionConfig(), layout, weight)  # type: ignore[arg-type]
         assert taken == kernel_estimate.auto_rows(shape)
@@ -53,11 +58,12 @@ def test_auto_takes_a_quarter_of_the_memory_that_is_free_on_a_gpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shape = kernel_estimate.MODELS["LLaMA-2-7B, bfloat16"]
-    layout = SimpleNamespace(n_layers=shape.layers, d_model=shape.d, width=shape.f)
-    weight = SimpleNamespace(is_cuda=True, device="cuda:1", itemsize=shape.size)
+    # Split over two cards, of which the one with less free memory counts.
+    layout, weight = layout_of(shape, "cuda:0", "cuda:1"), SimpleNamespace(itemsize=shape.size)
 
     def taken(free: int) -> int:
-        monkeypatch.setattr(torch.cuda, "mem_get_info", {"cuda:1": (free, 80 << 30)}.__getitem__)
+        each = {torch.device(f"cuda:{i}"): (free + more, 80 << 30) for i, more in ((0, 9), (1, 0))}
+        monkeypatch.setattr(torch.cuda, "mem_get_info", each.__getitem__)
         return _rows_per_batch(AttributionConfig(), layout, weight)  # type: ignore[arg-type]
 
     # As many as on a CPU where less is free; and no more than 4,096.
