@@ -32,6 +32,23 @@ def test_the_page_of_encoders_has_the_measured_speed() -> None:
         assert float(cells[2]) == float(f"{ratio:.2g}")
 
 
+def test_the_page_of_speed_has_the_measured_blocks() -> None:
+    of = {(r["case"], r["provider"]): float(r["median"]) for r in rows_of("blocks.csv")}
+    short, long = (of[f"left_20_T{t}", "full forwards / blocks"] for t in (12, 48))
+    whole = {f"{of[f'left_20_T{t}', 'full forwards / whole blocks']:.1f}" for t in (12, 48)}
+    said = " ".join((ROOT / "docs" / "speed.md").read_text(encoding="utf-8").split())
+    assert f"{short:.1f} times as fast as full forward passes for a prompt of 12 tokens" in said
+    assert f"and {long:.1f} times for one of 48" in said
+    assert whole == {"1.4"}
+    assert "1.4 times as whole sequences" in said
+
+
+def test_the_page_of_the_search_has_the_measured_time() -> None:
+    of = {r["provider"]: float(r["median"]) for r in rows_of("search_time.csv")}
+    said = " ".join((ROOT / "docs" / "covering_groups.md").read_text(encoding="utf-8").split())
+    assert f"{of['at once']:.2f} s a fact at once and {of['one by one']:.2f} s one by one" in said
+
+
 def table(path: Path, header: str) -> list[list[str]]:
     """Cells of the first Markdown table whose header begins so, without markup."""
     lines = iter(path.read_text(encoding="utf-8").splitlines())
