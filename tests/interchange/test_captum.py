@@ -71,3 +71,11 @@ def test_every_rule_is_captums(method: str) -> None:
 def attributed(model: Any, config: dkn.AttributionConfig) -> Any:
     fact = dkn.Fact("a", text([TOKEN]), text([ANSWER]))
     return dkn.attribute(model, words_tokenizer(), [fact], config).scores[0]
+
+
+def test_the_class_that_is_gone_says_what_to_use() -> None:
+    from dkn_engine import compat
+
+    with pytest.raises(ImportError, match=r"use captum\.attr\..*, or dkn_engine\.attribute"):
+        from dkn_engine.compat import LayerIntegratedGradients  # noqa: F401
+    assert not hasattr(compat, "another_name")
