@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.config import integer
 from dkn_engine.errors import FactError, UserError
+from dkn_engine.files.sections import integer
 from dkn_engine.files.visible_text import prompt_without_space, without_space
 from dkn_engine.showing import shown
 from dkn_engine.showing.tables import data_frame

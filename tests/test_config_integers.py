@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 import dkn_engine as dkn
 from dkn_engine import analysis, topology
 from dkn_engine.attribution import iter_attribute
-from dkn_engine.config import integer
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import fact_list
+from dkn_engine.files.sections import integer
 from dkn_engine.seeds import generator
 from tests.support.tiny import tiny
 from tests.support.words import words_tokenizer

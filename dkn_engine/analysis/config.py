@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import Literal, NamedTuple, get_args
 
-from dkn_engine.config import Section, count
 from dkn_engine.errors import UserError
+from dkn_engine.files.sections import Section, count
 from dkn_engine.topology.other_clusterers import ClustererOptions
 
 On = Literal["answer", "all", "weights"]

@@ -14,9 +14,10 @@ from torch import nn
 
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.attribution.chunk_scores import ChunkScores
-from dkn_engine.config import AttributionConfig, FactsConfig, SelectionConfig, integer
+from dkn_engine.config import AttributionConfig, FactsConfig, SelectionConfig
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, facts_from
+from dkn_engine.files.sections import integer
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence, wrong_answers_of
 from dkn_engine.models.layout import Layout, find_layout

@@ -25,8 +25,9 @@ from dkn_engine.cli.inputs import (
 )
 from dkn_engine.cli.options import Input, Output, Reading, Training, Work, changes, required_facts
 from dkn_engine.cli.settings import PRESETS, require_not_set, settings_from_options
-from dkn_engine.config import Config, FactsConfig, Section
+from dkn_engine.config import Config, FactsConfig
 from dkn_engine.errors import UserError
+from dkn_engine.files.sections import Section
 from dkn_engine.types import Fact
 
 if TYPE_CHECKING:

@@ -15,9 +15,10 @@ from dkn_engine.analysis.config import ANALYSES, ClusterersConfig
 from dkn_engine.cli.arguments import option, switch
 from dkn_engine.cli.console import put
 from dkn_engine.cli.settings import PRESETS
-from dkn_engine.config import Config, Section
+from dkn_engine.config import Config
 from dkn_engine.errors import UserError
 from dkn_engine.files.near_names import did_you_mean
+from dkn_engine.files.sections import Section
 
 _WIDTH = 88
 _ENTRY = re.compile(r"^    (\w[\w, ]*): (.*)$")

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dkn_engine.config import Config, Section, dotted_keys, read_table
+from dkn_engine.config import Config
 from dkn_engine.errors import UserError
 from dkn_engine.files.near_names import did_you_mean
+from dkn_engine.files.sections import Section, dotted_keys, read_table
 
 S = TypeVar("S", bound=Section)
 PRESETS = {"default": Config, "paper": Config.paper, "released": Config.released}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dkn_engine.config import FactsConfig, Positions, integer
+from dkn_engine.config import FactsConfig, Positions
 from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import require_inside, suppress
 from dkn_engine.degeneracy.interventions import (
@@ -21,6 +21,7 @@ from dkn_engine.degeneracy.interventions import (
 )
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, fact_list
+from dkn_engine.files.sections import integer
 from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.layout import find_layout
 

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from dkn_engine.config import Blank, Dates, integer
+from dkn_engine.config import Blank, Dates
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts import counterfact, csv_table, jsonl, lama, pararel, templama
 from dkn_engine.facts.dates import dated
 from dkn_engine.facts.json_records import FactProblem, Read, Record, iter_records
 from dkn_engine.facts.shared import SharedPrompts
+from dkn_engine.files.sections import integer
 from dkn_engine.types import Fact
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dkn_engine.config import integer
+from dkn_engine.files.sections import integer
 from dkn_engine.neurons import sort_neurons
 from dkn_engine.types import Component
 

@@ -34,8 +34,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dkn_engine.config import Section, TopologyConfig, count
+from dkn_engine.config import TopologyConfig
 from dkn_engine.errors import UserError
+from dkn_engine.files.sections import Section, count
 from dkn_engine.neurons import as_neurons
 from dkn_engine.topology.arrays import component, finite_quantile
 from dkn_engine.topology.clustering import find_candidates

@@ -30,10 +30,11 @@ from dkn_engine.cli.find_options import FindOptions, Machines, Question, Selecti
 from dkn_engine.cli.list_settings import all_settings
 from dkn_engine.cli.options import Input, Output, Reading, Settings, Training, Work
 from dkn_engine.cli.settings import config_from_options, settings_from_options
-from dkn_engine.config import Config, dotted_keys
+from dkn_engine.config import Config
 from dkn_engine.errors import BackendError, UserError
 from dkn_engine.facts import write_facts
 from dkn_engine.facts.ids import made_id
+from dkn_engine.files.sections import dotted_keys
 from dkn_engine.models import load
 from dkn_engine.models.load import quiet
 from dkn_engine.run.progress import duration

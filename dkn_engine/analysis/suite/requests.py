@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dkn_engine.analysis.config import ANALYSES
-from dkn_engine.config import Config, Section
+from dkn_engine.config import Config
 from dkn_engine.errors import DknError, UserError
+from dkn_engine.files.sections import Section
 from dkn_engine.statistics.table import Table
 from dkn_engine.store import read_results
 from dkn_engine.types import Fact, FactResult, Progress
