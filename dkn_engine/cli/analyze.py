@@ -19,7 +19,9 @@ from dkn_engine.cli.inputs import (
     fact_file,
     for_model,
     load_model,
+    model_spec,
     read_facts,
+    require_loadable,
     tell_problems,
     torch_threads,
 )
@@ -173,6 +175,7 @@ def _run(suite: AllOptions, file: str | None, *, strict: bool) -> int:
     console, out = Console(quiet=suite.output.quiet), suite.folder
     if out.exists() and not out.is_dir():
         raise UserError(f"--out must be a folder; {out} is a file")
+    require_loadable(suite.reading, suite.work.workers > 1)
     configs, sections = _settings(suite, file)
     for model in suite.models:  # of which the first encoder decides how all read their facts
         configs = {preset: for_model(config, model) for preset, config in configs.items()}
@@ -245,13 +248,11 @@ def _cells(
 def _model(suite: AllOptions, name: str, console: Console) -> Loaded | InWorkers:
     """The model in this process, loaded once for all cells, or the processes that will load it."""
     from dkn_engine.analysis.suite.tasks import InWorkers, Loaded
-    from dkn_engine.run.workers.job import ModelSpec
 
     reading, workers = suite.reading, suite.work.workers
     if workers > 1:
         console.say(f"model {name}, in {workers} processes:")
-        spec = ModelSpec(name, reading.device, reading.dtype, reading.threads or 1)
-        return InWorkers(spec, workers)
+        return InWorkers(model_spec(name, reading), workers)
     console.say(f"loading model {name} ...")
     return Loaded(*load_model(name, reading, console))
 

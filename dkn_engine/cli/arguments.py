@@ -17,6 +17,8 @@ from typing import Any, TypeVar, get_type_hints
 
 from dkn_engine.errors import UserError
 from dkn_engine.files.local_paths import local_path
+from dkn_engine.files.strict_json import parse_json
+from dkn_engine.models.load import DEVICE_MAPS, DeviceMap
 
 T = TypeVar("T")
 
@@ -147,6 +149,22 @@ def folder(text: str) -> Path:
     if "://" in text:
         raise argparse.ArgumentTypeError(f"must be a folder of this machine; got {text!r}")
     return _at_home(text)
+
+
+def device_map(text: str) -> DeviceMap:
+    """One of accelerate's ways, or what a JSON file says of each module."""
+    if text in DEVICE_MAPS:
+        return text
+    try:
+        found = parse_json(_at_home(text).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        found = getattr(error, "strerror", None) or error
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(
+            f"must be {', '.join(DEVICE_MAPS)}, or a JSON file with a device for each module; "
+            f"got {text!r}" + (f": {found}" if isinstance(found, str | Exception) else "")
+        )
+    return found
 
 
 def _at_home(text: str) -> Path:

@@ -16,6 +16,7 @@ from dkn_engine.cli.inputs import (
     for_model,
     load_model,
     read_facts,
+    require_loadable,
     tell_problems,
     torch_threads,
 )
@@ -84,6 +85,7 @@ def clusterers(options: ClusterersOptions) -> int:
 
     console, given, out = Console(quiet=options.output.quiet), options.input, options.out
     source = options.facts
+    require_loadable(given.reading, processes=False)
     config, settings = options.settings()
     config = for_model(config, given.model)
     analysis.require_comparable(config, settings.methods)

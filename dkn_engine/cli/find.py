@@ -15,8 +15,10 @@ from dkn_engine.cli.inputs import (
     fact_file,
     for_model,
     load_model,
+    model_spec,
     readable,
     refuse_no_facts,
+    require_loadable,
     tell_problems,
     torch_threads,
 )
@@ -45,6 +47,7 @@ def find(options: FindOptions) -> int:
 
     console, given = Console(quiet=options.output.quiet), options.input
     told = given.settings
+    require_loadable(given.reading, options.machines.several)
     config = config_from_options(told.preset, told.config, told.changes, options.selection.where)
     config = for_model(config, given.model)
     options = replace(options, out=options.directory)
@@ -54,7 +57,7 @@ def find(options: FindOptions) -> int:
     console.step(1, 4, f"{options.question.words} ...")
     run, problems = _prepare(options, config)
     tell_problems(console, problems, counted=True)
-    if options.machines.ray is not None or (options.machines.workers or 1) > 1:
+    if options.machines.several:
         where = "" if options.machines.ray is None else " on Ray"
         console.step(2, 4, f"starting workers{where} that load {given.model} ...")
         overview, seconds = _find_all(out, _in_workers(options, run), run, console)
@@ -123,13 +126,12 @@ def _here(options: FindOptions, run: Run, console: Console) -> _Find:
 
 def _in_workers(options: FindOptions, run: Run) -> _Find:
     """The run in processes, which load the model when they start."""
-    from dkn_engine.run.workers.job import ModelSpec
     from dkn_engine.run.workers.processes import iter_run_in_workers
     from dkn_engine.run.workers.ray import iter_run_on_ray
 
-    reading, out = options.input.reading, options.directory
+    out = options.directory
     ray, workers = options.machines.ray, options.machines.workers
-    spec = ModelSpec(options.input.model, reading.device, reading.dtype, reading.threads or 1)
+    spec = model_spec(options.input.model, options.input.reading)
     if ray is not None:
         return lambda progress: iter_run_on_ray(
             spec, run, out, address=ray, workers=workers, progress=progress

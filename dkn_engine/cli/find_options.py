@@ -120,6 +120,11 @@ class Machines:
         metavar="I/N",
     )
 
+    @property
+    def several(self) -> bool:
+        """Whether other processes load the model."""
+        return self.ray is not None or (self.workers or 1) > 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class FindOptions:

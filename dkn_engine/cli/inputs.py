@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from dkn_engine.cli.console import Console
 from dkn_engine.cli.options import Reading
@@ -13,7 +13,11 @@ from dkn_engine.config import Config, FactsConfig
 from dkn_engine.errors import UserError
 from dkn_engine.facts import FactProblem
 from dkn_engine.facts.scan import FactFile
+from dkn_engine.models.load import require_placeable
 from dkn_engine.types import Fact
+
+if TYPE_CHECKING:
+    from dkn_engine.run.workers.job import ModelSpec
 
 Problem = dict[str, Any]  # file, line, id and reason of what a loader left out
 
@@ -96,10 +100,36 @@ def load_model(name: str, options: Reading, console: Console) -> tuple[Any, Any]
 
     try:
         with contextlib.nullcontext() if console.draws else load.quiet():
-            return load.load_model(name, options.device, options.dtype)
+            return load.load_model(
+                name,
+                options.device,
+                options.dtype,
+                dequantize=options.dequantize,
+                device_map=options.device_map,
+            )
     except OSError as error:
         first = str(error).strip().partition("\n")[0]
         raise UserError(f"model {name!r} cannot be loaded: {first}") from error
+
+
+def require_loadable(options: Reading, processes: bool) -> None:
+    """Refuse options of loading that exclude one another, before anything is read.
+
+    Raises:
+        UserError: ``--device-map`` beside another placement, or with worker ``processes``.
+    """
+    if processes and options.device_map is not None:
+        raise UserError("--device-map spreads one model over all devices: give it without workers")
+    require_placeable(options.device, options.device_map, options.dequantize)
+
+
+def model_spec(name: str, options: Reading) -> ModelSpec:
+    """How worker processes load the model."""
+    from dkn_engine.run.workers.job import ModelSpec
+
+    return ModelSpec(
+        name, options.device, options.dtype, options.threads or 1, dequantize=options.dequantize
+    )
 
 
 def for_model(config: Config, name: str) -> Config:

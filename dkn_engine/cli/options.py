@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
-from dkn_engine.cli.arguments import folder, number, option, switch
+from dkn_engine.cli.arguments import device_map, folder, number, option, switch
 from dkn_engine.cli.settings import PRESETS
 from dkn_engine.facts import Format
-from dkn_engine.models.load import DTYPES
+from dkn_engine.models.load import DEVICE_MAPS, DTYPES, DeviceMap
 
 FORMATS = get_args(Format)
 FACTS = (
@@ -57,6 +57,18 @@ class Reading:
         default="auto",
         choices=("auto", *DTYPES),
         metavar="DTYPE",
+    )
+    device_map: DeviceMap | None = option(
+        "--device-map",
+        "Spread the model's layers over devices, with accelerate: "
+        f"{', '.join(DEVICE_MAPS)}, or a JSON file with a device for each module, disk among them. "
+        "In one process.",
+        default=None,
+        type=device_map,
+        metavar="MAP",
+    )
+    dequantize: bool = switch(
+        "--dequantize", "Unpack quantised weights to plain ones, at their full size."
     )
     threads: int | None = number("--threads", "Let torch use N threads of the CPU.")
 

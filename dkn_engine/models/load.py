@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+
+DeviceMap = str | Mapping[str, Any]
 
 
 def load_model(
@@ -28,6 +31,7 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     *,
     dequantize: bool = False,
+    device_map: DeviceMap | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal or masked language model in eval mode and its tokenizer.
 
@@ -42,26 +46,54 @@ def load_model(
         dtype: ``auto`` (float32 on the CPU, the checkpoint's own elsewhere), a name such as
             ``bfloat16``, or a torch dtype.
         dequantize: unpack quantised weights to plain ones of ``dtype``.
+        device_map: spread the layers over devices, by accelerate: ``auto``, ``balanced``,
+            ``balanced_low_0``, ``sequential``, or a device (``disk`` is one) for each module.
 
     Raises:
         UserError: the model cannot be found or read, or an argument is not allowed; the message
             is one line.
     """
+    require_placeable(device, device_map, dequantize)
     where = _device(device)
     kind = _dtype(dtype, where)
+    places = where if device_map is None else device_map
     with quiet() if name == "demo" else contextlib.nullcontext():
-        model, tokenizer = _guarded(name, lambda source, local: _read(source, kind, local, where))
+        model, tokenizer = _guarded(name, lambda source, local: _read(source, kind, local, places))
         if dequantize:
             model = dequantized(model, model.dtype if kind == "auto" else kind)
     if name == "demo":
         model.config._name_or_path = "demo (SmolLM2-135M-Instruct)"  # where results name it
     try:
-        if not _is_on(model.device, where):
+        if device_map is None and not _is_on(model.device, where):
             model.to(where)
     except RuntimeError as error:  # Out of memory is one, too.
         reason = _first_line(error)
         raise UserError(f"model {str(name)!r} cannot be put on {where}: {reason}") from error
     return model.eval(), tokenizer
+
+
+def require_placeable(device: Any, device_map: Any, dequantize: bool) -> None:
+    """Refuse arguments of :func:`load_model` that exclude one another.
+
+    Raises:
+        UserError: names them in one line.
+    """
+    if device_map is None:
+        return
+    if device_map not in DEVICE_MAPS and not isinstance(device_map, Mapping):
+        raise UserError(
+            f"device_map must be {', '.join(DEVICE_MAPS)}, or a device for each module; "
+            f"got {device_map!r}"
+        )
+    if device != "auto":
+        raise UserError(
+            f"device_map says where each layer goes; give it without a device, got {str(device)!r}"
+        )
+    if dequantize:
+        raise UserError(
+            "dequantize=True unpacks weights onto one device: save the model that it gives, and "
+            "load that one with device_map"
+        )
 
 
 def _is_on(found: torch.device, wanted: torch.device) -> bool:
@@ -78,19 +110,23 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _read(source: str | Path, dtype: Any, local: bool, device: torch.device) -> tuple[Any, Any]:
+def _read(source: str | Path, dtype: Any, local: bool, places: Any) -> tuple[Any, Any]:
+    """``places``: the device, or a ``device_map``."""
+    import torch
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
     tokenizer = _read_tokenizer(source, local)
     there = {"trust_remote_code": False, "local_files_only": local}
     config = _read_config(source, local)
-    packed = getattr(config, "quantization_config", None)
+    if isinstance(places, torch.device):
+        # Some packed weights cannot be moved once they are read.
+        packed = getattr(config, "quantization_config", None)
+        places = None if packed is None else {"": str(places)}
     kind: Any = AutoModelForMaskedLM if _is_masked(config) else AutoModelForCausalLM
     loaded: Any = kind.from_pretrained(
         source,
         **there,
-        # Some packed weights cannot be moved once they are read.
-        device_map=None if packed is None else {"": str(device)},
+        device_map=places,
         dtype=dtype,
         use_safetensors=True,
         ignore_mismatched_sizes=True,  # so that they are told below, in one line

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
+from dkn_engine.errors import UserError
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -16,6 +18,9 @@ def separate_layers(model: nn.Module) -> None:
 
     In place; what the model computes stays the same, and no weight is copied. A neuron is then one
     of the F of one run, so that layer and index tell it. Other models are left alone.
+
+    Raises:
+        UserError: accelerate has put hooks around the layer that is shared.
     """
     from torch import nn
 
@@ -24,6 +29,8 @@ def separate_layers(model: nn.Module) -> None:
         groups: Any = getattr(module, _GROUPS, None)
         if groups is None:
             continue
+        if any("_hf_hook" in vars(part) for part in groups.modules()):
+            raise UserError("its layers share their weights: load it without device_map")
         n = config.num_hidden_layers
         runs = [groups[int(i / (n / len(groups)))] for i in range(n)]
         setattr(module, _GROUPS, nn.ModuleList(map(_with_same_weights, runs)))

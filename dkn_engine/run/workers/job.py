@@ -21,12 +21,14 @@ class ModelSpec:
         device, dtype: of the weights. With ``auto`` or ``cuda`` and several GPUs, worker i takes
             GPU i modulo their number.
         threads: torch's CPU threads in a worker.
+        dequantize: whether quantised weights are unpacked.
     """
 
     name: str | Path
     device: str = "auto"
     dtype: str = "auto"
     threads: int = 1
+    dequantize: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,11 @@ class ChunkWorker:
 
         torch.set_num_threads(job.model.threads)
         logging.disable_progress_bar()
-        device = device_of(job.model.device, number, torch.cuda.device_count())
-        self.model, self.tokenizer = load_model(job.model.name, device, job.model.dtype)
+        spec = job.model
+        device = device_of(spec.device, number, torch.cuda.device_count())
+        self.model, self.tokenizer = load_model(
+            spec.name, device, spec.dtype, dequantize=spec.dequantize
+        )
         self._stages = Stages(self.model, self.tokenizer, job.sample, job.config)
         self.identity = identity_of(self.model, self.tokenizer)
 

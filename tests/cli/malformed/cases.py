@@ -1088,6 +1088,36 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "command",
+        "an unknown map of devices",
+        (*FIND, "--device-map", "moon"),
+        "dkn-engine: error: argument --device-map: must be auto, balanced, balanced_low_0, sequential, or a JSON file with a device for each module; got 'moon': No such file or directory (see dkn-engine find --help)",
+    ),
+    Case(
+        "command",
+        "a map of devices that is no JSON",
+        (*FIND, "--device-map", "{folder}/file"),
+        "dkn-engine: error: argument --device-map: must be auto, balanced, balanced_low_0, sequential, or a JSON file with a device for each module; got '{folder}/file': Expecting value: line 1 column 1 (char 0) (see dkn-engine find --help)",
+    ),
+    Case(
+        "command",
+        "a map of devices and a device",
+        (*FIND, "--device-map", "auto", "--device", "cpu"),
+        "dkn-engine: error: device_map says where each layer goes; give it without a device, got 'cpu'",
+    ),
+    Case(
+        "command",
+        "a map of devices and workers",
+        (*FIND, "--device-map", "auto", "--workers", "2"),
+        "dkn-engine: error: --device-map spreads one model over all devices: give it without workers",
+    ),
+    Case(
+        "command",
+        "a map of devices and unpacking",
+        (*FIND, "--device-map", "auto", "--dequantize"),
+        "dkn-engine: error: dequantize=True unpacks weights onto one device: save the model that it gives, and load that one with device_map",
+    ),
+    Case(
+        "command",
         "a file of facts that is not there",
         ("find", "--model", "demo", "--facts", "{folder}/absent", "--out", "{folder}/run"),
         "dkn-engine: error: {folder}/absent: there is no such file or folder",
