@@ -114,6 +114,11 @@ def _inner(facts: pa.Table) -> str | None:
             return f"fact {fact_id!r} has the unknown status {status!r}"
         if any(not 0 <= i < n for i in dkn) or degenerate != (len(dkn) >= 2):
             return f"fact {fact_id!r} has the DKN {dkn} of {n} components"
+    lengths = facts["pair_interactions"].combine_chunks().value_lengths().to_pylist()
+    counts = facts["n_neurons"].to_pylist()
+    for fact_id, pairs, n in zip(facts["fact_id"].to_pylist(), lengths, counts, strict=True):
+        if pairs and pairs != n * (n - 1) // 2:
+            return f"fact {fact_id!r} has {pairs} interactions of {n} neurons"
     return None
 
 

@@ -145,6 +145,12 @@ def _check(result: FactResult) -> None:
             raise ValueError(
                 f"fact {result.fact_id!r}: {left} and {right} must be equally long; got {a} and {b}"
             )
+    n, n_pairs = len(result.neurons), len(result.pair_interactions)
+    if n_pairs not in {0, n * (n - 1) // 2}:
+        raise ValueError(
+            f"fact {result.fact_id!r}: pair_interactions must be none or those of the pairs of its "
+            f"{n} neurons; got {n_pairs}"
+        )
 
 
 def _text(value: str) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -26,10 +27,11 @@ from dkn_engine.errors import RunDirectoryError
 from dkn_engine.facts.scan import scan
 from dkn_engine.models.fingerprint import Identity
 from dkn_engine.store import RunDirectory, count_done, iter_results, read_manifest, read_results
+from dkn_engine.store.checks import misfit
 from dkn_engine.store.plan import CHUNKS_PER_WINDOW, Shard
 from dkn_engine.store.reading import read_tables
 from dkn_engine.store.schema import LATER, TABLES, schema, to_parquet
-from dkn_engine.store.tables import chunk_files
+from dkn_engine.store.tables import chunk_files, encode
 from dkn_engine.types import Component, Drops, Fact, FactResult
 
 NAN = float("nan")
@@ -633,12 +635,26 @@ def test_results_come_in_the_order_of_positions(tmp_path: Path) -> None:
         ({"controls": {"moon": Drops(0, 0)}}, "got 'moon'"),
         ({"scores": np.empty(3, np.float32)}, "neurons and scores must be equally long"),
         ({"n_points": np.empty(0, np.int32)}, "convergence_delta and n_points"),
+        ({"pair_interactions": np.ones(5, np.float32)}, "pairs of its 4 neurons; got 5"),
     ],
 )
 def test_result_that_cannot_be_kept_is_refused(change: dict[str, Any], message: str) -> None:
     broken = dataclasses.replace(result_for(FACTS[0]), **change)
     with pytest.raises(ValueError, match=message):
         chunk_files([broken, result_for(FACTS[1])], [0, 1], CONFIG.hash)
+
+
+def test_interactions_that_are_not_those_of_the_neurons_are_seen_when_read() -> None:
+    """As files without digests may have them."""
+    tables = encode([result_for(f) for f in FACTS[:2]], [0, 1], CONFIG.hash)
+    assert misfit(tables) is None
+    facts = tables["facts"]
+    at = facts.schema.get_field_index("pair_interactions")
+    for other, found in (([[], None], None), ([[], [0.5] * 5], 5)):
+        column = pa.array(other, facts.schema.field(at).type)
+        changed = {**tables, "facts": facts.set_column(at, facts.schema.field(at), column)}
+        expected = found and ("facts", f"fact 'f1' has {found} interactions of 4 neurons")
+        assert misfit(changed) == expected
 
 
 CHILD = textwrap.dedent(
