@@ -83,10 +83,24 @@ def adjacent_pairs(neurons: NDArray[np.int32]) -> NDArray[np.int64]:
     return np.concatenate(pairs)
 
 
+def existing(shape: tuple[int, ...], widths: Sequence[int] | None) -> NDArray[np.bool_]:
+    """Which places of a table ``[L, F]`` are neurons, of layers with so many each; None: all.
+
+    Raises:
+        ValueError: widths of another number of layers.
+    """
+    if widths is None:
+        return np.ones(shape, dtype=bool)
+    if len(widths) != shape[0]:
+        raise ValueError(f"widths must be of the scores' {shape[0]} layers; got {len(widths)}")
+    found: NDArray[np.bool_] = np.arange(shape[1]) < np.asarray(widths)[:, None]
+    return found
+
+
 def random_sets(
     sets: Sequence[NDArray[np.int32]],
     located: NDArray[np.int32],
-    width: int,
+    widths: int | Sequence[int],
     rng: np.random.Generator,
 ) -> list[NDArray[np.int32]]:
     """Disjoint sets of other neurons: in every layer as many as each of the given sets has.
@@ -94,13 +108,14 @@ def random_sets(
     Args:
         sets: the family to be matched.
         located: neurons never drawn (the fact's knowledge neurons).
-        width: F, neurons a layer.
+        widths: neurons of each layer, or of all.
         rng: of the draw.
     """
     every = np.concatenate([np.empty((0, 2), dtype=np.int32), *sets])
     drawn = np.empty_like(every)
     for layer in np.unique(every[:, 0]):
         at = np.flatnonzero(every[:, 0] == layer)
+        width = widths if isinstance(widths, int) else widths[layer]
         is_free = np.ones(width, dtype=bool)
         is_free[located[located[:, 0] == layer, 1]] = False
         free = np.flatnonzero(is_free)

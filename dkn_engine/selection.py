@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dkn_engine.config import SelectionConfig
+from dkn_engine.neurons import existing
 from dkn_engine.types import Selection
 
 # Scores of other batch sizes agree to this share of a fact's maximum, so closer ones may swap.
 BORDERLINE = 1e-5
 
 
-def select_neurons(scores: ArrayLike, config: SelectionConfig) -> Selection:
+def select_neurons(
+    scores: ArrayLike, config: SelectionConfig, widths: Sequence[int] | None = None
+) -> Selection:
     """Neurons whose score passes the rule of ``config`` (Dai et al. 2022, section 3.2).
 
     Args:
@@ -20,9 +25,11 @@ def select_neurons(scores: ArrayLike, config: SelectionConfig) -> Selection:
             a neuron must be found by more than ``config.paraphrase_share`` of them, and its score
             is the mean.
         config: ``method`` and its value, ``paraphrase_share``, ``max_neurons``.
+        widths: how many neurons each layer has; None for F each. Places behind them are no
+            neurons: they are never found, and count in no percentile.
 
     Raises:
-        ValueError: another number of axes, or no prompt.
+        ValueError: another number of axes, no prompt, or widths of another number of layers.
     """
     table = np.asarray(scores)
     if table.dtype.kind != "f":
@@ -31,10 +38,11 @@ def select_neurons(scores: ArrayLike, config: SelectionConfig) -> Selection:
         table = table[None]
     if table.ndim != 3 or not len(table):
         raise ValueError(f"scores must be [L, F] or [n, L, F] with n >= 1; got {list(table.shape)}")
+    real = existing(table.shape[1:], widths)
     found = np.zeros(table.shape[1:], dtype=np.int64)
     close = np.zeros(table.shape[1:], dtype=bool)
     for one in table:
-        passes, near = _passing(one, config)
+        passes, near = _passing(one, config, real)
         found += passes
         close |= near
     mean = table.mean(0, dtype=np.float64).astype(table.dtype)
@@ -51,7 +59,7 @@ def select_neurons(scores: ArrayLike, config: SelectionConfig) -> Selection:
 
 
 def _passing(
-    scores: NDArray[np.floating], config: SelectionConfig
+    scores: NDArray[np.floating], config: SelectionConfig, real: NDArray[np.bool_]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which neurons pass, and which are too close to the threshold to be sure, ``[L, F]`` each."""
     highest = float(scores.max(initial=0.0))
@@ -59,16 +67,16 @@ def _passing(
         nothing = np.zeros(scores.shape, dtype=bool)
         return nothing, nothing
     if config.method == "top_k":
-        chosen = _by_score(scores, np.ones(scores.shape, dtype=bool))[: config.top_k]
+        chosen = _by_score(scores, real)[: config.top_k]
         passes = np.zeros(scores.shape, dtype=bool)
         passes.flat[chosen] = True
         threshold = float(scores.flat[chosen[-1]])
     else:
         threshold = config.threshold * highest
         if config.method == "percentile":
-            threshold = float(np.percentile(scores, config.percentile))
-        passes = scores > threshold
-    return passes, np.abs(scores - threshold) <= BORDERLINE * highest
+            threshold = float(np.percentile(scores[real], config.percentile))
+        passes = real & (scores > threshold)
+    return passes, real & (np.abs(scores - threshold) <= BORDERLINE * highest)
 
 
 def _by_score(scores: NDArray[np.floating], mask: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -142,6 +142,8 @@ class Attribution:
             has the rounding of both (1e-5 of the scores at 100 tokens in float32, more in
             shorter dtypes). By so much scores also differ between batch sizes.
         path: for each fact ``"sweep"``, ``"blocks"`` or ``"general"``.
+        widths: how many neurons each layer has; None: F each. F is the largest: what a narrower
+            layer does not have scores exactly 0 and is no neuron.
     """
 
     fact_ids: tuple[str, ...]
@@ -152,6 +154,7 @@ class Attribution:
     converged: NDArray[np.bool_]
     error: NDArray[np.float32]
     path: tuple[Path, ...]
+    widths: tuple[int, ...] | None = None
 
     def top(self, k: int = 20) -> dict[str, NDArray[np.int32]]:
         """The neurons of each fact with the highest scores, as interventions take them.
@@ -187,9 +190,12 @@ class Attribution:
     def _highest(self, fact: int, k: int) -> NDArray[np.int32]:
         if (integer(k) or 0) < 1:
             raise UserError(f"k must be an integer of at least 1; got {k!r}")
-        order = np.argsort(-self.scores[fact].ravel(), kind="stable")[:k]
-        places = np.unravel_index(order, self.scores.shape[1:])
-        return np.stack(places, axis=1).astype(np.int32)
+        scores = self.scores[fact]
+        widths = [scores.shape[1]] if self.widths is None else self.widths
+        real = np.arange(scores.shape[1]) < np.reshape(widths, (-1, 1))
+        places = np.argwhere(np.broadcast_to(real, scores.shape))
+        order = np.argsort(-scores[tuple(places.T)], kind="stable")[:k]
+        return places[order].astype(np.int32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -39,7 +39,7 @@ class NeuronGroups:
 def neuron_groups(
     facts: Sequence[Fact],
     results: Sequence[FactResult],
-    width: int,
+    widths: int | Sequence[int],
     *,
     n_random: int,
     seed: int,
@@ -49,7 +49,7 @@ def neuron_groups(
     Args:
         facts: of the run.
         results: of :func:`dkn_engine.find_dkns` on them, in the same order.
-        width: F, neurons a layer.
+        widths: neurons of each layer, or of all.
         n_random: draws of ``rnd``; none for a fact without a DKN.
         seed: of the draws, which depend on it and the fact's id alone.
 
@@ -63,7 +63,7 @@ def neuron_groups(
             continue
         d, rng = dkn_neurons(result), generator(seed, "groups", fact.id)
         draws = range(n_random) if len(d) else ()
-        rnd = tuple(sort_neurons(random_sets([d], result.neurons, width, rng)[0]) for _ in draws)
+        rnd = tuple(sort_neurons(random_sets([d], result.neurons, widths, rng)[0]) for _ in draws)
         groups.append(NeuronGroups(fact, result, d, sort_neurons(result.neurons), rnd))
     return groups
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Literal, get_args
@@ -75,6 +75,7 @@ def attribute(
         converged=np.array([f.converged for f in found], np.bool_).reshape(layers),
         error=np.array([f.error for f in found], dtype=np.float32),
         path=tuple(f.path for f in found),
+        widths=layout.widths,
     )
 
 
@@ -99,7 +100,7 @@ def iter_attribute(
         keep: of the scores: ``all``, the ``n_top`` highest as neurons, or ``none``.
         n_top: number of neurons with ``keep="top"``.
         baselines: with ``config.baseline="given"``: activations x', real ``[L, F]`` for every
-            fact or ``[n_facts, L, F]``.
+            fact or ``[n_facts, L, F]``; what a narrower layer does not have is not read.
         facts_config: how facts become tokens; None for the defaults.
 
     Raises:
@@ -139,7 +140,7 @@ def iter_attribute(
         return sequence.at(prompt_positions(tokenizer, fact, config.positions))
 
     score = partial(attribute_chunk, model, layout, config=config, mask_id=mask_id)
-    return _stream(iter(read), encode, score, given, keep, top)
+    return _stream(iter(read), encode, score, given, layout.widths, keep, top)
 
 
 def _stream(
@@ -147,6 +148,7 @@ def _stream(
     encode: Callable[[Fact], AnswerSequence],
     score: Callable[..., ChunkScores],
     given: NDArray[np.floating] | None,
+    widths: Sequence[int],
     keep: Keep,
     top: SelectionConfig,
 ) -> Iterator[FactAttribution]:
@@ -161,7 +163,7 @@ def _stream(
             baselines = torch.from_numpy(np.array(mine)).expand(len(chunk), -1, -1)
         scores = score(sequences, baselines=baselines)
         for i, fact in enumerate(chunk):
-            yield _one(fact, scores, i, keep, top)
+            yield _one(fact, scores, i, widths, keep, top)
         done += len(chunk)
     # Too many are only known to be when the facts have come to their end.
     if given is not None and given.ndim == 3 and done < len(given):
@@ -200,12 +202,17 @@ def given_baselines(
 
 
 def _one(
-    fact: Fact, chunk: ChunkScores, i: int, keep: Keep, top: SelectionConfig
+    fact: Fact,
+    chunk: ChunkScores,
+    i: int,
+    widths: Sequence[int],
+    keep: Keep,
+    top: SelectionConfig,
 ) -> FactAttribution:
     scores = chunk.scores[i].astype(np.float32)
     neurons, top_scores = np.empty((0, 2), dtype=np.int32), np.empty(0, dtype=np.float32)
     if keep == "top":
-        selection = select_neurons(scores, top)
+        selection = select_neurons(scores, top, widths)
         neurons, top_scores = selection.neurons, selection.scores
     return FactAttribution(
         fact_id=fact.id,

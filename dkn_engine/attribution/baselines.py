@@ -146,7 +146,7 @@ def _masked_sum(
 
     def keep(layer: int, activation: Tensor) -> None:
         x = at(by_position(activation, ids.shape), copy, position)
-        found[:, layer].index_add_(0, context, x.to(found))
+        found[:, layer, : x.shape[-1]].index_add_(0, context, x.to(found))
 
     watching = hooks([mlp.watch(site, partial(keep, i)) for i, mlp in enumerate(layout.mlps)])
     token = copy * ids.shape[1] + position
@@ -275,10 +275,11 @@ def _block_sum(
 
     def keep(layer: int, activation: Tensor) -> None:
         x = at(by_position(activation, block.copy.shape), entry, row).to(device)
-        found[:, layer].index_add_(0, context[counts], x[counts].to(found.dtype))
+        width = x.shape[-1]
+        found[:, layer, :width].index_add_(0, context[counts], x[counts].to(found.dtype))
         if len(x) > n_masked:
             plain = context[~counts]
-            own = value[plain, layer]
+            own = value[plain, layer, :width]
             # What is not a number in a masked copy reaches the one beside it, though it has no
             # weight there. Such a baseline is none either way, and told of as such.
             spoilt = ~found[plain, layer].isfinite().all(-1, keepdim=True)

@@ -294,6 +294,8 @@ class _Chunk:
         if self.config.baseline == "given":
             assert self.baselines is not None
             given = self.baselines[self.contexts.answer.cpu()].to(value.device)
+            for layer, width in enumerate(self.layout.widths):
+                given[:, layer, width:] = 0
             if routing := self._routing():
                 given = given * reached(self.layout, routing, len(given)).to(given.device)
             return given

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from dkn_engine.attribution.sites import STRAIGHT
 from dkn_engine.models.affine import bias_of
@@ -136,7 +137,7 @@ class Paths:
 
     def _project(self, layer: int, x: Tensor) -> Tensor:
         """``x`` ``[..., F]`` through the down projection, in the dtype of ``x``."""
-        down = self.layout.mlps[layer].down
+        down, x = self.layout.mlps[layer].down, x[..., : self.layout.widths[layer]]
         if is_dense(down):
             return project(down, x)
         # By the rows that scores are read with, which may be wider than what it takes itself.
@@ -162,29 +163,34 @@ class Paths:
             weights: ``[K, N]``.
             context: int64 ``[M]``, of each segment.
 
-        On the layer's device.
+        On the layer's device; exactly 0 where a narrower layer has no neuron.
         """
         act, w_out = self.layout.mlps[layer].act, self._rows(layer)
+        width = self.layout.widths[layer]
 
         def there(x: Tensor) -> Tensor:
             return x.to(w_out.device)
 
+        def own(table: Tensor) -> Tensor:
+            return there(table[context, layer, :width])
+
         path = None
         if self.site == "pre":
             assert act is not None
-            baseline = self.baseline[context, layer]
-            delta = self.value[context, layer] - baseline
-            up = None if self.fixed is None else there(self.fixed[context, layer])
-            path = (there(alpha), there(baseline), there(delta), up, act)
-        return ig_accumulate(
+            baseline = own(self.baseline)
+            delta = own(self.value) - baseline
+            up = None if self.fixed is None else own(self.fixed)
+            path = (there(alpha), baseline, delta, up, act)
+        found = ig_accumulate(
             there(gradients),
             there(weights),
             there(segments),
             w_out,
-            there(self.factor[context, layer]),
+            own(self.factor),
             path=path,
             backend=self.backend,
         )
+        return pad(found, (0, self.layout.width - width))
 
     def _rows(self, layer: int) -> Tensor:
         """The down projection's rows ``[F, d]``, kept; of one layer at a time if offloaded."""

@@ -68,7 +68,9 @@ def site_activation(layout: Layout, clean: Prefill, site: str) -> tuple[Tensor, 
         _refuse_act(site)
     acts = [mlp.site_module("pre") for mlp in layout.mlps]
     home = clean.pre.device
-    activated = torch.stack([act(clean.pre[:, i]).to(home) for i, act in enumerate(acts)], dim=1)
+    activated = torch.zeros_like(clean.pre)
+    for i, (act, width) in enumerate(zip(acts, layout.widths, strict=True)):
+        activated[:, i, :width] = act(clean.pre[:, i, :width]).to(home)
     _require_product(activated, clean, site)
     if site == "up":
         assert clean.up is not None

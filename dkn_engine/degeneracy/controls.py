@@ -97,7 +97,7 @@ def random_control(
         edits: list[Edit] = []
         masks = [subsets.of_draw(i, alone) for i in range(len(measured), n)]
         for some in masks:
-            drawn = random_sets(asked.sets, located, asked.prompts.layout.width, rng)
+            drawn = random_sets(asked.sets, located, asked.prompts.layout.widths, rng)
             edits += subset_edits(drawn, some, asked.means)
         found = yield asked.prompts, Asked(edits, asked.sequences)
         rows = np.split(found[:, 0], np.cumsum([len(some) for some in masks])[:-1])

@@ -113,7 +113,7 @@ def _random_null(
     outcomes = []
     own = yield from _outcome(prompts, sequence, groups, config, means)
     for _ in range(config.filter.n_random_searches):
-        (neurons,) = random_sets([located], located, prompts.layout.width, rng)
+        (neurons,) = random_sets([located], located, prompts.layout.widths, rng)
         drawn = yield from _searched(asked, neurons, config, rng, means)
         outcomes.append(
             (yield from _outcome(prompts, sequence, _members(drawn, neurons), config, means))

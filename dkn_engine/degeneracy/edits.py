@@ -77,13 +77,8 @@ def require_inside(edits: Sequence[Edit], layout: Layout) -> None:
     if not edits:
         return
     every = np.concatenate([edit.neurons for edit in edits])
-    limit = np.array([layout.n_layers, layout.width])
-    outside = (every >= limit).any(axis=1)
-    if outside.any():
-        layer, index = every[outside][0].tolist()
-        raise ValueError(
-            f"neurons must be below layer {limit[0]} and index {limit[1]}; got ({layer}, {index})"
-        )
+    if (found := layout.missing(every)) is not None:
+        raise ValueError(found)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import pad
 from torch.utils.hooks import RemovableHandle
 
 from dkn_engine.forward.contexts import Contexts
@@ -269,5 +270,8 @@ class _Kept:
         self.runs[layer] += 1
 
     def stacked(self) -> Any:
-        """``[C, L, ...]``; None unless something came once in each layer."""
-        return torch.stack(self.values, dim=1) if set(self.runs) == {1} else None
+        """``[C, L, F]``, shorter ones with zeros; None unless each layer had one."""
+        if set(self.runs) != {1}:
+            return None
+        width = max(value.shape[-1] for value in self.values)
+        return torch.stack([pad(v, (0, width - v.shape[-1])) for v in self.values], dim=1)

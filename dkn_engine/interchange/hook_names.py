@@ -62,14 +62,11 @@ def nnsight_names(model: nn.Module, neurons: ArrayLike, site: str = "post") -> d
         names = {id(module): name for name, module in model.named_modules()}
     found: dict[str, list[int]] = {}
     for layer, indices in _by_layer(neurons).items():
-        if layer >= layout.n_layers or max(indices) >= layout.width:
-            raise UserError(
-                f"neurons must be of {layout.n_layers} layers of width {layout.width}; got "
-                f"[{layer}, {max(indices)}]"
-            )
+        if (wrong := layout.missing(np.array([[layer, max(indices)]]))) is not None:
+            raise UserError(wrong)
         mlp = layout.mlps[layer]
         module, side = _place(mlp, site)
-        shift = layout.width if site == "up" and mlp.fused else 0
+        shift = layout.widths[layer] if site == "up" and mlp.fused else 0
         found[f"{names[id(module)]}.{side}"] = [i + shift for i in indices]
     return found
 

@@ -26,6 +26,7 @@ from dkn_engine.forward.prefill import prefill
 from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import find_layout
 from dkn_engine.models.model_lock import locked
+from dkn_engine.neurons import existing
 from dkn_engine.types import Fact
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class KnowledgeNeurons:
         return self._layout.n_layers
 
     def intermediate_size(self) -> int:
+        """Of the largest layer, where they differ."""
         return self._layout.width
 
     def get_scores(
@@ -151,12 +153,13 @@ class KnowledgeNeurons:
         scores = self.get_scores(
             prompt, ground_truth, batch_size, steps, attribution_method, pbar
         ).cpu()
+        real = torch.from_numpy(existing(tuple(scores.shape), self._layout.widths))
         if adaptive_threshold is not None:
             threshold = float(scores.max()) * adaptive_threshold
         elif percentile is not None:
-            threshold = float(np.percentile(scores.numpy(), percentile))
+            threshold = float(np.percentile(scores[real].numpy(), percentile))
         assert threshold is not None
-        found: Neurons = torch.nonzero(scores > threshold).tolist()
+        found: Neurons = torch.nonzero(real & (scores > threshold)).tolist()
         return found
 
     def get_refined_neurons(

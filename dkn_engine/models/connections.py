@@ -49,8 +49,8 @@ def connection_rows(layout: Layout, neurons: NDArray[np.int32], config: Topology
 def layer_weights(model: nn.Module, config: TopologyConfig | None = None) -> Sequence[Rows]:
     """What each neuron of each layer writes and reads, for a merge tree of the whole model.
 
-    A layer's rows, two arrays float32 ``[F, d]``, are read when they are asked for, so that one
-    layer at a time is in memory; see :func:`dkn_engine.topology.model_merge_tree`.
+    A layer's rows, two arrays float32 ``[F, d]`` of its own F, are read when they are asked for, so
+    that one layer at a time is in memory; see :func:`dkn_engine.topology.model_merge_tree`.
 
     Args:
         model: a causal language model of a layout that the engine knows.
@@ -73,6 +73,6 @@ class _LayerRows(Sequence[Rows]):
     def __getitem__(self, layer: Any) -> Any:
         if not 0 <= layer < len(self):
             raise IndexError(f"layer must be from 0 to {len(self) - 1}; got {layer}")
-        index = np.arange(self._layout.width)
+        index = np.arange(self._layout.widths[layer])
         neurons = np.stack([np.full_like(index, layer), index], axis=1).astype(np.int32)
         return connection_rows(self._layout, neurons, self._config)

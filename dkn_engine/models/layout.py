@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.models.affine import input_rows, is_projection, output_rows, require_linear, sizes
 from dkn_engine.models.dense import of_peft
@@ -19,6 +21,7 @@ from dkn_engine.models.torch_internals import children, is_compiled
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
     from torch import nn
     from torch.utils.hooks import RemovableHandle
 
@@ -50,8 +53,6 @@ _GATE = (
     "mlp.Wi",
     "albert_layers.0.ffn",
 )
-# Gate and up in one projection, the gate in front.
-_FUSED = ("mlp.gate_up_proj", "mlp.Wi")
 _ACT = (
     "mlp.act_fn",
     "mlp.activation_fn",
@@ -75,7 +76,7 @@ class Mlp:
         gate: the projection ``d -> F`` (``-> 2F`` where gate and up are fused).
         up: the projection of a GLU's linear factor; ``gate`` itself where they are fused; None
             for a plain MLP.
-        fused: gate and up are the first and second half of one projection.
+        fused: gate and up are the first and second half of one projection, of twice the size.
         block: of a mixture of experts, the module around its experts and their router; the other
             parts are then the engine's own, see :mod:`dkn_engine.models.experts`.
     """
@@ -142,7 +143,9 @@ class Layout:
         model: the whole of it.
         base: the module that owns the stack, ``stack`` the name of its ModuleList.
         layers, mlps: one entry a layer.
-        n_layers, width, d_model: L, F, d.
+        widths: how many neurons each layer's MLP has.
+        n_layers, width, d_model: L, F, d; F is the largest of ``widths``, and what a narrower layer
+            does not have is 0 in tables ``[L, F]``.
         causal: a decoder, whose positions do not see the tokens behind them; False for an encoder
             with a masked-LM head, in which a change reaches all positions of the layers above.
     """
@@ -152,13 +155,32 @@ class Layout:
     stack: str
     layers: tuple[nn.Module, ...]
     mlps: tuple[Mlp, ...]
-    width: int
+    widths: tuple[int, ...]
     d_model: int
     causal: bool = True
 
     @property
     def n_layers(self) -> int:
         return len(self.layers)
+
+    @property
+    def width(self) -> int:
+        return max(self.widths)
+
+    def missing(self, neurons: NDArray[np.integer]) -> str | None:
+        """Of neurons ``[n, 2]``, 0 or more, the first that the model has not, in words."""
+        layers, indices = neurons.T
+        widths = np.array([*self.widths, 0])[np.minimum(layers, self.n_layers)]
+        outside = indices >= widths
+        if not outside.any():
+            return None
+        layer, index = neurons[outside][0].tolist()
+        width = int(widths[outside][0]) or self.width
+        where = f" in layer {layer}" if width < self.width else ""
+        return (
+            f"neurons must be below layer {self.n_layers} and index {width}{where}; "
+            f"got ({layer}, {index})"
+        )
 
     @cached_property
     def device(self) -> torch.device:
@@ -173,7 +195,7 @@ class Layout:
     @property
     def gated(self) -> bool:
         """Whether the MLPs multiply the non-linearity by a linear factor (GLU)."""
-        return self.mlps[0].up is not None
+        return all(mlp.up is not None for mlp in self.mlps)
 
     @cached_property
     def _norms(self) -> tuple[tuple[str, nn.Module] | None, ...]:
@@ -236,21 +258,32 @@ def find_layout(model: nn.Module) -> Layout:
         for i, layer in enumerate(layers):
             require_whole(layer, f"{name}.{stack}[{i}]")
         mlps = tuple(_find_mlp(layer, f"{name}.{stack}[{i}]") for i, layer in enumerate(layers))
-        width, d_model = sizes(mlps[0].down)
-        for i, mlp in enumerate(mlps):
-            if sizes(mlp.down) != (width, d_model):
-                found = f"{sizes(mlp.down)[::-1]} in layer {i} and {(d_model, width)} in layer 0"
-                raise UnsupportedModelError(
-                    f"{name}: expected one MLP size (d, F) in every layer; found {found}"
-                )
+        widths, outputs = zip(*(sizes(mlp.down) for mlp in mlps), strict=True)
         causal = not is_encoder(model)
-        layout = Layout(model, base, stack, tuple(layers), mlps, width, d_model, causal)
+        layout = Layout(model, base, stack, tuple(layers), mlps, widths, outputs[0], causal)
+        _refuse_other_sizes(layout)
         _refuse_shared(layout, name)
         for i, mlp in enumerate(mlps):
             for module in filter(None, (mlp.down, mlp.gate, mlp.up)):
                 require_linear(module, layout.name_of(i, module))
         warn_if_offloaded(model)
         return layout
+
+
+def _refuse_other_sizes(layout: Layout) -> None:
+    """Refuse an MLP that reads or writes another stream than the others, or cuts what it reads."""
+    d = layout.d_model
+    for i, mlp in enumerate(layout.mlps):
+        f = layout.widths[i]
+        expected = [(mlp.down, (f, d)), (mlp.gate, (d, f * (1 + mlp.fused)))]
+        if mlp.up is not None and not mlp.fused:
+            expected.append((mlp.up, (d, f)))
+        for module, size in expected:
+            if sizes(module) != size:
+                raise UnsupportedModelError(
+                    f"expected an MLP from {d} numbers to {f} and back; found "
+                    f"{layout.name_of(i, module)} from {sizes(module)[0]} to {sizes(module)[1]}"
+                )
 
 
 def _refuse_shared(layout: Layout, name: str) -> None:
@@ -399,7 +432,7 @@ def _find_mlp(layer: nn.Module, where: str) -> Mlp:
             f"{where}: expected an MLP with an output projection named one of {', '.join(_DOWN)}; "
             f"found {children}"
         )
-    fused = _first(layer, _FUSED) is gate
+    fused = sizes(gate)[1] == 2 * sizes(down)[0]
     up = gate if fused else _first(layer, ("mlp.up_proj",))
     return Mlp(down, _first(layer, _ACT), gate, None if up is gate and not fused else up, fused)
 

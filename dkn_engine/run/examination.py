@@ -68,10 +68,6 @@ def examine(
 
 def _of_model(neurons: ArrayLike, layout: Layout) -> NDArray[np.int32]:
     array = as_distinct_neurons(neurons)
-    outside = (array[:, 0] >= layout.n_layers) | (array[:, 1] >= layout.width)
-    if outside.any():
-        raise ValueError(
-            f"neurons must be of the model's {layout.n_layers} layers of {layout.width}; got "
-            f"{tuple(array[outside][0].tolist())}"
-        )
+    if (found := layout.missing(array)) is not None:
+        raise ValueError(found)
     return array

@@ -279,7 +279,7 @@ class Stages:
         for task, span in zip(tasks, spans, strict=True):
             table = scores.scores[span]
             if np.isfinite(table).all():
-                selection = select_neurons(table, self.config.selection)
+                selection = select_neurons(table, self.config.selection, self.layout.widths)
                 selected.append((task, selection, _quality(scores, span)))
             else:
                 reason = f"fact {task.fact.id!r}: attribution gives scores that are not finite"

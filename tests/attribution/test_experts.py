@@ -83,10 +83,11 @@ def test_experts_that_a_token_is_not_routed_to_score_exactly_0(name: str) -> Non
         assert {e for e, row in enumerate(table) if row.any()} == hit
         assert len(hit) == 2
         if mixture.n_shared:
-            assert scores[layer, ends:].all()
+            assert scores[layer, ends : mixture.in_features].all()
+        assert not scores[layer, mixture.in_features :].any()
 
 
-@pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "deepseek_v3"])
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "deepseek_v3", "behind_dense"])
 def test_scores_are_complete_with_frozen_routing(name: str) -> None:
     model, one = tiny_experts(name), SHORT[0]
     found = attributed(model, AttributionConfig(tolerance=1e-4), [one])

@@ -31,6 +31,9 @@ def zeroed(model: Any, neurons: np.ndarray[Any, Any]) -> Any:
     with torch.no_grad():
         for layer, neuron in neurons.tolist():
             block = other.model.layers[layer].mlp
+            if not hasattr(block, "experts"):
+                block.down_proj.weight[:, neuron] = 0
+                continue
             down = block.experts.down_proj
             transposed = block.experts.is_transposed
             width = down.shape[1 if transposed else 2]
@@ -49,8 +52,8 @@ def zeroed(model: Any, neurons: np.ndarray[Any, Any]) -> Any:
 
 def every_third(model: Any) -> np.ndarray[Any, Any]:
     layout = find_layout(model)
-    each = np.arange(0, layout.width, 3)
-    return np.concatenate([np.stack([np.full_like(each, l), each], 1) for l in range(3)])
+    found = [(l, i) for l, width in enumerate(layout.widths) for i in range(0, width, 3)]
+    return np.array(found)
 
 
 @pytest.mark.parametrize("name", EXPERTS)
@@ -100,7 +103,7 @@ def test_the_norm_in_front_of_the_block_is_folded() -> None:
         assert relative_error(w_in, oracle.reads(layer, "gate") * gain) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3"])
+@pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3", "behind_dense"])
 def test_find_examines_experts(name: str) -> None:
     model, tokenizer = tiny_experts(name, torch.float32), words_tokenizer()
     before = state(model)

@@ -227,9 +227,9 @@ def test_what_has_no_name_is_refused() -> None:
         transformer_lens_names([[1.0, 2.0]])
     with pytest.raises(UserError, match=r"integers \[n, 2\].* from 0; got int64 \[1, 2\]"):
         transformer_lens_names([[1, -2]])
-    with pytest.raises(UserError, match=r"3 layers of width 40; got \[0, 40\]"):
+    with pytest.raises(UserError, match=r"below layer 3 and index 40; got \(0, 40\)"):
         nnsight_names(tiny("llama"), [[0, 40]])
-    with pytest.raises(UserError, match=r"3 layers of width 40; got \[3, 0\]"):
+    with pytest.raises(UserError, match=r"below layer 3 and index 40; got \(3, 0\)"):
         nnsight_names(tiny("llama"), [[3, 0]])
     with pytest.raises(UserError, match="site must be one of post, pre, up, gate_act"):
         nnsight_names(tiny("llama"), NEURONS, "mid")

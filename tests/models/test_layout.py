@@ -17,7 +17,6 @@ from tests.support import tiny_encoders
 from tests.support.attribution_runs import attributed, fixed
 from tests.support.tiny import FAMILIES, N_LAYERS, WIDTH, rotary, tiny
 from tests.support.tiny_encoders import ENCODERS, tiny_encoder
-from tests.support.tiny_experts import tiny_experts
 
 SMALL: dict[str, Any] = {
     "vocab_size": 61,
@@ -116,10 +115,6 @@ def llama4() -> Any:
     return transformers.Llama4ForCausalLM(config)
 
 
-def mixed() -> Any:
-    return tiny_experts("qwen3_moe", mlp_only_layers=[0], intermediate_size=24)
-
-
 def mamba() -> Any:
     config = transformers.MambaConfig(
         vocab_size=61, hidden_size=24, num_hidden_layers=3, state_size=4
@@ -157,7 +152,7 @@ def quantised() -> Any:
     return model
 
 
-def uneven() -> Any:
+def cut() -> Any:
     model = tiny("llama")
     model.get_submodule("model.layers.2.mlp").down_proj = nn.Linear(8, 24)
     return model
@@ -198,10 +193,6 @@ REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
         llama4,
         ("one dense MLP, or experts", "of another kind at 'feed_forward.experts'"),
     ),
-    "experts-behind-dense-layers": (
-        mixed,
-        ("one MLP size", "(24, 40) in layer 1 and (24, 24) in layer 0"),
-    ),
     "no-mlp": (mamba, ("MambaForCausalLM.layers[0]: expected an MLP", "mixer.in_proj")),
     "renamed": (renamed, ("expected an MLP", "mlp.down_proj", "feed_forward.down_proj")),
     "adapter": (
@@ -212,7 +203,7 @@ REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
         quantised,
         ("dense floating-point projection", "layers[1].mlp.down_proj (Linear), which cannot be"),
     ),
-    "uneven": (uneven, ("one MLP size", "(24, 8) in layer 2 and (24, 40) in layer 0")),
+    "cut": (cut, ("from 24 numbers to 8 and back", "layers[2].mlp.gate_proj from 24 to 40")),
     "no-transformers": (lambda: nn.Linear(2, 2), ("causal or masked language", "found Linear")),
 }
 

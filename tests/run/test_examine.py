@@ -62,7 +62,7 @@ def test_facts_without_neurons_or_not_known_are_results_too(model: Any) -> None:
     ("neurons", "error", "message"),
     [
         ([[0, 1], [0, 1]], ValueError, "neurons must be distinct"),
-        ([[9, 1]], ValueError, r"the model's \d+ layers of \d+; got \(9, 1\)"),
+        ([[9, 1]], ValueError, r"below layer \d+ and index \d+; got \(9, 1\)"),
         ([[0, 10_000]], ValueError, r"got \(0, 10000\)"),
         ([[0.5, 1]], TypeError, "neurons must be integers"),
         ({"x": [[0, 1]]}, dkn.UserError, "the key 'x', which is the id of none"),

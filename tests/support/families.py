@@ -70,6 +70,7 @@ _MORE: dict[str, dict[str, Any]] = {
         "intermediate_size": [40] * 3,
     },
     **dict.fromkeys(("qwen3_5", "qwen3_5_text", "qwen3_next"), _LINEAR),
+    "kimi_linear": {"linear_head_dim": 8, "linear_num_heads": 4},
     "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_expand": 2},
     "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_expand": 2},
     "gpt_neo": {"attention_types": [[["global", "local", "global"], 1]], "window_size": 4},

@@ -113,7 +113,8 @@ def _brute_force(model: nn.Module, layout: Layout, one: AnswerSequence) -> Tenso
         at = one.n_prompt - 1 + i
         for layer, mlp in enumerate(layout.mlps):
             for alpha in _ALPHAS:
-                total[layer] += _point(model, mlp.down, one, at, target, alpha) / len(_ALPHAS)
+                point = _point(model, mlp.down, one, at, target, alpha)
+                total[layer, : len(point)] += point / len(_ALPHAS)  # a narrower layer has fewer
     return total / len(one.targets)
 
 

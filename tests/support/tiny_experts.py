@@ -48,6 +48,19 @@ EXPERTS: dict[str, tuple[str, dict[str, Any]]] = {
             "first_k_dense_replace": 0,
         },
     ),
+    # Its lowest layer is a dense MLP of another size, as in the published one.
+    "behind_dense": (
+        "DeepseekV3",
+        {
+            **_MLA,
+            "moe_intermediate_size": 6,
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "n_group": 1,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+        },
+    ),
     "qwen2_moe": (
         "Qwen2Moe",
         {"num_experts": 4, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 12},
@@ -59,7 +72,7 @@ def tiny_experts(name: str, dtype: torch.dtype = torch.float64, **changes: Any) 
     """A tiny mixture of experts, two of a layer's to a token, in eval mode."""
     family, options = EXPERTS[name]
     options = rotary(num_experts_per_tok=2, **{**options, **changes})
-    if name == "deepseek_v3":
+    if family == "DeepseekV3":
         del options["head_dim"]
     config = getattr(transformers, f"{family}Config")(**options)
     model: Any = getattr(transformers, f"{family}ForCausalLM")(config)
@@ -101,8 +114,13 @@ class ExpertsOracle:
         block = self.blocks[layer]
         return getattr(block, "shared_experts", getattr(block, "shared_expert", None))
 
+    def is_dense(self, layer: int) -> bool:
+        return not hasattr(self.blocks[layer], "experts")
+
     def rows(self, layer: int) -> Tensor:
         """``[F, d]``, what each neuron adds."""
+        if self.is_dense(layer):
+            return self.blocks[layer].down_proj.weight.T.detach()  # type: ignore[no-any-return]
         experts, found = self.blocks[layer].experts, []
         for e in range(experts.num_experts):
             down = experts.down_proj[e]
@@ -113,6 +131,8 @@ class ExpertsOracle:
 
     def reads(self, layer: int, which: str) -> Tensor:
         """``[F, d]``, the directions that neurons read by their gate or up rows."""
+        if self.is_dense(layer):
+            return getattr(self.blocks[layer], f"{which}_proj").weight.detach()  # type: ignore[no-any-return]
         experts, found = self.blocks[layer].experts, []
         for e in range(experts.num_experts):
             both = experts.gate_up_proj[e]
@@ -165,6 +185,18 @@ class ExpertsOracle:
 
         return forward
 
+    def _watch_dense(self, layer: int, run: Pass) -> Any:
+        def change(_module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            flat = args[0].reshape(-1, args[0].shape[-1])
+            run.x[layer] = flat[run.position]
+            if run.patch is None or run.patch[0] != layer:
+                return args
+            before, after = flat[: run.position], flat[run.position + 1 :]
+            own = run.patch[1][: flat.shape[1]]
+            return (torch.cat([before, own[None], after]).view_as(args[0]),)
+
+        return self.blocks[layer].down_proj.register_forward_pre_hook(change)
+
     def _watch_shared(self, layer: int, run: Pass) -> Any:
         block, seen = self.blocks[layer], {}
 
@@ -179,7 +211,8 @@ class ExpertsOracle:
             run.x[layer + 100] = scale * flat[run.position]
             if run.patch is None or run.patch[0] != layer:
                 return args
-            own = run.patch[1][-flat.shape[1] :] / scale
+            end = len(self.rows(layer))  # of the layer's own neurons
+            own = run.patch[1][end - flat.shape[1] : end] / scale
             before, after = flat[: run.position], flat[run.position + 1 :]
             return (torch.cat([before, own[None], after]).view_as(args[0]),)
 
@@ -193,12 +226,15 @@ class ExpertsOracle:
         handles = []
         try:
             for layer, block in enumerate(self.blocks):
+                if self.is_dense(layer):
+                    handles.append(self._watch_dense(layer, run))
+                    continue
                 block.experts.forward = self._experts(layer, run)
                 if self.shared(layer) is not None:
                     handles += self._watch_shared(layer, run)
             yield
         finally:
-            for block in self.blocks:
+            for block in [b for b in self.blocks if hasattr(b, "experts")]:
                 vars(block.experts).pop("forward", None)
             for handle in handles:
                 handle.remove()
@@ -215,12 +251,13 @@ class ExpertsOracle:
         return float(self.probability(ids, target, run).detach())
 
     def activations(self, run: Pass) -> Tensor:
-        """``[L, F]`` that a pass noted."""
+        """``[L, F]`` that a pass noted, 0 where a layer has no neuron."""
         tables = []
         for layer in range(N_LAYERS):
             parts = [run.x[layer]] + ([run.x[layer + 100]] if layer + 100 in run.x else [])
             tables.append(torch.cat(parts))
-        return torch.stack(tables).detach()
+        width = max(map(len, tables))
+        return torch.stack([torch.cat([t, t.new_zeros(width - len(t))]) for t in tables]).detach()
 
     def ends(
         self, one: AnswerSequence, i: int, baseline: str, *, frozen: bool

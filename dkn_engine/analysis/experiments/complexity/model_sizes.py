@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
-    """How large a model is: all parameters, tied ones once; layers L, width d, MLP width F."""
+    """How large a model is: all parameters, tied ones once; layers L, width d, widest MLP's F."""
 
     parameters: int
     layers: int

@@ -89,8 +89,8 @@ def evolvability(
     """
     settings = EvolvabilityConfig.of(settings, **changes)
     layout = decoder_layout(model, "evolvability")
-    groups = neuron_groups(fact_list(facts), results, layout.width, n_random=0, seed=seed)
-    sets = _sets(groups, layout.width, settings.n_random, seed)
+    groups = neuron_groups(fact_list(facts), results, layout.widths, n_random=0, seed=seed)
+    sets = _sets(groups, layout.widths, settings.n_random, seed)
     asked = _Asked(model, tokenizer, new_facts, [g.fact for g in groups], settings.n_rephrased)
     with showing(progress, "step") as tell:
         training: dict[str, Any] = {
@@ -228,7 +228,7 @@ class _Sets:
         return {**self.compared, **rnd, "mlp": "mlp", "all": "all"}
 
 
-def _sets(groups: Sequence[NeuronGroups], width: int, n_random: int, seed: int) -> _Sets:
+def _sets(groups: Sequence[NeuronGroups], widths: Sequence[int], n_random: int, seed: int) -> _Sets:
     if not groups:
         raise UserError("results must hold a fact that the model knows; got none")
     located = union([g.n for g in groups])
@@ -238,7 +238,7 @@ def _sets(groups: Sequence[NeuronGroups], width: int, n_random: int, seed: int) 
 
     def draw(matched: Neurons, *names: str) -> Neurons:
         rng = generator(seed, "evolvability", *names)
-        return sort_neurons(random_sets([matched], located, width, rng)[0])
+        return sort_neurons(random_sets([matched], located, widths, rng)[0])
 
     draws = tuple(draw(d, "Rnd", str(i)) for i in range(n_random)) if len(d) else ()
     probes = {name: draw(neurons, "probe", name) for name, neurons in compared.items()}
@@ -315,7 +315,8 @@ def _overlaps(
     for trained, change in changes.items():
         for name, target in targets(change, sets.compared, settings.shares, settings.threshold):
             where = (("trained", trained), ("changed", name))
-            for parts in overlap_rows(sets.compared, sets.draws, target, where):
+            among = np.count_nonzero(~np.isnan(change), axis=1)
+            for parts in overlap_rows(sets.compared, sets.draws, target, where, among):
                 yield from parts
 
 

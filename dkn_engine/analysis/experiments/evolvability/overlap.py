@@ -44,11 +44,12 @@ def top_changed(change: NDArray[np.float64], k: int) -> NDArray[np.bool_]:
     """The ``k`` neurons that changed most, of equal ones the first: bool ``[L, F]``.
 
     Args:
-        change: ``[L, F]``, 0 or more.
+        change: ``[L, F]``, 0 or more; NaN for what a narrower layer does not have.
         k: at most the number of neurons.
     """
-    if not 0 <= k <= change.size:
-        raise UserError(f"k must be between 0 and {change.size} neurons; got {k}")
+    n = np.count_nonzero(~np.isnan(change))
+    if not 0 <= k <= n:
+        raise UserError(f"k must be between 0 and {n} neurons; got {k}")
     chosen = np.zeros(change.size, dtype=bool)
     chosen[np.argsort(-change, axis=None, kind="stable")[:k]] = True
     return chosen.reshape(change.shape)
@@ -56,12 +57,16 @@ def top_changed(change: NDArray[np.float64], k: int) -> NDArray[np.bool_]:
 
 def above(change: NDArray[np.float64], share: float) -> NDArray[np.bool_]:
     """The neurons that changed more than ``share`` of the largest change: bool ``[L, F]``."""
-    found: NDArray[np.bool_] = change > share * change.max()
+    found: NDArray[np.bool_] = change > share * np.nanmax(change)
     return found
 
 
 def overlap(
-    neurons: NDArray[np.int32], target: NDArray[np.bool_], *, by_layer: bool = True
+    neurons: NDArray[np.int32],
+    target: NDArray[np.bool_],
+    *,
+    by_layer: bool = True,
+    among: NDArray[np.int64] | None = None,
 ) -> Overlap:
     """Overlap of a set of neurons with a target, against sets drawn by chance.
 
@@ -70,13 +75,15 @@ def overlap(
         target: bool ``[L, F]``.
         by_layer: chance draws as many neurons in each layer as the set has there; otherwise it
             draws them from the whole model.
+        among: ``[L]``, how many neurons each layer has; None for F each.
     """
+    among = np.full(len(target), target.shape[1]) if among is None else among
     observed = int(target[neurons[:, 0], neurons[:, 1]].sum())
     if by_layer:
         drawn = np.bincount(neurons[:, 0], minlength=len(target))
-        pmf = chance(drawn, target.sum(axis=1), np.full(len(target), target.shape[1]))
+        pmf = chance(drawn, target.sum(axis=1), among)
     else:
-        pmf = chance([len(neurons)], [target.sum()], [target.size])
+        pmf = chance([len(neurons)], [target.sum()], [among.sum()])
     below, upwards = np.cumsum(pmf), np.cumsum(pmf[::-1])[::-1]
     return Overlap(
         len(neurons),
@@ -115,20 +122,25 @@ def targets(
     """The neurons that changed most, by several measures of most, with a name for each.
 
     Args:
-        change: ``[L, F]``, relative change of each neuron.
+        change: ``[L, F]``, relative change of each neuron, NaN for none.
         sets: as many as each of these.
         shares: of all neurons.
         threshold: more than this share of the largest change.
     """
+    n = np.count_nonzero(~np.isnan(change))
     for name, neurons in sets.items():
         yield f"as many as {name}", top_changed(change, len(neurons))
     for share in shares:
-        yield f"top {share:.3g}", top_changed(change, round(share * change.size))
+        yield f"top {share:.3g}", top_changed(change, round(share * n))
     yield f"above {threshold:.3g} of the largest", above(change, threshold)
 
 
 def overlap_rows(
-    sets: Sets, draws: Sequence[NDArray[np.int32]], target: NDArray[np.bool_], where: Conditions
+    sets: Sets,
+    draws: Sequence[NDArray[np.int32]],
+    target: NDArray[np.bool_],
+    where: Conditions,
+    among: NDArray[np.int64] | None = None,
 ) -> tuple[list[Row], list[Comparison]]:
     """Shares of the sets that are in a target, beside chance; random draws beside both.
 
@@ -140,10 +152,12 @@ def overlap_rows(
         draws: sets matched to the first of them.
         target: bool ``[L, F]``.
         where: conditions of the rows.
+        among: of :func:`overlap`.
     """
     rows, comparisons = [], []
     for name, neurons in sets.items():
-        matched, anywhere = overlap(neurons, target), overlap(neurons, target, by_layer=False)
+        matched = overlap(neurons, target, among=among)
+        anywhere = overlap(neurons, target, by_layer=False, among=among)
         share, n = matched.observed / matched.size, matched.size
         chances = {f"{name} by chance": matched, f"{name} by chance, any layer": anywhere}
         rows.append(Row.of(FIGURE, name, where, Estimate.alone(share, n, COUNTED, share)))

@@ -118,7 +118,7 @@ def _neurons_by_layer(layout: Layout, trainable: Trainable) -> dict[int, NDArray
     if isinstance(trainable, str):
         if trainable not in {"mlp", "all"}:
             raise UserError(f"trainable must be neurons, 'mlp' or 'all'; got {trainable!r}")
-        return dict.fromkeys(range(layout.n_layers), np.arange(layout.width))
+        return {layer: np.arange(width) for layer, width in enumerate(layout.widths)}
     neurons = suppress(trainable).neurons
     require_inside([suppress(neurons)], layout)
     if not len(neurons):
@@ -137,7 +137,7 @@ def _parameters(
     # These raise for adapters and quantised weights.
     mlp.w_in(slice(0))
     mlp.w_out(slice(0))
-    rows = np.concatenate([neurons, neurons + layout.width]) if mlp.fused else neurons
+    rows = np.concatenate([neurons, neurons + layout.widths[layer]]) if mlp.fused else neurons
     incoming = [mlp.gate] if mlp.up is None or mlp.fused else [mlp.gate, mlp.up]
     for module in incoming:
         yield _parameter(layout, layer, module, "weight"), int(is_conv1d(module)), rows
@@ -217,7 +217,8 @@ def neuron_change(layout: Layout, blocks: Sequence[Block]) -> NDArray[np.float64
     """How far each neuron is from where it was: float64 ``[L, F]``.
 
     The L2 norm of the change over the weights of its incoming rows (gate, up) and its outgoing
-    one, relative to the norm of those weights before; biases do not count. 0 outside the blocks.
+    one, relative to the norm of those weights before; biases do not count. 0 outside the blocks,
+    NaN for what a narrower layer does not have.
     """
     moved = np.zeros((layout.n_layers, layout.width))
     before = np.zeros_like(moved)
@@ -227,6 +228,8 @@ def neuron_change(layout: Layout, blocks: Sequence[Block]) -> NDArray[np.float64
         old = block.part(block.parameter.detach())
         for table, part in ((moved, block.values.detach() - old), (before, old)):
             squares = part.square().sum(1 - block.axis, dtype=torch.float64).cpu().numpy()
-            np.add.at(table[block.layer], block.neurons % layout.width, squares)
+            np.add.at(table[block.layer], block.neurons % layout.widths[block.layer], squares)
     change: NDArray[np.float64] = np.sqrt(moved / np.where(before > 0, before, 1))
+    for layer, width in enumerate(layout.widths):
+        change[layer, width:] = np.nan
     return change

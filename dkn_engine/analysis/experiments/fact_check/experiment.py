@@ -100,8 +100,8 @@ def fact_check(
     facts = fact_list(facts, config.facts)
     templates = packaged_templates("ask") if settings.templates is None else settings.templates
     config = dataclasses.replace(config, attribution=_attribution(config, settings.tolerance))
-    width = decoder_layout(model, "fact_check").width
-    groups = neuron_groups(facts, results, width, n_random=settings.n_random, seed=seed)
+    widths = decoder_layout(model, "fact_check").widths
+    groups = neuron_groups(facts, results, widths, n_random=settings.n_random, seed=seed)
     encode = partial(encode_sequences, model, tokenizer, config=config.facts)
     statements, left_out = _stated(facts, results, encode, config, settings.queries, seed)
     said = {s.fact_id for s in statements}
@@ -109,7 +109,7 @@ def fact_check(
     known = {g.fact.id: g for g in groups if g.fact.id in said}
     folds = deal(stated, settings.n_folds, seed)
     n_random, share = settings.n_random, settings.relation_share
-    practical = practical_sets(stated, folds, known, share, width, n_random, seed)
+    practical = practical_sets(stated, folds, known, share, widths, n_random, seed)
     sets = {"golden": {i: golden_sets(g) for i, g in known.items()}, "practical": practical}
     with showing(progress, "statement") as tell:
         scores = _scores(model, tokenizer, statements, sets, templates, n_random, config, tell)

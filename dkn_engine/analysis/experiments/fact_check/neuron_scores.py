@@ -76,7 +76,7 @@ def practical_sets(
     folds: Mapping[str, int],
     groups: Mapping[str, NeuronGroups],
     share: float | None,
-    width: int,
+    widths: int | Sequence[int],
     n_random: int,
     seed: int,
 ) -> dict[str, Sets]:
@@ -90,7 +90,7 @@ def practical_sets(
         folds: of each fact, by its id.
         groups: of the known ones among them, by id.
         share: None for all.
-        width: F, neurons a layer.
+        widths: neurons of each layer, or of all.
         n_random, seed: of the draws, which depend on the seed, the relation and the fold alone.
     """
     found: dict[tuple[str, int], Sets] = {}
@@ -108,7 +108,7 @@ def practical_sets(
         d = _common([g.d for g in training if g.has_dkn], share)
         n = _common([g.n for g in training], share)
         rng = generator(seed, "relation", fact.relation, str(key[1]))
-        rnd = [random_sets([d], union([d, n]), width, rng)[0] for _ in range(n_random)]
+        rnd = [random_sets([d], union([d, n]), widths, rng)[0] for _ in range(n_random)]
         found[key] = {"D": [d] if len(d) else [], "N": [n], "Rnd": rnd if len(d) else []}
     return {f.id: found[f.relation, folds[f.id]] for f in facts if f.relation is not None}
 

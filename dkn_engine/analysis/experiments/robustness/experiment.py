@@ -93,7 +93,7 @@ def robustness(
     facts = fact_list(facts, config.facts)
     todo, layout = treatments(settings.values, settings.factors, settings.on), find_layout(model)
     ask = Queries(model, tokenizer, config, settings, seed)
-    groups = neuron_groups(facts, results, layout.width, n_random=settings.n_random, seed=seed)
+    groups = neuron_groups(facts, results, layout.widths, n_random=settings.n_random, seed=seed)
     if not groups:
         raise UserError(f"the model knows none of the {len(facts)} facts: nothing to measure")
     refer = _References(model, tokenizer, layout, facts, config)

@@ -15,7 +15,7 @@ from dkn_engine.analysis.neuron_groups import dkn_neurons, require_results_of
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.models.layout import find_layout
-from dkn_engine.neurons import random_sets
+from dkn_engine.neurons import encode, random_sets
 from dkn_engine.run.progress import showing
 from dkn_engine.seeds import generator
 from dkn_engine.statistics.table import COMPARED, Conditions, Sample, Table, tabulate
@@ -84,7 +84,7 @@ def sharing(
     """
     n_random = SharingConfig.of(settings, **changes).n_random
     found = component_sharing(
-        facts, results, find_layout(model).width, seed=seed, n_random=n_random, progress=progress
+        facts, results, find_layout(model).widths, seed=seed, n_random=n_random, progress=progress
     )
     return tabulate(
         "sharing",
@@ -111,7 +111,7 @@ def _is_tested(figure: str, conditions: Conditions) -> bool:
 def component_sharing(
     facts: Facts,
     results: Sequence[FactResult],
-    width: int,
+    widths: int | Sequence[int],
     *,
     seed: int = 0,
     n_random: int = 20,
@@ -124,7 +124,7 @@ def component_sharing(
     Args:
         facts: of the run.
         results: of :func:`dkn_engine.find_dkns` on them, in the same order.
-        width: F, neurons a layer.
+        widths: neurons of each layer, or of all.
         seed: of the draws, which depend on it and the fact's id alone.
         n_random: draws of random sets, at least 20.
         progress: True shows a bar, or lines in a log; a callable is called with (facts done, known
@@ -139,8 +139,8 @@ def component_sharing(
         raise UserError(f"n_random must be at least {FEWEST_DRAWS}; got {n_random}")
     known = [(f, r) for f, r in zip(facts, results, strict=True) if r.status == "ok"]
     owners = {
-        "N": _Owners([r.neurons for _, r in known], width),
-        "D": _Owners([dkn_neurons(r) for _, r in known], width),
+        "N": _Owners([r.neurons for _, r in known]),
+        "D": _Owners([dkn_neurons(r) for _, r in known]),
     }
     found: list[Sharing] = []
     with showing(progress) as tell:
@@ -148,7 +148,7 @@ def component_sharing(
             masks = _others([f for f, _ in known], i)
             rng = generator(seed, "sharing", result.fact_id)
             sets = [c.neurons for c in result.components]
-            draws = [random_sets(sets, result.neurons, width, rng) for _ in range(n_random)]
+            draws = [random_sets(sets, result.neurons, widths, rng) for _ in range(n_random)]
             for kind in WITH:
                 for others, mask in masks.items():
                     found += _of_fact(result, draws, owners[kind], kind, others, mask)
@@ -162,19 +162,14 @@ class _Owners:
 
     Args:
         sets: int32 ``[n, 2]``, neurons of each fact.
-        width: F.
     """
 
-    def __init__(self, sets: Sequence[NDArray[np.int32]], width: int) -> None:
-        self.width = width
-        code = np.concatenate([np.empty(0, np.int64), *(self._codes(s) for s in sets)])
+    def __init__(self, sets: Sequence[NDArray[np.int32]]) -> None:
+        code = np.concatenate([np.empty(0, np.int64), *(encode(s) for s in sets)])
         fact = np.repeat(np.arange(len(sets)), [len(s) for s in sets])
         order = np.argsort(code, kind="stable")
         self._code, self._fact = code[order], fact[order]
         self.any: NDArray[np.bool_] = np.array([len(s) > 0 for s in sets], dtype=np.bool_)
-
-    def _codes(self, neurons: NDArray[np.int32]) -> NDArray[np.int64]:
-        return neurons[:, 0].astype(np.int64) * self.width + neurons[:, 1]
 
     def measure(
         self, sets: Sequence[NDArray[np.int32]], facts: NDArray[np.bool_]
@@ -187,7 +182,7 @@ class _Owners:
         sizes = np.array([len(s) for s in sets])
         if not n_others or not len(sets):
             return np.full((2, len(sets)), np.nan)
-        codes = np.concatenate([self._codes(s) for s in sets])
+        codes = np.concatenate([encode(s) for s in sets])
         before = np.concatenate([[0], np.cumsum(facts[self._fact])])
         start, end = (np.searchsorted(self._code, codes, side) for side in ("left", "right"))
         owned = before[end] - before[start]
