@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from dkn_engine.degeneracy.edits_by_rows import row_log_probabilities
 from dkn_engine.degeneracy.free_running import free_running
 from dkn_engine.degeneracy.gates import Gated, Settings, forward_gates, joined, row_gates
 from dkn_engine.degeneracy.influences import forward_activations, row_activations
+from dkn_engine.degeneracy.objectives import Objective, Reading, reading_of, tables, weighted
 from dkn_engine.errors import FactError
 from dkn_engine.forward.causality import require_causal
 from dkn_engine.forward.contexts import AnswerSequence, build_contexts
@@ -49,10 +50,12 @@ class Asked:
     Attributes:
         edits: applied one at a time.
         sequences: of the prompts, ascending.
+        objective: whether the objective is wanted too, where the prompts have one.
     """
 
     edits: Sequence[Edit]
     sequences: Sequence[int]
+    objective: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +79,8 @@ class AskedSlopes:
 
 # Log-probabilities ``[R]`` of an answer behind gates, and their derivatives ``[R, n]``.
 Slopes = tuple[NDArray[np.float64], NDArray[np.float64]]
+# Answer probabilities ``[P, n]``, whether greedy decoding gives the answers, and their objective.
+Answers = tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64]]
 
 
 def _pairs(asked: Sequence[Asked]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -103,6 +108,8 @@ class Prompts:
         backend: of the operations.
         warn: say so where rows cannot run and full forwards stand in; False if the caller has.
         max_rows: most rows, and most token positions of full forwards, in one batch.
+        objective: what :meth:`with_objective` gives beside probabilities, of sequences ``against``
+            their wrong answers where it takes those off; None: the probability, so nothing.
 
     Raises:
         UnsupportedModelError: a decoder is not causal.
@@ -124,19 +131,22 @@ class Prompts:
         backend: str = "auto",
         warn: bool = True,
         max_rows: int = MOST_ROWS,
+        objective: Objective | None = None,
     ) -> None:
         require_causal(layout)
         self.model, self.layout, self.positions = model, layout, positions
-        self.sequences = tuple(sequences)
+        self.sequences, self.objective = tuple(sequences), objective
+        self._reading = reading_of(objective, sequences)
+        every = self._reading.sequences
         self._free = {b: one for b, one in enumerate(sequences) if one.free is not None}
         self._batches: list[tuple[NDArray[np.int64], _Batch]] = []
-        for group in length_groups(model, [len(s.ids) for s in sequences]):
+        for group in length_groups(model, [len(s.ids) for s in every]):
 
             def read(start: int, stop: int, group: list[int] = group) -> None:
                 index = np.array(group[start:stop])
-                some = [sequences[i] for i in index]
                 say = warn and not self.stands_in
-                batch = _Batch(model, layout, some, positions, backend, say, max_rows)
+                whole = (model, layout, self._reading, index)
+                batch = _Batch(*whole, positions, backend, say, max_rows)
                 self._batches.append((index, batch))
 
             in_batches(len(group), len(group), read, of="prompts", option="facts_per_chunk")
@@ -150,19 +160,23 @@ class Prompts:
         return any(batch.stands_in for batch in self._of())
 
     def __len__(self) -> int:
-        return len(self.probability)
+        return len(self.sequences)
 
-    def holds_free(self, sequences: Sequence[int]) -> bool:
-        """Whether one of the sequences goes on with the edited model's own tokens."""
-        return not self._free.keys().isdisjoint(int(b) for b in sequences)
+    def holds_free(self, sequences: Sequence[int], objective: bool = False) -> bool:
+        """Whether one of the sequences goes on with the edited model's own tokens.
+
+        With its ``objective``: or one of its wrong answers.
+        """
+        free = self._free.keys() | (self._reading.free.keys() if objective else set())
+        return not free.isdisjoint(int(b) for b in sequences)
 
     def _of(self) -> list[_Batch]:
         return [batch for _, batch in self._batches]
 
     def _joined(self, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
-        """What was found of every batch, in the order of the sequences."""
+        """What was found of every batch, in the order of the sequences; of no wrong answers."""
         back = np.argsort(np.concatenate([index for index, _ in self._batches]))
-        return np.concatenate(parts)[back]
+        return np.concatenate(parts)[back][: len(self.sequences)]
 
     def acting_at(self, positions: str) -> Prompts:
         """The same prompts, not read again, with edits at other positions."""
@@ -212,27 +226,82 @@ class Prompts:
 
         Rows of all of them climb together. Errors as in :meth:`probabilities`.
         """
+        plain = [replace(one, objective=False) for one in asked]
+        return [(p, hit) for p, hit, _ in self._answers(plain, greedy=greedy)]
+
+    def with_objective(
+        self, asked: Sequence[Asked]
+    ) -> list[tuple[NDArray[np.float64], NDArray[np.float64] | None]]:
+        """Answer probabilities ``[P, n]`` of several questions, and of those that want it what the
+        objective is, ``[P, n]``, NaN of sequences without wrong answers where it takes those off.
+
+        None where a question does not want it, or the prompts have none. As :meth:`answers`.
+        """
+        has = self.objective is not None
+        found = self._answers(asked, greedy=False)
+        return [
+            (p, value if has and one.objective else None)
+            for one, (p, _, value) in zip(asked, found, strict=True)
+        ]
+
+    def _answers(self, asked: Sequence[Asked], *, greedy: bool) -> list[Answers]:
         if not asked:
             return []
         edits = [edit for one in asked for edit in one.edits]
         require_inside(edits, self.layout)
-        edit, sequence = _pairs(asked)
-        p, hit = np.zeros(len(edit)), np.zeros(len(edit), dtype=bool)
+        sizes = [len(one.edits) * len(one.sequences) for one in asked]
+        wanted = np.repeat([one.objective for one in asked], sizes)
+        columns = self._of_pairs(edits, *_pairs(asked), wanted, greedy)
+        ends = np.cumsum(sizes)[:-1]
+        split = [
+            [
+                some.reshape(len(one.edits), len(one.sequences))
+                for one, some in zip(asked, np.split(column, ends), strict=True)
+            ]
+            for column in columns
+        ]
+        return list(zip(*split, strict=True))
+
+    def _of_pairs(
+        self,
+        edits: Sequence[Edit],
+        edit: NDArray[np.int64],
+        sequence: NDArray[np.int64],
+        wanted: NDArray[np.bool_],
+        greedy: bool,
+    ) -> Answers:
+        """``[N]`` each of N pairs of an edit and a sequence; the objective of those ``wanted``."""
+        n, objective = len(edit), self.objective if wanted.any() else None
         is_free = np.isin(sequence, list(self._free))
+        if objective is not None:
+            is_free |= wanted & np.isin(sequence, list(self._reading.free))
+            pair, other = self._reading.others_of(sequence, wanted)
+            edit, sequence = np.append(edit, edit[pair]), np.append(sequence, other)
+            is_free = np.append(is_free, np.zeros(len(pair), dtype=bool))
+        p, hit, value = np.zeros(len(edit)), np.zeros(len(edit), dtype=bool), np.zeros(len(edit))
         for index, batch in self._batches:
             at = np.flatnonzero(np.isin(sequence, index) & ~is_free)
             if len(at):
                 place = np.searchsorted(index, sequence[at])
-                p[at], hit[at] = batch.outcomes(edits, edit[at], place, greedy=greedy)
-        whole = (self.model, self.layout)
+                found = batch.outcomes(edits, edit[at], place, objective, greedy=greedy)
+                p[at], hit[at], value[at] = found
         for b in np.unique(sequence[is_free]).tolist():
-            at = np.flatnonzero(sequence == b)
-            some = [edits[i] for i in edit[at]]
-            p[at], hit[at] = free_running(*whole, self._free[b], some, self.positions)
-        ends = np.cumsum([len(one.edits) * len(one.sequences) for one in asked])[:-1]
-        shapes = [(len(one.edits), len(one.sequences)) for one in asked]
-        parts = zip(np.split(p, ends), np.split(hit, ends), shapes, strict=True)
-        return [(some.reshape(shape), first.reshape(shape)) for some, first, shape in parts]
+            at = np.flatnonzero((sequence == b) & is_free)
+            p[at], hit[at], value[at] = self._of_free(b, [edits[i] for i in edit[at]], objective)
+        if objective is not None:
+            np.add.at(value, pair, value[n:])
+            value[:n][~self._reading.defined[sequence[:n]]] = np.nan
+        return p[:n], hit[:n], value[:n]
+
+    def _of_free(self, b: int, edits: Sequence[Edit], objective: Objective | None) -> Answers:
+        """``[P]`` each of a sequence that goes on with the edited model's own tokens."""
+        one, terms, of_logits = self._free.get(b), [], False
+        if objective is not None:
+            one, terms = self._reading.free[b], self._reading.terms[b]
+            of_logits = objective.of_logits
+        assert one is not None
+        whole = (self.model, self.layout, one, edits, self.positions)
+        return free_running(*whole, terms, of_logits=of_logits)
 
     def gate_slopes(self, asked: Sequence[AskedSlopes]) -> list[Slopes]:
         """Log-probabilities of answers behind gates, and their derivatives by each gate.
@@ -306,22 +375,27 @@ class _Batch:
         self,
         model: nn.Module,
         layout: Layout,
-        sequences: Sequence[AnswerSequence],
+        reading: Reading,
+        index: NDArray[np.int64],
         positions: str,
         backend: str,
         warn: bool,
         max_rows: int,
     ) -> None:
         self.model, self.layout, self.positions = model, layout, positions
-        self.sequences, self._max_rows = tuple(sequences), max_rows
+        self._max_rows = max_rows
         self.stands_in, self._backend, self._warn = False, backend, warn
-        self.contexts = build_contexts(sequences, layout.device)
+        self.contexts = build_contexts([reading.sequences[i] for i in index], layout.device)
         with guest(model, grad=False):
             self._clean = prefill(model, layout, self.contexts)
             self.rows = self._engine()
         self._upper = UpperLayers(layout, self.contexts, self._clean)
         self._sequence = self.contexts.answer.cpu().numpy()
         self._starts = np.flatnonzero(np.diff(self._sequence, prepend=-1))
+        needed = np.array([one for i in index.tolist() for one in reading.needed(i)])
+        self._needed = np.flatnonzero(needed)
+        self._n_needed = np.add.reduceat(needed, self._starts, dtype=np.int64)
+        self._tokens, self._weights = tables(reading.terms_at(index.tolist()), layout.device)
         log_p = self._clean.log_probability.double().cpu().numpy()
         self.probability: NDArray[np.float64] = np.exp(self._sum(log_p[None])[0])
         first = (self.contexts.token == 0).cpu().numpy()
@@ -363,41 +437,48 @@ class _Batch:
         edits: Sequence[Edit],
         edit: NDArray[np.int64],
         sequence: NDArray[np.int64],
+        objective: Objective | None,
         *,
         greedy: bool,
-    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    ) -> Answers:
         """``[N]`` each, of N pairs of an edit and a sequence, at least one."""
         pair, context, starts = self._contexts_of(sequence)
         # What rows of a context, or forwards of a sequence, have in common is shared in a batch.
         shared = context if self.rows is not None else sequence[pair]
         order = np.lexsort((context, edit[pair], shared))
         log_p, hits = np.empty(len(pair)), np.zeros(len(pair), dtype=bool)
+        value = np.zeros(len(pair))
+        tokens = self._tokens if objective is not None and objective.of_logits else None
 
         def evaluate(start: int, stop: int) -> None:
             at = order[start:stop]
-            some, first = self._evaluate(edits, edit[pair[at]], context[at], greedy)
+            some, first, logits = self._evaluate(edits, edit[pair[at]], context[at], greedy, tokens)
             if first is not None:
                 hits[at] = first.cpu().numpy()
             log_p[at] = some.double().cpu().numpy()
+            if objective is not None:
+                taken = log_p[at, None] if logits is None else logits.double().cpu().numpy()
+                value[at] = weighted(self._weights[context[at]], taken)
 
         with guest(self.model, grad=False):
             in_batches(len(pair), self._max_rows, evaluate)
         every = np.logical_and.reduceat(hits, starts)
-        return np.exp(np.add.reduceat(log_p, starts)), every
+        return np.exp(np.add.reduceat(log_p, starts)), every, np.add.reduceat(value, starts)
 
     def _contexts_of(
         self, sequence: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """All contexts of N sequences.
+        """All contexts of N sequences, of wrong answers those alone that are needed.
 
         Returns:
             Int64 ``[M]``, to which of the N each belongs; ``[M]``, itself; ``[N]``, their starts.
         """
-        n_tokens = np.diff(self._starts, append=len(self._sequence))[sequence]
+        n_tokens = self._n_needed[sequence]
         starts = np.cumsum(n_tokens) - n_tokens
         of = np.repeat(np.arange(len(sequence)), n_tokens)
         token = np.arange(len(of)) - starts[of]
-        return of, self._starts[sequence[of]] + token, starts
+        first = np.cumsum(self._n_needed) - self._n_needed
+        return of, self._needed[first[sequence[of]] + token], starts
 
     def _evaluate(
         self,
@@ -405,21 +486,22 @@ class _Batch:
         edit: NDArray[np.int64],
         context: NDArray[np.int64],
         greedy: bool,
-    ) -> tuple[Tensor, Tensor | None]:
+        tokens: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         if self.rows is not None:
             try:
-                return self._by_rows(self.rows, edits, edit, context, greedy)
+                return self._by_rows(self.rows, edits, edit, context, greedy, tokens)
             except SweepUnsupported as reason:
                 self._stand_in(reason, self._warn)
         return forward_log_probabilities(
             self.layout,
             self.contexts,
             edits,
-            edit,
-            context,
+            (edit, context),
             self.positions,
             self._max_rows,
             self._upper,
+            tokens,
         )
 
     @staticmethod
@@ -429,14 +511,16 @@ class _Batch:
         edit: NDArray[np.int64],
         context: NDArray[np.int64],
         greedy: bool,
-    ) -> tuple[Tensor, Tensor | None]:
+        tokens: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Rows' answers, of which those that nothing edits must be the model's own."""
-        log_p, first = row_log_probabilities(rows, edits, edit, context, greedy=greedy)
+        whole = (rows, edits, edit, context)
+        log_p, first, logits = row_log_probabilities(*whole, greedy=greedy, tokens=tokens)
         is_clean = np.array([len(one.neurons) == 0 for one in edits])[edit]
         if is_clean.any():
             own = torch.from_numpy(context[is_clean]).to(rows.contexts.ids.device)
             Check(rows, own).answer(log_p[torch.from_numpy(is_clean).to(log_p.device)])
-        return log_p, first
+        return log_p, first, logits
 
     def gate_slopes(self, places: Sequence[int], asked: Sequence[AskedSlopes]) -> list[Slopes]:
         """As :meth:`Prompts.gate_slopes`; ``places`` are the questions' sequences here."""

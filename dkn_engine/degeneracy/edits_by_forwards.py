@@ -26,52 +26,47 @@ def forward_log_probabilities(
     layout: Layout,
     contexts: Contexts,
     edits: Sequence[Edit],
-    edit: NDArray[np.int64],
-    context: NDArray[np.int64],
+    pairs: tuple[NDArray[np.int64], NDArray[np.int64]],
     positions: str,
     max_tokens: int,
     upper: UpperLayers | None = None,
-) -> tuple[Tensor, Tensor]:
+    tokens: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """What edits make of the gold tokens of N contexts.
 
     Args:
-        edit: int64 ``[N]``, which of ``edits``; context: int64 ``[N]``, of the chunk.
+        pairs: int64 ``[N]`` each: which of ``edits``, and which context of the chunk.
         positions: where edits act: ``answer``, the position that predicts the context's own
             token, so one forward for each context (else for each sequence) under an edit;
             ``answer_all``, those of all answer tokens of the sequence; ``all``, every position.
         max_tokens: most positions in one forward.
         upper: begins passes at the first layer that an edit changes; None: all at the first.
+        tokens: int64 ``[C, K]``, of each context of the chunk those whose logits are wanted too.
 
     Returns:
-        The log-probability ``[N]``, and bool ``[N]``: whether no token is more probable.
+        The log-probability ``[N]``; bool ``[N]``, whether no token is more probable; and, with
+        ``tokens``, logits ``[N, K]``, else None.
     """
-    device = contexts.ids.device
+    device, (edit, context) = contexts.ids.device, pairs
     lowest = _lowest_layers(edits, layout, upper)
     runs, entry = _runs(contexts, edit, context, positions, lowest)
     # Pairs by the run that they are read off; a run is an edit and a sequence.
     order = np.argsort(entry, kind="stable")
     ends = np.searchsorted(entry[order], np.arange(len(runs) + 1))
-    log_p: list[Tensor] = []
-    first: list[Tensor] = []
-    last = contexts.ends()
+    found: list[tuple[Tensor, ...]] = []
 
     def evaluate(begin: int, start: int, stop: int) -> None:
         at = order[ends[start] : ends[stop]]
         chosen = torch.from_numpy(context[at]).to(device)
         leader = torch.from_numpy(context[runs[start:stop]]).to(device)
         sequence = contexts.sequence[leader]
-        length = contexts.ids.shape[1]
-        if layout.causal:
-            # Nothing behind the last token that is looked at can change it; but some models read a
-            # shorter sequence otherwise (see ``forward.lengths``).
-            length = 1 + max(int(contexts.position[chosen].max()), int(last[sequence].min()))
+        length = _length(layout, contexts, chosen, sequence)
         mask = where_edits_act(contexts, leader, positions)[:, :length]
         changes = [edits[p] for p in edit[runs[start:stop]]]
         of_run = torch.from_numpy(entry[at] - start).to(device)
         with upper.passes(begin, sequence, length) if upper else contextlib.nullcontext():
-            gold, hit = _forward(layout, contexts, changes, leader, mask, of_run, chosen)
-        log_p.append(gold)
-        first.append(hit)
+            whole = (layout, contexts, changes, leader, mask, of_run, chosen)
+            found.append(_forward(*whole, tokens))
 
     size = max(1, max_tokens // contexts.ids.shape[1])
     begins, starts = np.unique(lowest[edit[runs]], return_index=True)
@@ -82,7 +77,18 @@ def forward_log_probabilities(
 
         in_batches(int(stop - start), size, work)
     back = torch.from_numpy(np.argsort(order)).to(device)
-    return torch.cat(log_p)[back], torch.cat(first)[back]
+    log_p, first, *logits = (torch.cat(column)[back] for column in zip(*found, strict=True))
+    return log_p, first, logits[0] if logits else None
+
+
+def _length(layout: Layout, contexts: Contexts, chosen: Tensor, sequence: Tensor) -> int:
+    """How many positions of sequences are read, of which the chosen contexts are looked at."""
+    if not layout.causal:
+        return contexts.ids.shape[1]
+    # Nothing behind the last token that is looked at can change it; but some models read a
+    # shorter sequence otherwise (see ``forward.lengths``).
+    ends = contexts.ends()[sequence]
+    return 1 + max(int(contexts.position[chosen].max()), int(ends.min()))
 
 
 def _lowest_layers(
@@ -136,16 +142,21 @@ def _forward(
     mask: Tensor,
     entry: Tensor,
     context: Tensor,
-) -> tuple[Tensor, Tensor]:
+    tokens: Tensor | None,
+) -> tuple[Tensor, ...]:
     """Of each ``context``, a token that batch entry ``entry`` predicts, ``[k]`` each.
 
     The batch has an edit, a context of its sequence (``leader``) and a row of ``mask`` an entry.
+    With ``tokens`` also their logits ``[k, K]``.
     """
     with edited(layout, edits, mask):
         ids = contexts.ids[contexts.sequence[leader], : mask.shape[1]]
         logits = position_logits(layout.model, ids, entry, contexts.position[context])
     log_p, n_above = log_probabilities(logits, contexts.target[context])
-    return log_p, (n_above == 0) & ~log_p.isnan()
+    found = log_p, (n_above == 0) & ~log_p.isnan()
+    if tokens is None:
+        return found
+    return *found, logits.gather(1, tokens[context].to(logits.device)).to(log_p.dtype)
 
 
 def edited(

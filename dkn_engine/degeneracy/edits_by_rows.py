@@ -19,7 +19,7 @@ from torch import Tensor
 from dkn_engine.degeneracy.edits import Edit, LayerEdit, by_layer, changing
 from dkn_engine.forward.patched_rows import RowEngine, RowSet
 from dkn_engine.models.guest import hooks
-from dkn_engine.ops.answer_probability import Tail, answer_probability
+from dkn_engine.ops.answer_probability import Tail, answer_probability, token_logits
 
 # Rows whose logits are held at once, where the most probable token is asked for.
 _LOGITS = 64
@@ -33,16 +33,19 @@ def row_log_probabilities(
     context: NDArray[np.int64],
     *,
     greedy: bool = False,
-) -> tuple[Tensor, Tensor | None]:
+    tokens: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Log-probability ``[N]`` of the gold token of N contexts, each under an edit.
 
     Args:
         edits: each acts at the position of the context alone.
         edit: int64 ``[N]``, which of ``edits``; context: int64 ``[N]``, of the chunk.
         greedy: also say where no token is more probable than the gold one.
+        tokens: int64 ``[C, K]``, of each context of the chunk those whose logits are wanted too.
 
     Returns:
-        The log-probabilities and, with ``greedy``, bool ``[N]``, else None.
+        The log-probabilities; with ``greedy``, bool ``[N]``, else None; with ``tokens``, logits
+        ``[N, K]``, else None.
     """
     used, edit = np.unique(edit, return_inverse=True)
     layers = {l: _Layer.of(e, len(used)) for l, e in by_layer([edits[i] for i in used]).items()}
@@ -73,8 +76,13 @@ def row_log_probabilities(
             backend=engine.backend,
         )
         hit = _most_probable(engine.tail, hidden[0], targets) if greedy else None
+        logits = None
+        if tokens is not None:
+            own = tokens[of_row]
+            logits = token_logits(engine.tail, hidden[0], own, backend=engine.backend)
     row = torch.from_numpy(group).to(log_p.device)
-    return log_p[row], None if hit is None else hit[row]
+    hit, logits = (None if found is None else found[row] for found in (hit, logits))
+    return log_p[row], hit, logits
 
 
 def _most_probable(tail: Tail, hidden: Tensor, targets: Tensor) -> Tensor:

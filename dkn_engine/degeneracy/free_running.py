@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -28,7 +29,10 @@ def free_running(
     sequence: AnswerSequence,
     edits: Sequence[Edit],
     positions: str = "answer",
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    terms: Sequence[Mapping[int, float]] = (),
+    *,
+    of_logits: bool = False,
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64]]:
     """What P edited models say of one answer, each behind its own greedy tokens, gold or not.
 
     Args:
@@ -37,30 +41,42 @@ def free_running(
         edits: one a model.
         positions: where an edit acts in each step: ``answer``, the last position; ``answer_all``,
             also those that predicted the tokens before; ``all``, every one.
+        terms: for each token, or more than the answer has, weights of tokens by their ids.
+        of_logits: they are of logits; of log-probabilities else.
 
     Returns:
-        Product float64 ``[P]`` of the gold tokens' probabilities, and bool ``[P]``: none of them
-        is less probable than another token.
+        Product float64 ``[P]`` of the gold tokens' probabilities; bool ``[P]``, none of them is
+        less probable than another token; and the sum ``[P]`` of all terms.
     """
     tokens: list[Tokens] = [()] * len(edits)
-    log_p, hit = np.zeros(len(edits)), np.ones(len(edits), dtype=bool)
+    log_p, hit, value = np.zeros(len(edits)), np.ones(len(edits), dtype=bool), np.zeros(len(edits))
     first = {"answer": None, "answer_all": sequence.n_prompt - 1, "all": 0}[positions]
-    for target in sequence.targets:
+    for target, some in itertools.zip_longest(sequence.targets, terms):
         texts = [sequence.behind(own) for own in tokens]
 
-        def step(start: int, stop: int, texts: list[Tokens] = texts, target: int = target) -> None:
+        def step(
+            start: int,
+            stop: int,
+            texts: list[Tokens] = texts,
+            target: int | None = target,
+            some: Mapping[int, float] | None = some,
+        ) -> None:
             batch = slice(start, stop)
             logits = _last_logits(model, layout, texts[batch], edits[batch], first)
-            gold, likeliest = logits.log_softmax(-1)[:, target], logits.argmax(-1).tolist()
-            is_first = logits[:, target] >= logits.amax(-1)
-            log_p[batch] += gold.cpu().numpy()
-            hit[batch] &= is_first.cpu().numpy()
+            every, likeliest = logits.log_softmax(-1), logits.argmax(-1).tolist()
+            if target is not None:
+                is_first = logits[:, target] >= logits.amax(-1)
+                log_p[batch] += every[:, target].cpu().numpy()
+                hit[batch] &= is_first.cpu().numpy()
+            scores = logits if of_logits else every
+            for token, weight in (some or {}).items():
+                value[batch] += weight * scores[:, token].cpu().numpy()
             for i, token in enumerate(likeliest, start):
                 tokens[i] += (token,)
 
         with guest(model, grad=False):
             in_batches(len(edits), max(1, _TOKENS // max(map(len, texts), default=1)), step)
-    return np.exp(log_p), hit
+    return np.exp(log_p), hit, value
 
 
 def _last_logits(

@@ -153,8 +153,8 @@ def test_full_forwards_equal_brute_force(name: str, positions: str) -> None:
     n = len(contexts)
     edit, context = np.repeat(np.arange(len(edits)), n), np.tile(np.arange(n), len(edits))
     # 30 positions a forward: fewer than the edits have, so batches are cut.
-    log_p, first = forward_log_probabilities(
-        find_layout(model), contexts, edits, edit, context, positions, 30
+    log_p, first, _ = forward_log_probabilities(
+        find_layout(model), contexts, edits, (edit, context), positions, 30
     )
     assert log_p.shape == first.shape == (len(edits) * n,)
     log_p = log_p.view(len(edits), n)

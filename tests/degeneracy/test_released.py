@@ -50,7 +50,7 @@ EDITS = [nothing(), suppress([[1, 7]]), suppress(neurons(20, 1)), suppress(neuro
 @pytest.mark.parametrize("name", ["gpt2", "llama", "opt"])
 def test_greedy_probabilities_equal_a_plain_loop(name: str, b: int) -> None:
     model, one = tiny(name), sequences()[b]
-    found, _ = free_running(model, find_layout(model), one, EDITS)
+    found, *_ = free_running(model, find_layout(model), one, EDITS)
     expected = [greedy(name, model, one, edit) for edit in EDITS]
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
@@ -60,7 +60,7 @@ def test_each_edit_follows_its_own_tokens() -> None:
     model, one = tiny("llama"), sequences()[2]
     layout = find_layout(model)
     forced = Prompts(model, layout, [one]).probabilities(EDITS)[:, 0]
-    found, _ = free_running(model, layout, one, EDITS)
+    found, *_ = free_running(model, layout, one, EDITS)
     assert not np.isclose(found, forced, rtol=1e-3).all()
 
 

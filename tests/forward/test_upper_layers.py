@@ -56,7 +56,8 @@ def both(model: nn.Module, positions: str) -> tuple[Any, Any]:
     edits, n = some_edits(), len(contexts)
     edit, context = np.repeat(np.arange(len(edits)), n), np.tile(np.arange(n), len(edits))
     shuffled = np.random.default_rng(0).permutation(len(edit))
-    asked = (layout, contexts, edits, edit[shuffled], context[shuffled], positions, 30)
+    pairs = edit[shuffled], context[shuffled]
+    asked = (layout, contexts, edits, pairs, positions, 30)
     with guest(model, grad=False):
         upper = UpperLayers(layout, contexts, prefill(model, layout, contexts))
         return forward_log_probabilities(*asked, upper), forward_log_probabilities(*asked)
@@ -69,7 +70,7 @@ IN_FLOAT32 = {"gptj", "gpt_neo"}
 @pytest.mark.parametrize("positions", ["answer", "all"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_upper_layers_give_what_all_layers_give(name: str, positions: str) -> None:
-    (log_p, first), (expected, hit) = both(tiny(name), positions)
+    (log_p, first, _), (expected, hit, _) = both(tiny(name), positions)
     # Some scores of attention are of float32 whatever the model's dtype; those round by the batch.
     atol = 1e-6 if name in IN_FLOAT32 else 1e-10
     torch.testing.assert_close(log_p, expected, rtol=0, atol=atol)
@@ -78,7 +79,7 @@ def test_upper_layers_give_what_all_layers_give(name: str, positions: str) -> No
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_in_short_numbers_they_agree_to_rounding(dtype: torch.dtype) -> None:
-    (log_p, _), (expected, _) = both(tiny("llama", dtype), "all")
+    (log_p, *_), (expected, *_) = both(tiny("llama", dtype), "all")
     apart = (log_p - expected).abs().max()
     assert apart <= 64 * torch.finfo(dtype).eps
 
@@ -95,7 +96,7 @@ def test_where_a_layer_is_not_plain_all_layers_run(monkeypatch: pytest.MonkeyPat
     begun, model = _Begun(monkeypatch), tiny("llama")
     layer = find_layout(model).layers[TOP]
     with layer.register_forward_hook(lambda _m, _a, out: out * 1.5):
-        (log_p, _), (expected, _) = both(model, "all")
+        (log_p, *_), (expected, *_) = both(model, "all")
     assert not begun.at
     torch.testing.assert_close(log_p, expected, rtol=0, atol=1e-12)
 
@@ -115,7 +116,7 @@ def test_a_stack_that_needs_its_lower_layers_is_run_whole(monkeypatch: pytest.Mo
         return out + below
 
     with lower.register_forward_hook(keep), upper.register_forward_hook(add):
-        (log_p, _), (expected, _) = both(model, "all")
+        (log_p, *_), (expected, *_) = both(model, "all")
     torch.testing.assert_close(log_p, expected, rtol=0, atol=1e-10)
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dkn_engine.errors import BackendError
-from dkn_engine.ops.answer_probability import answer_probability
+from dkn_engine.ops.answer_probability import Head, answer_probability, token_logits
+from dkn_engine.ops.answer_probability import Tail as Apart
 from tests.support.values import DTYPES, normal, step, wide
 
 BACKENDS = ("reference",)
@@ -62,6 +63,31 @@ def test_rows_and_gradients_equal_softmax(
     assert gradient is not None
     assert (value - expected[0]).abs().max() < 1e-13
     assert (gradient - expected[1]).abs().max() < 1e-12 * max(1.0, float(expected[1].abs().max()))
+
+
+@pytest.mark.parametrize("k", [1, 5])
+@pytest.mark.parametrize("block", [3, 64])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
+def test_logits_of_tokens_are_those_of_the_tail(
+    backend: str, shape: tuple[int, int, int], block: int, k: int
+) -> None:
+    tail, hidden, _ = inputs(shape, torch.float64)
+    tokens = torch.arange(shape[0] * k).view(-1, k) * 7 % shape[2]
+    expected = torch.stack([tail(x[None])[0, own] for x, own in zip(hidden, tokens, strict=True)])
+    weight, norm = tail.weight, lambda x: x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    apart = Apart(tail, lambda: Head(norm, weight, scale=5 / 3, softcap=5.0))
+    for some in (tail, apart, Apart(tail, lambda: "it cannot be")):
+        found = token_logits(some, hidden, tokens, block=block, backend=backend)
+        assert found.shape == (shape[0], k)
+        assert (found - expected).abs().max() < 1e-13
+
+
+def test_logits_of_tokens_have_at_least_float32() -> None:
+    tail, hidden, _ = inputs((5, 7, 31), torch.bfloat16)
+    found = token_logits(tail, hidden, torch.tensor([[1, 2]] * 5))
+    assert found.dtype == torch.float32
+    assert torch.equal(found, tail(hidden)[:, 1:3].float())
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dkn_engine.degeneracy.edits import Edit
 from dkn_engine.forward.contexts import AnswerSequence
-from tests.support.tiny import down_of
+from tests.support import tiny, tiny_encoders
 
 
 def answer_probability(
@@ -54,7 +54,8 @@ def edited(name: str, model: nn.Module, edit: Edit, positions: Sequence[int]) ->
             )
             if l == layer
         ]
-        module = down_of(name, model, layer)
+        of = tiny_encoders if name in tiny_encoders.ENCODERS else tiny
+        module = of.down_of(name, model, layer)
         handles.append(module.register_forward_pre_hook(_hook(changes, positions)))
     try:
         yield

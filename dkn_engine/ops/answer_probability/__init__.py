@@ -1,6 +1,6 @@
 """See ``api.py`` for the contract."""
 
-from dkn_engine.ops.answer_probability.api import answer_probability
+from dkn_engine.ops.answer_probability.api import answer_probability, token_logits
 from dkn_engine.ops.answer_probability.tail import Head, Tail
 
-__all__ = ["Head", "Tail", "answer_probability"]
+__all__ = ["Head", "Tail", "answer_probability", "token_logits"]

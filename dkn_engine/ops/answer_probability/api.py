@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+
+import torch
 
 from dkn_engine.ops.answer_probability import blocked, reference
-from dkn_engine.ops.answer_probability.tail import Head, Tail
+from dkn_engine.ops.answer_probability.tail import Head, Tail, target_logit
 from dkn_engine.ops.dispatch import choose, triton_refusal
-
-if TYPE_CHECKING:
-    import torch
 
 
 def answer_probability(
@@ -47,16 +45,53 @@ def answer_probability(
     if targets.shape != hidden.shape[:1]:
         raise ValueError(f"targets must be [{hidden.shape[0]}]; got {tuple(targets.shape)}")
     targets = targets.to(hidden.device)
+    head, by_kernel = _chosen(tail, hidden, backend)
+    if head is None:
+        return reference.answer_probability(tail, hidden, targets, objective, gradient, block)
+    if by_kernel:
+        from dkn_engine.ops.answer_probability import triton
+
+        return triton.answer_probability(head, hidden, targets, objective, gradient)
+    return blocked.answer_probability(head, hidden, targets, objective, gradient)
+
+
+@torch.no_grad()
+def token_logits(
+    tail: Callable[[torch.Tensor], torch.Tensor] | Tail,
+    hidden: torch.Tensor,
+    tokens: torch.Tensor,
+    *,
+    block: int = 64,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Logits ``[N, K]`` of K tokens a row, in at least float32; a dot product each where it can be.
+
+    ``tokens`` is int64 ``[N, K]``; the other arguments, and errors, as of
+    :func:`answer_probability`.
+    """
+    tokens = tokens.to(hidden.device)
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    head, _ = _chosen(tail, hidden, backend)
+    if head is not None:
+        x = head.norm(hidden)
+        columns = [target_logit(head, x, column)[1].to(wide) for column in tokens.unbind(1)]
+        return torch.stack(columns, dim=1)
+    parts = zip(torch.split(hidden, block), torch.split(tokens, block), strict=True)
+    return torch.cat([tail(some).gather(1, own).to(wide) for some, own in parts])
+
+
+def _chosen(
+    tail: Callable[[torch.Tensor], torch.Tensor] | Tail, hidden: torch.Tensor, backend: str
+) -> tuple[Head | None, bool]:
+    """The tail taken apart, if that is how its logits are had, and whether by the kernel."""
     head = _head(tail, hidden, backend)
     refusal = head if isinstance(head, str) else None
     if choose("answer_probability", backend, hidden, refusal) == "triton":
-        from dkn_engine.ops.answer_probability import triton
-
         assert isinstance(head, Head)
-        return triton.answer_probability(head, hidden, targets, objective, gradient)
+        return head, True
     if backend == "auto" and isinstance(head, Head) and _suits_blocks(hidden):
-        return blocked.answer_probability(head, hidden, targets, objective, gradient)
-    return reference.answer_probability(tail, hidden, targets, objective, gradient, block)
+        return head, False
+    return None, False
 
 
 def _head(

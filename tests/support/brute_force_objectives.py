@@ -1,0 +1,50 @@
+"""Objectives of answers the slow way: a full forward a token, its logits read, hooks by loops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dkn_engine.degeneracy.edits import Edit
+from dkn_engine.forward.contexts import AnswerSequence
+from tests.support.brute_force_edits import edited
+
+
+def objective(
+    name: str,
+    model: Any,
+    one: AnswerSequence,
+    edit: Edit,
+    *,
+    kind: str,
+    how: str = "mean",
+    positions: str = "answer",
+) -> float:
+    """Of an answer with an edit where ``positions`` says, its tokens combined ``how``."""
+
+    def combined(answer: AnswerSequence) -> Tensor:
+        logits = token_logits(name, model, answer, edit, positions)
+        if kind == "log_probability":
+            logits = logits.log_softmax(-1)
+        own = torch.stack([row[t] for row, t in zip(logits, answer.targets, strict=True)])
+        return {"mean": own.mean(), "sum": own.sum(), "first": own[0]}[how]
+
+    value = combined(one)
+    if kind == "logit_difference":
+        value = value - torch.stack([combined(wrong) for wrong in one.against]).mean()
+    return float(value)
+
+
+def token_logits(name: str, model: Any, one: AnswerSequence, edit: Edit, positions: str) -> Tensor:
+    """Float64 ``[n, V]`` where each of an answer's tokens is predicted."""
+    first = one.n_prompt - 1
+    places = one.masks or tuple(range(first, first + len(one.targets)))
+    inputs = one.steps or (one.ids,) * len(places)
+    rows = []
+    for ids, place in zip(inputs, places, strict=True):
+        where = {"answer": [place], "answer_all": list(places), "all": list(range(len(ids)))}
+        with edited(name, model, edit, where[positions]), torch.no_grad():
+            rows.append(model(input_ids=torch.tensor([ids])).logits[0, place].double())
+    return torch.stack(rows)
