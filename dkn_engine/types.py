@@ -54,6 +54,7 @@ def _kept(*columns: Column) -> dict[str, tuple[Column, ...]]:
 _TEXT = _kept(Column("string"))
 _FIGURE = _kept(Column("float64"))
 _LATER_FIGURE = _kept(Column("float64", later=True, nullable=True))
+_LATER_FIGURES = _kept(Column("list<float64>", later=True, nullable=True))
 _LATER_COUNT = _kept(Column("int32", later=True, nullable=True))
 _OF_DROPS = _kept(Column("float64", nullable=True))
 _OF_COMPONENT = _kept(Column("float64", table="components"))
@@ -270,6 +271,9 @@ class Drops:
             wrote.
         single_drop: relative drop with one member suppressed, the mean over the members. NaN in
             what older versions wrote.
+        objective: where attribution's objective is another than the probability, its value with
+            nothing suppressed, with each member alone, and with all, ``[members + 2]``; means over
+            the measurements that have it. Else empty, as in what older versions wrote.
     """
 
     partial_drop: float = field(metadata=_OF_DROPS)
@@ -281,6 +285,7 @@ class Drops:
     excess: float = field(default=_NAN, metadata=_LATER_FIGURE)
     n_redundancy: int | None = field(default=None, metadata=_LATER_COUNT)
     single_drop: float = field(default=_NAN, metadata=_LATER_FIGURE)
+    objective: tuple[float, ...] = field(default=(), metadata=_LATER_FIGURES)
 
 
 def _array(empty: NDArray[np.generic], *columns: Column) -> Any:
@@ -385,6 +390,10 @@ class Degeneracy:
             empty.
         subset_probabilities: float64 ``[2**q]``; bit i of the index = component i suppressed.
         subset_masks: int64, the index of each entry; ``arange(2**q)`` unless sampled.
+        subset_objective: float64 ``[2**q]``, attribution's objective in place of the probability,
+            by its rule for several tokens (``AttributionConfig.answer_tokens``); empty where the
+            objective is the probability, where given neurons are of a fact without the wrong
+            answers that it needs, and in what older versions wrote.
         rest_suppressed: for the DKN, with the neurons of no member suppressed too: the
             probabilities of each member alone, then of none (float64 ``[members + 1]``).
     """
@@ -417,6 +426,9 @@ class Degeneracy:
     null_p: float = field(default=_NAN, metadata=_LATER_FIGURE)
     subset_probabilities: NDArray[np.float64] = _array(np.empty(0), Column("list<float64>"))
     subset_masks: NDArray[np.int64] = _array(np.empty(0, np.int64), Column("list<int64>"))
+    subset_objective: NDArray[np.float64] = _array(
+        np.empty(0), Column("list<float64>", later=True, nullable=True)
+    )
     rest_suppressed: NDArray[np.float64] = _array(np.empty(0), Column("list<float64>"))
     pair_interactions: NDArray[np.float32] = _array(
         np.empty(0, np.float32), Column("list<float32>", later=True, nullable=True)

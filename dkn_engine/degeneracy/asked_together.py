@@ -12,7 +12,8 @@ from dkn_engine.errors import FactError
 T = TypeVar("T")
 Question = tuple[Prompts, Asked | AskedSlopes]
 # Yields questions, is sent their answers, and returns what it measured. The answer to ``Asked`` is
-# probabilities, float64 ``[P, n]``; that to ``AskedSlopes`` is ``Slopes``.
+# probabilities, float64 ``[P, n]``; with ``objective`` a pair, of them and of its values, which are
+# None where the prompts have none; that to ``AskedSlopes`` is ``Slopes``.
 Measurement = Generator[Question, Any, T]
 
 
@@ -50,7 +51,7 @@ def _answered(asked: Mapping[int, Question]) -> dict[int, Any]:
     answers: dict[int, Any] = {}
     alike: dict[tuple[int, bool], list[int]] = {}
     for i, (prompts, one) in asked.items():
-        if prompts.holds_free(one.sequences):
+        if prompts.holds_free(one.sequences, isinstance(one, Asked) and one.objective):
             # Its tokens are each edited model's own: nothing to share, and text that may not fit.
             try:
                 answers[i] = _of_prompts(prompts, [one])[0]
@@ -70,4 +71,5 @@ def _of_prompts(prompts: Prompts, asked: Sequence[Asked | AskedSlopes]) -> Seque
     if slopes:
         return prompts.gate_slopes(slopes)
     edits = [one for one in asked if isinstance(one, Asked)]
-    return [p for p, _ in prompts.answers(edits)]
+    found = prompts.with_objective(edits)
+    return [both if one.objective else both[0] for one, both in zip(edits, found, strict=True)]

@@ -58,9 +58,15 @@ def measured_lattice(
     masks: NDArray[np.int64],
     means: NDArray[np.float64] | None = None,
 ) -> Measurement[Lattice]:
-    """:func:`lattice_of` beside other measurements."""
-    found = yield prompts, Asked(subset_edits(sets, masks, means), [sequence])
-    return Lattice(len(sets), masks, found[:, 0])
+    """:func:`lattice_of` beside other measurements; with the objective that the prompts have."""
+    edits = subset_edits(sets, masks, means)
+    found, read = yield prompts, Asked(edits, [sequence], objective=True)
+    return Lattice(len(sets), masks, found[:, 0], _of_sequence(read, 0))
+
+
+def _of_sequence(read: NDArray[np.float64] | None, i: int) -> NDArray[np.float64] | None:
+    """The objective of one of n sequences, of ``[P, n]``; None where it has none."""
+    return None if read is None or np.isnan(read[:, i]).all() else read[:, i]
 
 
 def subset_edits(
@@ -99,12 +105,12 @@ def random_control(
         for some in masks:
             drawn = random_sets(asked.sets, located, asked.prompts.layout.widths, rng)
             edits += subset_edits(drawn, some, asked.means)
-        found = yield asked.prompts, Asked(edits, asked.sequences)
-        rows = np.split(found[:, 0], np.cumsum([len(some) for some in masks])[:-1])
-        measured += [
-            subsets.drops(Lattice(len(asked.sets), some, row))
-            for some, row in zip(masks, rows, strict=True)
-        ]
+        found, read = yield asked.prompts, Asked(edits, asked.sequences, objective=True)
+        own, ends = _of_sequence(read, 0), np.cumsum([len(some) for some in masks])
+        for some, end in zip(masks, ends.tolist(), strict=True):
+            at = slice(end - len(some), end)
+            values = None if own is None else own[at]
+            measured.append(subsets.drops(Lattice(len(asked.sets), some, found[at, 0], values)))
         alone = not subsets.is_narrow([d.excess for d in measured])
         wide = (not subsets.is_narrow([getattr(d, k) for d in measured]) for k in _DROPS)
         if not alone and not any(wide):
@@ -121,14 +127,21 @@ def elsewhere(asked: Suppressed, subsets: Subsets) -> Measurement[Drops | None]:
     if not len(asked.sequences):
         return None
     known: dict[int, NDArray[np.float64]] = {}
+    objectives: dict[int, NDArray[np.float64]] = {}
     lattices: list[Lattice] = []
     for some in subsets.rounds():
         new = np.array([m for m in some.tolist() if m not in known], dtype=np.int64)
         edits = subset_edits(asked.sets, new, asked.means)
-        table = yield asked.prompts, Asked(edits, asked.sequences)
+        table, read = yield asked.prompts, Asked(edits, asked.sequences, objective=True)
         known |= dict(zip(new.tolist(), table, strict=True))
         whole = np.stack([known[m] for m in some.tolist()])
-        lattices = [Lattice(len(asked.sets), some, column) for column in whole.T]
+        if read is not None:
+            objectives |= dict(zip(new.tolist(), read, strict=True))
+            read = np.stack([objectives[m] for m in some.tolist()])
+        lattices = [
+            Lattice(len(asked.sets), some, column, _of_sequence(read, i))
+            for i, column in enumerate(whole.T)
+        ]
         by_pair = np.stack([subsets.pair_drops(one) for one in lattices])
         finite = by_pair[np.isfinite(by_pair).all(axis=1)]
         if not len(finite) or subsets.is_narrow(finite.mean(axis=0)):
@@ -152,7 +165,14 @@ def average(measured: Sequence[Drops]) -> Drops:
         excess=_figure(np.median, excess),
         n_redundancy=len(redundancy),
         single_drop=_figure(np.mean, single),
+        objective=_objectives(measured),
     )
+
+
+def _objectives(measured: Sequence[Drops]) -> tuple[float, ...]:
+    """Means of the measurements that have an objective; empty where none has."""
+    rows = [d.objective for d in measured if d.objective]
+    return tuple(_figure(np.mean, _finite(column)) for column in zip(*rows, strict=True))
 
 
 def _rounds(n_draws: int, precision: float) -> Iterator[int]:

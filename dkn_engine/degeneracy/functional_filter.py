@@ -169,6 +169,7 @@ def _put_together(
         components=_described(one.components, lattice),
         subset_probabilities=lattice.probabilities,
         subset_masks=lattice.masks,
+        subset_objective=np.empty(0) if lattice.objective is None else lattice.objective,
         dkn=dkn,
         partial_drop=of_family.partial_drop,
         full_drop=of_family.full_drop,

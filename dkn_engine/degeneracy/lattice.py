@@ -24,17 +24,33 @@ class Lattice:
         q: number of components.
         masks: int64 ``[m]``, ascending; ``arange(2**q)`` unless sampled.
         probabilities: float64 ``[m]``, of each mask.
+        objective: float64 ``[m]``, attribution's objective; None where it is the probability, or
+            was not measured.
     """
 
     q: int
     masks: NDArray[np.int64]
     probabilities: NDArray[np.float64]
+    objective: NDArray[np.float64] | None = None
 
     def at(self, mask: int) -> float:
         """Probability with the mask's components suppressed; NaN if it was not sampled."""
+        return self._value(self.probabilities, mask)
+
+    def objectives(self) -> tuple[float, ...]:
+        """The objective with nothing, with each component alone and with all suppressed.
+
+        NaN where that was not sampled; empty without an objective.
+        """
+        if self.objective is None:
+            return ()
+        alone = (1 << i for i in range(self.q))
+        return tuple(self._value(self.objective, m) for m in (0, *alone, (1 << self.q) - 1))
+
+    def _value(self, values: NDArray[np.float64], mask: int) -> float:
         i = int(np.searchsorted(self.masks, mask))
         found = i < len(self.masks) and self.masks[i] == mask
-        return float(self.probabilities[i]) if found else float("nan")
+        return float(values[i]) if found else float("nan")
 
     def restrict(self, members: Sequence[int]) -> Lattice:
         """The lattice of some of the components, with all others active."""
@@ -43,7 +59,9 @@ class Lattice:
         for bit, member in enumerate(members):
             masks |= ((self.masks[inside] >> member) & 1) << bit
         order = np.argsort(masks)
-        return Lattice(len(members), masks[order], self.probabilities[inside][order])
+        chosen = inside[order]
+        read = None if self.objective is None else self.objective[chosen]
+        return Lattice(len(members), masks[order], self.probabilities[chosen], read)
 
 
 def mask_of(members: Sequence[int]) -> int:
@@ -83,7 +101,8 @@ def drops(lattice: Lattice) -> Drops:
     """
     q, clean = lattice.q, lattice.at(0)
     if q == 0 or not clean > 0:
-        return Drops(float("nan"), float("nan"), n_redundancy=0)
+        nothing = float("nan")
+        return Drops(nothing, nothing, n_redundancy=0, objective=lattice.objectives())
     full = (1 << q) - 1
     relative = 1 - lattice.probabilities / clean
     alone = [lattice.at(1 << i) for i in range(q)]
@@ -95,6 +114,7 @@ def drops(lattice: Lattice) -> Drops:
         excess=excess,
         n_redundancy=int(math.isfinite(redundancy)),
         single_drop=1 - math.fsum(alone) / (q * clean),
+        objective=lattice.objectives(),
     )
 
 

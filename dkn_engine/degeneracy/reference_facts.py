@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from dkn_engine.config import Config, FilterConfig
 from dkn_engine.degeneracy.edited_answers import Prompts, most_rows
+from dkn_engine.degeneracy.objectives import Objective
 from dkn_engine.errors import FactError
 from dkn_engine.forward.contexts import AnswerSequence
-from dkn_engine.forward.encoding import encode_sequence
+from dkn_engine.forward.encoding import encode_sequence, wrong_answers_of
 from dkn_engine.models.layout import Layout
 from dkn_engine.seeds import generator
 from dkn_engine.types import Fact
@@ -102,10 +103,10 @@ def read_reference(
         for fact in some:
             if len(chosen) >= limit:
                 return
+            wrong = wrong_answers_of(fact, config.attribution) if fact.wrong_answers else ()
+            whole = (model, tokenizer, fact.prompt, fact.answer)
             try:
-                sequence = encode_sequence(
-                    model, tokenizer, fact.prompt, fact.answer, config=config.facts
-                )
+                sequence = encode_sequence(*whole, config=config.facts, wrong_answers=wrong)
             except FactError:
                 continue
             chosen.setdefault(fact.id, (fact, sequence))
@@ -123,6 +124,7 @@ def read_reference(
         backend=config.attribution.backend,
         warn=False,  # The run's own prompts come first, and say it.
         max_rows=most_rows(config.attribution),
+        objective=Objective.of(config.attribution),
     )
     return Reference(
         tuple(fact for fact, _ in chosen.values()),

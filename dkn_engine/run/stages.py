@@ -21,6 +21,7 @@ from dkn_engine.degeneracy.choices import Located
 from dkn_engine.degeneracy.component_choice import choose_components
 from dkn_engine.degeneracy.edited_answers import Prompts, most_rows
 from dkn_engine.degeneracy.functional_filter import Examinee, examine_chunk
+from dkn_engine.degeneracy.objectives import Objective
 from dkn_engine.degeneracy.reference_facts import Reference, knows, read_reference
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts.load import load_facts
@@ -160,15 +161,21 @@ class Stages:
     def _spellings(self, fact: Fact, scored: bool) -> dict[str, AnswerSequence]:
         """The answer, encoded, and those aliases that can be, if they count.
 
-        ``scored``: with the wrong answers that the objective of attribution takes off.
+        Each with the wrong answers that the objective takes off, which a fact must have to be
+        ``scored``.
         """
-        wrong = wrong_answers_of(fact, self.config.attribution) if scored else ()
+        wrong = self._wrong_answers(fact, needed=scored)
         encoded = {fact.answer: self._encode(fact, fact.answer, wrong)}
         for alias in fact.aliases if self.config.facts.aliases else ():
             # One of several spellings may be of no use; the answer itself must be.
             with contextlib.suppress(FactError):
                 encoded[alias] = self._encode(fact, alias, wrong)
         return encoded
+
+    def _wrong_answers(self, fact: Fact, needed: bool = False) -> Sequence[str]:
+        """Those that the objective takes off; a fact may have none unless they are ``needed``."""
+        has_some = needed or fact.wrong_answers
+        return wrong_answers_of(fact, self.config.attribution) if has_some else ()
 
     def _encode(self, fact: Fact, answer: str, wrong: Sequence[str]) -> AnswerSequence:
         return encode_sequence(
@@ -190,6 +197,7 @@ class Stages:
             backend=self.config.attribution.backend,
             warn=not self._said,
             max_rows=most_rows(self.config.attribution),
+            objective=Objective.of(self.config.attribution),
         )
         self._said |= found.stands_in
         return found
@@ -240,7 +248,7 @@ class Stages:
         """A fact's paraphrases that attribution or a search may use; none if neither does."""
         if not (scored or self.config.topology.clustering == "covering"):
             return []
-        wrong = wrong_answers_of(task.fact, self.config.attribution) if scored else ()
+        wrong = self._wrong_answers(task.fact) if scored else ()
         return self._paraphrases(task, slice(0, self.config.selection.n_paraphrases), wrong)
 
     def _given_to(
@@ -327,7 +335,8 @@ class Stages:
             yield FactResult.of(answered, selection, degeneracy, quality)
 
     def _held_out(self, task: _Task) -> list[AnswerSequence]:
-        return self._paraphrases(task, slice(self.config.selection.n_paraphrases, None))
+        held_out = slice(self.config.selection.n_paraphrases, None)
+        return self._paraphrases(task, held_out, self._wrong_answers(task.fact))
 
     def _located(self, selected: Sequence[_Selected]) -> tuple[list[Located], Prompts | None]:
         """The facts with their neurons, and the paraphrases that a search may ask too.

@@ -107,6 +107,10 @@ def _inner(facts: pa.Table) -> str | None:
     sizes = [facts[f"subset_{c}"].combine_chunks() for c in ("probabilities", "masks")]
     if not sizes[0].value_lengths().equals(sizes[1].value_lengths()):
         return "subset_probabilities and subset_masks are not equally long"
+    objective = facts["subset_objective"].combine_chunks().value_lengths().to_pylist()
+    for own, n in zip(objective, sizes[1].value_lengths().to_pylist(), strict=True):
+        if own and own != n:
+            return "subset_objective and subset_masks are not equally long"
     for fact_id, status, n, dkn, degenerate in zip(
         *(facts[c].to_pylist() for c in columns), strict=True
     ):

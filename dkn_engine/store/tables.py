@@ -139,9 +139,10 @@ def _check(result: FactResult) -> None:
         ("neurons", "scores"),
         ("convergence_delta", "n_points"),
         ("subset_probabilities", "subset_masks"),
+        ("subset_objective", "subset_masks"),
     ):
         a, b = len(getattr(result, left)), len(getattr(result, right))
-        if a != b:
+        if a != b and (a or left != "subset_objective"):
             raise ValueError(
                 f"fact {result.fact_id!r}: {left} and {right} must be equally long; got {a} and {b}"
             )
@@ -266,7 +267,8 @@ def _drops(row: Mapping[str, Any], prefix: str) -> Drops | None:
         return None
     # What an older version did not write keeps its default.
     there = {name: row[f"{prefix}_{name}"] for name in DROP_FIELDS}
-    return Drops(**{name: value for name, value in there.items() if value is not None})
+    found = {name: value for name, value in there.items() if value is not None}
+    return Drops(**found | {"objective": tuple(found.get("objective", ()))})
 
 
 def _own(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -61,6 +61,7 @@ def result_for(fact: Fact) -> FactResult:
     rng = np.random.default_rng(int(fact.id[1:]))
     neurons = np.array([[3, 7], [1, 500], [3, 2], [0, 9]], dtype=np.int32)
     drops = Drops(rng.random(), rng.random(), NAN, 20, 0.1, -0.0, rng.random(), 17, 0.3)
+    drops = dataclasses.replace(drops, objective=(0.75, NAN, -0.0, 0.25))
     return FactResult(
         fact_id=fact.id,
         status="ok",
@@ -80,6 +81,7 @@ def result_for(fact: Fact) -> FactResult:
         ),
         subset_probabilities=np.array([rng.random(), NAN, 0.0, -0.0]),
         subset_masks=np.arange(4, dtype=np.int64),
+        subset_objective=np.array([1.25, NAN, -0.0, -np.inf]),
         dkn=(0, 1),
         partial_drop=rng.random(),
         full_drop=rng.random(),
@@ -501,6 +503,20 @@ def test_files_of_older_versions_can_be_read_and_continued(
     assert read_tables(path)["facts"].schema.equals(schema("facts"))
 
 
+def test_an_objective_of_other_subsets_is_noticed() -> None:
+    tables = encode([result_for(f) for f in FACTS[:2]], [0, 1], CONFIG.hash)
+    assert misfit(tables) is None
+    facts = tables["facts"]
+    at = facts.schema.get_field_index("subset_objective")
+    column = pa.array([[1.0, 2.0, 3.0, 4.0], [1.0, 2.0]])
+    broken = tables | {"facts": facts.set_column(at, facts.schema.field(at), column)}
+    expected = "facts", "subset_objective and subset_masks are not equally long"
+    assert misfit(broken) == expected
+    without_one = pa.array([[1.0, 2.0, 3.0, 4.0], None])
+    older = tables | {"facts": facts.set_column(at, facts.schema.field(at), without_one)}
+    assert misfit(older) is None
+
+
 @pytest.mark.parametrize("table", TABLES)
 def test_a_file_spliced_from_two_is_computed_again(
     tmp_path: Path, table: str, caplog: pytest.LogCaptureFixture
@@ -636,6 +652,7 @@ def test_results_come_in_the_order_of_positions(tmp_path: Path) -> None:
         ({"scores": np.empty(3, np.float32)}, "neurons and scores must be equally long"),
         ({"n_points": np.empty(0, np.int32)}, "convergence_delta and n_points"),
         ({"pair_interactions": np.ones(5, np.float32)}, "pairs of its 4 neurons; got 5"),
+        ({"subset_objective": np.zeros(3)}, "subset_objective and subset_masks must be equally"),
     ],
 )
 def test_result_that_cannot_be_kept_is_refused(change: dict[str, Any], message: str) -> None:
