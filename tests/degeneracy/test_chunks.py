@@ -184,13 +184,13 @@ def test_measurements_side_by_side_share_calls_and_fail_apart(
     one, other = (Prompts(model, find_layout(model), [sequence(4, 1, seed=s)]) for s in (1, 2))
     calls: list[int] = []
     for prompts in (one, other):
-        real = prompts.answers
+        real = prompts.with_objective
 
         def counted(some: Any, real: Any = real, **options: Any) -> Any:
             calls.append(len(some))
             return real(some, **options)
 
-        monkeypatch.setattr(prompts, "answers", counted)
+        monkeypatch.setattr(prompts, "with_objective", counted)
 
     def measurement(prompts: Prompts, n: int) -> Measurement[float]:
         total = 0.0

@@ -80,7 +80,8 @@ def test_over_all_pairs_the_partial_drop_is_that_of_the_lattice(q: int) -> None:
     found, expected = subsets_of(q).drops(Lattice(q, masks, p)), drops(Lattice(q, masks, p))
     assert found.partial_drop == pytest.approx(expected.partial_drop, rel=1e-12)
     ours, theirs = (
-        dataclasses.astuple(dataclasses.replace(d, partial_drop=0.0)) for d in (found, expected)
+        np.hstack(dataclasses.astuple(dataclasses.replace(d, partial_drop=0.0)))
+        for d in (found, expected)
     )
     np.testing.assert_array_equal(ours, theirs)
 
@@ -218,13 +219,13 @@ def test_other_prompts_are_asked_in_rounds_until_it_is_enough(
 ) -> None:
     asked = controls.Suppressed(prompts, [0, 2], family(7))
     n_edits: list[int] = []
-    real = prompts.answers
+    real = prompts.with_objective
 
     def counted(some: Any, **options: Any) -> Any:
         n_edits.append(sum(len(one.edits) for one in some))
         return real(some, **options)
 
-    monkeypatch.setattr(prompts, "answers", counted)
+    monkeypatch.setattr(prompts, "with_objective", counted)
     together([controls.elsewhere(asked, subsets_of(7, 1e-12))])
     # Clean, all, seven alone, three pairs; then as many again, and what is left of eleven.
     sizes = [len(masks) for masks in subsets_of(7).rounds()]

@@ -338,14 +338,14 @@ def edits_of(
 ) -> list[list[Edit]]:
     """The edits of each question that the filter asks about one fact, in order."""
     asked: list[list[Edit]] = []
-    original = prompts.answers
+    original = prompts.with_objective
 
     def remember(some: Sequence[Asked], **options: Any) -> Any:
         asked.extend(list(one.edits) for one in some)
         return original(some, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(prompts, "answers", remember)
+        patch.setattr(prompts, "with_objective", remember)
         examined(prompts, sets, config=dataclasses.replace(KNOWN, n_regrouped=0, **options))
     return asked
 
@@ -411,7 +411,7 @@ def test_no_control_changes_with_the_draws_of_another(
     other = examined(prompts, sets, config=dataclasses.replace(before, **options), **given)
     assert one.dkn == other.dkn == ()  # So that the controls are of all candidates.
     for name in {"random", "unrelated", "paraphrases", "mean_ablation"} - {changed}:
-        found, expected = (dataclasses.astuple(r.controls[name]) for r in (other, one))
+        found, expected = (np.hstack(dataclasses.astuple(r.controls[name])) for r in (other, one))
         np.testing.assert_array_equal(found, expected, err_msg=name)
     if changed != "lattice":
         np.testing.assert_array_equal(other.subset_masks, one.subset_masks)

@@ -149,13 +149,13 @@ def test_equal_groups_are_asked_for_once(prompts: Prompts, monkeypatch: pytest.M
     """All draws are the candidates themselves, so nothing is asked and none is worse."""
     sets = [np.array([[i, 5], [i, 7]], dtype=np.int32) for i in range(N_LAYERS)]
     n_edits: list[int] = []
-    real = prompts.answers
+    real = prompts.with_objective
 
     def counted(some: Any, **options: Any) -> Any:
         n_edits.append(sum(len(one.edits) for one in some))
         return real(some, **options)
 
-    monkeypatch.setattr(prompts, "answers", counted)
+    monkeypatch.setattr(prompts, "with_objective", counted)
     found = examined(prompts, sets, np.concatenate(sets), n_regrouped=5)
     assert n_edits[0] == 2 ** len(sets)
     assert (found.null, found.null_draws, found.null_p) == (REGROUPED, 5, 1.0)

@@ -190,15 +190,15 @@ def test_an_answer_that_is_too_long_for_an_edited_model_is_an_error_of_its_fact(
 ) -> None:
     """As where the lattice says so: other facts go on."""
     model = planted_model()
-    answers = Prompts.answers
+    answers = Prompts.with_objective
 
     def failing(self: Prompts, asked: Any, **options: Any) -> Any:
         if any(0 in one.sequences and len(one.edits) > 1 for one in asked):
             raise FactError("fact 'either': too long")
         return answers(self, asked, **options)
 
-    monkeypatch.setattr(Prompts, "answers", failing)
-    monkeypatch.setattr(Prompts, "holds_free", lambda self, sequences: True)
+    monkeypatch.setattr(Prompts, "with_objective", failing)
+    monkeypatch.setattr(Prompts, "holds_free", lambda *_: True)
     facts = [EITHER.fact, BOTH.fact]
     either, both = dkn.find_dkns(model, words_tokenizer(), facts, PLANTED)
     assert (either.status, either.reason) == ("error", "fact 'either': too long")
