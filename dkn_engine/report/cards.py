@@ -24,7 +24,7 @@ from dkn_engine.report.content import (
     number,
     paragraphs,
 )
-from dkn_engine.report.family import about_family, component_name, members_of
+from dkn_engine.report.family import about_family, component_name, members_of, objectives
 from dkn_engine.report.figures.subsets import has_drops, subset_drops
 from dkn_engine.report.run import FACTS, STATUS_WORDS, dkn_sizes
 from dkn_engine.statistics.words import DASH
@@ -39,6 +39,7 @@ KINDS = {
 }
 _MOST_NAMED = 12  # neurons of a component
 _MOST_SUBSETS = 16  # listed one by one
+_OBJECTIVE = "the objective is what attribution scores"
 
 
 def fact_cards(
@@ -174,10 +175,13 @@ def _subsets(result: FactResult) -> Iterator[Table]:
     inside = sum(1 << i for i in family)
     own = sorted((m for m in drops if m & ~inside == 0), key=lambda m: (m.bit_count(), m))
     if len(own) <= _MOST_SUBSETS:
+        read = dict(zip(p, result.subset_objective.tolist(), strict=False))  # of none or of all
+        names = ("p of the answer", "relative drop", *(["objective"] if read else []))
         yield Table(
-            ("suppressed", number("p of the answer"), number("relative drop")),
-            [(members_of(m), p[m], drops[m]) for m in own],
-            f"Every subset of {'the DKN' if result.is_degenerate else 'the candidates'}",
+            ("suppressed", *map(number, names)),
+            [(members_of(m), p[m], drops[m], *([read[m]] if read else [])) for m in own],
+            f"Every subset of {'the DKN' if result.is_degenerate else 'the candidates'}"
+            + (f"; {_OBJECTIVE}" if read else ""),
         )
     if len(own) < len(drops) or len(own) > _MOST_SUBSETS:
         sizes = sorted({m.bit_count() for m in drops})
@@ -200,7 +204,10 @@ def _controls(result: FactResult) -> Table:
         rows.append(("All candidates on this prompt", result.candidates))
     first = len(rows)
     rows += [(CONTROL_WORDS[name], drops) for name, drops in result.controls.items()]
-    names = ("measurements", "partial drop", "full drop", "redundancy", "excess")
+    names = ["measurements", "partial drop", "full drop", "redundancy", "excess"]
+    has_objective = any(drops.objective for _, drops in rows)
+    if has_objective:
+        names += ["objective", "one suppressed", "all suppressed"]
     return Table(
         ("suppressed", *map(number, names)),
         [
@@ -211,11 +218,13 @@ def _controls(result: FactResult) -> Table:
                 _spread(d.full_drop, d.full_std),
                 _redundancy(d),
                 _drop(d.excess),
+                *(objectives(d) if has_objective else ()),
             )
             for name, d in rows
         ],
         f"Drops of {of} and of its controls, ± standard deviation over the measurements; random "
-        "neurons are as many in the same layers and none of the fact's own knowledge neurons",
+        "neurons are as many in the same layers and none of the fact's own knowledge neurons"
+        + (f"; {_OBJECTIVE}" if has_objective else ""),
         controls=range(first, len(rows)),
     )
 

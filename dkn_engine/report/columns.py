@@ -24,7 +24,23 @@ CONTROL_WORDS = {
 
 def own_drops(result: FactResult) -> Drops:
     """The drops of a fact's DKN, or of all its candidates if it has none."""
-    return Drops(result.partial_drop, result.full_drop, result.redundancy, excess=result.excess)
+    return Drops(
+        result.partial_drop,
+        result.full_drop,
+        result.redundancy,
+        excess=result.excess,
+        objective=_own_objective(result),
+    )
+
+
+def _own_objective(result: FactResult) -> tuple[float, ...]:
+    """Attribution's objective as in :class:`Drops`, where the lattice has it."""
+    if not len(result.subset_objective):
+        return ()
+    at = dict(zip(result.subset_masks.tolist(), result.subset_objective.tolist(), strict=True))
+    family = result.dkn if result.is_degenerate else range(len(result.components))
+    alone = [1 << i for i in family]
+    return tuple(at.get(mask, math.nan) for mask in (0, *alone, sum(alone)))
 
 
 class Columns:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from dkn_engine.report.columns import own_drops
+from dkn_engine.report.content import cell_text
 from dkn_engine.statistics.words import number
-from dkn_engine.types import HOLDS_FULL, HOLDS_SINGLE, FactResult
+from dkn_engine.types import HOLDS_FULL, HOLDS_SINGLE, Drops, FactResult
 
 # What nulls draw, by their names.
 NULL_WORDS = {
@@ -24,11 +26,29 @@ def about_family(result: FactResult) -> str:
             "No DKN: in no two or more of these components does each, with the others suppressed, "
             "keep enough of the answer's probability while all suppressed lose enough of it "
             "(by the settings of the filter). The figures below are of all candidates."
-            + "".join(f" {text}" for text in _by_chance(result))
+            + "".join(f" {text}" for text in (*_objective(result), *_by_chance(result)))
         )
     names = ", ".join(component_name(i) for i in result.dkn)
     texts = [f"The DKN is {names} (marked *).", *_kept(result), _covering(result), *_alone(result)]
-    return " ".join([*texts, *_held_out(result), *_by_chance(result)])
+    return " ".join([*texts, *_objective(result), *_held_out(result), *_by_chance(result)])
+
+
+def objectives(drops: Drops) -> tuple[float, float, float]:
+    """The objective with nothing, with one member (on average) and with all suppressed; or NaN."""
+    if len(drops.objective) < 3:
+        return math.nan, math.nan, math.nan
+    whole, *alone, none = drops.objective
+    return whole, sum(alone) / len(alone), none
+
+
+def _objective(result: FactResult) -> Iterator[str]:
+    """What attribution scores, where it is not the probability."""
+    whole, one, none = objectives(own_drops(result))
+    if not math.isnan(whole):
+        yield (
+            f"The objective of attribution is {cell_text(whole)}, with one component suppressed "
+            f"{cell_text(one)} on average, with all {cell_text(none)}."
+        )
 
 
 def _held_out(result: FactResult) -> Iterator[str]:

@@ -25,7 +25,7 @@ COLUMNS = {
     ),
     "neurons": ("fact_id", "layer", "index", "score", "component", "in_dkn"),
     "components": ("fact_id", "component", "in_dkn", "n_neurons", "neurons", *_OF_COMPONENT),
-    "subsets": ("fact_id", "suppressed", "probability", "drop"),
+    "subsets": ("fact_id", "suppressed", "probability", "drop", "objective"),
 }
 
 
@@ -74,10 +74,12 @@ def _components(r: FactResult) -> Iterator[tuple[Any, ...]]:
 
 def _subsets(r: FactResult) -> Iterator[tuple[Any, ...]]:
     p = dict(zip(r.subset_masks.tolist(), r.subset_probabilities.tolist(), strict=True))
+    objective = dict(zip(p, r.subset_objective.tolist(), strict=False))  # of none or of all
     clean = p.get(0, math.nan)
     for mask, probability in p.items():
         members = tuple(i for i in range(mask.bit_length()) if mask >> i & 1)
-        yield r.fact_id, members, probability, 1 - probability / clean if clean else math.nan
+        drop = 1 - probability / clean if clean else math.nan
+        yield r.fact_id, members, probability, drop, objective.get(mask, math.nan)
 
 
 _ROWS: dict[str, Callable[[FactResult], Iterator[tuple[Any, ...]]]] = {

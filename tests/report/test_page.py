@@ -188,6 +188,32 @@ def test_what_a_card_says_of_a_dkn_follows_its_figures(fields: dict[str, Any], s
     assert said in family_of(**fields)
 
 
+def test_a_card_has_the_objective_where_there_is_one() -> None:
+    """Of the DKN of C1 and C3: nothing, each alone, both."""
+    (plain,) = cards(run_page([known("a")]))
+    assert "objective" not in plain.text
+    one = known("a", subset_objective=np.arange(8.0) ** 2)
+    control = dataclasses.replace(one.controls["random"], objective=(7.0, 6.5, 6.25, 6.0))
+    one = dataclasses.replace(one, controls={**one.controls, "random": control})
+    (card,) = cards(run_page([one]))
+    said = (
+        "The objective of attribution is 0.00, with one component suppressed 8.50 on average, with "
+        "all 25.0."
+    )
+    assert said in card.text
+    _, subsets, _, controls = (grid(t) for t in card.all("div", kind="table"))
+    assert [row[-1] for row in subsets] == ["objective", "0.00", "1.00", "16.0", "25.0"]
+    assert [row[-3:] for row in controls] == [
+        ["objective", "one suppressed", "all suppressed"],
+        ["0.00", "8.50", "25.0"],
+        ["–", "–", "–"],
+        ["7.00", "6.38", "6.00"],
+        ["–", "–", "–"],
+    ]
+    (card,) = cards(run_page([dataclasses.replace(one, dkn=())]))
+    assert "is 0.00, with one component suppressed 7.00 on average, with all 49.0." in card.text
+
+
 def test_a_card_says_what_its_controls_leave_out() -> None:
     fact = known("a", q=6, dkn=(), n_paraphrases_not_known=2, n_reference=8, n_reference_packaged=5)
     (card,) = cards(run_page([fact]))

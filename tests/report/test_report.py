@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import json
@@ -34,6 +35,7 @@ from dkn_engine.statistics.intervals import TOO_FEW, mean_interval
 from dkn_engine.statistics.words import interval
 from dkn_engine.store import RunDirectory
 from dkn_engine.types import Component, Drops, Fact, FactResult
+from tests.support.fact_results import known
 
 NAN = float("nan")
 
@@ -499,6 +501,23 @@ def test_read_summary_of_nothing_is_empty(tmp_path: Path) -> None:
     assert read_summary(tmp_path) == {}
     (tmp_path / "summary.json").write_text("[1")
     assert read_summary(tmp_path) == {}
+
+
+def test_records_have_the_objective_where_there_is_one() -> None:
+    one = known("a")
+    assert "objective" not in fact_record(one)
+    assert "objective" not in fact_record(one)["controls"]["random"]
+    assert "objective" not in fact_record(one)["candidates"]
+    random = dataclasses.replace(one.controls["random"], objective=(7.0, 6.5, NAN, 6.0))
+    read = dataclasses.replace(
+        one, subset_objective=np.arange(8.0) ** 2, controls={"random": random}
+    )
+    record = json.loads(json.dumps(fact_record(read), allow_nan=False))
+    assert record["objective"] == [0, 1, 16, 25]  # C1 and C3 are the DKN
+    assert record["controls"]["random"]["objective"] == [7, 6.5, None, 6]
+    assert "subset_objective" not in record
+    every = dataclasses.replace(read, dkn=())
+    assert fact_record(every)["objective"] == [0, 1, 4, 16, 49]
 
 
 def test_records_are_json() -> None:

@@ -112,6 +112,11 @@ def test_the_tables_of_components_and_subsets() -> None:
     row = subsets[(subsets["fact_id"] == "a") & (subsets["suppressed"] == (0, 2))].iloc[0]
     assert row["probability"] == RESULTS[0].subset_probabilities[0b101]
     assert row["drop"] == pytest.approx(0.36, abs=1e-12)
+    assert subsets["objective"].isna().all()
+    read = dataclasses.replace(RESULTS[0], subset_objective=np.arange(8.0) - 3)
+    subsets = dkn.Results([read, *RESULTS[1:]]).to_pandas("subsets")
+    assert subsets["objective"].tolist()[:8] == read.subset_objective.tolist()
+    assert subsets["objective"].isna().sum() == 4 + 32 + 1
 
 
 @pytest.mark.parametrize("table", ["facts", "neurons", "components", "subsets"])

@@ -81,5 +81,11 @@ def in_short(result: FactResult) -> FactResult:
     """A result without its largest arrays, for one of many thousands."""
     empty = FactResult(result.fact_id, result.status)
     large = ("scores", "connection_weights", "subset_probabilities", "subset_masks")
-    names = (*large, "pair_interactions", "rest_suppressed", "convergence_delta")
+    names = (
+        *large,
+        "subset_objective",
+        "pair_interactions",
+        "rest_suppressed",
+        "convergence_delta",
+    )
     return dataclasses.replace(result, **{name: getattr(empty, name) for name in names})
