@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dkn_engine.config import FactsConfig, Positions
-from dkn_engine.degeneracy.edited_answers import Prompts
+from dkn_engine.config import AttributionConfig, FactsConfig, Positions
+from dkn_engine.degeneracy.edited_answers import Asked, Prompts
 from dkn_engine.degeneracy.edits import require_inside, suppress
 from dkn_engine.degeneracy.interventions import (
     Neurons,
@@ -19,17 +19,18 @@ from dkn_engine.degeneracy.interventions import (
     require_ids,
     require_word,
 )
+from dkn_engine.degeneracy.objectives import Objective
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.files.sections import integer
-from dkn_engine.forward.encoding import encode_sequence
+from dkn_engine.forward.encoding import encode_sequence, wrong_answers_of
 from dkn_engine.models.layout import find_layout
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-Measure = Literal["probability", "log_probability"]
+Measure = Literal["probability", "log_probability", "logit", "logit_difference"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +114,8 @@ def faithfulness(
         sizes: how many of the first are kept and removed, ascending, from 1 to n; None: 1, 2, 4
             and so on, and n.
         objective: m: the ``probability`` of the answer, the product over its tokens, or its
-            natural logarithm.
+            natural logarithm; the ``logit`` of its tokens, their mean; or ``logit_difference``,
+            that minus the mean of the fact's wrong answers', each by its own tokens.
         means: real ``[L, F]``; suppressed activations become these instead of 0.
         positions: where neurons are suppressed; see :func:`dkn_engine.answer_probability`.
         facts_config: how facts become tokens; None for the defaults.
@@ -122,7 +124,8 @@ def faithfulness(
         One of each fact, in their order.
 
     Raises:
-        FactError: a fact cannot be encoded; names it.
+        FactError: a fact cannot be encoded, or has no wrong answers that the objective needs;
+            names it.
         UnsupportedModelError: the model is not a causal decoder that the engine knows.
         UserError: an option has a value that is not allowed, a fact has no ranking, or sizes are
             not ascending numbers from 1 to that of its neurons.
@@ -147,7 +150,7 @@ def faithfulness(
     config = FactsConfig() if facts_config is None else facts_config
     facts = fact_list(facts, config)
     require_ids("ranking", ranking, facts)
-    layout = find_layout(model)
+    layout, scoring = find_layout(model), AttributionConfig(objective=objective)
     table = means_table(means, layout)
     found, said = [], False
     for fact in facts:
@@ -155,12 +158,26 @@ def faithfulness(
         k = _sizes(sizes, len(neurons), fact.id)
         require_inside([suppress(neurons)], layout)
         sequence = encode_sequence(
-            model, tokenizer, fact.prompt, fact.answer, config=config, fact_id=fact.id
+            model,
+            tokenizer,
+            fact.prompt,
+            fact.answer,
+            config=config,
+            fact_id=fact.id,
+            wrong_answers=wrong_answers_of(fact, scoring),
         )
-        prompts = Prompts(model, layout, [sequence], positions=positions, warn=not said)
+        asked: dict[str, Any] = {"positions": positions, "objective": _read(objective)}
+        prompts = Prompts(model, layout, [sequence], warn=not said, **asked)
         said |= prompts.stands_in
-        found.append(_measured(fact.id, prompts, neurons, k, table, objective))
+        found.append(_measured(fact.id, prompts, neurons, k, table))
     return found
+
+
+def _read(objective: Measure) -> Objective | None:
+    """What is read beside the probability, whose logarithm is the sum over the tokens."""
+    if objective == "probability":
+        return None
+    return Objective(objective, "sum" if objective == "log_probability" else "mean")
 
 
 def _measured(
@@ -169,15 +186,12 @@ def _measured(
     neurons: NDArray[np.int32],
     sizes: NDArray[np.int64],
     means: NDArray[np.float64] | None,
-    objective: str,
 ) -> Faithfulness:
     """Of the only sequence of ``prompts``."""
-    off = [neurons, *(neurons[k:] for k in sizes), *(neurons[:k] for k in sizes)]
-    p = prompts.probabilities([suppress(some, means) for some in off])[:, 0]
-    m = np.concatenate([prompts.probability, p])
-    if objective == "log_probability":
-        with np.errstate(divide="ignore"):
-            m = np.log(m)
+    off = [neurons[:0], neurons, *(neurons[k:] for k in sizes), *(neurons[:k] for k in sizes)]
+    edits = [suppress(some, means) for some in off]
+    ((p, read),) = prompts.with_objective([Asked(edits, [0], objective=True)])
+    m = (p if read is None else read)[:, 0]
     kept, removed = m[2 : 2 + len(sizes)], m[2 + len(sizes) :]
     return Faithfulness(fact_id, sizes, float(m[0]), float(m[1]), kept, removed)
 

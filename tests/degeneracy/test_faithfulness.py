@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 
 import dkn_engine as dkn
 from dkn_engine.degeneracy.edits import Edit, suppress
-from dkn_engine.errors import UserError
+from dkn_engine.errors import FactError, UserError
+from dkn_engine.forward.contexts import AnswerSequence
 from tests.models.test_guest import assert_unchanged, state
 from tests.support.brute_force_edits import answer_probability
+from tests.support.brute_force_objectives import objective as brute_force
 from tests.support.tiny import N_LAYERS, WIDTH, sequences, tiny
 from tests.support.words import text, words_tokenizer
 
@@ -22,14 +25,30 @@ MEANS = np.random.default_rng(3).standard_normal((N_LAYERS, WIDTH))
 ALLOWED = {"gpt2": 1e-10, "gptj": 1e-5, "llama": 1e-5}
 
 
+WRONG = ((7,), (11, 13, 5))
+
+
+def asked() -> list[AnswerSequence]:
+    """The usual sequences, against two wrong answers each."""
+    found = []
+    for one in sequences():
+        prompt = one.ids[: one.n_prompt]
+        wrong = (AnswerSequence(prompt + a[:-1], len(prompt), a) for a in WRONG)
+        found.append(dataclasses.replace(one, against=tuple(wrong)))
+    return found
+
+
 def facts() -> list[dkn.Fact]:
+    wrong = tuple(map(text, WRONG))
     return [
-        dkn.Fact(f"f{b}", text(one.ids[: one.n_prompt]), text(one.targets))
+        dkn.Fact(f"f{b}", text(one.ids[: one.n_prompt]), text(one.targets), wrong_answers=wrong)
         for b, one in enumerate(sequences())
     ]
 
 
-@pytest.mark.parametrize("objective", ["probability", "log_probability"])
+@pytest.mark.parametrize(
+    "objective", ["probability", "log_probability", "logit", "logit_difference"]
+)
 @pytest.mark.parametrize("means", [None, MEANS])
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gptj"])
 @pytest.mark.filterwarnings("ignore:.*full forward passes")
@@ -42,6 +61,8 @@ def test_curves_equal_brute_force(name: str, means: Any, objective: Any) -> None
     assert_unchanged(before, state(model))
 
     def m(b: int, edit: Edit) -> float:
+        if objective.startswith("logit"):
+            return brute_force(name, model, asked()[b], edit, kind=objective)
         p = answer_probability(name, model, sequences()[b], edit, "answer")
         return p if objective == "probability" else math.log(p)
 
@@ -63,6 +84,14 @@ def test_a_ranking_of_all_neurons_keeps_and_takes_all() -> None:
     assert found.sizes.tolist() == [1, 2, 4, 8, 16, 32, 64, 120]
     assert found.faithfulness[-1] == pytest.approx(1, abs=1e-10)
     assert found.completeness[-1] == pytest.approx(1, abs=1e-10)
+
+
+def test_a_fact_without_wrong_answers_has_no_difference() -> None:
+    bare = dataclasses.replace(facts()[0], wrong_answers=())
+    some = (tiny("gpt2"), words_tokenizer(), bare, RANKING)
+    with pytest.raises(FactError, match="'f0': objective='logit_difference' needs wrong_answers"):
+        dkn.faithfulness(*some, objective="logit_difference")
+    assert math.isfinite(dkn.faithfulness(*some, objective="logit")[0].whole)
 
 
 def test_areas_are_by_trapezoids_over_the_logarithm() -> None:
@@ -87,7 +116,7 @@ def test_areas_are_by_trapezoids_over_the_logarithm() -> None:
         ({"sizes": [6]}, "the neurons of fact 'f0'; got [6]"),
         ({"ranking": {"f1": RANKING}}, "ranking must hold a neuron or more; fact 'f0' has none"),
         ({"ranking": {"other": RANKING}}, "ranking must be neurons [n, 2] (layer, index), or"),
-        ({"objective": "logit"}, "objective must be one of probability, log_probability"),
+        ({"objective": "loss"}, "objective must be one of probability, log_probability, logit, l"),
         ({"positions": "first"}, "positions must be one of answer, answer_all, all"),
     ],
 )
