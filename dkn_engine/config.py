@@ -33,6 +33,12 @@ class FactsConfig(Section):
         answer_masks: in an encoder an answer of several tokens takes as many masks. Each token is
             predicted with all of them masked, ``independent``, or with those before it filled in,
             ``left_to_right`` (Jiang et al. 2020, arXiv 2010.06189, "independent" and "order").
+        decoder_writes: of an encoder-decoder. ``blank``: the encoder reads ``<extra_id_0>`` in the
+            blank's place, the decoder writes that and the answer (T5's span corruption, arXiv
+            1910.10683). ``text``: the encoder reads one mask token there, the decoder writes the
+            whole sentence (BART's text infilling, arXiv 1910.13461). ``answer``: the encoder reads
+            the prompt, the decoder writes the answer from its start token on (models that were
+            fine-tuned). ``auto``: the first of these that the tokenizer has the tokens for.
         answer_space: tokenise the answer with the leading space of the tokenizer's convention.
         answer_special_tokens: count the tokenizer's special tokens as answer tokens (released).
         teacher_forced: continue with the answer's own tokens; otherwise with the model's greedy
@@ -50,6 +56,7 @@ class FactsConfig(Section):
 
     blank: Blank = "skip"
     answer_masks: Literal["independent", "left_to_right"] = later("independent")
+    decoder_writes: Literal["auto", "blank", "text", "answer"] = later("auto")
     answer_space: bool = True
     answer_special_tokens: bool = False
     teacher_forced: bool = True

@@ -137,6 +137,11 @@ def iter_attribute(
             fact_id=fact.id,
             wrong_answers=wrong_answers_of(fact, config),
         )
+        if sequence.source and config.positions != "answer":
+            raise UserError(
+                f"attribution.positions must be 'answer' for encoder-decoders, whose prompt their "
+                f"encoder reads; got {config.positions!r}"
+            )
         return sequence.at(prompt_positions(tokenizer, fact, config.positions))
 
     score = partial(attribute_chunk, model, layout, config=config, mask_id=mask_id)

@@ -137,23 +137,23 @@ def _masked_sum(
     device, found = contexts.ids.device, _zeros(contexts, layout, dtype)
     sequence, masked = torch.tensor(copies, device=device).T
     entry = torch.arange(len(copies), device=device)
-    ids = contexts.ids[sequence]
-    ids[entry, masked] = mask_id
+    shape = (len(copies), contexts.ids.shape[1])
     # Pairs (copy, context) with the context in that copy's sequence.
     pairs = torch.nonzero(sequence.unsqueeze(1) == contexts.sequence.unsqueeze(0))
     copy, context = pairs[:, 0], pairs[:, 1]
     position = contexts.at[context]
 
     def keep(layer: int, activation: Tensor) -> None:
-        x = at(by_position(activation, ids.shape), copy, position)
+        x = at(by_position(activation, shape), copy, position)
         found[:, layer, : x.shape[-1]].index_add_(0, context, x.to(found))
 
     watching = hooks([mlp.watch(site, partial(keep, i)) for i, mlp in enumerate(layout.mlps)])
-    token = copy * ids.shape[1] + position
+    token = copy * shape[1] + position
     with watching, frozen(layout, routing, token, context):
         # The whole model, since what is around its decoder may add to what the decoder sees; of
         # the logits, which nobody reads, as few as it can be asked for.
-        position_logits(model, ids, entry[:1], entry[:1])
+        inputs = contexts.masked(sequence, masked, mask_id)
+        position_logits(model, inputs, entry[:1], entry[:1])
     return found
 
 

@@ -39,9 +39,10 @@ from dkn_engine.errors import UserError
 from dkn_engine.forward.backward_hooks import refuse_backward_hooks
 from dkn_engine.forward.causality import require_causal
 from dkn_engine.forward.contexts import AnswerSequence, Contexts, scored_contexts
+from dkn_engine.forward.encoder_states import with_states
 from dkn_engine.forward.encoding import clean_probability, n_tokens
 from dkn_engine.forward.gradient_check import refuse_cut_gradients
-from dkn_engine.forward.lengths import length_groups
+from dkn_engine.forward.lengths import sequence_groups
 from dkn_engine.forward.patched_rows import SweepUnsupported
 from dkn_engine.forward.prefill import Prefill, prefill
 from dkn_engine.forward.routing import Routing, reached
@@ -104,7 +105,7 @@ def attribute_chunk(
     refuse_backward_hooks(model)
     require_causal(layout)
     parts: list[tuple[list[int], ChunkScores]] = []
-    for group in length_groups(model, [len(s.ids) for s in sequences]):
+    for group in sequence_groups(model, sequences):
 
         def add(start: int, stop: int, group: list[int] = group) -> None:
             index = group[start:stop]
@@ -146,6 +147,7 @@ def _attribute_batch(
         started = time.perf_counter()
         with refuse_changed_outputs(layout, contexts.rows):
             clean = prefill(model, layout, contexts)
+        contexts = with_states(model, contexts, clean)
         # The product over all of an answer's tokens, whatever is attributed, and where.
         logs, answer = clean.log_probability.double().cpu().numpy(), contexts.answer.cpu().numpy()
         logs = logs / np.array([max(1, len(s.changed)) for s in sequences])[answer]
@@ -254,7 +256,7 @@ class _Chunk:
         """
         paths, objective = self._plain_paths(), self.config.objective
         whole = (self.layout, self.contexts, self.clean, paths, objective, self.rows)
-        if self.layout.causal:
+        if self.layout.alone:
             # Blocks of whole sequences do where these do not fit.
             with contextlib.suppress(SweepUnsupported):
                 return self._integrate(SuffixBlocks(*whole, self._routing()), paths)

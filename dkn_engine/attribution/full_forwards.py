@@ -78,7 +78,7 @@ class General:
         layout, token = self.paths.layout, entry * length + changed
         handles = [layout.mlps[layer].down.register_forward_hook(patch)]
         with hooks(handles), frozen(layout, self.routing, token, points.context):
-            logits = position_logits(self.model, self.contexts.ids[sequence], entry, position)
+            logits = position_logits(self.model, self.contexts.inputs(sequence), entry, position)
         value = token_objective(logits, self.contexts.target[points.context], self.objective)
         (gradient,) = torch.autograd.grad(value.sum(), leaf)
         return gradient.to(value.device), value.detach()
@@ -120,8 +120,8 @@ class General:
         handles = [down.register_forward_hook(partial(add, i)) for i, down in enumerate(downs)]
         token = entry * length + changed
         with hooks(handles), frozen(layout, self.routing, token, index):
-            ids = contexts.ids[contexts.sequence[index]]
-            logits = position_logits(self.model, ids, entry, position)
+            inputs = contexts.inputs(contexts.sequence[index])
+            logits = position_logits(self.model, inputs, entry, position)
         value = token_objective(logits, contexts.target[index], self.objective)
         (gradient,) = torch.autograd.grad(value.sum(), probe)
         return gradient.transpose(0, 1), value.detach()

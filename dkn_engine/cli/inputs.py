@@ -133,7 +133,7 @@ def model_spec(name: str, options: Reading) -> ModelSpec:
 
 
 def for_model(config: Config, name: str) -> Config:
-    """A configuration as a model of that name takes it: an encoder is asked at every blank."""
+    """A configuration as a model of that name takes it: an encoder reads every blank."""
     from dkn_engine.models.load import names_encoder
 
     if not names_encoder(name):

@@ -23,8 +23,9 @@ from dkn_engine.degeneracy.objectives import Objective, Reading, reading_of, tab
 from dkn_engine.errors import FactError
 from dkn_engine.forward.causality import require_causal
 from dkn_engine.forward.contexts import AnswerSequence, build_contexts
+from dkn_engine.forward.encoder_states import with_states
 from dkn_engine.forward.gradient_check import refuse_cut_gradients
-from dkn_engine.forward.lengths import length_groups
+from dkn_engine.forward.lengths import sequence_groups
 from dkn_engine.forward.patched_rows import RowEngine, SweepUnsupported
 from dkn_engine.forward.prefill import prefill, token_log_probabilities
 from dkn_engine.forward.row_check import Check, rows_tried_once, warn_of_full_forwards
@@ -102,7 +103,7 @@ class Prompts:
     tokens.
 
     Args:
-        model, layout: a decoder or an encoder; it is left as it was found.
+        model, layout: of any kind; it is left as it was found.
         sequences: of prompts and answers; at least one.
         positions: where edits act; see :class:`dkn_engine.FilterConfig`.
         backend: of the operations.
@@ -140,7 +141,7 @@ class Prompts:
         every = self._reading.sequences
         self._free = {b: one for b, one in enumerate(sequences) if one.free is not None}
         self._batches: list[tuple[NDArray[np.int64], _Batch]] = []
-        for group in length_groups(model, [len(s.ids) for s in every]):
+        for group in sequence_groups(model, every):
 
             def read(start: int, stop: int, group: list[int] = group) -> None:
                 index = np.array(group[start:stop])
@@ -388,6 +389,7 @@ class _Batch:
         self.contexts = build_contexts([reading.sequences[i] for i in index], layout.device)
         with guest(model, grad=False):
             self._clean = prefill(model, layout, self.contexts)
+            self.contexts = with_states(model, self.contexts, self._clean)
             self.rows = self._engine()
         self._upper = UpperLayers(layout, self.contexts, self._clean)
         self._sequence = self.contexts.answer.cpu().numpy()
@@ -412,7 +414,7 @@ class _Batch:
     def _engine(self) -> RowEngine | None:
         single = bool((torch.bincount(self.contexts.sequence) == 1).all())
         every = self.positions == "all" or (self.positions == "answer_all" and not single)
-        if every or not self.layout.causal:
+        if every or not self.layout.alone:
             return None
         try:
             clean = self._clean

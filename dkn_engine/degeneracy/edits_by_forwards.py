@@ -150,8 +150,8 @@ def _forward(
     With ``tokens`` also their logits ``[k, K]``.
     """
     with edited(layout, edits, mask):
-        ids = contexts.ids[contexts.sequence[leader], : mask.shape[1]]
-        logits = position_logits(layout.model, ids, entry, contexts.position[context])
+        inputs = contexts.inputs(contexts.sequence[leader], mask.shape[1])
+        logits = position_logits(layout.model, inputs, entry, contexts.position[context])
     log_p, n_above = log_probabilities(logits, contexts.target[context])
     found = log_p, (n_above == 0) & ~log_p.isnan()
     if tokens is None:

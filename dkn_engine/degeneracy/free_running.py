@@ -98,4 +98,6 @@ def _last_logits(
     start = last if first is None else last.clamp(max=first)
     mask = (at >= start.unsqueeze(1)) & (at <= last.unsqueeze(1))
     with edited(layout, edits, mask):
-        return position_logits(model, ids, torch.arange(len(ids), device=device), last).double()
+        return position_logits(
+            model, {"input_ids": ids}, torch.arange(len(ids), device=device), last
+        ).double()

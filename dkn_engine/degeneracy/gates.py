@@ -150,8 +150,8 @@ def forward_gates(
         for handle in _behind_gates(layout, layer, gated, of_entry, mask)
     ]
     with hooks(handles):
-        ids = contexts.ids[contexts.sequence[leader]]
-        logits = position_logits(model, ids, entry, contexts.position[asked.context])
+        inputs = contexts.inputs(contexts.sequence[leader])
+        logits = position_logits(model, inputs, entry, contexts.position[asked.context])
     log_p, _ = log_probabilities(logits, contexts.target[asked.context])
     total = asked.summed(log_p)
     return total.detach(), _gradient(total, gates, torch.ones_like(total))

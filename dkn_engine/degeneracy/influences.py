@@ -70,8 +70,8 @@ def forward_activations(
     apart = positions == "answer" or len(torch.unique(contexts.sequence[chosen])) > 1
     leader = chosen if apart else chosen[:1]
     mask = where_edits_act(contexts, leader, positions)
-    ids = contexts.ids[contexts.sequence[leader]]
-    entry = torch.arange(len(leader), device=ids.device).expand(len(chosen))
+    inputs = contexts.inputs(contexts.sequence[leader])
+    entry = torch.arange(len(leader), device=leader.device).expand(len(chosen))
     for setting in gates:
         own = gates.new_zeros(len(chosen), 1, len(setting))
 
@@ -81,8 +81,8 @@ def forward_activations(
             through = gated.let_through(layer, x, setting.unsqueeze(0))  # noqa: B023
             return torch.where(mask.unsqueeze(-1).to(x.device), through, x)
 
-        with hooks(list(_changing(layout, gated.layers(), behind, ids.shape))):
-            model(input_ids=ids, use_cache=False)
+        with hooks(list(_changing(layout, gated.layers(), behind, mask.shape))):
+            model(**inputs, use_cache=False)
         found.append(own)
     return torch.cat(found, dim=1)
 

@@ -19,6 +19,20 @@ def with_mask(prompt: str) -> str:
     return BLANK.sub(lambda _: MASK, prompt)
 
 
+def in_front_of_blank(prompt: str) -> str:
+    """The prompt as far as its blank, which must be at its end, if it has one.
+
+    Raises:
+        ValueError: it is elsewhere.
+    """
+    if MASK not in prompt:
+        return prompt
+    head, _, tail = prompt.partition(MASK)
+    if tail.strip(" .") or not head.strip():
+        raise ValueError(f"the blank {MASK} is not at the end of {prompt!r}")
+    return head.rstrip()
+
+
 def around_blank(prompt: str, mask: str = MASK) -> tuple[str, str]:
     """What stands in front of a prompt's blank and behind it.
 

@@ -9,19 +9,16 @@ attends to from that cache.
 from __future__ import annotations
 
 import functools
-import inspect
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dkn_engine.forward.layer_calls import LayerCalls, handed_on, other_number
+from dkn_engine.forward.layer_calls import LayerCalls, called, handed_on, other_number
 from dkn_engine.forward.patched_rows import SweepUnsupported
 from dkn_engine.forward.prefill import Prefill
-from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import Layout
-from dkn_engine.models.torch_internals import class_forward
 
 
 @torch.no_grad()
@@ -38,7 +35,7 @@ def suffix_calls(layout: Layout, clean: Prefill, ids: Tensor, start: int) -> Lay
         layout.model(input_ids=ids[:, :start], past_key_values=prefix, use_cache=True)
         if prefix.get_seq_length() != start:
             raise SweepUnsupported("it keeps no keys and values of a prefix")
-    own = _called(layout, end, prefix)
+    own = called(layout, partial(_read, layout.model, end, prefix))
     few = end[:1].expand(other_number(len(ids)), -1)
     other = handed_on(layout, clean, partial(_read, layout.model, few, prefix))
     return LayerCalls(layout, end.shape, own, other, prefix)
@@ -51,22 +48,6 @@ def _read(model: nn.Module, ids: Tensor, prefix: Any) -> None:
         return
     prefix.sequence = torch.arange(len(ids), device=ids.device) % prefix.n_sequences
     model(input_ids=ids, past_key_values=prefix, use_cache=True)
-
-
-def _called(layout: Layout, ids: Tensor, prefix: Any) -> list[inspect.BoundArguments]:
-    """What the model calls its layers with, each before hooks of its own."""
-    calls: list[Any] = [None] * layout.n_layers
-
-    def enter(layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls[layer] = inspect.signature(class_forward(module)).bind(*args, **kwargs)
-
-    handles = [
-        layer.register_forward_pre_hook(partial(enter, i), with_kwargs=True, prepend=True)
-        for i, layer in enumerate(layout.layers)
-    ]
-    with hooks(handles):
-        _read(layout.model, ids, prefix)
-    return calls
 
 
 @functools.cache

@@ -6,11 +6,11 @@ import weakref
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.forward.encoding import context_length, n_tokens
-from dkn_engine.models.guest import guest
+from dkn_engine.models.guest import guest, hooks
 
 if TYPE_CHECKING:
     from dkn_engine.models.layout import Layout
@@ -42,8 +42,11 @@ def require_causal(layout: Layout) -> None:
     ids = torch.tensor(spread, device=layout.device)
     other = ids.clone()
     other[0, -1] = (ids[0, -1] + 1) % vocabulary
+    both = torch.cat([ids, other])
+    if layout.encoder is not None:
+        _require_order(layout, both)
     with guest(model, grad=False):
-        logits = _logits(model, torch.cat([ids, other]))
+        logits = _logits(layout, both)
     if logits.shape[1] != ids.shape[1]:
         adapter = " (prompt tuning by peft?)" if hasattr(model, "peft_config") else ""
         raise UnsupportedModelError(
@@ -55,7 +58,7 @@ def require_causal(layout: Layout) -> None:
         _seen.add(layout)
         return
     allowed = max(1e-5, float(torch.finfo(logits.dtype).eps) / 4)
-    if _apart(logits[1], logits[0]) > allowed and (apart := _leak(model, ids, other)) > allowed:
+    if _apart(logits[1], logits[0]) > allowed and (apart := _leak(layout, ids, other)) > allowed:
         raise UnsupportedModelError(
             f"{name}: expected a causal decoder, whose positions do not see the tokens behind "
             "them; found that another last token changes the logits before it by "
@@ -63,16 +66,33 @@ def require_causal(layout: Layout) -> None:
             "use_bidirectional_attention=False)"
         )
     if layout.mixtures:
-        _require_own_experts(model, ids)
+        _require_own_experts(layout, ids)
     _seen.add(layout)
 
 
-def _require_own_experts(model: nn.Module, ids: Tensor) -> None:
+def _require_order(layout: Layout, ids: Tensor) -> None:
+    """Refuse MLPs that are given positions in front of sequences, as FSMT's.
+
+    Seen here, where there are two sequences of more tokens; a chunk may have as many of both.
+    """
+    seen: list[Tensor] = []
+    watching = hooks([layout.mlps[0].watch("post", seen.append)])
+    with guest(layout.model, grad=False), watching:
+        _logits(layout, ids)
+    for x in seen:
+        if x.shape[:2] == (ids.shape[1], ids.shape[0]):
+            raise UnsupportedModelError(
+                f"{type(layout.model).__name__}: expected MLPs that take sequences in front of "
+                "their positions; found positions in front of sequences"
+            )
+
+
+def _require_own_experts(layout: Layout, ids: Tensor) -> None:
     """Refuse mixtures of experts around which something else is done than the engine knows."""
-    logits = []
+    model, logits = layout.model, []
     for shown in (True, False):
         with guest(model, grad=False, shown=shown):
-            logits.append(_logits(model, ids)[0].double())
+            logits.append(_logits(layout, ids)[0].double())
     apart = float((logits[0] - logits[1]).norm() / logits[1].norm())
     if not apart <= max(1e-4, 4 * float(torch.finfo(next(model.parameters()).dtype).eps)):
         raise UnsupportedModelError(
@@ -81,14 +101,14 @@ def _require_own_experts(model: nn.Module, ids: Tensor) -> None:
         )
 
 
-def _leak(model: nn.Module, ids: Tensor, other: Tensor) -> float:
+def _leak(layout: Layout, ids: Tensor, other: Tensor) -> float:
     """By how much another last token changes logits before it; 0 where it may be rounding.
 
     Two places of a batch may round differently, so that each is a pass for itself here; how far
     two passes over the same tokens are apart is the measure.
     """
-    with guest(model, grad=False):
-        first, changed, again = (_logits(model, x)[0] for x in (ids, other, ids))
+    with guest(layout.model, grad=False):
+        first, changed, again = (_logits(layout, x)[0] for x in (ids, other, ids))
     apart, noise = _apart(changed, first), _apart(again, first)
     return apart if apart > 10 * noise else 0.0
 
@@ -103,6 +123,6 @@ def _apart(found: Tensor, expected: Tensor) -> float:
     return float(apart.nan_to_num(0.0, 0.0, 0.0).max())
 
 
-def _logits(model: nn.Module, ids: Tensor) -> Tensor:
-    logits: Tensor = model(input_ids=ids, use_cache=False).logits
+def _logits(layout: Layout, ids: Tensor) -> Tensor:
+    logits: Tensor = layout.model(**layout.inputs(ids), use_cache=False).logits
     return logits

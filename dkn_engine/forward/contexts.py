@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -48,6 +49,8 @@ class AnswerSequence:
         masks: in an encoder, the positions of the answer's masks among ``ids``, one for each
             target, which is predicted there; ``n_prompt`` then counts all of ``ids``, and
             ``steps``, if any, are all the tokens that enter it for each target. Empty in a decoder.
+        source: of an encoder-decoder, the tokens that its encoder reads; ``ids`` are the decoder's.
+        blank: positions of ``source`` that the masked baseline never masks.
     """
 
     ids: Tokens
@@ -58,6 +61,8 @@ class AnswerSequence:
     against: tuple[AnswerSequence, ...] = ()
     changed: tuple[int, ...] = ()
     masks: Tokens = ()
+    source: Tokens = ()
+    blank: Tokens = ()
 
     def behind(self, tokens: Tokens) -> Tokens:
         """What enters the model with tokens behind the prompt, by id or as ``free`` says."""
@@ -96,9 +101,13 @@ class Contexts:
             model nothing before the padding sees it; those of an encoder have one length.
         sequence, position, target, token: int64 ``[C]``; ``token`` counts answer tokens from 0.
         answer: int64 ``[C]``, of which answer: the sequence, unless an answer has several.
-        n_prompt: of each sequence, how many tokens the masked baseline masks.
+        n_prompt: of each sequence, how many tokens the masked baseline masks, of those that an
+            encoder reads where there is one.
         changed: int64 ``[C]``, where activations are attributed; None: at ``position``.
         masks: of each sequence, the places of an encoder's answer, which it never masks.
+        source: of an encoder-decoder, int64 ``[B, S]``, what its encoder reads: of one length, as
+            its positions would see a padding.
+        states: what its encoder makes of that, ``[B, S, d]``; None: it runs again in each pass.
     """
 
     ids: torch.Tensor
@@ -110,6 +119,8 @@ class Contexts:
     n_prompt: tuple[int, ...]
     changed: torch.Tensor | None = None
     masks: tuple[Tokens, ...] = ()
+    source: torch.Tensor | None = None
+    states: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.sequence.shape[0])
@@ -118,6 +129,49 @@ class Contexts:
     def at(self) -> torch.Tensor:
         """int64 ``[C]``, the position whose activations are attributed."""
         return self.position if self.changed is None else self.changed
+
+    def inputs(
+        self, sequence: torch.Tensor | None = None, length: int | None = None
+    ) -> dict[str, Any]:
+        """What the model is called with to read sequences ``[n]``, or the first of their tokens.
+
+        None: all of them, whole.
+        """
+        ids = self._of(self.ids, sequence)[:, :length]
+        if self.source is None:
+            return {"input_ids": ids}
+        if self.states is None:
+            return {"input_ids": self._of(self.source, sequence), "decoder_input_ids": ids}
+        from transformers.modeling_outputs import BaseModelOutput
+
+        states: Any = self._of(self.states, sequence)
+        return {"encoder_outputs": BaseModelOutput(states), "decoder_input_ids": ids}
+
+    @staticmethod
+    def _of(x: torch.Tensor, sequence: torch.Tensor | None) -> torch.Tensor:
+        return x if sequence is None else at(x, sequence)
+
+    def masked(
+        self, sequence: torch.Tensor, position: torch.Tensor, mask_id: int
+    ) -> dict[str, Any]:
+        """As :meth:`inputs` for copies ``[n]`` of sequences, each with one of its tokens masked."""
+        read = self.ids if self.source is None else self.source
+        ids = read[sequence]
+        ids[torch.arange(len(ids), device=ids.device), position] = mask_id
+        inputs: dict[str, Any] = {"input_ids": ids}
+        if self.source is not None:
+            inputs["decoder_input_ids"] = self.ids[sequence]
+        return inputs
+
+    def of_first(self, n: int) -> Contexts:
+        """The contexts of the first sequence alone, which stands there ``n`` times."""
+
+        def first(x: torch.Tensor | None) -> Any:
+            return None if x is None else x[:1].expand(n, *x.shape[1:])
+
+        index = torch.nonzero(self.sequence == 0).squeeze(1)
+        some, source, states = self.take(index), first(self.source), first(self.states)
+        return replace(some, ids=first(self.ids), source=source, states=states)
 
     def rows(self, x: torch.Tensor) -> torch.Tensor:
         """What a module gives or is given where it is attributed, ``[C, n]`` of ``[B, T, n]``.
@@ -166,9 +220,14 @@ def build_contexts(sequences: Sequence[AnswerSequence], device: torch.device) ->
             torch.tensor(column, dtype=torch.int64, device=device)
             for column in zip(*rows, strict=True)
         )
-    n_prompt = tuple(part.n_prompt for *_, part in parts)
-    masks = tuple(whole.masks for _, whole, _ in parts)
-    return Contexts(ids, sequence, position, target, token, answer, n_prompt, masks=masks)
+    source = None
+    if any(whole.source for _, whole, _ in parts):
+        with torch.inference_mode(False):
+            source = torch.tensor([whole.source for _, whole, _ in parts], device=device)
+    n_prompt = tuple(len(whole.source) or part.n_prompt for _, whole, part in parts)
+    masks = tuple(whole.masks or whole.blank for _, whole, _ in parts)
+    columns = (ids, sequence, position, target, token, answer)
+    return Contexts(*columns, n_prompt, masks=masks, source=source)
 
 
 def scored_contexts(
@@ -191,7 +250,7 @@ def scored_contexts(
 def _by_token(
     sequences: Sequence[AnswerSequence], device: torch.device, masked_tokens: str
 ) -> Contexts:
-    if any(s.masks for s in sequences) or (
+    if any(s.masks or s.source for s in sequences) or (
         masked_tokens == "prompt" and not any(s.steps for s in sequences)
     ):
         return build_contexts(sequences, device)

@@ -13,15 +13,16 @@ import torch
 
 from dkn_engine.config import AttributionConfig, FactsConfig
 from dkn_engine.errors import FactError, UnsupportedModelError, UserError
-from dkn_engine.facts.blanks import MASK
+from dkn_engine.facts.blanks import in_front_of_blank
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.continuation import ByText, Continuation, Tokens
 from dkn_engine.forward.prefill import position_logits
 from dkn_engine.models.devices import input_device
 from dkn_engine.models.guest import guest
-from dkn_engine.models.layout import is_encoder, text_config
+from dkn_engine.models.layout import is_encoder, is_encoder_decoder, text_config
 from dkn_engine.models.masked_answers import encode_masked_answer
 from dkn_engine.models.tokens import encode_fact
+from dkn_engine.models.written_answers import decoder_inputs, encode_written_answer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -42,7 +43,8 @@ def encode_sequence(
 ) -> AnswerSequence:
     """Prompt and answer as the tokens that enter the model and those it should predict.
 
-    In an encoder the answer's masks stand in the prompt's blank, as ``config.answer_masks`` says.
+    In an encoder the answer's masks stand in the prompt's blank, as ``config.answer_masks`` says;
+    of an encoder-decoder ``config.decoder_writes`` says what its two parts read.
 
     With ``config.teacher_forced`` the answer's own tokens follow the prompt; otherwise the
     model's greedy continuation does, as ``config.continuation`` says (released code). It is set
@@ -50,15 +52,19 @@ def encode_sequence(
 
     Raises:
         FactError: see :func:`dkn_engine.models.tokens.encode_fact` and, of an encoder,
-            :func:`dkn_engine.models.masked_answers.encode_masked_answer`; or the tokenizer gives a
-            token that the model does not have, or a decoder's blank is not at the end.
-        UserError: settings of the released code, which is about decoders, and an encoder.
+            :func:`dkn_engine.models.masked_answers.encode_masked_answer`, of an encoder-decoder
+            :func:`dkn_engine.models.written_answers.encode_written_answer`; or the tokenizer gives
+            a token that the model does not have, or a decoder's blank is not at the end.
+        UserError: settings of the released code, which is about decoders, and an encoder; or the
+            tokenizer or the configuration lacks a token that is needed.
     """
     if wrong_answers:
         alone = partial(encode_sequence, model, tokenizer, prompt, config=config, fact_id=fact_id)
         return replace(alone(answer), against=tuple(map(alone, wrong_answers)))
     if is_encoder(model):
         return _masked_sequence(model, tokenizer, prompt, answer, config, fact_id)
+    if is_encoder_decoder(model):
+        return _written_sequence(model, tokenizer, prompt, answer, config, fact_id)
     limit = context_length(model)
     if config.blank == "keep":
         prompt = _in_front_of_blank(prompt, fact_id)
@@ -95,11 +101,7 @@ def _masked_sequence(
     fact_id: str | None,
 ) -> AnswerSequence:
     """An encoder's sentence with the answer's places masked, and for each token what it sees."""
-    if not config.teacher_forced or config.answer_special_tokens:
-        raise UserError(
-            "facts.teacher_forced=false and facts.answer_special_tokens=true are of the released "
-            "code, which continues a decoder's prompt; got them with an encoder"
-        )
+    _refuse_released(config)
     limit = context_length(model)
     found = encode_masked_answer(tokenizer, prompt, answer, max_length=limit, fact_id=fact_id)
     ids, first, targets = found.ids, found.first, found.answer_ids
@@ -111,22 +113,48 @@ def _masked_sequence(
     return AnswerSequence(ids, len(ids), targets, steps, masks=masks)
 
 
+def _written_sequence(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    answer: str,
+    config: FactsConfig,
+    fact_id: str | None,
+) -> AnswerSequence:
+    """What an encoder reads, and its decoder as far as the prediction of the last answer token."""
+    _refuse_released(config)
+    options: Any = {"max_length": context_length(model), "fact_id": fact_id}
+    found = encode_written_answer(
+        tokenizer, prompt, answer, writes=config.decoder_writes, **options
+    )
+    n, first = len(found.answer_ids), found.first
+    ids = decoder_inputs(model, found.labels)[: first + n]
+    _require_known(model, found.source + ids + found.answer_ids, fact_id)
+    blank = () if found.blank is None else (found.blank,)
+    return AnswerSequence(ids, first + 1, found.answer_ids, source=found.source, blank=blank)
+
+
+def _refuse_released(config: FactsConfig) -> None:
+    if not config.teacher_forced or config.answer_special_tokens:
+        raise UserError(
+            "facts.teacher_forced=false and facts.answer_special_tokens=true are of the released "
+            "code, which continues a decoder's prompt; got them with an encoder"
+        )
+
+
 def _in_front_of_blank(prompt: str, fact_id: str | None) -> str:
     """The prompt of a causal model, whose blank must be at its end.
 
     Raises:
         FactError: it is elsewhere.
     """
-    if MASK not in prompt:
-        return prompt
-    head, _, tail = prompt.partition(MASK)
-    if tail.strip(" .") or not head.strip():
+    try:
+        return in_front_of_blank(prompt)
+    except ValueError as error:
         where = f"fact {fact_id!r}: " if fact_id is not None else ""
         raise FactError(
-            f"{where}the blank {MASK} is not at the end of {prompt!r}, which a causal model "
-            "continues; an encoder fills blanks anywhere"
-        )
-    return head.rstrip()
+            f"{where}{error}, which a causal model continues; an encoder fills blanks anywhere"
+        ) from None
 
 
 def _require_known(model: nn.Module, ids: Tokens, fact_id: str | None) -> None:
@@ -222,4 +250,4 @@ def _last_logits(model: nn.Module, ids: Tokens) -> Tensor:
     with guest(model, grad=False):
         last = torch.tensor([len(ids) - 1], device=device)
         table = torch.tensor([ids], device=device)
-        return position_logits(model, table, torch.zeros_like(last), last)[0]
+        return position_logits(model, {"input_ids": table}, torch.zeros_like(last), last)[0]

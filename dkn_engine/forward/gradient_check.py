@@ -56,8 +56,8 @@ def refuse_cut_gradients(layout: Layout, ids: Tensor) -> None:
     ]
     handles.append(layout.layers[0].register_forward_pre_hook(begin, with_kwargs=True))
     with hooks(handles), torch.enable_grad():
-        whole = layout.base if layout.causal else layout.model  # the stack alone takes no tokens
-        whole(input_ids=ids[:1, :2], use_cache=False)
+        whole = layout.base if layout.alone else layout.model  # an encoder's takes no tokens
+        whole(**layout.inputs(ids[:1, :2]), use_cache=False)
     if cut:
         raise UnsupportedModelError(
             f"expected every module to pass gradients on to its input; found {cut[0]}, which does "

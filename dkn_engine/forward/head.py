@@ -107,7 +107,7 @@ def _forward(model: nn.Module, layout: Layout, in_tuples: int, hidden: Tensor) -
     every = nn.ModuleList([_Inject(hidden.unsqueeze(1), in_tuples)] * layout.n_layers)
     with replaced(layout.base, layout.stack, every):
         ids = torch.zeros(hidden.shape[0], 1, dtype=torch.int64, device=hidden.device)
-        logits: Tensor = model(input_ids=ids, use_cache=False).logits
+        logits: Tensor = model(**layout.inputs(ids), use_cache=False).logits
     return logits[:, 0]
 
 
@@ -120,7 +120,7 @@ def layer_inputs(layout: Layout, ids: Tensor, *, whole: bool = False) -> Tensor:
     capture = _Inject(None)
     with replaced(layout.base, layout.stack, nn.ModuleList([capture])):
         if whole:
-            position_logits(layout.model, ids, ids[:1, 0] * 0, ids[:1, 0] * 0)
+            position_logits(layout.model, {"input_ids": ids}, ids[:1, 0] * 0, ids[:1, 0] * 0)
         else:
             layout.base(input_ids=ids, use_cache=False)
     assert capture.seen is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +19,9 @@ from dkn_engine.forward.contexts import Contexts
 from dkn_engine.forward.patched_rows import SweepUnsupported
 from dkn_engine.forward.prefill import Prefill, token_log_probabilities
 from dkn_engine.forward.stand_ins import HandsOn
+from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import Layout
-from dkn_engine.models.torch_internals import replaced
+from dkn_engine.models.torch_internals import class_forward, replaced
 
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
 
@@ -136,10 +137,10 @@ def whole_calls(layout: Layout, contexts: Contexts, clean: Prefill) -> LayerCall
     Raises:
         SweepUnsupported: see :class:`LayerCalls`.
     """
-    index = torch.nonzero(contexts.sequence == 0).squeeze(1)
-    n = other_number(len(contexts.ids))
-    some = replace(contexts.take(index), ids=contexts.ids[:1].expand(n, -1))
-    other = handed_on(layout, clean, lambda: token_log_probabilities(layout.model, some))
+    some = contexts.of_first(other_number(len(contexts.ids)))
+    read = partial(token_log_probabilities, layout.model, some)
+    # A decoder of T5 hands on from layer to layer what its first makes of the positions.
+    other = handed_on(layout, clean, read) if layout.encoder is None else called(layout, read)
     return LayerCalls(layout, contexts.ids.shape, clean.calls, other)
 
 
@@ -158,4 +159,21 @@ def handed_on(
     calls = [stand_in.call for stand_in in stand_ins if stand_in.call is not None]
     if len(calls) < layout.n_layers:
         raise SweepUnsupported("its layers are not run one after the other")
+    return calls
+
+
+@torch.no_grad()
+def called(layout: Layout, forward: Callable[[], object]) -> list[inspect.BoundArguments]:
+    """What a forward pass calls the layers with, each before hooks of its own."""
+    calls: list[Any] = [None] * layout.n_layers
+
+    def enter(layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls[layer] = inspect.signature(class_forward(module)).bind(*args, **kwargs)
+
+    handles = [
+        layer.register_forward_pre_hook(partial(enter, i), with_kwargs=True, prepend=True)
+        for i, layer in enumerate(layout.layers)
+    ]
+    with hooks(handles):
+        forward()
     return calls

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.prefill import POSITION_ARGUMENTS, position_logits
 from dkn_engine.models.devices import input_device
 from dkn_engine.models.guest import guest, hooks
@@ -53,6 +54,16 @@ def length_groups(model: nn.Module, lengths: Sequence[int]) -> list[list[int]]:
                 together = {n for n in rest if _are_alike(model, n, rest[-1])}
             groups.append([i for i, n in enumerate(lengths) if n in together])
             rest = [n for n in rest if n not in together]
+    return groups
+
+
+def sequence_groups(model: nn.Module, sequences: Sequence[AnswerSequence]) -> list[list[int]]:
+    """:func:`length_groups` of sequences; an encoder in front reads as many tokens of each."""
+    groups = []
+    for n in sorted({len(one.source) for one in sequences}):
+        index = [i for i, one in enumerate(sequences) if len(one.source) == n]
+        some = length_groups(model, [len(sequences[i].ids) for i in index])
+        groups += [[index[i] for i in group] for group in some]
     return groups
 
 
@@ -103,9 +114,9 @@ def _layer_arguments(model: nn.Module, ids: Tensor) -> list[tuple[Tensor, list[T
         by_token = [t for t in tables if t.ndim >= 2 and t.shape[-2] == ids.shape[1]]
         seen.append((hidden.detach(), by_token))
 
-    layers = find_layout(model).layers
-    handles = [layer.register_forward_pre_hook(enter, with_kwargs=True) for layer in layers]
+    layout = find_layout(model)
+    handles = [layer.register_forward_pre_hook(enter, with_kwargs=True) for layer in layout.layers]
     first = torch.zeros(1, dtype=torch.int64, device=ids.device)
     with guest(model, grad=False), hooks(handles):
-        position_logits(model, ids, first, first)
+        position_logits(model, layout.inputs(ids), first, first)
     return seen

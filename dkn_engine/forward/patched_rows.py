@@ -98,6 +98,8 @@ class RowEngine:
             raise SweepUnsupported("its MLPs are mixtures of experts")
         if not self.layout.causal:
             raise SweepUnsupported("in an encoder a change reaches all positions")
+        if not self.layout.alone:
+            raise SweepUnsupported("its layers also attend to an encoder's states")
         for i, (keys, kw) in enumerate(zip(self.clean.keys, self.clean.attention, strict=True)):
             if keys is None:
                 raise SweepUnsupported(f"layer {i} does not use transformers' attention interface")

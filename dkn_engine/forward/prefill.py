@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -48,6 +48,8 @@ class Prefill:
         calls: for each layer the arguments it was called with.
         in_tuples: layers return their hidden states as the first of a tuple of so many; 0: alone.
         routing: of layers that are mixtures of experts, where each context's position went.
+        states: of an encoder-decoder, what its encoder gave, ``[B, S, d]``; None unless that came
+            once.
     """
 
     log_probability: torch.Tensor
@@ -62,6 +64,7 @@ class Prefill:
     calls: list[inspect.BoundArguments]
     in_tuples: int
     routing: Routing = field(default_factory=dict)
+    states: torch.Tensor | None = None
 
     def take(self, index: torch.Tensor) -> Prefill:
         """The same for some of the contexts; keys, values and calls belong to the sequences."""
@@ -172,6 +175,10 @@ def prefill(model: nn.Module, layout: Layout, contexts: Contexts) -> Prefill:
     top = layout.layers[-1]
     handles.append(top.register_forward_hook(lambda _m, _a, out: returned.append(_length(out))))
     handles += _watched(layout, contexts, post, pre, up)
+    states = _Kept(1)
+    if layout.encoder is not None:
+        read = layout.encoder.register_forward_hook(lambda _m, _a, out: states.put(0, out[0]))
+        handles.append(read)
     with _recording(layout) as original, hooks(handles):
         recorder = _Recorder(layer_of, original, [None] * n, [None] * n, [{}] * n)
         _local.recorder = recorder
@@ -195,6 +202,7 @@ def prefill(model: nn.Module, layout: Layout, contexts: Contexts) -> Prefill:
         calls.values,
         returned[-1],
         last_routing(layout, contexts),
+        states.values[0] if states.runs[0] == 1 else None,
     )
 
 
@@ -224,12 +232,12 @@ def _watched(
 def _recording(layout: Layout) -> contextlib.AbstractContextManager[str]:
     """Rename the attention where the model takes it from the interface; elsewhere nothing is kept.
 
-    Nor of an encoder, which no row runs through.
+    Nor of a model with an encoder, which no row runs through.
 
     A model that does not may branch on the name itself and compute something else under ours
     (Falcon adds the mask of ``sdpa``, which is boolean, to its scores).
     """
-    if layout.causal and getattr(layout.model, "_supports_attention_backend", False):
+    if layout.alone and getattr(layout.model, "_supports_attention_backend", False):
         return attention_implementation(layout.model, RECORD)
     return contextlib.nullcontext("")
 
@@ -238,23 +246,26 @@ def token_log_probabilities(
     model: nn.Module, contexts: Contexts
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability ``[C]`` and rank ``[C]`` of each context's gold token, by a full forward."""
-    logits = position_logits(model, contexts.ids, contexts.sequence, contexts.position)
+    logits = position_logits(model, contexts.inputs(), contexts.sequence, contexts.position)
     log_p, n_above = log_probabilities(logits, contexts.target)
     return log_p, n_above + 1
 
 
 def position_logits(
-    model: nn.Module, ids: torch.Tensor, sequence: torch.Tensor, position: torch.Tensor
+    model: nn.Module, inputs: Mapping[str, Any], sequence: torch.Tensor, position: torch.Tensor
 ) -> torch.Tensor:
-    """Logits ``[C, V]`` at (sequence, position); other positions are not projected if possible."""
+    """Logits ``[C, V]`` at (sequence, position); other positions are not projected if possible.
+
+    ``inputs`` are the arguments with the tokens; see :meth:`Contexts.inputs`.
+    """
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         kept, column = torch.unique(position, return_inverse=True)
         # accelerate would move a tensor to where tokens enter; the head may be elsewhere.
         keep: Any = kept.tolist() if "_hf_hook" in vars(model) else kept
-        few: torch.Tensor = model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits
+        few: torch.Tensor = model(**inputs, use_cache=False, logits_to_keep=keep).logits
         if few.shape[1] == kept.shape[0]:
             return few[sequence, column]
-    logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+    logits: torch.Tensor = model(**inputs, use_cache=False).logits
     return logits[sequence, position]
 
 

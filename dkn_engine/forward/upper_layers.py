@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -93,7 +92,7 @@ class UpperLayers:
         if not isinstance(entering, Tensor) or entering.shape[:2] != contexts.ids.shape:
             return False
         index = torch.nonzero(contexts.sequence == 0)[:, 0]
-        one = replace(contexts.take(index), ids=contexts.ids[:1])
+        one = contexts.of_first(1)
         try:
             with self._from(first, entering[:1]):
                 log_p, _ = token_log_probabilities(self._layout.model, one)

@@ -38,6 +38,8 @@ _DOWN = (
     "ffn.lin2",  # DistilBERT
     "mlp.Wo",  # ModernBERT
     "albert_layers.0.ffn_output",  # ALBERT
+    "layer.2.DenseReluDense.wo",  # T5's decoder, MT5, UMT5, LongT5
+    "ffn.fc2",  # SeamlessM4T
 )
 _GATE = (
     "mlp.gate_proj",
@@ -52,7 +54,12 @@ _GATE = (
     "ffn.lin1",
     "mlp.Wi",
     "albert_layers.0.ffn",
+    "layer.2.DenseReluDense.wi_0",
+    "layer.2.DenseReluDense.wi",
+    "ffn.fc1",
 )
+# The linear factor's own projection, beside the gate's.
+_UP = ("mlp.up_proj", "layer.2.DenseReluDense.wi_1")
 _ACT = (
     "mlp.act_fn",
     "mlp.activation_fn",
@@ -63,6 +70,7 @@ _ACT = (
     "intermediate.intermediate_act_fn",
     "ffn.activation",
     "albert_layers.0.activation",
+    "layer.2.DenseReluDense.act",
 )
 
 
@@ -139,6 +147,8 @@ class Mlp:
 class Layout:
     """A causal decoder, or a masked language model's encoder, seen as a stack of layers.
 
+    Of an encoder-decoder the layers are the decoder's.
+
     Attributes:
         model: the whole of it.
         base: the module that owns the stack, ``stack`` the name of its ModuleList.
@@ -148,6 +158,7 @@ class Layout:
             does not have is 0 in tables ``[L, F]``.
         causal: a decoder, whose positions do not see the tokens behind them; False for an encoder
             with a masked-LM head, in which a change reaches all positions of the layers above.
+        encoder: of an encoder-decoder, what gives the states that the decoder attends to.
     """
 
     model: nn.Module
@@ -158,6 +169,7 @@ class Layout:
     widths: tuple[int, ...]
     d_model: int
     causal: bool = True
+    encoder: nn.Module | None = None
 
     @property
     def n_layers(self) -> int:
@@ -182,6 +194,20 @@ class Layout:
             f"got ({layer}, {index})"
         )
 
+    @property
+    def alone(self) -> bool:
+        """Whether it is a causal decoder that attends to nothing but its own positions."""
+        return self.causal and self.encoder is None
+
+    def inputs(self, ids: torch.Tensor) -> dict[str, Any]:
+        """What the model is called with to read any tokens ``[B, T]``.
+
+        An encoder in front reads the first of them alone, so that it sees none of the others.
+        """
+        if self.encoder is None:
+            return {"input_ids": ids}
+        return {"input_ids": ids[:, :1], "decoder_input_ids": ids}
+
     @cached_property
     def device(self) -> torch.device:
         """Where tokens enter, logits come back to, and what is gathered of all layers is kept."""
@@ -200,7 +226,8 @@ class Layout:
     @cached_property
     def _norms(self) -> tuple[tuple[str, nn.Module] | None, ...]:
         gates = [mlp.block or mlp.gate for mlp in self.mlps]
-        return norms_in_front(self.model, list(zip(self.layers, gates, strict=True)))
+        layers = list(zip(self.layers, gates, strict=True))
+        return norms_in_front(self.model, layers, self.inputs)
 
     @property
     def mixtures(self) -> dict[int, Mixture]:
@@ -241,13 +268,15 @@ class Layout:
 
 
 def find_layout(model: nn.Module) -> Layout:
-    """The layout of a causal or masked language model; one warning if weights are offloaded.
+    """The layout of a language model, causal, masked or of an encoder-decoder.
+
+    One warning if weights are offloaded.
 
     Raises:
-        UnsupportedModelError: encoder-decoders, encoders without a masked-LM head, mixtures of
-            experts, unknown layouts, layers that share modules or are split, projections that are
-            not linear in their input, weights without data or on several devices without
-            accelerate's hooks; the message says what was expected and what was found.
+        UnsupportedModelError: encoders without a masked-LM head, unknown layouts, layers that share
+            modules or are split, projections that are not linear in their input, weights without
+            data or on several devices without accelerate's hooks; the message says what was
+            expected and what was found.
     """
     name = type(model).__name__
     # A call in another thread may have taken the stack out of the model for a moment.
@@ -259,8 +288,8 @@ def find_layout(model: nn.Module) -> Layout:
             require_whole(layer, f"{name}.{stack}[{i}]")
         mlps = tuple(_find_mlp(layer, f"{name}.{stack}[{i}]") for i, layer in enumerate(layers))
         widths, outputs = zip(*(sizes(mlp.down) for mlp in mlps), strict=True)
-        causal = not is_encoder(model)
-        layout = Layout(model, base, stack, tuple(layers), mlps, widths, outputs[0], causal)
+        kind = (not is_encoder(model), encoder_of(model))
+        layout = Layout(model, base, stack, tuple(layers), mlps, widths, outputs[0], *kind)
         _refuse_other_sizes(layout)
         _refuse_shared(layout, name)
         for i, mlp in enumerate(mlps):
@@ -308,9 +337,12 @@ def _refuse_other_kinds(model: nn.Module, name: str) -> None:
             f"model must be a causal or masked language model of transformers; found {name}"
         )
     if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(
-            f"expected a decoder or an encoder alone; found encoder-decoder {name}"
-        )
+        if not is_encoder_decoder(model):
+            raise UnsupportedModelError(
+                "expected an encoder-decoder of texts, as AutoModelForSeq2SeqLM gives it; found "
+                f"{name}"
+            )
+        return
     if is_encoder(model):
         if getattr(config, "is_decoder", False):
             raise UnsupportedModelError(
@@ -326,20 +358,31 @@ def _refuse_other_kinds(model: nn.Module, name: str) -> None:
 
 
 def is_encoder(model: nn.Module) -> bool:
-    """Whether the model is an encoder with a masked-LM head, by the name of its class.
+    """Whether the model is an encoder with a masked-LM head, by the name of its class."""
+    return _is_kind(model, "ForMaskedLM") and not is_encoder_decoder(model)
 
-    One that is an encoder-decoder, such as BART, may be called so too; see :func:`find_layout`.
-    """
-    return _is_kind(model, "ForMaskedLM")
+
+def is_encoder_decoder(model: nn.Module) -> bool:
+    """Whether the model is an encoder-decoder of texts, as ``AutoModelForSeq2SeqLM`` gives them."""
+    from transformers.models.auto import modeling_auto
+
+    known = modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()
+    two: Any = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    return bool(two) and _is_kind(model, *known)
+
+
+def encoder_of(model: nn.Module) -> Any:
+    """The encoder of an encoder-decoder; None of other models."""
+    return _adapted(model).get_encoder() if is_encoder_decoder(model) else None
 
 
 def decoder_layout(model: nn.Module, what: str) -> Layout:
     """As :func:`find_layout`, for an analysis that continues texts.
 
     Raises:
-        UnsupportedModelError: the model is an encoder; names the analysis and the model.
+        UnsupportedModelError: the model has an encoder; names the analysis and the model.
     """
-    if is_encoder(model):
+    if is_encoder(model) or is_encoder_decoder(model):
         raise UnsupportedModelError(
             f"{what} is for causal language models, which continue a text; found "
             f"{type(model).__name__}, which fills blanks"
@@ -387,18 +430,33 @@ def text_config(model: nn.Module) -> Any:
 def _find_stack(model: nn.Module, name: str) -> tuple[nn.Module, str, list[nn.Module]]:
     from torch import nn
 
-    n_layers: Any = getattr(text_config(model), "num_hidden_layers", None)
-    found = []
-    for base in model.modules():
+    two = is_encoder_decoder(model)
+    whole = _adapted(model).get_decoder() if two else model
+    n_layers: Any = _n_decoder_layers(whole, model) if two else _n_layers(model)
+    found: list[tuple[nn.Module, str, list[nn.Module]]] = []
+    for base in whole.modules():
         for child_name, child in base.named_children():
             if isinstance(child, nn.ModuleList) and len(child) == n_layers and n_layers > 0:
                 found.append((base, child_name, list(child)))
+    if two:  # a layer of T5 is a list, too
+        inside = {id(m) for *_, layers in found for layer in layers for m in layer.modules()}
+        found = [one for one in found if id(one[0]) not in inside]
     if len(found) != 1:
         _refuse_albert(model, name)
         raise UnsupportedModelError(
             f"{name}: expected exactly one ModuleList of {n_layers} layers; found {len(found)}"
         )
     return found[0]
+
+
+def _n_layers(model: nn.Module) -> Any:
+    return getattr(text_config(model), "num_hidden_layers", None)
+
+
+def _n_decoder_layers(decoder: Any, model: nn.Module) -> Any:
+    """The number of a decoder's layers; the configuration may count an encoder's, too."""
+    owner = decoder if hasattr(decoder, "config") else model
+    return getattr(owner.config, "decoder_layers", None) or _n_layers(owner)
 
 
 def _refuse_albert(model: nn.Module, name: str) -> None:
@@ -433,7 +491,7 @@ def _find_mlp(layer: nn.Module, where: str) -> Mlp:
             f"found {children}"
         )
     fused = sizes(gate)[1] == 2 * sizes(down)[0]
-    up = gate if fused else _first(layer, ("mlp.up_proj",))
+    up = gate if fused else _first(layer, _UP)
     return Mlp(down, _first(layer, _ACT), gate, None if up is gate and not fused else up, fused)
 
 

@@ -33,9 +33,9 @@ def load_model(
     dequantize: bool = False,
     device_map: DeviceMap | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal or masked language model in eval mode and its tokenizer.
+    """A causal or masked language model, or an encoder-decoder, in eval mode and its tokenizer.
 
-    Which it is says the name of its class in ``config.json`` (``architectures``). Each run of a
+    Which it is says ``config.json`` (``is_encoder_decoder``, ``architectures``). Each run of a
     layer that ALBERT shares becomes a layer (:mod:`dkn_engine.models.shared_layers`). Only
     safetensors weights are read (never a pickle) and no code that travels with a model runs.
 
@@ -113,7 +113,6 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
 def _read(source: str | Path, dtype: Any, local: bool, places: Any) -> tuple[Any, Any]:
     """``places``: the device, or a ``device_map``."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
     tokenizer = _read_tokenizer(source, local)
     there = {"trust_remote_code": False, "local_files_only": local}
@@ -122,8 +121,7 @@ def _read(source: str | Path, dtype: Any, local: bool, places: Any) -> tuple[Any
         # Some packed weights cannot be moved once they are read.
         packed = getattr(config, "quantization_config", None)
         places = None if packed is None else {"": str(places)}
-    kind: Any = AutoModelForMaskedLM if _is_masked(config) else AutoModelForCausalLM
-    loaded: Any = kind.from_pretrained(
+    loaded: Any = _auto_class(config).from_pretrained(
         source,
         **there,
         device_map=places,
@@ -140,19 +138,35 @@ def _read(source: str | Path, dtype: Any, local: bool, places: Any) -> tuple[Any
     return model, tokenizer
 
 
-def names_encoder(name: str | Path) -> bool:
-    """Whether :func:`load_model` gives a masked language model, as far as ``config.json`` tells.
+def _auto_class(config: Any) -> Any:
+    import transformers
+    from transformers.models.auto import modeling_auto
 
-    No weights are read. What cannot be read is no encoder: loading it will say what is wrong.
+    if config.is_encoder_decoder and type(config) in (
+        modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+    ):
+        return transformers.AutoModelForSeq2SeqLM
+    if _is_masked(config):
+        return transformers.AutoModelForMaskedLM
+    return transformers.AutoModelForCausalLM
+
+
+def names_encoder(name: str | Path) -> bool:
+    """Whether :func:`load_model` gives a model with an encoder, as far as ``config.json`` tells.
+
+    A masked language model or an encoder-decoder. No weights are read. What cannot be read is no
+    encoder: loading it will say what is wrong.
     """
     if name == "demo":
         return False
     try:
         path = local_path(name)
         if path.is_dir():
-            names = json.loads((path / "config.json").read_text("utf-8")).get("architectures")
-            return _is_masked_name(names)
-        return _is_masked(_guarded(name, _read_config))
+            told = json.loads((path / "config.json").read_text("utf-8"))
+            names = told.get("architectures")
+            return bool(told.get("is_encoder_decoder")) or _is_masked_name(names)
+        config: Any = _guarded(name, _read_config)
+        return bool(config.is_encoder_decoder) or _is_masked(config)
     except (OSError, ValueError, AttributeError, UserError):
         return False
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from dkn_engine.config import Config, FactsConfig
 from dkn_engine.errors import FactError, UserError
-from dkn_engine.facts.blanks import around_blank
-from dkn_engine.models.layout import is_encoder
+from dkn_engine.facts.blanks import MASK, around_blank
+from dkn_engine.models.layout import is_encoder, is_encoder_decoder
 from dkn_engine.models.tokens import (
     encode_prompt,
     encode_text,
@@ -25,13 +25,29 @@ if TYPE_CHECKING:
 
 
 def facts_config_of(model: nn.Module, config: FactsConfig) -> FactsConfig:
-    """How facts are read for a model: those of an encoder keep their blanks."""
-    return replace(config, blank="keep") if is_encoder(model) else config
+    """How facts are read for a model: those of one with an encoder keep their blanks."""
+    two = is_encoder(model) or is_encoder_decoder(model)
+    return replace(config, blank="keep") if two else config
 
 
 def config_of(model: nn.Module, config: Config) -> Config:
     """As :func:`facts_config_of`, for all choices of a run."""
     return replace(config, facts=facts_config_of(model, config.facts))
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """A sentence with an answer in its blank.
+
+    Attributes:
+        ids: all tokens, special ones at both ends included.
+        first: the position of the answer's first token; the others follow it.
+        answer_ids: its tokens there.
+    """
+
+    ids: tuple[int, ...]
+    first: int
+    answer_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +87,7 @@ def encode_masked_answer(
         fact_id: for messages.
 
     Raises:
-        FactError: prompt or answer is empty, not valid Unicode or has no token, there are several
-            blanks, the answer has a part that the tokenizer does not know, its tokens in the
-            sentence are others than in front of nothing, or there are too many tokens.
+        FactError: see :func:`encode_sentence`; or there are too many tokens.
         UserError: the tokenizer has no mask token.
     """
     where = f"fact {fact_id!r}: " if fact_id is not None else ""
@@ -84,8 +98,32 @@ def encode_masked_answer(
             "tokenizer must have a mask token for a masked language model; got none: set "
             "tokenizer.mask_token"
         )
+    one = encode_sentence(tokenizer, prompt, answer, where)
+    if max_length is not None and len(one.ids) > max_length:
+        raise FactError(
+            f"{where}prompt and answer need {len(one.ids)} positions; the model's context has "
+            f"{max_length}"
+        )
+    behind = one.first + len(one.answer_ids)
+    ids = one.ids[: one.first] + (mask,) * len(one.answer_ids) + one.ids[behind:]
+    return MaskedAnswer(ids, one.first, one.answer_ids)
+
+
+def encode_sentence(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, where: str
+) -> Sentence:
+    """The tokens of a prompt with the answer in its blank, tokenised as a whole.
+
+    ``where`` begins messages.
+
+    Raises:
+        FactError: there are several blanks, the answer has no token, the mask token or a part that
+            the tokenizer does not know, or its tokens in the sentence are others than in front of
+            nothing.
+    """
+    mask = tokenizer.mask_token_id
     try:
-        head, tail = around_blank(prompt, str(tokenizer.mask_token))
+        head, tail = around_blank(prompt, MASK if mask is None else str(tokenizer.mask_token))
     except ValueError as error:
         raise FactError(f"{where}{error}") from None
     front = encode_prompt(tokenizer, head.rstrip(" "))
@@ -99,10 +137,4 @@ def encode_masked_answer(
     first, behind = len(front), len(front) + len(answer_ids)
     if full[:behind] != front + answer_ids:
         raise other_border(tokenizer, front + answer_ids, full, head, answer, where)
-    if max_length is not None and len(full) > max_length:
-        raise FactError(
-            f"{where}prompt and answer need {len(full)} positions; the model's context has "
-            f"{max_length}"
-        )
-    ids = full[:first] + (mask,) * len(answer_ids) + full[behind:]
-    return MaskedAnswer(ids, first, answer_ids)
+    return Sentence(full, first, answer_ids)

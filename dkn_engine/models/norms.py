@@ -7,7 +7,7 @@ is run on inputs whose normalised values are known.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +23,16 @@ _FINEST = 1e-6  # rounding of norms that compute in float32 whatever they are gi
 
 
 def norms_in_front(
-    model: nn.Module, layers: Sequence[tuple[nn.Module, nn.Module]]
+    model: nn.Module,
+    layers: Sequence[tuple[nn.Module, nn.Module]],
+    inputs: Callable[[Tensor], dict[str, Any]],
 ) -> tuple[tuple[str, nn.Module] | None, ...]:
     """For each layer, the module whose output its MLP reads, with its path in the layer.
 
     None where the MLP reads something else, such as the residual stream itself.
 
     The model is run once on a few tokens; ``layers`` are each decoder layer and the first
-    projection of its MLP.
+    projection of its MLP, ``inputs`` what makes tokens the model's arguments.
     """
     import torch
 
@@ -38,7 +40,7 @@ def norms_in_front(
     ids = torch.arange(_N_TOKENS, device=input_device(model))[None]
     handles = [h for i, (layer, gate) in enumerate(layers) for h in _watch(layer, gate, found, i)]
     with guest(model, grad=False), hooks(handles):
-        model(input_ids=ids, use_cache=False)
+        model(**inputs(ids), use_cache=False)
     return tuple(found.get(i) for i in range(len(layers)))
 
 

@@ -100,7 +100,9 @@ def mask_token_id(tokenizer: PreTrainedTokenizerBase, which: str = AUTO) -> int:
     Args:
         tokenizer: of a causal model.
         which: its text; ``auto``: the mask token, else the end-of-text token, which is the
-            tokenizer's own ``eos_token`` and in an instruct model may be the end of a turn;
+            tokenizer's own ``eos_token`` and in an instruct model may be the end of a turn; where
+            there are sentinels and no token that begins a text, as of T5, the sentinel behind that
+            of a blank;
             ``end_of_text``: that one in any case.
 
     Raises:
@@ -109,6 +111,8 @@ def mask_token_id(tokenizer: PreTrainedTokenizerBase, which: str = AUTO) -> int:
     if which not in {AUTO, END_OF_TEXT}:
         return _one_token(tokenizer, which)
     mask, end = tokenizer.mask_token_id, tokenizer.eos_token_id
+    if mask is None and tokenizer.bos_token_id is None:
+        mask = sentinel_id(tokenizer, 1)
     for token in (end,) if which == END_OF_TEXT else (mask, end):
         if token is not None:
             return int(token)
@@ -121,6 +125,12 @@ def mask_token_id(tokenizer: PreTrainedTokenizerBase, which: str = AUTO) -> int:
         "tokenizer must have a mask token or an end-of-text token for the masked baseline; got "
         "neither: set tokenizer.mask_token or AttributionConfig.mask_token, or use baseline='zero'"
     )
+
+
+def sentinel_id(tokenizer: PreTrainedTokenizerBase, number: int) -> int | None:
+    """T5's token ``<extra_id_number>``, which stands for a part of a text; None without one."""
+    ids = encode_text(tokenizer, f"<extra_id_{number}>")
+    return ids[0] if len(ids) == 1 and ids[0] != tokenizer.unk_token_id else None
 
 
 def _one_token(tokenizer: PreTrainedTokenizerBase, text: str) -> int:

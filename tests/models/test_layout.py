@@ -100,11 +100,18 @@ def test_a_plain_mlp_has_no_up_rows() -> None:
         mlp.w_in([0], "up")
 
 
-def t5() -> Any:
-    config = transformers.T5Config(
-        vocab_size=61, d_model=24, d_kv=6, d_ff=40, num_layers=2, num_heads=4
+def whisper() -> Any:
+    config = transformers.WhisperConfig(
+        vocab_size=61,
+        d_model=24,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=40,
+        decoder_ffn_dim=40,
+        pad_token_id=0,
+        decoder_start_token_id=1,
     )
-    return transformers.T5ForConditionalGeneration(config)
+    return transformers.WhisperForConditionalGeneration(config)
 
 
 def llama4() -> Any:
@@ -168,7 +175,10 @@ def renamed() -> Any:
 
 BERT = transformers.BertConfig(**SMALL)
 REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "encoder-decoder": (t5, ("or an encoder alone", "encoder-decoder T5ForConditionalGeneration")),
+    "encoder-of-sounds": (
+        whisper,
+        ("encoder-decoder of texts", "AutoModelForSeq2SeqLM", "WhisperForConditionalGeneration"),
+    ),
     "encoder-without-a-head": (
         lambda: transformers.BertModel(BERT),
         ("causal or masked language model", "…ForMaskedLM", "found BertModel"),

@@ -15,7 +15,6 @@ QUICK = (
     "deberta-v2",
     "esm",
     "eurobert",
-    "mbart",
     "longformer",
     "mobilebert",
 )

@@ -15,7 +15,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
 
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.config import AttributionConfig
@@ -48,8 +51,12 @@ _MORE: dict[str, dict[str, Any]] = {
 
 
 def encoders() -> dict[str, str]:
-    """The class of each architecture's masked language model, by its kind."""
-    return dict(MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+    """The class of each architecture's masked language model, by its kind.
+
+    Encoder-decoders, which have a page of their own, are also named among them.
+    """
+    two = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()
+    return {k: name for k, name in MODEL_FOR_MASKED_LM_MAPPING_NAMES.items() if name not in two}
 
 
 def encoder(kind: str, dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -77,13 +84,13 @@ def outcome(kind: str) -> Outcome:
     try:
         model = encoder(kind)
     except Exception as error:
-        return Outcome(kind, name, "not tried", f"{type(error).__name__}: {_short(str(error))}")
+        return Outcome(kind, name, "not tried", f"{type(error).__name__}: {short(str(error))}")
     try:
         layout = find_layout(model)
         config = AttributionConfig(baseline="zero", quadrature="riemann_left", n_steps=3)
         found = attribute_chunk(model, layout, ASKED, config)
     except UnsupportedModelError as error:
-        return Outcome(kind, name, "refused", _short(str(error)))
+        return Outcome(kind, name, "refused", short(str(error)))
     downs = [mlp.down for mlp in layout.mlps]
     apart = [
         relative_error(scores, brute_force(model, downs, one, layout.width))
@@ -93,7 +100,7 @@ def outcome(kind: str) -> Outcome:
     return Outcome(kind, name, _HOW[found.path], words, max(*apart, suppression(model, layout)))
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
     """The first words, on one line."""
     line = " ".join(text.split())
     return line if len(line) <= _MOST else line[:_MOST].rsplit(" ", 1)[0] + " …"

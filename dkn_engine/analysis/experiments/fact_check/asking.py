@@ -67,7 +67,8 @@ def yes_over_no(
             padded = [ids + ids[-1:] * (longest - len(ids)) for _, ids, _ in batch]
             rows = torch.arange(len(batch), device=device)
             last = torch.tensor([len(ids) - 1 for _, ids, _ in batch], device=device)
-            logits = position_logits(model, torch.tensor(padded, device=device), rows, last)
+            inputs = {"input_ids": torch.tensor(padded, device=device)}
+            logits = position_logits(model, inputs, rows, last)
             words = torch.tensor([pair for _, _, pair in batch], device=device)
             pairs = logits.double().gather(-1, words)
             found[[i for i, _, _ in batch]] = (pairs[:, 0] - pairs[:, 1]).cpu().numpy()
