@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dkn_engine.config import Config, FactsConfig
 from dkn_engine.errors import FactError, UserError
-from dkn_engine.facts.blanks import MASK, around_blank
+from dkn_engine.facts.blanks import around_blank
 from dkn_engine.models.layout import is_encoder, is_encoder_decoder
 from dkn_engine.models.tokens import (
     encode_prompt,
@@ -98,7 +98,7 @@ def encode_masked_answer(
             "tokenizer must have a mask token for a masked language model; got none: set "
             "tokenizer.mask_token"
         )
-    one = encode_sentence(tokenizer, prompt, answer, where)
+    one = encode_sentence(tokenizer, prompt, answer, (mask, str(tokenizer.mask_token)), where)
     if max_length is not None and len(one.ids) > max_length:
         raise FactError(
             f"{where}prompt and answer need {len(one.ids)} positions; the model's context has "
@@ -110,25 +110,28 @@ def encode_masked_answer(
 
 
 def encode_sentence(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, where: str
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    answer: str,
+    mask: tuple[int, str],
+    where: str,
 ) -> Sentence:
     """The tokens of a prompt with the answer in its blank, tokenised as a whole.
 
-    ``where`` begins messages.
+    ``mask`` is the token for a blank and its text, ``where`` begins messages.
 
     Raises:
         FactError: there are several blanks, the answer has no token, the mask token or a part that
             the tokenizer does not know, or its tokens in the sentence are others than in front of
             nothing.
     """
-    mask = tokenizer.mask_token_id
     try:
-        head, tail = around_blank(prompt, MASK if mask is None else str(tokenizer.mask_token))
+        head, tail = around_blank(prompt, mask[1])
     except ValueError as error:
         raise FactError(f"{where}{error}") from None
     front = encode_prompt(tokenizer, head.rstrip(" "))
     answer_ids = encode_text(tokenizer, spaced(tokenizer, answer) if head[-1:] == " " else answer)
-    if not answer_ids or mask in answer_ids:
+    if not answer_ids or mask[0] in answer_ids:
         found = "the mask token" if answer_ids else "no token"
         raise FactError(f"{where}the answer {answer!r} has {found}")
     refuse_unknown(tokenizer, answer, answer_ids, FactsConfig(), where)

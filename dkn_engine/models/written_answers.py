@@ -87,8 +87,8 @@ def encode_written_answer(
     if writes == "answer":
         found = _from_the_start(tokenizer, prompt, answer, where)
     else:
-        sign = _blank_id(tokenizer, writes)
-        one = encode_sentence(tokenizer, prompt, answer, where)
+        sign, spelled = _blank_token(tokenizer, writes)
+        one = encode_sentence(tokenizer, prompt, answer, (sign, spelled), where)
         found = _sentinel(one, sign) if writes == "blank" else _whole(one, sign)
     length = max(len(found.source), found.first + len(found.answer_ids))
     if max_length is not None and length > max_length:
@@ -106,15 +106,18 @@ def writes_of(tokenizer: PreTrainedTokenizerBase) -> Literal["blank", "text", "a
     return "answer" if tokenizer.mask_token_id is None else "text"
 
 
-def _blank_id(tokenizer: PreTrainedTokenizerBase, writes: str) -> int:
-    found = sentinel_id(tokenizer, 0) if writes == "blank" else tokenizer.mask_token_id
+def _blank_token(tokenizer: PreTrainedTokenizerBase, writes: str) -> tuple[int, str]:
+    """The token that stands for a blank, and its text."""
+    found, spelled = tokenizer.mask_token_id, str(tokenizer.mask_token)
+    if writes == "blank":
+        found, spelled = sentinel_id(tokenizer, 0), "<extra_id_0>"
     if found is None:
-        needed = "the token '<extra_id_0>'" if writes == "blank" else "a mask token"
+        needed = f"the token {spelled!r}" if writes == "blank" else "a mask token"
         raise UserError(
             f"tokenizer must have {needed} with facts.decoder_writes={writes!r}; got none: use "
             "facts.decoder_writes='answer'"
         )
-    return int(found)
+    return int(found), spelled
 
 
 def _read(one: Sentence, sign: int) -> tuple[int, ...]:

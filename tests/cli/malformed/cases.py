@@ -897,8 +897,8 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "model",
-        "an encoder-decoder",
-        {"config": {"model_type": "t5"}},
+        "an encoder of pictures",
+        {"config": {"model_type": "vit"}},
         "model '{folder}/model' cannot be loaded: Unrecognized configuration class...",
     ),
     Case(
