@@ -96,10 +96,13 @@ def require_linear(module: nn.Module, where: str) -> None:
     if is_dense(module) or isinstance(module, Mixture | Rows):
         return
     first, second = _probes(sizes(module)[0])
+    what = f"{where} ({type(module).__name__})"
     try:
-        found = _run(module, torch.stack([first, second, first + second, 0 * first]))
+        found: Any = _run(module, torch.stack([first, second, first + second, 0 * first]))
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-        refuse_projection(f"{where} ({type(module).__name__}), which cannot be tried: {error}")
+        refuse_projection(f"{what}, which cannot be tried: {error}")
+    if not isinstance(found, Tensor):
+        refuse_projection(f"{what}, which gives a {type(found).__name__}")
     a, b, both, zero = found.double()
     apart = float((a + b - zero - both).norm() / (both - zero).norm())
     # A few roundings of outputs in a short dtype (an adapter adds to its base); inputs rounded to 8
@@ -107,7 +110,7 @@ def require_linear(module: nn.Module, where: str) -> None:
     if not apart <= max(1e-3, float(torch.finfo(found.dtype).eps) * 2):
         raise UnsupportedModelError(
             "expected a projection that is linear in its input, of which single neurons are read; "
-            f"found {where} ({type(module).__name__}), which gives something {apart:.1e} of its "
+            f"found {what}, which gives something {apart:.1e} of its "
             "length away for the sum of two inputs (it rounds them, to 8 bits?): load the model "
             "with dkn.load_model(name, dequantize=True), or without quantization"
         )
