@@ -16,15 +16,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from dkn_engine.attribution.paths import Ends, Paths, Points
 from dkn_engine.forward.contexts import Contexts, by_position
 from dkn_engine.forward.head import model_tail
 from dkn_engine.forward.layer_calls import LayerCalls, whole_calls
+from dkn_engine.forward.patched_rows import SweepUnsupported
 from dkn_engine.forward.prefill import Prefill
 from dkn_engine.forward.routing import Routing, frozen
 from dkn_engine.forward.row_check import Check, failures_mean_no_sweep
 from dkn_engine.forward.shrinking_batches import in_batches
+from dkn_engine.forward.some_rows import can_run_in_part, run_in_part
 from dkn_engine.models.devices import at
 from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import Layout
@@ -61,6 +64,8 @@ class Blocks:
         self.paths, self.objective = paths, objective
         self.batch = max(1, rows_per_batch // contexts.ids.shape[1])
         whole = (layout.model, layout, clean.hidden[-1])
+        self.in_part = can_run_in_part(layout, contexts.ids.shape[1])
+        self._known: dict[int, Tensor] = {}  # by layer, see _in_part
         self.tail = model_tail(*whole, in_tuples=clean.in_tuples)
         with failures_mean_no_sweep():
             self.calls = whole_calls(layout, contexts, clean) if calls is None else calls
@@ -98,7 +103,15 @@ class Blocks:
         Raises:
             SweepUnsupported: unchanged blocks do not reproduce the model's own forward.
         """
+        if self.in_part:
+            try:
+                with failures_mean_no_sweep():
+                    return self._fill(ends, context)
+            except SweepUnsupported:  # An MLP does not run at single positions.
+                self.in_part = False
+        return self._fill(ends, context)
 
+    def _fill(self, ends: Ends, context: Tensor) -> None:
         def clean(start: int, stop: int) -> None:
             index = context[start:stop]
             ends.gradients[index], ends.values[index] = self._unchanged(index)
@@ -117,7 +130,7 @@ class Blocks:
             n = before + new
             if not n:
                 continue
-            handles = []
+            handles = self._in_part(layer, points.context[:n], before)
             if new:
                 own = slice(before, n)
                 hidden = torch.cat([hidden, at(self.calls.entering(layer), sequence[own])])
@@ -144,8 +157,11 @@ class Blocks:
             return output.clone()  # which the layer may go on to change in place
 
         for layer, mlp in enumerate(self.layout.mlps):
-            with hooks([mlp.down.register_forward_hook(keep)]), self._routed(context):
+            handles = self._in_part(layer, context, len(context))
+            handles.append(mlp.down.register_forward_hook(keep))
+            with hooks(handles), self._routed(context):
                 hidden = self.calls.run(layer, hidden, sequence)
+            self._know(layer, outputs[-1].detach(), context)
             if layer + 1 < self.layout.n_layers:
                 check.note(hidden.detach(), at(self.calls.entering(layer + 1), sequence))
         rows, values, top = self._scored(hidden, context)
@@ -154,6 +170,32 @@ class Blocks:
         entry = torch.arange(len(context), device=context.device)
         own = [at(by_position(g, hidden.shape[:2]), entry, position) for g in found]
         return torch.stack([g.to(context.device) for g in own], dim=1), values
+
+    def _in_part(self, layer: int, context: Tensor, n: int) -> list[RemovableHandle]:
+        """Hooks by which a layer's MLP runs for the first ``n`` of its blocks alone.
+
+        The others are unchanged as far as there. Of the last layer only scored rows are read.
+        """
+        last = layer + 1 == self.layout.n_layers
+        if not self.in_part or not (last or n < len(context)):
+            return []
+        length, device = self.contexts.ids.shape[1], context.device
+        rows = torch.arange(max(n, 1) * length, device=device)  # no module runs for nothing
+        if last:
+            rows = rows[::length] + self.contexts.position[context[: max(n, 1)]]
+        mlp = self.layout.mlps[layer]
+        blank = self.clean.hidden[layer].new_zeros(n, length, self.layout.d_model)
+        if n < len(context):
+            blank = torch.cat([blank, at(self._known[layer], context[n:])])
+        return run_in_part(mlp, rows, blank)
+
+    def _know(self, layer: int, output: Tensor, context: Tensor) -> None:
+        """Keep what a layer's MLP gives for unchanged blocks ``[n]``."""
+        if self.in_part:
+            output = by_position(output, (len(context), self.contexts.ids.shape[1]))
+            shape = (len(self.contexts), *output.shape[1:])
+            known = self._known.setdefault(layer, output.new_empty(shape))
+            known[context.to(known.device)] = output
 
     def _routed(self, context: Tensor) -> contextlib.AbstractContextManager[None]:
         """Blocks ``[n]`` in the block of code go where their contexts went."""

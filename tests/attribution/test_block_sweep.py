@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -188,3 +189,46 @@ def test_half_precision_is_not_worse_than_brute_force_in_it(name: str, dtype: to
         rounded = BruteForce(name, model, "post").scores(one, LEFT).mean(0)
         plain.append(relative_error(rounded, expected))
     assert sum(errors) < 2 * sum(plain)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gptj"])
+def test_mlps_run_where_something_has_changed_and_is_read(name: str) -> None:
+    model = tiny(name)
+    with guest(model, grad=True):
+        blocks, _ = evaluators(model, "post", rows=10**6)
+        assert isinstance(blocks, Blocks)
+        n, length = len(blocks.contexts), blocks.contexts.ids.shape[1]
+        blocks.begin(points(n))
+        ran = [0] * N_LAYERS
+
+        def count(layer: int, _module: Any, _args: Any, output: Tensor) -> None:
+            ran[layer] += output.shape[:-1].numel()
+
+        downs = [mlp.down for mlp in blocks.layout.mlps]
+        with hooks([d.register_forward_hook(partial(count, i)) for i, d in enumerate(downs)]):
+            blocks.evaluate(points(n))
+    of_a_layer = n * len(ALPHAS)
+    # One block where there is nothing to run; those from below; of these the rows that are scored.
+    assert ran == [length, of_a_layer * length, 2 * of_a_layer]
+
+
+def test_mlps_that_do_not_run_in_part_run_as_a_whole() -> None:
+    model = tiny("gpt2")
+    with guest(model, grad=True):
+        blocks, general = evaluators(model, "post")
+        assert isinstance(blocks, Blocks)
+        length = blocks.contexts.ids.shape[1]
+        act = blocks.layout.mlps[-1].act
+        assert blocks.in_part
+        assert act is not None
+
+        def refuse(_module: Any, args: Any) -> None:
+            if args[0].shape[-2] != length:
+                raise RuntimeError("takes whole sequences")
+
+        n = len(blocks.contexts)
+        with hooks([act.register_forward_pre_hook(refuse)]):
+            found = begun(blocks, n)
+        assert not blocks.in_part
+        for mine, expected in zip(found, begun(general, n), strict=True):
+            assert relative_error(mine, expected) < tolerance("post")
