@@ -32,6 +32,19 @@ def test_the_page_of_encoders_has_the_measured_speed() -> None:
         assert float(cells[2]) == float(f"{ratio:.2g}")
 
 
+def test_the_page_of_models_has_what_rounding_inputs_does() -> None:
+    rows = {(r["provider"], r["metric"]): float(r["median"]) for r in rows_of("int8_inputs.csv")}
+    names = ("weights unpacked", "int8, threshold 6", "int8, threshold 0")
+    metrics = ("change_of_p_in_a_batch", "completeness_error_of_length", "distance_of_scores")
+    shown = table(ROOT / "docs" / "models.md", "| demo model |")
+    for name, cells in zip(names, shown, strict=True):
+        assert cells[0].startswith(name)
+        for metric, cell in zip(metrics, cells[1:], strict=True):
+            value = rows[name, metric]
+            expected = f"{value:.0%}".replace("%", " %") if value > 0.01 else f"{value:.0e}"
+            assert cell == ("0" if value == 0 else expected)
+
+
 def test_the_page_of_speed_has_the_measured_blocks() -> None:
     of = {(r["case"], r["provider"]): float(r["median"]) for r in rows_of("blocks.csv")}
     short, long = (of[f"left_20_T{t}", "full forwards / blocks"] for t in (12, 48))
