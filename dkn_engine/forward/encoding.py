@@ -227,7 +227,7 @@ def n_tokens(model: nn.Module) -> int:
 def context_length(model: nn.Module) -> int | None:
     """Most tokens the model takes, where its configuration says so."""
     length = getattr(text_config(model), "max_position_embeddings", None)
-    if not isinstance(length, int):
+    if not isinstance(length, int) or length < 1:  # XLNet: -1
         return None
     # RoBERTa's positions begin behind that of the padding token.
     tables = [m for name, m in model.named_modules() if name.endswith(".position_embeddings")]

@@ -40,6 +40,16 @@ _DOWN = (
     "albert_layers.0.ffn_output",  # ALBERT
     "layer.2.DenseReluDense.wo",  # T5's decoder, MT5, UMT5, LongT5
     "ffn.fc2",  # SeamlessM4T
+    "ffn.down_proj",  # MPT
+    "feed_forward.down_proj",  # Bamba, Falcon-H1, Jamba
+    "feed_forward.w2",  # LFM2
+    "mlp_block.down_proj",  # RecurrentGemma
+    "feed_forward.output",  # ProphetNet
+    "feed_forward.value",  # RWKV
+    "ffn.2",  # CTRL
+    "ffn.ffn.w_out",  # CPM-Ant
+    "ffn.proj_down",  # xLSTM
+    "ff.layer_2",  # XLNet
 )
 _GATE = (
     "mlp.gate_proj",
@@ -57,9 +67,27 @@ _GATE = (
     "layer.2.DenseReluDense.wi_0",
     "layer.2.DenseReluDense.wi",
     "ffn.fc1",
+    "feed_forward.gate_proj",
+    "feed_forward.w1",
+    "mlp_block.gate_proj",
+    "feed_forward.intermediate",
+    "feed_forward.key",
+    "ffn.proj_up_gate",
+    "ffn.up_proj",
+    "ffn.0",
+    "ffn.ffn.w_in.w_0",
+    "ff.layer_1",
 )
 # The linear factor's own projection, beside the gate's.
-_UP = ("mlp.up_proj", "layer.2.DenseReluDense.wi_1")
+_UP = (
+    "mlp.up_proj",
+    "layer.2.DenseReluDense.wi_1",
+    "feed_forward.up_proj",
+    "feed_forward.w3",
+    "mlp_block.up_proj",
+    "ffn.proj_up",
+    "ffn.ffn.w_in.w_1",
+)
 _ACT = (
     "mlp.act_fn",
     "mlp.activation_fn",
@@ -71,6 +99,14 @@ _ACT = (
     "ffn.activation",
     "albert_layers.0.activation",
     "layer.2.DenseReluDense.act",
+    "feed_forward.act_fn",
+    "feed_forward.activation_fn",
+    "mlp_block.act_fn",
+    "ffn.act",
+    "ffn.act_fn",
+    "ffn.1",
+    "ffn.ffn.w_in.act",
+    "ff.activation_function",
 )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 import transformers
 
-from tests.support.families import families
+from dkn_engine.models.layout import find_layout
+from tests.support.families import families, family
 from tests.support.family_outcomes import outcome
 from tests.support.family_page import row, rows_of_the_page
 
@@ -42,6 +44,25 @@ def test_a_family_does_what_its_row_says_and_equals_brute_force(kind: str) -> No
     found = outcome(kind)
     assert found.apart < ALLOWED
     assert dict(rows_of_the_page())[kind] == row(found)
+
+
+# Whose parts have names of their own.
+@pytest.mark.parametrize("kind", ["mpt", "ctrl", "bamba", "recurrent_gemma", "cpmant", "xlnet"])
+def test_the_gate_feeds_the_non_linearity_and_up_its_factor(kind: str) -> None:
+    model = family(kind)
+    seen: dict[str, torch.Tensor] = {}
+    mlp = find_layout(model).mlps[1]
+    assert mlp.act is not None
+    assert (mlp.up is None) == (kind in {"mpt", "ctrl", "xlnet"})
+    mlp.gate.register_forward_hook(lambda _m, _a, y: seen.update(gate=y))
+    mlp.act.register_forward_hook(lambda _m, a, y: seen.update(pre=a[0], acted=y))
+    mlp.down.register_forward_pre_hook(lambda _m, a: seen.update(post=a[0]))
+    if mlp.up is not None:
+        mlp.up.register_forward_hook(lambda _m, _a, y: seen.update(up=y))
+    with torch.no_grad():
+        model(input_ids=torch.arange(3, 9)[None], use_cache=False)
+    assert torch.equal(seen["gate"], seen["pre"])
+    assert torch.equal(seen["acted"] * seen.get("up", 1.0), seen["post"])
 
 
 def test_the_page_has_every_family_once() -> None:

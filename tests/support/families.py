@@ -72,6 +72,7 @@ _MORE: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("qwen3_5", "qwen3_5_text", "qwen3_next"), _LINEAR),
     "kimi_linear": {"linear_head_dim": 8, "linear_num_heads": 4},
     "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_expand": 2},
+    "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8},
     "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_expand": 2},
     "gpt_neo": {"attention_types": [[["global", "local", "global"], 1]], "window_size": 4},
     "dots1": {"n_shared_experts": 1},
