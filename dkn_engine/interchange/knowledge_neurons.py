@@ -74,6 +74,11 @@ class KnowledgeNeurons:
         if device is not None:
             model.to(device)
         self._layout = find_layout(model)
+        if self._layout.encoder is not None:
+            raise UnsupportedModelError(
+                "KnowledgeNeurons is for a decoder or an encoder alone, as EleutherAI's is; found "
+                f"encoder-decoder {type(model).__name__}: use dkn.attribute, dkn.intervene"
+            )
         self.device = self._layout.device
         self.site = "post" if model_type == "bert" else "pre"
         self._texts = FactsConfig() if model_type == "bert" else _TEXTS

@@ -19,7 +19,8 @@ from dkn_engine.facts.given import Facts, facts_from
 from dkn_engine.facts.scan import FactFile, Scan, pick, scan
 from dkn_engine.models.fingerprint import Identity, identity_of
 from dkn_engine.models.masked_answers import config_of, encode_masked_answer
-from dkn_engine.models.tokens import encode_fact, mask_token_text
+from dkn_engine.models.tokens import encode_fact, mask_token_text, sentinel_id
+from dkn_engine.models.written_answers import encode_written_answer
 from dkn_engine.results import Results
 from dkn_engine.run.build_info import versions
 from dkn_engine.run.progress import Watch, watched
@@ -300,6 +301,8 @@ def _in_order(
         try:
             if config.blank == "keep" and tokenizer.mask_token_id is not None:
                 return len(encode_masked_answer(tokenizer, fact.prompt, fact.answer).ids)
+            if config.blank == "keep" and sentinel_id(tokenizer, 0) is not None:
+                return len(encode_written_answer(tokenizer, fact.prompt, fact.answer).source)
             encoded = encode_fact(tokenizer, fact.prompt, fact.answer, config=config)
         except FactError:
             return 0

@@ -13,30 +13,9 @@ from dkn_engine.errors import FactError, UserError
 from dkn_engine.models.tokens import mask_token_id
 from dkn_engine.models.written_answers import decoder_inputs, encode_written_answer, writes_of
 from tests.support.seq2seq_families import encoder_decoder
-from tests.support.words import words_tokenizer
+from tests.support.words import sentinel_words, words_tokenizer
 
 MASK = 60
-
-
-def t5_words() -> Any:
-    """As T5's: two sentinels, w3 and w4 else, ``</s>`` behind a text, nothing in front of it."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    names = {0: "<pad>", 1: "</s>", 2: "<unk>", 3: "<extra_id_0>", 4: "<extra_id_1>"}
-    vocab = {names.get(i, f"w{i}"): i for i in range(61)}
-    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", 1)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="<unk>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        extra_special_tokens=["<extra_id_0>", "<extra_id_1>"],
-    )
 
 
 def t5(**changes: Any) -> Any:
@@ -55,14 +34,14 @@ def probability(model: Any, source: list[int], labels: list[int], answer: range)
 
 
 def test_t5_is_asked_by_its_sentinels() -> None:
-    one = encode_written_answer(t5_words(), "w7 w8 [MASK] w9", "w20 w21")
+    one = encode_written_answer(sentinel_words(), "w7 w8 [MASK] w9", "w20 w21")
     assert one.source == (7, 8, 3, 9, 1)
     assert one.blank == 2
     assert one.labels == (3, 20, 21)
     assert (one.first, one.answer_ids) == (1, (20, 21))
-    assert encode_written_answer(t5_words(), "w7 w8 <extra_id_0> w9", "w20 w21") == one
+    assert encode_written_answer(sentinel_words(), "w7 w8 <extra_id_0> w9", "w20 w21") == one
     model, expected = t5(), [3, 20, 21, 4, 1]  # as span corruption writes them
-    found = dkn.answer_probability(model, t5_words(), ("w7 w8 _X_ w9", "w20 w21"))[0]
+    found = dkn.answer_probability(model, sentinel_words(), ("w7 w8 _X_ w9", "w20 w21"))[0]
     own = probability(model, [7, 8, 3, 9, 1], expected, range(1, 3))
     assert found == pytest.approx(own, rel=1e-9)
 
@@ -83,7 +62,9 @@ def test_bart_writes_the_whole_sentence() -> None:
 def test_a_model_that_was_fine_tuned_writes_the_answer() -> None:
     config = dkn.FactsConfig(decoder_writes="answer")
     for prompt in ("w7 w8", "w7 w8 [MASK]", "w7 w8 [MASK] ."):
-        found = dkn.answer_probability(t5(), t5_words(), (prompt, "w20"), facts_config=config)[0]
+        found = dkn.answer_probability(
+            t5(), sentinel_words(), (prompt, "w20"), facts_config=config
+        )[0]
         own = probability(t5(), [7, 8, 1], [20, 1], range(1))
         assert found == pytest.approx(own, rel=1e-9)
     words = words_tokenizer(ends=True)
@@ -102,7 +83,7 @@ def test_mbart_puts_its_language_in_front() -> None:
 
 
 def test_what_is_written_by_the_tokenizer() -> None:
-    assert writes_of(t5_words()) == "blank"
+    assert writes_of(sentinel_words()) == "blank"
     assert writes_of(words_tokenizer(ends=True)) == "text"
     without = words_tokenizer(ends=True)
     without.mask_token = None
@@ -110,11 +91,11 @@ def test_what_is_written_by_the_tokenizer() -> None:
 
 
 def test_t5_masks_by_its_second_sentinel() -> None:
-    words = t5_words()
+    words = sentinel_words()
     assert mask_token_id(words) == 4
     assert mask_token_id(words, "end_of_text") == 1
     assert mask_token_id(words, "w9") == 9
-    begins = t5_words()
+    begins = sentinel_words()
     begins.bos_token = "w9"  # a decoder's, which has such tokens among others
     assert mask_token_id(begins) == 1
 
@@ -130,7 +111,7 @@ def test_t5_masks_by_its_second_sentinel() -> None:
 )
 def test_facts_that_cannot_be_asked(prompt: str, answer: str, words: str) -> None:
     with pytest.raises(FactError, match=rf"^fact 'f': .*{words}"):
-        encode_written_answer(t5_words(), prompt, answer, max_length=4, fact_id="f")
+        encode_written_answer(sentinel_words(), prompt, answer, max_length=4, fact_id="f")
 
 
 def test_what_a_way_needs_is_said() -> None:
@@ -138,11 +119,11 @@ def test_what_a_way_needs_is_said() -> None:
     with pytest.raises(UserError, match=r"must have the token '<extra_id_0>' with facts.decoder_"):
         encode_written_answer(words, "w7 [MASK]", "w20", writes="blank")
     with pytest.raises(UserError, match=r"must have a mask token with facts.decoder_writes='text'"):
-        encode_written_answer(t5_words(), "w7 [MASK]", "w20", writes="text")
+        encode_written_answer(sentinel_words(), "w7 [MASK]", "w20", writes="text")
     model: Any = t5()
     model.config.decoder_start_token_id = None
     with pytest.raises(UserError, match=r"config.decoder_start_token_id must be the token"):
-        dkn.answer_probability(model, t5_words(), ("w7 [MASK]", "w20"))
+        dkn.answer_probability(model, sentinel_words(), ("w7 [MASK]", "w20"))
     big = words_tokenizer(ends=True)
     big.add_tokens([f"w{i}" for i in range(61, 100)])
     with pytest.raises(FactError, match="token 99 is not among the model's 61"):

@@ -41,3 +41,26 @@ def words_tokenizer(*, bos: bool = False, ends: bool = False) -> Any:
         eos_token="</s>",
         mask_token="<mask>",
     )
+
+
+def sentinel_words() -> Any:
+    """As T5's: two sentinels in the places of w3 and w4, ``</s>`` behind a text, nothing in front.
+
+    It has neither a mask token nor one that begins a text.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    names = {0: "<pad>", 1: "</s>", 2: "<unk>", 3: "<extra_id_0>", 4: "<extra_id_1>"}
+    vocab = {names.get(i, f"w{i}"): i for i in range(VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        extra_special_tokens=["<extra_id_0>", "<extra_id_1>"],
+    )
