@@ -168,7 +168,7 @@ def cut() -> Any:
 def renamed() -> Any:
     model = tiny("llama")
     for layer in model.get_submodule("model.layers"):
-        layer.feed_forward = layer.mlp
+        layer.perceptron = layer.mlp
         del layer.mlp
     return model
 
@@ -204,7 +204,7 @@ REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
         ("one dense MLP, or experts", "of another kind at 'feed_forward.experts'"),
     ),
     "no-mlp": (mamba, ("MambaForCausalLM.layers[0]: expected an MLP", "mixer.in_proj")),
-    "renamed": (renamed, ("expected an MLP", "mlp.down_proj", "feed_forward.down_proj")),
+    "renamed": (renamed, ("expected an MLP", "mlp.down_proj", "perceptron.down_proj")),
     "adapter": (
         adapted,
         ("dense floating-point projection", "found Adapter, whose", "of tests.models.test_layout"),
