@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +15,7 @@ from dkn_engine.degeneracy.edits import Edit, nothing, suppress
 from dkn_engine.degeneracy.objectives import Objective
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence
+from dkn_engine.forward.patched_rows import RowEngine
 from dkn_engine.models.layout import find_layout
 from tests.support.brute_force_edits import edited
 from tests.support.brute_force_objectives import objective
@@ -249,14 +249,9 @@ def continued(
     return mean(gold) - (wrong if kind == "logit_difference" else 0.0)
 
 
-def test_nothing_more_climbs_for_wrong_answers_of_one_token(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Their logits are read where the answer's are: as many rows as without them."""
-    from dkn_engine.forward.patched_rows import RowEngine
-
-    model, gold = tiny("llama"), sequence(5, 1, seed=1)
-    some = [replace(gold, against=tuple(behind(gold, (t,)) for t in (7, 11, 13)))]
+@pytest.fixture
+def climbed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each layer is run on, call by call."""
     rows: list[int] = []
     run_layer = RowEngine.run_layer
 
@@ -264,12 +259,35 @@ def test_nothing_more_climbs_for_wrong_answers_of_one_token(
         rows.append(hidden.shape[0] * hidden.shape[1])
         return run_layer(self, layer, hidden, *args)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        prompts = prompts_of(model, some, Objective("logit_difference"))
     monkeypatch.setattr(RowEngine, "run_layer", counted)
+    return rows
+
+
+def test_nothing_more_climbs_for_wrong_answers_of_one_token(climbed: list[int]) -> None:
+    """Their logits are read where the answer's are: as many rows as without them."""
+    gold = sequence(5, 1, seed=1)
+    some = [replace(gold, against=tuple(behind(gold, (t,)) for t in (7, 11, 13)))]
+    prompts = prompts_of(tiny("llama"), some, Objective("logit_difference"))
+    assert not prompts.stands_in
+    climbed.clear()
     asked_of(prompts, edits())
-    with_objective, rows[:] = list(rows), []
+    with_objective, climbed[:] = list(climbed), []
     prompts.probabilities(edits())
-    assert with_objective == rows
-    assert rows
+    assert with_objective == climbed
+    assert climbed
+
+
+def test_longer_wrong_answers_climb_for_the_questions_that_want_them_alone(
+    climbed: list[int],
+) -> None:
+    prompts = prompts_of(tiny("llama"), decoders_facts(), Objective("logit_difference"))
+    plain, wanting = Asked(edits(), [0]), Asked(edits(), [2], objective=True)
+    n_rows = []
+    for questions in ([plain], [wanting], [plain, wanting]):
+        climbed.clear()
+        prompts.with_objective(questions)
+        n_rows.append(sum(climbed))
+    assert n_rows[2] == n_rows[0] + n_rows[1]
+    climbed.clear()
+    prompts.with_objective([replace(plain, objective=True)])
+    assert sum(climbed) > n_rows[0]
