@@ -107,7 +107,8 @@ class AttributionConfig(Section):
             only, since DKNs' suppressions act at the answer.
         objective: ``probability`` of the gold token, its natural logarithm, its ``logit``; or
             ``logit_difference``, the answer's logit minus the mean of the fact's wrong answers',
-            each by its own tokens, combined as ``answer_tokens`` says.
+            each by its own tokens, combined as ``answer_tokens`` says. Lattices and controls have
+            the last three, where one is set, beside the probability, which decides.
         multiply_by: ``delta``, (x - x'); ``activation``, x; ``first_activation``, the x of the
             answer's first token for all its tokens (released). Completeness holds for ``delta``.
         routing: of mixtures of experts, whose activations are multiplied by the router's weight:

@@ -104,9 +104,9 @@ class Reading:
 
 def reading_of(objective: Objective | None, sequences: Sequence[AnswerSequence]) -> Reading:
     """Where an objective of sequences is read; without one no terms are taken."""
+    parts = [[] if objective is None else objective.parts(s) for s in sequences]
     every, owner = list(sequences), list(range(len(sequences)))
     terms: list[list[Terms]] = [[{} for _ in s.targets] for s in sequences]
-    parts = [[] if objective is None else objective.parts(s) for s in sequences]
     free: dict[int, AnswerSequence] = {}
     for b, own in enumerate(sequences):
         behind = next((part.free for part, _ in parts[b] if part.free is not None), None)
@@ -153,7 +153,7 @@ def _places(one: AnswerSequence, free: bool) -> list[object]:
 def tables(terms: Sequence[Terms], device: torch.device) -> tuple[Tensor, NDArray[np.float64]]:
     """Tokens int64 ``[C, K]`` and weights ``[C, K]`` of C places, of which some have fewer than K.
 
-    What is filled up is a token that is there, or 0, with the weight 0.
+    What is filled up is token 0 with the weight 0.
     """
     most = max([1, *map(len, terms)])
     tokens = np.zeros((len(terms), most), dtype=np.int64)

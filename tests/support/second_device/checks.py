@@ -12,6 +12,7 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -27,8 +28,9 @@ from dkn_engine.attribution.baselines import shared_masked_baselines
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.compat import KnowledgeNeurons
 from dkn_engine.config import AttributionConfig, Config, FilterConfig
-from dkn_engine.degeneracy.edited_answers import AskedSlopes, Prompts
+from dkn_engine.degeneracy.edited_answers import Asked, AskedSlopes, Prompts
 from dkn_engine.degeneracy.edits import enhance, suppress
+from dkn_engine.degeneracy.objectives import Objective
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.forward.contexts import build_contexts
 from dkn_engine.forward.patched_rows import RowEngine
@@ -133,10 +135,13 @@ def edits(place: str, name: str, positions: str) -> None:
     closed, gates = suppress(NEURONS), np.random.default_rng(0).random((3, len(NEURONS)))
 
     def numbers(model: Any) -> list[Any]:
-        prompts = Prompts(model, find_layout(model), sequences(), positions=positions)
+        options: Any = {"positions": positions, "objective": Objective("logit_difference")}
+        against = [replace(one, against=tuple(sequences()[:1])) for one in sequences()]
+        prompts = Prompts(model, find_layout(model), against, **options)
         (slopes,) = prompts.gate_slopes([AskedSlopes(2, closed, gates)])
         asked = (slopes, prompts.outcomes(some))
-        return [*asked[0], *asked[1], prompts.gated_activations(2, closed, gates)]
+        ((_, read),) = prompts.with_objective([Asked(some, range(3), objective=True)])
+        return [*asked[0], *asked[1], read, prompts.gated_activations(2, closed, gates)]
 
     for own, found in zip(*(numbers(model_on(name, p)) for p in ("cpu", place)), strict=True):
         assert np.allclose(found, own, rtol=FLOAT64, atol=1e-15)
