@@ -233,10 +233,10 @@ class Prompts:
     def with_objective(
         self, asked: Sequence[Asked]
     ) -> list[tuple[NDArray[np.float64], NDArray[np.float64] | None]]:
-        """Answer probabilities ``[P, n]`` of several questions, and of those that want it what the
-        objective is, ``[P, n]``, NaN of sequences without wrong answers where it takes those off.
+        """Answer probabilities ``[P, n]`` of several questions, and the objective ``[P, n]``.
 
-        None where a question does not want it, or the prompts have none. As :meth:`answers`.
+        None in its place for a question that does not want it, and for prompts that have none; NaN
+        of sequences that lack the wrong answers that it takes off. Else as :meth:`answers`.
         """
         has = self.objective is not None
         found = self._answers(asked, greedy=False)
@@ -298,7 +298,7 @@ class Prompts:
         """``[P]`` each of a sequence that goes on with the edited model's own tokens."""
         one, terms, of_logits = self._free.get(b), [], False
         if objective is not None:
-            one, terms = self._reading.free[b], self._reading.terms[b]
+            one, terms = self._reading.free.get(b, one), self._reading.terms[b]
             of_logits = objective.of_logits
         assert one is not None
         whole = (self.model, self.layout, one, edits, self.positions)

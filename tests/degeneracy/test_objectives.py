@@ -220,6 +220,19 @@ def test_behind_tokens_of_the_models_own(
     np.testing.assert_allclose(value[:, 0], expected, rtol=1e-10, atol=1e-10)
 
 
+def test_without_wrong_answers_the_models_own_tokens_give_probabilities_alone() -> None:
+    model, tokenizer = tiny("llama"), words_tokenizer()
+    config = FactsConfig(teacher_forced=False, continuation="edited")
+    prompt = text(sequence(4, 1, seed=5).ids)
+    bare = encode_sequence(model, tokenizer, prompt, text((9, 8)), config=config)
+    some = [bare, decoders_facts()[0]]
+    p, value = asked_of(prompts_of(model, some, Objective("logit_difference")), edits())
+    plain = Prompts(model, find_layout(model), some, warn=False)
+    np.testing.assert_allclose(p, plain.probabilities(edits()), rtol=1e-10)
+    assert np.isnan(value[:, 0]).all()
+    assert np.isfinite(value[:, 1]).all()
+
+
 def continued(
     model: Any,
     longest: AnswerSequence,
