@@ -100,7 +100,7 @@ class Amig:
             return output
 
         handle = self.parts[layer].register_forward_hook(put)
-        logits = self.model(input_ids=self.ids).logits[0, self.at]
+        logits: Tensor = self.model(input_ids=self.ids).logits[0, self.at]
         handle.remove()
         return logits.softmax(-1)[self.target]
 
