@@ -28,7 +28,7 @@ PARTS = {
         "dkn_engine.degeneracy.edits_by_rows:by_layer",
     ],
     "reading_off": [
-        "dkn_engine.degeneracy.controls:drops",
+        "dkn_engine.degeneracy.control_subsets:drops",
         "dkn_engine.degeneracy.functional_filter:drops",
         "dkn_engine.degeneracy.functional_filter:degenerate_family",
     ],

@@ -29,6 +29,7 @@ import torch
 import dkn_engine as dkn
 from benchmarks.rows import Row, renew, row
 from benchmarks.scale.stage_clock import BEGINNINGS, PARTS, STAGES, StageClock
+from benchmarks.scale.templama_bert import BertTraining, masked_facts
 from benchmarks.scale.templama_model import BUILD, Training, dated_facts, trained
 from benchmarks.scale.templama_paper import paper
 from dkn_engine.config import Config
@@ -51,6 +52,9 @@ class Setting:
         timed: facts whose time is taken apart.
         workers: processes of the cases that have several.
         training: of the small model.
+        bert: of the small BERT.
+        every: one of so many of TempLAMA's facts, wherever their blank is, is the BERT's.
+        masked: facts of the case on it.
         root: where models, facts and runs are kept.
         pause: seconds between two looks at a run that will be killed.
     """
@@ -61,6 +65,9 @@ class Setting:
     timed: int = 96
     workers: int = 2
     training: Training = field(default_factory=Training)
+    bert: Training = field(default_factory=BertTraining)
+    every: int = 4
+    masked: int = 300
     root: Path = BUILD
     pause: float = 0.5
 
@@ -151,11 +158,31 @@ def resident(pid: int) -> float:
 
 def train(setting: Setting) -> Iterator[Row]:
     """The small model: trained, or taken from the folder in which it is kept."""
-    folder = small(setting)
+    yield from training("training", setting.training.name, small(setting))
+
+
+def training(case: str, name: str, folder: Path) -> Iterator[Row]:
+    """What a training said of itself."""
     said = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     for metric in ("seconds", "cpu_seconds", "epochs", "facts", "vocabulary"):
-        yield row("training", setting.training.name, metric, [said[metric]])
-    yield row("training", setting.training.name, "share_known", [said["known"]])
+        yield row(case, name, metric, [said[metric]])
+    yield row(case, name, "share_known", [said["known"]])
+
+
+def bert(setting: Setting) -> Iterator[Row]:
+    """A small BERT on some of all facts, wherever their blank is: its training, then a run."""
+    every, name = masked_facts(setting.facts, setting.every), setting.bert.name
+    folder = trained(setting.bert, every, setting.root)
+    yield from training("training, BERT", name, folder)
+    facts, out = facts_file(setting, spread(every, setting.masked), "masked"), fresh(setting, name)
+    case = f"{facts.n} facts, 1 worker, BERT"
+    found = find(str(folder), facts.path, out, facts.n, pause=setting.pause)
+    yield from speed(case, name, facts.n, found)
+    yield from contents(case, name, out)
+    timed = spread(every, setting.timed // 4)
+    case = f"{len(timed)} facts, time, BERT"
+    for metric, share in time_shares(setting, folder, timed).items():
+        yield row(case, name, metric, [share])
 
 
 def small(setting: Setting) -> Path:
@@ -279,19 +306,26 @@ def demo(setting: Setting) -> Iterator[Row]:
 
 def stages(setting: Setting) -> Iterator[Row]:
     """Where the processor's time goes, in this process."""
-    every = dated_facts(setting.facts)
-    facts = every[:: max(1, len(every) // setting.timed)][: setting.timed]
-    model, tokenizer = dkn.load_model(small(setting), device="cpu")
+    facts = spread(dated_facts(setting.facts), setting.timed)
+    case = f"{len(facts)} facts, time"
+    for metric, share in time_shares(setting, small(setting), facts).items():
+        yield row(case, setting.training.name, metric, [share])
+
+
+def time_shares(setting: Setting, folder: Path, facts: Sequence[Fact]) -> dict[str, float]:
+    """Of the processor's time, by what the stages and then their parts are called."""
+    model, tokenizer = dkn.load_model(folder, device="cpu")
     # What is imported when it is first used must not count.
     dkn.find_dkns(model, tokenizer, facts[:8], out=fresh(setting, "stages"))
+    found: dict[str, float] = {}
     for names, beginnings in ((STAGES, BEGINNINGS), (tuple(PARTS), PARTS)):
         out, clock = fresh(setting, "stages"), StageClock()
         with clock.told(beginnings):
             dkn.find_dkns(model, tokenizer, facts, out=out)
         clock.switch(STAGES[0])
-        for name in names:
-            share = clock.seconds[name] / sum(clock.seconds.values())
-            yield row(f"{len(facts)} facts, time", setting.training.name, f"share_{name}", [share])
+        every = sum(clock.seconds.values())
+        found |= {f"share_{name}": clock.seconds[name] / every for name in names}
+    return found
 
 
 @dataclass(frozen=True)
@@ -302,19 +336,21 @@ class FactsOnDisk:
     n: int
 
 
-def facts_file(setting: Setting, facts: Sequence[Fact]) -> FactsOnDisk:
+def facts_file(setting: Setting, facts: Sequence[Fact], kind: str = "dated") -> FactsOnDisk:
     """Facts written to a file beside the models."""
     setting.root.mkdir(parents=True, exist_ok=True)
-    path = setting.root / f"{len(facts)}-facts.jsonl"
+    path = setting.root / f"{len(facts)}-{kind}-facts.jsonl"
     write_facts(path, facts)
     return FactsOnDisk(path, len(facts))
 
 
 def some_facts(setting: Setting) -> FactsOnDisk:
     """Dated facts spread over all of them."""
-    every = dated_facts(setting.facts)
-    step = max(1, len(every) // setting.some)
-    return facts_file(setting, every[::step][: setting.some])
+    return facts_file(setting, spread(dated_facts(setting.facts), setting.some))
+
+
+def spread(every: Sequence[Fact], n: int) -> Sequence[Fact]:
+    return every[:: max(1, len(every) // n)][:n]
 
 
 def run_folder(setting: Setting, name: str) -> Path:
@@ -336,6 +372,7 @@ CASES: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "pairs": pairs,
     "stages": stages,
     "demo": demo,
+    "bert": bert,
     "paper": lambda _: paper(),
 }
 

@@ -55,6 +55,33 @@ class Training:
     def name(self) -> str:
         return f"gpt2-{self.layers}x{self.width}"
 
+    def tokenizer(self, facts: Sequence[Fact]) -> Any:
+        """Trained on the facts."""
+        return bpe_tokenizer(facts, self.vocabulary)
+
+    def model(self, tokenizer: Any) -> Any:
+        """Untrained, by torch's random numbers."""
+        return small_gpt2(tokenizer, self.layers, self.width, positions=64)
+
+    def batches(self, facts: Sequence[Fact], tokenizer: Any) -> list[Batch]:
+        """All facts, those of about the same length together."""
+        encoded = [
+            encode_fact(tokenizer, f.prompt, f.answer, config=FactsConfig(), fact_id=f.id)
+            for f in facts
+        ]
+        texts = [
+            Text(e.prompt_ids + e.answer_ids, len(e.prompt_ids) - 1, e.answer_ids) for e in encoded
+        ]
+        texts.sort(key=lambda text: len(text.ids))
+        cuts = range(0, len(texts), self.batch)
+        return [batch_of(texts[i : i + self.batch], tokenizer.eos_token_id) for i in cuts]
+
+    def logits(self, model: Any, batch: Batch) -> torch.Tensor:
+        """Logits ``[spots, V]``: the head, a third of the work, only where answers are."""
+        hidden = model.transformer(batch.ids, use_cache=False).last_hidden_state
+        logits: torch.Tensor = model.lm_head(hidden[batch.row, batch.position])
+        return logits
+
 
 def dated_facts(path: str | Path) -> list[Fact]:
     """The usable facts of a TempLAMA file, each year in front of its prompt.
@@ -86,8 +113,17 @@ def bpe_tokenizer(facts: Sequence[Fact], vocabulary: int) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END)
 
 
+@dataclass(frozen=True)
+class Text:
+    """Tokens of a fact; those of its answer are predicted from position ``first`` on."""
+
+    ids: tuple[int, ...]
+    first: int
+    answer: tuple[int, ...]
+
+
 @dataclass(frozen=True, eq=False)
-class _Batch:
+class Batch:
     """Facts of one batch: ``ids`` ``[n, T]`` padded at the end, and where answers are predicted."""
 
     ids: torch.Tensor
@@ -97,43 +133,25 @@ class _Batch:
     first: torch.Tensor  # bool: the first token of its answer
 
 
-def _batches(facts: Sequence[Fact], tokenizer: Any, size: int) -> list[_Batch]:
-    """All facts, those of about the same length together."""
-    encoded = [
-        encode_fact(tokenizer, f.prompt, f.answer, config=FactsConfig(), fact_id=f.id)
-        for f in facts
+def batch_of(texts: Sequence[Text], padding: int) -> Batch:
+    spots = [
+        (row, text.first + i, token, i == 0)
+        for row, text in enumerate(texts)
+        for i, token in enumerate(text.answer)
     ]
-    encoded.sort(key=lambda e: len(e.prompt_ids) + len(e.answer_ids))
-    found = []
-    for start in range(0, len(encoded), size):
-        some = encoded[start : start + size]
-        texts = [torch.tensor(e.prompt_ids + e.answer_ids) for e in some]
-        spots = [
-            (row, len(e.prompt_ids) - 1 + i, token, i == 0)
-            for row, e in enumerate(some)
-            for i, token in enumerate(e.answer_ids)
-        ]
-        row, position, target, first = (torch.tensor(column) for column in zip(*spots, strict=True))
-        ids = torch.nn.utils.rnn.pad_sequence(
-            texts, batch_first=True, padding_value=tokenizer.eos_token_id
-        )
-        found.append(_Batch(ids, row, position, target, first))
-    return found
-
-
-def _logits(model: Any, batch: _Batch) -> torch.Tensor:
-    """Logits ``[spots, V]``: the head, a third of the work, only where answers are predicted."""
-    hidden = model.transformer(batch.ids, use_cache=False).last_hidden_state
-    logits: torch.Tensor = model.lm_head(hidden[batch.row, batch.position])
-    return logits
+    row, position, target, first = (torch.tensor(column) for column in zip(*spots, strict=True))
+    ids = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(text.ids) for text in texts], batch_first=True, padding_value=padding
+    )
+    return Batch(ids, row, position, target, first)
 
 
 @torch.no_grad()
-def _known(model: Any, batches: Sequence[_Batch]) -> float:
+def _known(settings: Training, model: Any, batches: Sequence[Batch]) -> float:
     """Share of facts that the engine would count as known."""
     known = n = 0
     for batch in batches:
-        logits = _logits(model.eval(), batch)
+        logits = settings.logits(model.eval(), batch)
         best = logits.argmax(-1)[batch.first] == batch.target[batch.first]
         own = logits.log_softmax(-1).gather(1, batch.target[:, None])[:, 0]
         p = torch.zeros(len(batch.ids)).index_add(0, batch.row, own).exp()
@@ -149,11 +167,11 @@ def train(settings: Training, facts: Sequence[Fact], folder: Path) -> None:
         SystemExit: it does not know so many after ``most_epochs``.
     """
     start, cpu = time.perf_counter(), time.process_time()
-    tokenizer = bpe_tokenizer(facts, settings.vocabulary)
-    batches = _batches(facts, tokenizer, settings.batch)
+    tokenizer = settings.tokenizer(facts)
+    batches = settings.batches(facts, tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        model = small_gpt2(tokenizer, settings.layers, settings.width, positions=64)
+        model = settings.model(tokenizer)
         for epoch, loss, known in _epochs(model, settings, batches):
             print(f"epoch {epoch}: loss {loss:.3f}, {known:.1%} of facts known", flush=True)
     if known < settings.known:
@@ -172,7 +190,7 @@ def train(settings: Training, facts: Sequence[Fact], folder: Path) -> None:
 
 
 def _epochs(
-    model: Any, settings: Training, batches: Sequence[_Batch]
+    model: Any, settings: Training, batches: Sequence[Batch]
 ) -> Iterator[tuple[int, float, float]]:
     """Epochs so far, mean loss, share known; until that is enough or ``most_epochs`` are over."""
     adam = torch.optim.Adam(model.parameters(), lr=settings.rate, betas=(0.9, 0.98))
@@ -185,14 +203,16 @@ def _epochs(
         model.train()
         total = 0.0
         for i in torch.randperm(len(batches)).tolist():
-            loss = torch.nn.functional.cross_entropy(_logits(model, batches[i]), batches[i].target)
+            loss = torch.nn.functional.cross_entropy(
+                settings.logits(model, batches[i]), batches[i].target
+            )
             total += float(loss.detach())
             adam.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             adam.step()
             schedule.step()
-        known = _known(model, batches)
+        known = _known(settings, model, batches)
         yield epoch, total / len(batches), known
         if known >= settings.known:
             return

@@ -102,7 +102,8 @@ class Amig:
         handle = self.parts[layer].register_forward_hook(put)
         logits: Tensor = self.model(input_ids=self.ids).logits[0, self.at]
         handle.remove()
-        return logits.softmax(-1)[self.target]
+        found: Tensor = logits.softmax(-1)[self.target]
+        return found
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from benchmarks.rows import Row
 from benchmarks.scale import templama
 from benchmarks.scale.stage_clock import STAGES
 from benchmarks.scale.templama import Measured, Setting, find, require_bit_equal, resident
+from benchmarks.scale.templama_bert import BertTraining, masked_facts
 from benchmarks.scale.templama_model import Training, dated_facts, train, trained
 from benchmarks.scale.templama_paper import KINDS, calculated, count, scaled
 from benchmarks.speed.attribution_cases import gflop
@@ -108,6 +109,22 @@ def test_training_that_does_not_succeed_says_so(setting: Setting, tmp_path: Path
 
 def medians(found: Iterator[Row]) -> dict[str, float]:
     return {r.metric: r.median for r in found}
+
+
+def test_a_bert_is_trained_on_blanks_anywhere_and_knows_what_the_engine_calls_known(
+    setting: Setting,
+) -> None:
+    settings = BertTraining(layers=2, width=32, vocabulary=300, batch=8, most_epochs=150)
+    setting = dataclasses.replace(setting, bert=settings, every=3, masked=14, pause=0.01)
+    facts = masked_facts(setting.facts, 3)
+    assert len(facts) == 14
+    assert facts[1].prompt == "In 2010, [MASK] is the chair of bp."
+    rows = list(templama.bert(setting))
+    said = {r.metric: r.median for r in rows if r.case == "training, BERT"}
+    found = {r.metric: r.median for r in rows if r.case == "14 facts, 1 worker, BERT"}
+    assert said["facts"] == found["facts"] == 14
+    assert said["share_known"] == pytest.approx(found["ok"] / 14, rel=1e-5)
+    assert said["share_known"] >= settings.known
 
 
 def test_a_run_is_watched_killed_and_continued(setting: Setting, small: Path) -> None:
@@ -278,6 +295,30 @@ def test_the_page_shows_what_was_found() -> None:
         for case in cases
     ]
     assert [cells[1:] for cells in table(PAGE, "| facts | known")] == expected
+
+
+def test_the_page_shows_the_bert() -> None:
+    case, training, time = "300 facts, 1 worker, BERT", "training, BERT", "24 facts, time, BERT"
+    metrics = ["facts", "ok", "degenerate", "neurons_per_known_fact", "components_per_known_fact"]
+    metrics += ["seconds", "cpu_milliseconds_per_fact", "peak_mib_until_100%"]
+    expected = [median(case, metric) for metric in metrics]
+    (cells,) = table(
+        PAGE, "| facts | known | degenerate | KNs a fact | components a fact | seconds"
+    )
+    assert cells == [*expected, figures()[case, "seconds"]["load"]]
+    text = " ".join(PAGE.read_text(encoding="utf-8").split())
+    of = {key: float(r["median"]) for key, r in figures().items()}
+    cost = [of[c, "cpu_milliseconds_per_fact"] for c in (case, "all facts, 1 worker")]
+    for sentence in (
+        f"One in four, {median(training, 'facts')} facts",
+        f"{median(training, 'epochs')} epochs, {median(training, 'cpu_seconds')} s of processor",
+        f"it knew {100 * of[training, 'share_known']:.1f} % of them",
+        f"A fact costs {cost[0] / cost[1]:.0f} times as much",
+        f"the controls took {100 * of[time, 'share_controls']:.0f} %, the subset lattice "
+        f"{100 * of[time, 'share_lattice']:.0f} %, attribution "
+        f"{100 * of[time, 'share_attribution']:.0f} %",
+    ):
+        assert sentence in text
 
 
 def test_the_page_shows_the_calculation() -> None:
