@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from dkn_engine.forward.encoding import context_length, n_tokens
 from dkn_engine.models.guest import guest, hooks
 
 if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
     from dkn_engine.models.layout import Layout
 
 _MOST_TOKENS = 8
@@ -45,8 +47,14 @@ def require_causal(layout: Layout) -> None:
     both = torch.cat([ids, other])
     if layout.encoder is not None:
         _require_order(layout, both)
-    with guest(model, grad=False):
+    streams: list[list[int]] = []
+    with guest(model, grad=False), hooks([_watch_stream(layout, streams)]):
         logits = _logits(layout, both)
+    if streams and len(streams[0]) > 3 and streams[0][:2] != list(both.shape):
+        raise UnsupportedModelError(
+            f"{name}: expected layers that read the residual stream by [sequences, tokens, "
+            f"…]; found {streams[0]}"
+        )
     if logits.shape[1] != ids.shape[1]:
         adapter = " (prompt tuning by peft?)" if hasattr(model, "peft_config") else ""
         raise UnsupportedModelError(
@@ -68,6 +76,17 @@ def require_causal(layout: Layout) -> None:
     if layout.mixtures:
         _require_own_experts(layout, ids)
     _seen.add(layout)
+
+
+def _watch_stream(layout: Layout, shapes: list[list[int]]) -> RemovableHandle:
+    """Keep the shape of what the first layer reads; Gemma 3n has several streams, in front."""
+
+    def enter(_layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        first = next(iter((*args, *kwargs.values())), None)
+        if isinstance(first, Tensor):
+            shapes.append(list(first.shape))
+
+    return layout.layers[0].register_forward_pre_hook(enter, with_kwargs=True)
 
 
 def _require_order(layout: Layout, ids: Tensor) -> None:

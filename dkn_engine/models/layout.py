@@ -17,6 +17,7 @@ from dkn_engine.models.experts import Mixture, Rows, mixture_of
 from dkn_engine.models.model_lock import locked
 from dkn_engine.models.norms import measured_gain, norms_in_front
 from dkn_engine.models.readable import refuse_scattered_weights, require_whole
+from dkn_engine.models.text_part import stacks_of_text
 from dkn_engine.models.torch_internals import children, is_compiled
 
 if TYPE_CHECKING:
@@ -386,11 +387,16 @@ def _refuse_other_kinds(model: nn.Module, name: str) -> None:
                 "with config.is_decoder=True: load it with is_decoder=False"
             )
         return
-    if not _is_kind(model, "ForCausalLM", "LMHeadModel"):
+    if not (_is_decoder_alone(model) or _adapted(model).can_generate()):
         raise UnsupportedModelError(
             "expected a causal or masked language model (…ForCausalLM, …LMHeadModel, "
-            f"…ForMaskedLM, or a subclass); found {name}"
+            f"…ForMaskedLM, a subclass, or another that generates text); found {name}"
         )
+
+
+def _is_decoder_alone(model: nn.Module) -> bool:
+    """Whether a class is by its name a decoder of text, which may still have other parts."""
+    return _is_kind(model, "ForCausalLM", "LMHeadModel")
 
 
 def is_encoder(model: nn.Module) -> bool:
@@ -477,12 +483,21 @@ def _find_stack(model: nn.Module, name: str) -> tuple[nn.Module, str, list[nn.Mo
     if two:  # a layer of T5 is a list, too
         inside = {id(m) for *_, layers in found for layer in layers for m in layer.modules()}
         found = [one for one in found if id(one[0]) not in inside]
+    elif len(found) > 1:  # Gemma 3n has other lists that are as long as its layers'
+        found = [one for one in found if _may_have_mlp(one[2][0])] or found
+    if not two and (len(found) > 1 or not (is_encoder(model) or _is_decoder_alone(model))):
+        found = stacks_of_text(model, found)
     if len(found) != 1:
         _refuse_albert(model, name)
         raise UnsupportedModelError(
             f"{name}: expected exactly one ModuleList of {n_layers} layers; found {len(found)}"
         )
     return found[0]
+
+
+def _may_have_mlp(layer: nn.Module) -> bool:
+    paths = (path for path, _ in layer.named_modules())
+    return _first(layer, _DOWN) is not None or any("experts" in path for path in paths)
 
 
 def _n_layers(model: nn.Module) -> Any:

@@ -148,7 +148,11 @@ def _auto_class(config: Any) -> Any:
         return transformers.AutoModelForSeq2SeqLM
     if _is_masked(config):
         return transformers.AutoModelForMaskedLM
-    return transformers.AutoModelForCausalLM
+    # Of models with pictures, some have a decoder of text under the same configuration.
+    if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        return transformers.AutoModelForCausalLM
+    pictures = type(config) in transformers.MODEL_FOR_MULTIMODAL_LM_MAPPING
+    return transformers.AutoModelForMultimodalLM if pictures else transformers.AutoModelForCausalLM
 
 
 def names_encoder(name: str | Path) -> bool:

@@ -9,7 +9,7 @@ from tests.support.family_page import row
 from tests.support.seq2seq_families import encoder_decoders, outcome, rows_of_the_page
 
 # Widely used ones, and one of each way; the rest is marked slow.
-QUICK = ("t5", "bart", "marian", "pegasus", "encoder-decoder", "fsmt", "nllb-moe", "qwen2_audio")
+QUICK = ("t5", "bart", "marian", "pegasus", "encoder-decoder", "fsmt", "nllb-moe")
 # Both sides add the same float64 numbers in another order; T5's attention takes its softmax, in
 # some layers of large logits, a hundred times as far from zero.
 ALLOWED = 1e-11

@@ -46,10 +46,11 @@ _SIZES: dict[str, Any] = {
     "q_lora_rank": 8,
     "kv_lora_rank": 8,
     **dict.fromkeys(("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), 8),
+    **dict.fromkeys(("linear_num_value_heads", "linear_num_heads"), 4),
+    "linear_num_key_heads": 2,
+    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "linear_head_dim"), 8),
     "is_decoder": True,
 }
-_LINEAR = {"linear_num_value_heads": 4, "linear_num_key_heads": 2}
-_LINEAR |= {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
 _GEMMA4 = {
     "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
     "hidden_size_per_layer_input": 0,
@@ -58,6 +59,14 @@ _GEMMA4 = {
     "global_head_dim": 8,
     "num_key_value_heads": 2,
 }
+# Of a quarter of a head, for positions in time, height and width.
+_MROPE = {
+    "text_config": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+    }
+}
+_WITH_MROPE = ["glm46v", "glm4v", "glm_ocr", "glmga", "paddleocr_vl"]
+_WITH_MROPE += ["qwen2_5_omni_thinker", "qwen2_5_vl", "qwen2_vl"]
 # What single ones need beside.
 _MORE: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("gemma4_text", "gemma4_unified_text"), _GEMMA4),
@@ -69,8 +78,6 @@ _MORE: dict[str, dict[str, Any]] = {
         "activation_sparsity_pattern": [0.0] * 3,
         "intermediate_size": [40] * 3,
     },
-    **dict.fromkeys(("qwen3_5", "qwen3_5_text", "qwen3_next"), _LINEAR),
-    "kimi_linear": {"linear_head_dim": 8, "linear_num_heads": 4},
     "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_expand": 2},
     "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8},
     "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_expand": 2},
@@ -78,6 +85,9 @@ _MORE: dict[str, dict[str, Any]] = {
     "dots1": {"n_shared_experts": 1},
     "mamba2": {"num_heads": 8, "head_dim": 8, "expand": 2},
     "reformer": {"axial_pos_embds_dim": (16, 16), "axial_pos_shape": (8, 8)},
+    **dict.fromkeys(_WITH_MROPE, _MROPE),
+    "chameleon": {"vocabulary_map": {"<image>": 4}},
+    "emu3": {"vocabulary_map": {"<image>": 4}},
     "zaya": {"num_experts_per_tok": 1},
 }
 
@@ -98,8 +108,9 @@ def options(kind: type[Any], more: dict[str, Any]) -> dict[str, Any]:
     for part in getattr(kind, "sub_configs", {}):
         own = getattr(default, part, None)
         if own is not None:
-            found[part] = options(type(own), {})
-    return {**found, **more}
+            found[part] = options(type(own), more.get(part, {}))
+    parts = getattr(kind, "sub_configs", {})
+    return {**found, **{name: size for name, size in more.items() if name not in parts}}
 
 
 def _takes(default: Any, name: str) -> bool:
@@ -111,9 +122,12 @@ def _takes(default: Any, name: str) -> bool:
         return False
 
 
-def family(kind: str, dtype: torch.dtype = torch.float64) -> nn.Module:
-    """The model, in eval mode; raises what transformers raises where it cannot be made so small."""
-    model_class = getattr(transformers, families()[kind])
+def family(kind: str, dtype: torch.dtype = torch.float64, name: str = "") -> nn.Module:
+    """The model, in eval mode; raises what transformers raises where it cannot be made so small.
+
+    ``name`` is that of another class than :func:`families` has.
+    """
+    model_class = getattr(transformers, name or families()[kind])
     # Of a model with pictures or sounds the part that its language model takes.
     config_class = model_class.config_class or CONFIG_MAPPING[kind]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

@@ -45,11 +45,11 @@ _MOST = 160  # characters of a sentence on the page
 _ALPHAS = (1 / 6, 3 / 6, 5 / 6)
 
 
-def outcome(kind: str) -> Outcome:
+def outcome(kind: str, name: str = "") -> Outcome:
     """Attribute and suppress in a tiny model of the architecture, against brute force."""
-    name = families()[kind]
+    name = name or families()[kind]
     try:
-        model = _running(kind)
+        model = _running(kind, name)
     except Exception as error:
         return Outcome(kind, name, "not tried", f"{type(error).__name__}: {_short(str(error))}")
     try:
@@ -74,15 +74,15 @@ def _neurons(layout: Layout) -> str:
     return f"{experts}, experts"
 
 
-def _running(kind: str) -> nn.Module:
+def _running(kind: str, name: str) -> nn.Module:
     """The model in float64; in float32 where its own code takes nothing longer."""
     try:
-        model: Any = family(kind)
+        model: Any = family(kind, name=name)
         if hasattr(model, "set_experts_implementation"):
             model.set_experts_implementation("eager")  # the default has no float64
         return _tried(model)
     except RuntimeError:
-        return _tried(family(kind, torch.float32))
+        return _tried(family(kind, torch.float32, name))
 
 
 def _tried(model: nn.Module) -> nn.Module:

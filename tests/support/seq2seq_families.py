@@ -59,7 +59,9 @@ _MORE: dict[str, dict[str, Any]] = {
 
 def encoder_decoders() -> dict[str, str]:
     """The class of each architecture's model of texts, by its kind."""
-    return dict(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
+    named = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.items()
+    # Decoders that read sounds are among them.
+    return {kind: name for kind, name in named if CONFIG_MAPPING[kind].is_encoder_decoder}
 
 
 def encoder_decoder(kind: str, dtype: torch.dtype = torch.float64, **changes: Any) -> nn.Module:
