@@ -115,7 +115,7 @@ def test_a_bert_is_trained_on_blanks_anywhere_and_knows_what_the_engine_calls_kn
     setting: Setting,
 ) -> None:
     settings = BertTraining(layers=2, width=32, vocabulary=300, batch=8, most_epochs=150)
-    setting = dataclasses.replace(setting, bert=settings, every=3, masked=14, pause=0.01)
+    setting = dataclasses.replace(setting, bert=settings, every=3, masked=14, timed=8, pause=0.01)
     facts = masked_facts(setting.facts, 3)
     assert len(facts) == 14
     assert facts[1].prompt == "In 2010, [MASK] is the chair of bp."
