@@ -387,11 +387,16 @@ def _refuse_other_kinds(model: nn.Module, name: str) -> None:
                 "with config.is_decoder=True: load it with is_decoder=False"
             )
         return
-    if not (_is_decoder_alone(model) or _adapted(model).can_generate()):
+    if not (_is_decoder_alone(model) or _generates(model)):
         raise UnsupportedModelError(
             "expected a causal or masked language model (…ForCausalLM, …LMHeadModel, "
             f"…ForMaskedLM, a subclass, or another that generates text); found {name}"
         )
+
+
+def _generates(model: nn.Module) -> bool:
+    # One that is no model of transformers has no such method.
+    return bool(getattr(_adapted(model), "can_generate", bool)())
 
 
 def _is_decoder_alone(model: nn.Module) -> bool:

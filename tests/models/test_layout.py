@@ -173,6 +173,15 @@ def renamed() -> Any:
     return model
 
 
+class Own(nn.Module):
+    """A model that is none of transformers, with what its language models have."""
+
+    config = transformers.LlamaConfig(**rotary())
+
+    def get_output_embeddings(self) -> None:
+        return None
+
+
 BERT = transformers.BertConfig(**SMALL)
 REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
     "encoder-of-sounds": (
@@ -214,6 +223,7 @@ REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
         ("dense floating-point projection", "layers[1].mlp.down_proj (Linear), which cannot be"),
     ),
     "cut": (cut, ("from 24 numbers to 8 and back", "layers[2].mlp.gate_proj from 24 to 40")),
+    "of-its-own": (Own, ("causal or masked language model", "generates text", "found Own")),
     "no-transformers": (lambda: nn.Linear(2, 2), ("causal or masked language", "found Linear")),
 }
 
