@@ -6,7 +6,8 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from dkn_engine.degeneracy.edited_answers import Asked, AskedSlopes, Prompts
+from dkn_engine.degeneracy.edited_answers import Prompts
+from dkn_engine.degeneracy.questions import Asked, AskedSlopes
 from dkn_engine.errors import FactError
 
 T = TypeVar("T")

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from dkn_engine.degeneracy.asked_together import Measurement
 from dkn_engine.degeneracy.control_subsets import Subsets
-from dkn_engine.degeneracy.edited_answers import Asked, Prompts
+from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import Edit, suppress
 from dkn_engine.degeneracy.lattice import Lattice
+from dkn_engine.degeneracy.questions import Asked
 from dkn_engine.neurons import random_sets
 from dkn_engine.types import Drops
 

@@ -14,10 +14,11 @@ from dkn_engine.degeneracy.asked_together import Measurement
 from dkn_engine.degeneracy.choices import Choice, Located
 from dkn_engine.degeneracy.controls import measured_lattice
 from dkn_engine.degeneracy.covering_groups import Drops, Groups, Search, covering_groups
-from dkn_engine.degeneracy.edited_answers import AskedSlopes, Prompts, Slopes
+from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import Edit, suppress
 from dkn_engine.degeneracy.lattice import Lattice, degenerate_family
 from dkn_engine.degeneracy.null_draws import Null, Outcome
+from dkn_engine.degeneracy.questions import AskedSlopes, Slopes
 from dkn_engine.neurons import random_sets
 from dkn_engine.seeds import generator
 from dkn_engine.topology.arrays import component

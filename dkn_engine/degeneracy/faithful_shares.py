@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dkn_engine.config import AttributionConfig, FactsConfig, Positions
-from dkn_engine.degeneracy.edited_answers import Asked, Prompts
+from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import require_inside, suppress
 from dkn_engine.degeneracy.interventions import (
     Neurons,
@@ -20,6 +20,7 @@ from dkn_engine.degeneracy.interventions import (
     require_word,
 )
 from dkn_engine.degeneracy.objectives import Objective
+from dkn_engine.degeneracy.questions import Asked
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.files.sections import integer

@@ -15,10 +15,11 @@ from dkn_engine.config import Config, FilterConfig
 from dkn_engine.degeneracy import controls
 from dkn_engine.degeneracy.asked_together import Measurement, together
 from dkn_engine.degeneracy.control_subsets import Subsets
-from dkn_engine.degeneracy.edited_answers import Asked, Prompts
+from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.lattice import Lattice, degenerate_family, drops, mask_of, subset_masks
 from dkn_engine.degeneracy.null_draws import Null
+from dkn_engine.degeneracy.questions import Asked
 from dkn_engine.degeneracy.reference_facts import Reference, knows
 from dkn_engine.degeneracy.regrouped import REGROUPED, has_null, regrouped_null
 from dkn_engine.degeneracy.released_filter import released_family

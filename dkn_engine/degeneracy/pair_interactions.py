@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dkn_engine.config import FactsConfig, Positions
 from dkn_engine.degeneracy.asked_together import Measurement, together
-from dkn_engine.degeneracy.edited_answers import Asked, AskedSlopes, Prompts, Slopes
+from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.interventions import (
     Neurons,
@@ -21,6 +21,7 @@ from dkn_engine.degeneracy.interventions import (
     require_ids,
     require_word,
 )
+from dkn_engine.degeneracy.questions import Asked, AskedSlopes, Slopes
 from dkn_engine.errors import FactError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.forward.encoding import encode_sequence

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from dkn_engine.config import Config, FilterConfig
 from dkn_engine.degeneracy.asked_together import Measurement
 from dkn_engine.degeneracy.controls import Sets, Suppressed
-from dkn_engine.degeneracy.edited_answers import Asked
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.family_search import FamilySearch
 from dkn_engine.degeneracy.lattice import Lattice, degenerate_family
 from dkn_engine.degeneracy.null_draws import Null, Outcome
+from dkn_engine.degeneracy.questions import Asked
 from dkn_engine.neurons import encode, union
 
 REGROUPED = "regrouped"

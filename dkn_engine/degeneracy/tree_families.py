@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from dkn_engine.config import Config
 from dkn_engine.degeneracy.asked_together import Measurement
-from dkn_engine.degeneracy.edited_answers import Asked, Prompts
+from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import suppress
+from dkn_engine.degeneracy.questions import Asked
 from dkn_engine.neurons import encode
 from dkn_engine.types import Component
 

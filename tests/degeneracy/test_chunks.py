@@ -14,9 +14,10 @@ import torch
 
 from dkn_engine.config import Config, FilterConfig
 from dkn_engine.degeneracy.asked_together import Measurement, together
-from dkn_engine.degeneracy.edited_answers import Asked, Prompts
+from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import nothing, suppress
 from dkn_engine.degeneracy.functional_filter import Examinee, examine, examine_chunk
+from dkn_engine.degeneracy.questions import Asked
 from dkn_engine.degeneracy.reference_facts import Reference
 from dkn_engine.errors import FactError
 from dkn_engine.forward import row_check

@@ -15,10 +15,11 @@ from dkn_engine.config import Config, FilterConfig
 from dkn_engine.degeneracy import controls
 from dkn_engine.degeneracy.asked_together import together
 from dkn_engine.degeneracy.control_subsets import Subsets
-from dkn_engine.degeneracy.edited_answers import Asked, Prompts
+from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import Edit, nothing, suppress
 from dkn_engine.degeneracy.functional_filter import examine
 from dkn_engine.degeneracy.lattice import Lattice, drops, members_of, subset_masks
+from dkn_engine.degeneracy.questions import Asked
 from dkn_engine.degeneracy.reference_facts import ENOUGH, POOL, Reference, build_reference, knows
 from dkn_engine.facts import load_facts
 from dkn_engine.forward.contexts import AnswerSequence

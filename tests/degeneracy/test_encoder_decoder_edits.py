@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dkn_engine.degeneracy.edited_answers import AskedSlopes, Prompts
+from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import combine, enhance, nothing, suppress
+from dkn_engine.degeneracy.questions import AskedSlopes
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.models.layout import find_layout
 from tests.support.tiny_encoder_decoders import MODELS, asked, down_of, model_of

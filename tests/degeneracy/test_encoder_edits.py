@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import dkn_engine as dkn
-from dkn_engine.degeneracy.edited_answers import AskedSlopes, Prompts
+from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import combine, enhance, nothing, suppress
+from dkn_engine.degeneracy.questions import AskedSlopes
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.models.layout import find_layout
 from tests.support.tiny import N_LAYERS, WIDTH

@@ -11,9 +11,10 @@ import torch
 
 import dkn_engine as dkn
 from dkn_engine.degeneracy.asked_together import together
-from dkn_engine.degeneracy.edited_answers import AskedSlopes, Prompts
+from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import Edit, suppress
 from dkn_engine.degeneracy.pair_interactions import Effects, estimated, exact
+from dkn_engine.degeneracy.questions import AskedSlopes
 from dkn_engine.models.layout import find_layout
 from tests.models.test_guest import assert_unchanged, state
 from tests.support.brute_force_edits import answer_probability

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from dkn_engine.config import FactsConfig
-from dkn_engine.degeneracy.edited_answers import Asked, Prompts
+from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import Edit, nothing, suppress
 from dkn_engine.degeneracy.objectives import Objective
+from dkn_engine.degeneracy.questions import Asked
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.forward.patched_rows import RowEngine

@@ -28,9 +28,10 @@ from dkn_engine.attribution.baselines import shared_masked_baselines
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.compat import KnowledgeNeurons
 from dkn_engine.config import AttributionConfig, Config, FilterConfig
-from dkn_engine.degeneracy.edited_answers import Asked, AskedSlopes, Prompts
+from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import enhance, suppress
 from dkn_engine.degeneracy.objectives import Objective
+from dkn_engine.degeneracy.questions import Asked, AskedSlopes
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.forward.contexts import build_contexts
 from dkn_engine.forward.patched_rows import RowEngine
