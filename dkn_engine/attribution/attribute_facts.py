@@ -93,7 +93,7 @@ def iter_attribute(
     """Attributions one by one, in the order of the facts, in memory that does not grow.
 
     Args:
-        model: a causal or masked language model of transformers; it is left as it was found.
+        model: a language model of transformers that the engine takes; it is left as it was found.
         tokenizer: the model's.
         facts: as for :func:`dkn_engine.find_dkns`; read as they are needed, eight at a time.
         config: how; None for :class:`AttributionConfig`'s defaults.

@@ -96,7 +96,7 @@ def masked_baselines(
     their positions.
     Source: AMIG baselines of Chen et al. 2024 (arXiv 2308.13198), as the design defines them.
     """
-    n, length = contexts.ids.shape
+    n = len(contexts.ids)
     copies = [(b, j) for b in range(n) for j in masked_positions(contexts.maskable(b), most)]
     dtype = next(model.parameters()).dtype
     total = _zeros(contexts, layout, dtype)
@@ -105,7 +105,7 @@ def masked_baselines(
         some = copies[start:stop]
         total.add_(_masked_sum(model, layout, contexts, site, mask_id, some, dtype, routing))
 
-    in_batches(len(copies), max(1, max_tokens // length), add)
+    in_batches(len(copies), max(1, max_tokens // contexts.n_read), add)
     return _mean(total, contexts, most)
 
 

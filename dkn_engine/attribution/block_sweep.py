@@ -62,7 +62,7 @@ class Blocks:
         self.layout, self.contexts, self.clean = layout, contexts, clean
         self.routing = routing
         self.paths, self.objective = paths, objective
-        self.batch = max(1, rows_per_batch // contexts.ids.shape[1])
+        self.batch = max(1, rows_per_batch // contexts.n_read)
         whole = (layout.model, layout, clean.hidden[-1])
         self.in_part = can_run_in_part(layout, contexts.ids.shape[1])
         self._known: dict[int, Tensor] = {}  # by layer, see _in_part

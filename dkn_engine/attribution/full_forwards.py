@@ -42,7 +42,7 @@ class General:
     ) -> None:
         self.model, self.contexts, self.paths = model, contexts, paths
         self.objective, self.routing = objective, routing
-        self.batch = max(1, rows_per_batch // contexts.ids.shape[1])
+        self.batch = max(1, rows_per_batch // contexts.n_read)
 
     def evaluate(self, points: Points) -> tuple[Tensor, Tensor]:
         """Gradient at the MLP's output ``[N, d]`` and objective ``[N]`` of every point."""

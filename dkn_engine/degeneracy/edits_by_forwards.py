@@ -68,7 +68,7 @@ def forward_log_probabilities(
             whole = (layout, contexts, changes, leader, mask, of_run, chosen)
             found.append(_forward(*whole, tokens))
 
-    size = max(1, max_tokens // contexts.ids.shape[1])
+    size = max(1, max_tokens // contexts.n_read)
     begins, starts = np.unique(lowest[edit[runs]], return_index=True)
     for begin, start, stop in zip(begins.tolist(), starts, [*starts[1:], len(runs)], strict=True):
 

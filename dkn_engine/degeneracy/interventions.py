@@ -57,7 +57,7 @@ def answer_probability(
     """Probability of every fact's answer with some MLP neurons suppressed or enhanced.
 
     Args:
-        model: a causal or masked language model of transformers; it is left as it was found.
+        model: a language model of transformers that the engine takes; it is left as it was found.
         tokenizer: the model's.
         facts: whose answers; the probability is the product over the answer's tokens.
         suppress: neurons int ``[n, 2]`` (layer, index) whose activation becomes 0 (or its mean);
@@ -175,8 +175,8 @@ def intervene(
     tasks on one model) act together, whatever the order in which they end: give each its turn.
 
     Args:
-        model: a causal or masked language model of transformers; as it was, bit for bit, when the
-            block ends.
+        model: a language model of transformers that the engine takes; as it was, bit for bit, when
+            the block ends.
         neurons: int ``[n, 2]`` (layer, index), distinct.
         factor: activations are multiplied by it; 0 suppresses.
         means: real ``[L, F]``; activations become these instead (``factor`` is not read).

@@ -83,7 +83,7 @@ def interactions(
     Suppressions of several facts run together.
 
     Args:
-        model: a causal or masked language model of transformers; it is left as it was found.
+        model: a language model of transformers that the engine takes; it is left as it was found.
         tokenizer: the model's.
         facts: whose answers; the probability is the product over the answer's tokens.
         neurons: int ``[n, 2]`` (layer, index), distinct; the same for all facts, or by fact id.

@@ -209,7 +209,7 @@ class PromptBatch:
             slopes[start:stop] = slope.double().cpu().numpy()
 
         n_tokens = int(np.diff(self._starts, append=len(self._sequence))[places].max())
-        each = n_tokens * (1 if self.rows is not None else self.contexts.ids.shape[1])
+        each = n_tokens * (1 if self.rows is not None else self.contexts.n_read)
         with guest(self.model, grad=True):
             refuse_cut_gradients(self.layout, self.contexts.ids)
             in_batches(len(gates), max(1, self._max_rows // _BACKWARD // each), evaluate)

@@ -126,6 +126,14 @@ class Contexts:
         return int(self.sequence.shape[0])
 
     @property
+    def n_read(self) -> int:
+        """How many positions an entry of a batch has, those that an encoder reads among them.
+
+        A decoder's layers make keys and values of these anew for each entry.
+        """
+        return int(self.ids.shape[1]) + (0 if self.source is None else int(self.source.shape[1]))
+
+    @property
     def at(self) -> torch.Tensor:
         """int64 ``[C]``, the position whose activations are attributed."""
         return self.position if self.changed is None else self.changed

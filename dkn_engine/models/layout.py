@@ -430,9 +430,10 @@ def decoder_layout(model: nn.Module, what: str) -> Layout:
         UnsupportedModelError: the model has an encoder; names the analysis and the model.
     """
     if is_encoder(model) or is_encoder_decoder(model):
+        does = "fills blanks" if is_encoder(model) else "reads a text by its encoder"
         raise UnsupportedModelError(
             f"{what} is for causal language models, which continue a text; found "
-            f"{type(model).__name__}, which fills blanks"
+            f"{type(model).__name__}, which {does}"
         )
     return find_layout(model)
 

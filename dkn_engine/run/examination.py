@@ -37,7 +37,7 @@ def examine(
     compared. Their scores are NaN.
 
     Args:
-        model: a causal or masked language model of transformers; it is left as it was found.
+        model: a language model of transformers that the engine takes; it is left as it was found.
         tokenizer: the model's.
         facts: one or more; see :func:`dkn_engine.find_dkns`.
         neurons: int ``[n, 2]`` (layer, index), distinct; the same for all facts, or by fact id.

@@ -92,7 +92,7 @@ def iter_dkns(
     model does not know has the status ``not_known`` and no neurons.
 
     Args:
-        model: a causal or masked language model of transformers; it is left as it was found.
+        model: a language model of transformers that the engine takes; it is left as it was found.
         tokenizer: the model's.
         facts: a file, which is read several times and never held; or facts with unique ids, also
             as mappings with the keys of a facts file; of a mere iterator a list is made.
