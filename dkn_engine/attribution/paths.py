@@ -190,7 +190,9 @@ class Paths:
             path=path,
             backend=self.backend,
         )
-        return pad(found, (0, self.layout.width - width))
+        # pad copies even where there is nothing to add.
+        missing = self.layout.width - width
+        return pad(found, (0, missing)) if missing else found
 
     def _rows(self, layer: int) -> Tensor:
         """The down projection's rows ``[F, d]``, kept; of one layer at a time if offloaded."""

@@ -284,5 +284,8 @@ class _Kept:
         """``[C, L, F]``, shorter ones with zeros; None unless each layer had one."""
         if set(self.runs) != {1}:
             return None
-        width = max(value.shape[-1] for value in self.values)
-        return torch.stack([pad(v, (0, width - v.shape[-1])) for v in self.values], dim=1)
+        widths = [value.shape[-1] for value in self.values]
+        if len(set(widths)) == 1:
+            return torch.stack(self.values, dim=1)
+        pairs = zip(self.values, widths, strict=True)
+        return torch.stack([pad(v, (0, max(widths) - n)) for v, n in pairs], dim=1)
