@@ -180,7 +180,7 @@ def memory(setting: Setting) -> Iterator[Row]:
     for case, (n, config) in runs.items():
         with Engine(ROOT, **Asked("", "demo", "demo", n).work(**config)) as engine:
             mib = engine.ask("peak")["mib"]
-        yield row(f"demo model, {case}", OURS, "peak_mib_above_model", [mib])
+        yield row(f"demo model, memory, {case}", OURS, "peak_mib_above_model", [mib])
 
 
 def workers(setting: Setting) -> Iterator[Row]:
