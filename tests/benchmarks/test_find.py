@@ -349,3 +349,29 @@ def test_the_page_shows_the_committed_tables() -> None:
     assert measured in page
     assert len(paper.splitlines()) > 1
     assert paper in page
+
+
+def test_the_page_shows_the_measured_scaling_and_memory() -> None:
+    page = " ".join((ROOT / "docs" / "whole_run.md").read_text(encoding="utf-8").split())
+    of = {r["case"].removeprefix("demo model, "): float(r["median"]) for r in rows.read(run.FILE)}
+
+    def rate(case: str) -> str:
+        return f"{of[case]:.2f}"
+
+    def mib(case: str) -> str:
+        return f"{of[f'memory, {case}']:.0f}"
+
+    by_facts = sorted(rate(f"facts {n}") for n in (1, 2, 4, 8, 16, 32))
+    assert f"{by_facts[0]} to {by_facts[-1]} whatever the number of facts" in page
+    eight = rate("facts 8")  # the default
+    one, four, sixteen = (rate(f"facts_per_chunk {n}") for n in (1, 4, 16))
+    said = f"{one} with `facts_per_chunk=1`, {four} with 4, {eight} with 8, {sixteen} with 16"
+    assert said in page
+    few, some, *many = [rate(f"rows_per_batch {n}") for n in (64, 256, 1024, 4096)]
+    assert len(set(many)) == 1
+    said = f"{few} with `rows_per_batch=64`, {some} with 256, {many[0]} with 1,024 and 4,096"
+    assert said in page
+    facts = [mib(f"facts {n}") for n in (8, 32, 96)]
+    assert f"{facts[0]} MiB for 8 facts, {facts[1]} for 32, {facts[2]} for 96" in page
+    rows_64, rows_256 = (mib(f"rows_per_batch {n}") for n in (64, 256))
+    assert f"{rows_64} for 8 with `rows_per_batch=64`, {rows_256} with 256" in page
