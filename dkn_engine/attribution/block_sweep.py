@@ -186,7 +186,8 @@ class Blocks:
         mlp = self.layout.mlps[layer]
         blank = self.clean.hidden[layer].new_zeros(n, length, self.layout.d_model)
         if n < len(context):
-            blank = torch.cat([blank, at(self._known[layer], context[n:])])
+            known = at(self._known[layer], context[n:])
+            blank = torch.cat([blank.to(known.device), known])
         return run_in_part(mlp, rows, blank)
 
     def _know(self, layer: int, output: Tensor, context: Tensor) -> None:

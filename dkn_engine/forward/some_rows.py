@@ -29,15 +29,17 @@ def run_in_part(mlp: Mlp, rows: Tensor, elsewhere: Tensor) -> list[RemovableHand
         rows: int64 ``[k]``, entry * T + position.
         elsewhere: ``[n, T, d]``, its output at the other positions.
     """
-    shape, rows = elsewhere.shape[:2], rows.to(elsewhere.device)
+    shape = elsewhere.shape[:2]
 
+    # On the MLP's device, which in a split model need not be that of what enters its layer.
     def pick(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        picked = by_position(args[0], shape).flatten(0, 1)[rows]
+        picked = by_position(args[0], shape).flatten(0, 1)[rows.to(args[0].device)]
         return (picked if args[0].ndim == 2 else picked.unsqueeze(0), *args[1:])
 
     def spread(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
-        found = elsewhere.flatten(0, 1).index_copy(
-            0, rows, output.reshape(len(rows), output.shape[-1])
+        known = elsewhere.to(output.device).flatten(0, 1)
+        found = known.index_copy(
+            0, rows.to(output.device), output.reshape(len(rows), output.shape[-1])
         )
         return found if output.ndim == 2 else found.view_as(elsewhere)
 

@@ -344,7 +344,7 @@ class Program:
     """The program with the planted model and its facts."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, model: Any, tmp_path: Any) -> None:
-        monkeypatch.setattr(load, "load_model", lambda *_: (model, words_tokenizer()))
+        monkeypatch.setattr(load, "load_model", lambda *_, **_more: (model, words_tokenizer()))
         self.facts = tmp_path / "facts.jsonl"
         self.write(FACTS)
 

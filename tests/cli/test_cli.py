@@ -165,9 +165,9 @@ def test_find_passes_its_options_on(
     loaded: list[Any] = []
     original = load.load_model
 
-    def watched(*how: Any) -> Any:
+    def watched(*how: Any, **more: Any) -> Any:
         loaded.append(how)
-        return original(*how)
+        return original(*how, **more)
 
     monkeypatch.setattr(load, "load_model", watched)
     code = given.find(
@@ -310,7 +310,7 @@ def test_other_settings_in_the_same_directory_are_refused_before_the_model_is_lo
     assert given.find(run, "--quiet", "--model", str(save(tmp_path / "other", 0.02))) == 2
     assert f"model: was {given.model}" in one_error_line(capsys)
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **_more: object) -> None:
         raise AssertionError("the model is loaded")
 
     monkeypatch.setattr(load, "load_model", fail)
@@ -390,7 +390,7 @@ def test_model_that_cannot_be_loaded_is_one_line(
     error: Exception,
     message: str,
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **_more: object) -> None:
         raise error
 
     monkeypatch.setattr(load, "load_model", fail)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import dkn_engine as dkn
 from dkn_engine.config import Config, FilterConfig
-from dkn_engine.degeneracy import edited_answers, gates
+from dkn_engine.degeneracy import gates, prompt_batch
 from dkn_engine.degeneracy.covering_groups import Drops, Groups, covering_groups
 from dkn_engine.degeneracy.local_drops import suppressed_sets
 from dkn_engine.errors import UserError
@@ -210,7 +210,7 @@ def test_searches_of_a_chunk_ask_together(model: Any, monkeypatch: pytest.Monkey
         passes.append(args)
         return own(*args)
 
-    monkeypatch.setattr(edited_answers, "row_gates", counted)
+    monkeypatch.setattr(prompt_batch, "row_gates", counted)
     config = CONFIG.set("filter.n_random_searches", 0)
     results(model, [EITHER.fact], config)
     alone = len(passes)
