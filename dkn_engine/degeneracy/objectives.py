@@ -139,15 +139,16 @@ def reading_of(objective: Objective | None, sequences: Sequence[AnswerSequence])
 def _places(one: AnswerSequence, free: bool) -> list[object]:
     """For each of an answer's tokens what tells where it is predicted from other places.
 
-    Of answers to one prompt: the tokens that enter the model up to there, or, of an encoder, all of
-    them and where. An edited model's own tokens are the same for every answer.
+    Of answers to one prompt: the tokens that enter the model up to there, those of an encoder in
+    front included, or, of an encoder alone, all of them and where. An edited model's own tokens are
+    the same for every answer.
     """
     if free:
         return list(range(len(one.targets)))
     at = one.predicted_at()
     if one.masks:
         return list(zip(one.steps or (one.ids,) * len(at), at, strict=True))
-    return [one.ids[: last + 1] for last in at]
+    return [(one.source, one.ids[: last + 1]) for last in at]
 
 
 def tables(terms: Sequence[Terms], device: torch.device) -> tuple[Tensor, NDArray[np.float64]]:

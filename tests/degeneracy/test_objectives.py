@@ -12,7 +12,7 @@ import torch
 from dkn_engine.config import FactsConfig
 from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import Edit, nothing, suppress
-from dkn_engine.degeneracy.objectives import Objective
+from dkn_engine.degeneracy.objectives import Objective, reading_of
 from dkn_engine.degeneracy.questions import Asked
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence
@@ -305,3 +305,17 @@ def test_longer_wrong_answers_climb_for_the_questions_that_want_them_alone(
     climbed.clear()
     prompts.with_objective([replace(plain, objective=True)])
     assert sum(climbed) > n_rows[0]
+
+
+@pytest.mark.parametrize("source", [(5, 40, 8), (5, 40, 9)])
+def test_a_wrong_answer_in_another_text_of_the_encoder_has_its_own_place(
+    source: tuple[int, ...],
+) -> None:
+    """As where a tokenizer joins an answer with what is beside its blank."""
+    own = AnswerSequence((0, 40), 2, (3,), source=(5, 40, 8))
+    fact = replace(own, against=(replace(own, targets=(7,), source=source),))
+    reading = reading_of(Objective("logit_difference"), [fact])
+    if source == own.source:
+        assert reading.terms == [[{3: 1.0, 7: -1.0}]]
+    else:
+        assert reading.terms == [[{3: 1.0}], [{7: -1.0}]]
