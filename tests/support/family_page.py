@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import transformers
@@ -48,20 +48,27 @@ def rendered(outcomes: Sequence[Outcome]) -> str:
     return "\n\n".join(parts)
 
 
-def rows_of_the_page() -> list[tuple[str, str]]:
-    """Kinds and their rows."""
-    part = PAGE.read_text("utf-8").split(BEGIN)[1].split(END)[0]
+def rows_between(begin: str, end: str) -> list[tuple[str, str]]:
+    """Kinds and their rows, of the part of the page between two lines."""
+    part = PAGE.read_text("utf-8").split(begin)[1].split(end)[0]
     return re.findall(r"^(?=\| `(\S+)` )(.*)$", part, re.M)
 
 
-def main() -> None:
+def write_between(begin: str, end: str, kinds: Iterable[str], of: Callable[[str], Outcome]) -> None:
+    """Write that part anew, by the outcome ``of`` every kind."""
     transformers.logging.set_verbosity_error()
     warnings.simplefilter("ignore")
-    before, rest = PAGE.read_text("utf-8").split(BEGIN)
-    text = rendered([outcome(kind) for kind in families()])
-    page = f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}"
+    before, rest = PAGE.read_text("utf-8").split(begin)
+    page = (
+        f"{before}{begin}\n\n{rendered([of(kind) for kind in kinds])}\n\n{end}{rest.split(end)[1]}"
+    )
     PAGE.write_text(page, encoding="utf-8", newline="")
 
 
+def rows_of_the_page() -> list[tuple[str, str]]:
+    """Kinds and their rows."""
+    return rows_between(BEGIN, END)
+
+
 if __name__ == "__main__":
-    main()
+    write_between(BEGIN, END, families(), outcome)

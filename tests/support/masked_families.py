@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 import warnings
 from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -22,25 +21,20 @@ from transformers.models.auto.modeling_auto import (
 
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.config import AttributionConfig
-from dkn_engine.degeneracy.edited_answers import Prompts
-from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.errors import UnsupportedModelError
-from dkn_engine.forward.contexts import AnswerSequence
-from dkn_engine.models.guest import hooks
-from dkn_engine.models.layout import Layout, find_layout
+from dkn_engine.models.layout import find_layout
 from dkn_engine.models.shared_layers import separate_layers
 from tests.support.families import options
 from tests.support.family_outcomes import Outcome
-from tests.support.family_page import PAGE, rendered
+from tests.support.family_page import rows_between, write_between
+from tests.support.plain_passes import brute_force, suppression
 from tests.support.tiny import redraw, relative_error
 from tests.support.tiny_encoders import masked
 
 BEGIN, END = "<!-- written by tests/support/masked_families.py -->", "<!-- end of encoders -->"
 ASKED = (masked(2, 2, 3, seed=1), masked(3, 1, 1, seed=2))
-OFF = (0, 3, 7)
 _HOW = {"blocks": "in blocks", "general": "by full forward passes"}
 _MOST = 160  # characters of a sentence on the page
-_ALPHAS = (0.0, 1 / 3, 2 / 3)
 # What single ones need beside.
 _MORE: dict[str, dict[str, Any]] = {
     "convbert": {"head_ratio": 2},
@@ -91,13 +85,14 @@ def outcome(kind: str) -> Outcome:
         found = attribute_chunk(model, layout, ASKED, config)
     except UnsupportedModelError as error:
         return Outcome(kind, name, "refused", short(str(error)))
-    downs = [mlp.down for mlp in layout.mlps]
     apart = [
-        relative_error(scores, brute_force(model, downs, one, layout.width))
+        relative_error(scores, brute_force(model, layout, one))
         for scores, one in zip(found.scores, ASKED, strict=True)
     ]
     words = layout.name_of(0, layout.mlps[0].down).replace("[0]", "[i]")
-    return Outcome(kind, name, _HOW[found.path], words, max(*apart, suppression(model, layout)))
+    return Outcome(
+        kind, name, _HOW[found.path], words, max(*apart, suppression(model, layout, ASKED))
+    )
 
 
 def short(text: str) -> str:
@@ -106,70 +101,10 @@ def short(text: str) -> str:
     return line if len(line) <= _MOST else line[:_MOST].rsplit(" ", 1)[0] + " …"
 
 
-def brute_force(model: Any, downs: list[Any], one: AnswerSequence, width: int) -> Tensor:
-    """Scores ``[L, F]`` from zero by the left rule: a forward and a backward a point."""
-    total = torch.zeros(len(downs), width, dtype=torch.float64)
-    for at, target in zip(one.masks, one.targets, strict=True):
-        for layer, down in enumerate(downs):
-            for alpha in _ALPHAS:
-                kept: list[Tensor] = []
-
-                def scale(
-                    _m: nn.Module,
-                    args: tuple[Tensor, ...],
-                    at: int = at,
-                    alpha: float = alpha,
-                    kept: list[Tensor] = kept,
-                ) -> tuple[Tensor, ...]:
-                    x = args[0].detach().reshape(-1, width)[at]
-                    kept.extend((x, (alpha * x).requires_grad_(True)))
-                    whole = args[0].reshape(-1, width).clone()
-                    whole[at] = kept[1]
-                    return (whole.view_as(args[0]), *args[1:])
-
-                with hooks([down.register_forward_pre_hook(scale)]):
-                    logits = model(input_ids=torch.tensor([one.ids])).logits[0, at]
-                p = logits.softmax(-1)[target]
-                (gradient,) = torch.autograd.grad(p, kept[1])
-                total[layer] += kept[0] * gradient / len(_ALPHAS)
-    return total / len(one.targets)
-
-
-def suppression(model: Any, layout: Layout) -> float:
-    """How far probabilities with some neurons of every layer off are from plain forwards'."""
-    off = [[layer, index] for layer in range(layout.n_layers) for index in OFF]
-    found = Prompts(model, layout, ASKED).probabilities([suppress(off)])
-    expected = []
-    for one in ASKED:
-        p = 1.0
-        for at, target in zip(one.masks, one.targets, strict=True):
-
-            def clear(_m: nn.Module, args: tuple[Tensor, ...], at: int = at) -> Any:
-                x = args[0].clone()
-                x.view(-1, x.shape[-1])[at, list(OFF)] = 0
-                return (x, *args[1:])
-
-            with hooks([m.down.register_forward_pre_hook(clear) for m in layout.mlps]):
-                logits = model(input_ids=torch.tensor([one.ids])).logits[0, at]
-            p *= logits.softmax(-1)[target].item()
-        expected.append(p)
-    return relative_error(found[0], expected)
-
-
 def rows_of_the_page() -> list[tuple[str, str]]:
     """Kinds and their rows."""
-    part = PAGE.read_text("utf-8").split(BEGIN)[1].split(END)[0]
-    return re.findall(r"^(?=\| `(\S+)` )(.*)$", part, re.M)
-
-
-def main() -> None:
-    transformers.logging.set_verbosity_error()
-    warnings.simplefilter("ignore")
-    before, rest = PAGE.read_text("utf-8").split(BEGIN)
-    text = rendered([outcome(kind) for kind in encoders()])
-    page = f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}"
-    PAGE.write_text(page, encoding="utf-8", newline="")
+    return rows_between(BEGIN, END)
 
 
 if __name__ == "__main__":
-    main()
+    write_between(BEGIN, END, encoders(), outcome)

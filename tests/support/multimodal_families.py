@@ -5,10 +5,6 @@
 
 from __future__ import annotations
 
-import re
-import warnings
-
-import transformers
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
@@ -17,7 +13,7 @@ from transformers.models.auto.modeling_auto import (
 from tests.support.families import families
 from tests.support.family_outcomes import Outcome
 from tests.support.family_outcomes import outcome as outcome_of
-from tests.support.family_page import PAGE, rendered
+from tests.support.family_page import rows_between, write_between
 from tests.support.seq2seq_families import encoder_decoders
 
 BEGIN = "<!-- written by tests/support/multimodal_families.py -->"
@@ -37,18 +33,8 @@ def outcome(kind: str) -> Outcome:
 
 def rows_of_the_page() -> list[tuple[str, str]]:
     """Kinds and their rows."""
-    part = PAGE.read_text("utf-8").split(BEGIN)[1].split(END)[0]
-    return re.findall(r"^(?=\| `(\S+)` )(.*)$", part, re.M)
-
-
-def main() -> None:
-    transformers.logging.set_verbosity_error()
-    warnings.simplefilter("ignore")
-    text = rendered([outcome(kind) for kind in multimodal()])
-    before, rest = PAGE.read_text("utf-8").split(BEGIN)
-    page = f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}"
-    PAGE.write_text(page, encoding="utf-8", newline="")
+    return rows_between(BEGIN, END)
 
 
 if __name__ == "__main__":
-    main()
+    write_between(BEGIN, END, multimodal(), outcome)

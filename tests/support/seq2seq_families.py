@@ -7,28 +7,25 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 import warnings
 from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.config import AttributionConfig
-from dkn_engine.degeneracy.edited_answers import Prompts
-from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.errors import UnsupportedModelError
 from dkn_engine.forward.contexts import AnswerSequence
-from dkn_engine.models.guest import hooks
-from dkn_engine.models.layout import Layout, find_layout
+from dkn_engine.models.layout import find_layout
 from tests.support.families import options
 from tests.support.family_outcomes import Outcome
-from tests.support.family_page import PAGE, rendered
-from tests.support.masked_families import OFF, short
+from tests.support.family_page import rows_between, write_between
+from tests.support.masked_families import short
+from tests.support.plain_passes import brute_force, read, suppression
 from tests.support.tiny import VOCABULARY, redraw, relative_error
 
 BEGIN = "<!-- written by tests/support/seq2seq_families.py -->"
@@ -41,7 +38,6 @@ ASKED = (
 )
 _HOW = {"blocks": "in blocks", "general": "by full forward passes"}
 _DTYPES = {"fsmt": torch.float32}  # it does not run in float64
-_ALPHAS = (0.0, 1 / 3, 2 / 3)
 _T5 = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
 # What single ones need beside.
 _MORE: dict[str, dict[str, Any]] = {
@@ -77,15 +73,8 @@ def encoder_decoder(kind: str, dtype: torch.dtype = torch.float64, **changes: An
         redraw(model)
         model = model.to(dtype).eval()
         with torch.no_grad():
-            model(**_read(ASKED[0]))
+            model(**read(ASKED[0]))
     return model  # type: ignore[no-any-return]  # of transformers
-
-
-def _read(one: AnswerSequence) -> dict[str, Tensor]:
-    return {
-        "input_ids": torch.tensor([one.source]),
-        "decoder_input_ids": torch.tensor([one.ids]),
-    }
 
 
 def outcome(kind: str) -> Outcome:
@@ -106,73 +95,15 @@ def outcome(kind: str) -> Outcome:
         for scores, one in zip(found.scores, ASKED, strict=True)
     ]
     words = layout.name_of(0, layout.mlps[0].down).replace("[0]", "[i]")
-    return Outcome(kind, name, _HOW[found.path], words, max(*apart, suppression(model, layout)))
-
-
-def brute_force(model: Any, layout: Layout, one: AnswerSequence) -> Tensor:
-    """Scores ``[L, F]`` from zero by the left rule: a whole forward and a backward a point."""
-    total = torch.zeros(layout.n_layers, layout.width, dtype=torch.float64)
-    for at, target in zip(one.predicted_at(), one.targets, strict=True):
-        for layer, mlp in enumerate(layout.mlps):
-            for alpha in _ALPHAS:
-                kept: list[Tensor] = []
-
-                def scale(
-                    _m: nn.Module,
-                    args: tuple[Tensor, ...],
-                    at: int = at,
-                    alpha: float = alpha,
-                    kept: list[Tensor] = kept,
-                ) -> tuple[Tensor, ...]:
-                    x = args[0].detach().reshape(-1, layout.width)[at]
-                    kept.extend((x, (alpha * x).requires_grad_(True)))
-                    whole = args[0].reshape(-1, layout.width).clone()
-                    whole[at] = kept[1]
-                    return (whole.view_as(args[0]), *args[1:])
-
-                with hooks([mlp.down.register_forward_pre_hook(scale)]):
-                    logits = model(**_read(one)).logits[0, at]
-                p = logits.softmax(-1)[target]
-                (gradient,) = torch.autograd.grad(p, kept[1])
-                total[layer] += kept[0] * gradient / len(_ALPHAS)
-    return total / len(one.targets)
-
-
-def suppression(model: Any, layout: Layout) -> float:
-    """How far probabilities with some neurons of every layer off are from plain forwards'."""
-    off = [[layer, index] for layer in range(layout.n_layers) for index in OFF]
-    found = Prompts(model, layout, ASKED).probabilities([suppress(off)])
-    expected = []
-    for one in ASKED:
-        p = 1.0
-        for at, target in zip(one.predicted_at(), one.targets, strict=True):
-
-            def clear(_m: nn.Module, args: tuple[Tensor, ...], at: int = at) -> Any:
-                x = args[0].clone()
-                x.view(-1, x.shape[-1])[at, list(OFF)] = 0
-                return (x, *args[1:])
-
-            with hooks([m.down.register_forward_pre_hook(clear) for m in layout.mlps]):
-                logits = model(**_read(one)).logits[0, at]
-            p *= logits.softmax(-1)[target].item()
-        expected.append(p)
-    return relative_error(found[0], expected)
+    return Outcome(
+        kind, name, _HOW[found.path], words, max(*apart, suppression(model, layout, ASKED))
+    )
 
 
 def rows_of_the_page() -> list[tuple[str, str]]:
     """Kinds and their rows."""
-    part = PAGE.read_text("utf-8").split(BEGIN)[1].split(END)[0]
-    return re.findall(r"^(?=\| `(\S+)` )(.*)$", part, re.M)
-
-
-def main() -> None:
-    transformers.logging.set_verbosity_error()
-    warnings.simplefilter("ignore")
-    before, rest = PAGE.read_text("utf-8").split(BEGIN)
-    text = rendered([outcome(kind) for kind in encoder_decoders()])
-    page = f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}"
-    PAGE.write_text(page, encoding="utf-8", newline="")
+    return rows_between(BEGIN, END)
 
 
 if __name__ == "__main__":
-    main()
+    write_between(BEGIN, END, encoder_decoders(), outcome)
