@@ -19,7 +19,7 @@ from dkn_engine.forward.continuation import ByText, Continuation, Tokens
 from dkn_engine.forward.prefill import position_logits
 from dkn_engine.models.devices import input_device
 from dkn_engine.models.guest import guest
-from dkn_engine.models.layout import is_encoder, is_encoder_decoder, text_config
+from dkn_engine.models.kinds import is_encoder, is_encoder_decoder, text_config
 from dkn_engine.models.masked_answers import encode_masked_answer
 from dkn_engine.models.tokens import encode_fact
 from dkn_engine.models.written_answers import decoder_inputs, encode_written_answer

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from dkn_engine.forward.prefill import position_logits
 from dkn_engine.forward.stand_ins import beside_nothing
 from dkn_engine.models.devices import is_offloaded
-from dkn_engine.models.layout import Layout, text_config
+from dkn_engine.models.kinds import text_config
+from dkn_engine.models.layout import Layout
 from dkn_engine.models.readable import plain_weight
 from dkn_engine.models.torch_internals import children, replaced
 from dkn_engine.ops.answer_probability import Head, Tail

@@ -19,7 +19,8 @@ from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.prefill import POSITION_ARGUMENTS, position_logits
 from dkn_engine.models.devices import input_device
 from dkn_engine.models.guest import guest, hooks
-from dkn_engine.models.layout import find_layout, is_encoder
+from dkn_engine.models.kinds import is_encoder
+from dkn_engine.models.layout import find_layout
 from dkn_engine.models.model_lock import locked
 from dkn_engine.models.torch_internals import floating_tensors
 

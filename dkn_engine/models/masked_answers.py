@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dkn_engine.config import Config, FactsConfig
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts.blanks import around_blank
-from dkn_engine.models.layout import is_encoder, is_encoder_decoder
+from dkn_engine.models.kinds import is_encoder, is_encoder_decoder
 from dkn_engine.models.tokens import (
     encode_prompt,
     encode_text,

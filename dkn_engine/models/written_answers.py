@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dkn_engine.config import FactsConfig
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts.blanks import in_front_of_blank
-from dkn_engine.models.layout import text_config
+from dkn_engine.models.kinds import text_config
 from dkn_engine.models.masked_answers import Sentence, encode_sentence
 from dkn_engine.models.tokens import (
     encode_text,
