@@ -17,6 +17,7 @@ from dkn_engine.config import Config
 from dkn_engine.facts.scan import scan
 from dkn_engine.models.fingerprint import Identity
 from dkn_engine.store import RunDirectory, read_results, read_tables
+from dkn_engine.store.plan import Plan
 from dkn_engine.store.tables import chunk_files
 from dkn_engine.types import Component, Drops, Fact, FactResult
 
@@ -79,6 +80,7 @@ def main(counts: list[int]) -> None:
                 config=config,
                 identity=Identity("made up", "none"),
                 facts=scan(facts, 16 * size),
+                plan=Plan(n, size),
                 versions={},
             ) as run:
                 for chunk in run.plan.chunks:

@@ -250,7 +250,7 @@ def on_disk(
         identity=identity,
         mask_token=mask_token_text(tokenizer, run.config.attribution),
         facts=run.scanned,
-        shard=run.plan.shard,
+        plan=run.plan,
         versions=versions(),
     ) as directory:
 

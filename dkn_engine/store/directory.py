@@ -23,7 +23,7 @@ from dkn_engine.store.chunks import (
 )
 from dkn_engine.store.open_place import RunPath, place_of
 from dkn_engine.store.places import Lock, Place
-from dkn_engine.store.plan import WHOLE, Plan, Shard
+from dkn_engine.store.plan import WHOLE, Plan
 from dkn_engine.store.reader import Reader, listed
 from dkn_engine.store.schema import TABLES
 from dkn_engine.types import FactResult
@@ -69,9 +69,9 @@ class RunDirectory:
         config: Config,
         identity: Identity,
         facts: Scan,
+        plan: Plan,
         versions: Mapping[str, Any],
         mask_token: str | None = None,
-        shard: Shard = WHOLE,
     ) -> RunDirectory:
         """Create a run directory, or continue one of the same run.
 
@@ -85,15 +85,14 @@ class RunDirectory:
             identity: of the model and its tokenizer.
             facts: number and digest of all facts of the run; of a directory of fewer facts, which
                 are the first of them, the digest of those, too.
+            plan: which chunks the directory is for, and what is in them.
             versions: of what the numbers depend on; noted, and told where a run has others.
             mask_token: for people, which token masked prompt tokens; None where none did.
-            shard: which chunks the directory is for.
 
         Raises:
             RunDirectoryError: the directory belongs to another run (names what differs), another
                 process writes it, or it cannot be one.
         """
-        plan = Plan(facts.n, config.facts_per_chunk, shard=shard, grown=facts.grown)
         new = manifests.build(config, identity, plan, facts.digest, versions, mask_token)
         run = cls.adopt(path, new, facts.digests)
         try:

@@ -6,7 +6,7 @@ is swept together is about equally long, and a run that goes on makes the same c
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
@@ -51,7 +51,7 @@ class Plan:
 
     n_facts: int
     facts_per_chunk: int
-    chunks_per_window: int = field(default_factory=lambda: CHUNKS_PER_WINDOW)
+    chunks_per_window: int = CHUNKS_PER_WINDOW
     shard: Shard = WHOLE
     grown: tuple[int, ...] = ()
 

@@ -34,6 +34,7 @@ from dkn_engine.report.text import _cut, to_text
 from dkn_engine.statistics.intervals import TOO_FEW, mean_interval
 from dkn_engine.statistics.words import interval
 from dkn_engine.store import RunDirectory
+from dkn_engine.store.plan import Plan
 from dkn_engine.types import Component, Drops, Fact, FactResult
 from tests.support.fact_results import known
 
@@ -482,6 +483,7 @@ def test_summary_files_are_written_into_a_run_directory(tmp_path: Path) -> None:
         config=Config(),
         identity=Identity("abc", "demo"),
         facts=scan([fact], 128),
+        plan=Plan(1, 8),
         versions={"torch": "2.13.0"},
     ).close()
     problems = [{"file": "facts.jsonl", "line": 3, "id": None, "reason": "empty answer"}]

@@ -28,7 +28,7 @@ from dkn_engine.facts.scan import scan
 from dkn_engine.models.fingerprint import Identity
 from dkn_engine.store import RunDirectory, count_done, iter_results, read_manifest, read_results
 from dkn_engine.store.checks import misfit
-from dkn_engine.store.plan import CHUNKS_PER_WINDOW, Shard
+from dkn_engine.store.plan import CHUNKS_PER_WINDOW, WHOLE, Plan, Shard
 from dkn_engine.store.reading import read_tables
 from dkn_engine.store.schema import LATER, TABLES, schema, to_parquet
 from dkn_engine.store.tables import chunk_files, encode
@@ -46,8 +46,10 @@ def open_run(path: Path, **changes: Any) -> RunDirectory:
         "facts": FACTS,
         "versions": {"dkn_engine": "0.1.0"},
     } | changes
-    scanned = scan(arguments["facts"], 2 * CHUNKS_PER_WINDOW)
-    return RunDirectory.open(path, **(arguments | {"facts": scanned}))
+    facts, per_chunk = arguments["facts"], arguments["config"].facts_per_chunk
+    plan = Plan(len(facts), per_chunk, shard=arguments.pop("shard", WHOLE))
+    scanned = scan(facts, 2 * CHUNKS_PER_WINDOW)
+    return RunDirectory.open(path, **(arguments | {"facts": scanned, "plan": plan}))
 
 
 def files_of(facts: Sequence[Fact], start: int = 0) -> dict[str, bytes]:

@@ -8,6 +8,7 @@ it is the writing that they test; those that are killed at any time compute ever
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 import random
@@ -23,16 +24,17 @@ import torch
 
 import dkn_engine as dkn
 from dkn_engine.config import AttributionConfig, Config, FilterConfig
+from dkn_engine.facts.scan import scan
+from dkn_engine.run.pipeline import iter_run, prepare
 from dkn_engine.run.stages import Stages
 from dkn_engine.run.tasks import Task
-from dkn_engine.store import plan
+from dkn_engine.store.plan import Plan
 from tests.run.test_pipeline import parquet
 from tests.support.saved import many_facts
 from tests.support.tiny import tiny
 from tests.support.words import words_tokenizer
 
 torch.set_num_threads(1)
-plan.CHUNKS_PER_WINDOW = 2  # Two windows, the last with one chunk.
 MODEL, TOKENIZER = tiny("llama", torch.float32), words_tokenizer()
 # Cheap, since it is the writing that is tested: the model knows one of these.
 FACTS = [many_facts(MODEL, 9)[i] for i in (0, 2, 3, 4, 6, 8)]
@@ -41,18 +43,23 @@ CONFIG = Config(
     attribution=AttributionConfig(baseline="zero", quadrature="riemann_left", n_steps=2),
     filter=FilterConfig(min_probability=0.02, n_random=1, n_unrelated=0),
 )
+PLAN = Plan(len(FACTS), facts_per_chunk=2, chunks_per_window=2)  # The last window has one chunk.
+RUN = dataclasses.replace(
+    prepare(FACTS, CONFIG), plan=PLAN, scanned=scan(FACTS, window=PLAN.window)
+)
+COMPUTE = Stages.of_task
 
 
-def run(out: Path) -> dkn.Results:
-    return dkn.find_dkns(MODEL, TOKENIZER, FACTS, CONFIG, out)
+def run(out: Path) -> list[dkn.FactResult]:
+    return list(iter_run(MODEL, TOKENIZER, RUN, out))
 
 
 def look_up_chunks(out: Path) -> None:
     """Make a run, and take the results of its chunks from it in all runs from here on."""
-    compute, known = Stages.of_task, {}
+    known = {}
 
     def remembered(stages: Stages, task: Task) -> list[dkn.FactResult]:
-        results = known[tuple(f.id for f in task.facts)] = compute(stages, task)
+        results = known[tuple(f.id for f in task.facts)] = COMPUTE(stages, task)
         return results
 
     def looked_up(_stages: Stages, task: Task) -> list[dkn.FactResult]:
@@ -188,11 +195,10 @@ def kills_at_any_time(out: Path, whole: Path, wanted: int, rng: random.Random) -
 
 def main(folder: str, wanted: str) -> None:
     whole, out, rng = Path(folder) / "whole", Path(folder) / "run", random.Random(0)
-    compute = Stages.results
     look_up_chunks(whole)
     gc.freeze()  # Or each child's first collection would copy all that it shares.
     of_steps, n_steps = kills_at_steps(out, whole, 2 * int(wanted) // 3, rng)
-    Stages.results = compute  # type: ignore[method-assign]
+    Stages.of_task = COMPUTE  # type: ignore[method-assign]
     kills = of_steps + kills_at_any_time(out, whole, int(wanted) - of_steps, rng)
     gc.unfreeze()
     sys.stdout.write(f"{kills} kills, {n_steps} steps\n")
