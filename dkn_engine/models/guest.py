@@ -49,16 +49,19 @@ def guest(model: nn.Module, *, grad: bool, shown: bool = True) -> Iterator[None]
         torch.inference_mode(False),
         torch.set_grad_enabled(grad),
     ):
-        if any(p.is_inference() for p in model.parameters()):
+        # Walked once: on a small model the walk is a good part of a stage's time.
+        modules = list(model.modules())
+        # By place: a weight that is offloaded is another object after each forward.
+        places = [(m._parameters, name) for m in modules for name in m._parameters]
+        weights = [own[name] for own, name in places]
+        if any(w is not None and w.is_inference() for w in weights):
             raise UnsupportedModelError(
                 "model: its weights were created inside torch.inference_mode(), which autograd "
                 "cannot use; load the model outside of it"
             )
-        training = [m for m in model.modules() if m.training]
-        # By place: a weight that is offloaded is another object after each forward.
-        places = [(m._parameters, name) for m in model.modules() for name in m._parameters]
+        training = [m for m in modules if m.training]
         trainable = [(own, n) for own, n in places if getattr(own[n], "requires_grad", False)]
-        packing = [m for m in model.modules() if vars(m).get(_PACKS)]
+        packing = [m for m in modules if vars(m).get(_PACKS)]
         try:
             for module in packing:
                 setattr(module, _PACKS, False)

@@ -107,7 +107,7 @@ def _parts(model: nn.Module) -> Iterator[Any]:
         config = getattr(module, "config", None)
         if hasattr(config, "_attn_implementation_internal"):
             yield config
-    yield from model.parameters()
+        yield from (p for p in module._parameters.values() if p is not None)
 
 
 def _lock_of(part: Any) -> _Lock | None:

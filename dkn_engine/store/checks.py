@@ -21,11 +21,12 @@ def other_columns(found: pa.Schema, name: str) -> str | None:
     """Why a file's columns are not those of a table, or None; later ones may be absent."""
     import pyarrow as pa
 
-    expected = pa.schema([f for f in schema(name) if f.name in found.names or f.name not in LATER])
+    there = set(found.names)
+    expected = pa.schema([f for f in schema(name) if f.name in there or f.name not in LATER])
     if found.equals(expected):
         return None
     for field in expected:
-        if field.name not in found.names:
+        if field.name not in there:
             return f"has no column {field.name!r}"
         if found.field(field.name).type != field.type:
             return (
@@ -38,10 +39,12 @@ def with_later_columns(table: pa.Table, name: str) -> pa.Table:
     """A table as an older version wrote it, with the columns of today; the later ones are empty."""
     import pyarrow as pa
 
-    for field in schema(name):
-        if field.name not in table.column_names:
+    wanted = schema(name)
+    there = set(table.column_names)
+    for field in wanted:
+        if field.name not in there:
             table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-    return table.select(schema(name).names)
+    return table.select(wanted.names)
 
 
 def misfit(tables: Mapping[str, pa.Table]) -> tuple[str, str] | None:

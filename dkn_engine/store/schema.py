@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import TYPE_CHECKING
 
 from dkn_engine.types import Column, Component, Drops, FactResult
@@ -59,6 +60,7 @@ LATER_COUNTS = tuple(n for n, c in OWN_COLUMNS.items() if c.later and c.kind == 
 MAY_BE_NULL = {name: {c.name for c in of if c.nullable} for name, of in COLUMNS.items()}
 
 
+@cache
 def schema(table: str) -> pa.Schema:
     """The Arrow schema of a table; the same in every chunk."""
     import pyarrow as pa
