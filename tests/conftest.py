@@ -36,6 +36,19 @@ def _still_one_thread() -> Iterator[None]:
     assert torch is None or torch.get_num_threads() == 1
 
 
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of the engine are forks of a process that has imported everything, not fresh ones.
+
+    What they are sent and say is the same, and so is how they end; that fresh ones work too is
+    tested in tests/run/test_workers.py.
+    """
+    from dkn_engine.run.workers.processes import WorkerPool
+    from tests.support.forked import forks
+
+    monkeypatch.setattr(WorkerPool, "context", forks())
+
+
 # Files that take long, the longest first; make test gives them out in this order.
 LONGEST = (
     "ops/kernels/test_interpreted.py",

@@ -6,8 +6,6 @@ import csv
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from dkn_engine.facts import write_facts
 from dkn_engine.statistics.intervals import Estimate
 from dkn_engine.statistics.table import Comparison, Row
 from dkn_engine.types import Fact
+from tests.support import forked
 from tests.support.pages import Page
 from tests.support.planted import BOTH, EITHER, planted_model
 from tests.support.words import words_tokenizer
@@ -154,13 +153,15 @@ def test_what_is_there_is_not_made_again(
     assert document["not_made"] == {"calm": {}, "noisy": {}}
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_two_processes_make_the_bits_of_one(
     tmp_path: Path, models: tuple[Path, Path], facts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A fresh process of one thread, as each of the two is."""
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     asked = command(alone, [models[0]], facts, "--analyses", *MADE, "--threads", "1")
-    subprocess.run([sys.executable, "-m", "dkn_engine", *asked], check=True, stdout=subprocess.PIPE)
+    done = forked.run(forked.program, *asked)
+    assert done.returncode == 0, done.stderr
     asked = command(shared, [models[0]], facts, "--analyses", *MADE, "--workers", "2")
     assert cli.main([a for a in asked if a != "--quiet"]) == 0
     said = capsys.readouterr().err.splitlines()
@@ -172,6 +173,7 @@ def test_two_processes_make_the_bits_of_one(
     assert len(list(alone.glob("*/*.parquet"))) == len(MADE)
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_what_a_worker_refuses_is_noted_or_raised(
     tmp_path: Path, models: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

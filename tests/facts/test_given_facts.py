@@ -281,6 +281,7 @@ def list_of(some: list[dkn.Fact], _folder: Path) -> list[dkn.Fact]:
     return some
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_workers_take_dicts(model: Any, tmp_path: Path) -> None:
     spec = dkn.ModelSpec(str(save_tiny(tmp_path / "model")), device="cpu")
     given = as_dicts(facts(model)[:2], tmp_path)

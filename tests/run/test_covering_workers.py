@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import pytest
+
 from dkn_engine.run.workers.job import ModelSpec
 from dkn_engine.run.workers.processes import iter_dkns_in_workers
 from tests.degeneracy.test_covering_groups import CONFIG
@@ -13,6 +15,7 @@ from tests.support.planted import BOTH, EITHER, planted_model
 from tests.support.words import words_tokenizer
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_two_workers_find_the_covering_groups_of_one_process(tmp_path: Path) -> None:
     """With the paraphrases that a search may ask, and the null that repeats it."""
     planted_model().save_pretrained(tmp_path / "model")

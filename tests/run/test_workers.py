@@ -6,9 +6,8 @@ import contextlib
 import multiprocessing
 import os
 import re
+import runpy
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,12 +25,8 @@ from dkn_engine.run.workers.job import Job, ModelSpec, device_of
 from dkn_engine.run.workers.pool import MOST_LOSSES
 from dkn_engine.run.workers.processes import WorkerPool, iter_dkns_in_workers
 from tests.run.test_pipeline import CONFIG, assert_equal, parquet
-from tests.support import lives
-from tests.support.saved import many_facts, save_tiny
-from tests.support.tiny import tiny
-from tests.support.words import words_tokenizer
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support import forked, lives
+from tests.support.saved import find_alone, many_facts, save_tiny
 
 
 @pytest.fixture(scope="module")
@@ -39,36 +34,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("model"))
 
 
-def some_facts(folder: Path) -> list[dkn.Fact]:
+@pytest.fixture(scope="module")
+def facts(folder: Path) -> list[dkn.Fact]:
     model, _ = dkn.load_model(folder, device="cpu")
     return [*many_facts(model, 40), dkn.Fact("empty", "w5", " ")]
 
 
 @pytest.fixture(scope="module")
-def facts(folder: Path) -> list[dkn.Fact]:
-    return some_facts(folder)
-
-
-ALONE = """
-import sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-import dkn_engine as dkn
-from tests.run.test_workers import CONFIG, some_facts
-
-folder = Path(sys.argv[1])
-dkn.find_dkns(*dkn.load_model(folder, device="cpu"), some_facts(folder), CONFIG, Path(sys.argv[2]))
-"""
-
-
-@pytest.fixture(scope="module")
-def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(folder: Path, facts: list[dkn.Fact], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run directory of one fresh process with one thread, as each worker is."""
     out = tmp_path_factory.mktemp("run") / "whole"
-    command = [sys.executable, "-c", ALONE, str(folder), str(out)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run(command, cwd=ROOT, env=env, check=True, timeout=120)
+    done = forked.run(find_alone, folder, facts, CONFIG, out)
+    assert done.returncode == 0, done.stderr
     assert {r.status for r in dkn.read_results(out)} == {"ok", "not_known", "skipped"}
     return out
 
@@ -77,6 +54,7 @@ def children() -> list[Any]:
     return multiprocessing.active_children()
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_two_workers_give_the_bits_of_one_process_also_if_one_is_killed(
     folder: Path, facts: list[dkn.Fact], whole: Path, tmp_path: Path
 ) -> None:
@@ -99,6 +77,7 @@ def test_two_workers_give_the_bits_of_one_process_also_if_one_is_killed(
     assert not children()
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_mistakes_are_the_users(folder: Path, facts: list[dkn.Fact], tmp_path: Path) -> None:
     def start(model: Any, **more: Any) -> None:
         options: dict[str, Any] = {"out": tmp_path / "run", "workers": 1, **more}
@@ -120,9 +99,12 @@ def test_mistakes_are_the_users(folder: Path, facts: list[dkn.Fact], tmp_path: P
 
 
 @contextlib.contextmanager
-def pool(life: Any, n: int = 2) -> Iterator[WorkerPool]:
+def pool(life: Any, context: Any = None) -> Iterator[WorkerPool]:
+    """Two workers; forks, if they are not to be started in another way."""
     job: Any = None
-    with WorkerPool(job, n, life) as found:
+    some = WorkerPool(job, 2, life)
+    some.context = context or forked.forks()
+    with some as found:
         yield found
     assert not children()
 
@@ -131,9 +113,12 @@ def tasks(n: int) -> Iterator[Task]:
     return iter([Task(i, (i,), ()) for i in range(n)])
 
 
-@pytest.mark.parametrize("life", [lives.works, lives.dies_now_and_then])
-def test_every_chunk_is_computed_once(life: Any) -> None:
-    with pool(life) as some:
+@pytest.mark.parametrize(
+    ("life", "context"),
+    [(lives.works, WorkerPool.context), (lives.works, None), (lives.dies_now_and_then, None)],
+)
+def test_every_chunk_is_computed_once(life: Any, context: Any) -> None:
+    with pool(life, context) as some:
         identity: object = some.identity()
         assert identity == "model"
         found = sorted(some.compute(tasks(12)))
@@ -245,9 +230,8 @@ def command(folder: Path, facts: list[dkn.Fact], tmp_path: Path, *more: str) -> 
     file = tmp_path / "facts.jsonl"
     write_facts(file, [f for f in facts if f.answer])
     return [
-        *[sys.executable, "-m", "dkn_engine", "find", "--model", str(folder), "--device", "cpu"],
-        *["--facts", str(file), "--out", str(tmp_path / "run"), "--set", "facts_per_chunk=2"],
-        *["--workers", "2", *more],
+        *["find", "--model", str(folder), "--device", "cpu", "--facts", str(file)],
+        *["--out", str(tmp_path / "run"), "--set", "facts_per_chunk=2", "--workers", "2", *more],
     ]
 
 
@@ -267,42 +251,37 @@ def processes_of(group: int) -> list[int]:
 def test_ctrl_c_ends_all_processes_in_one_line(
     folder: Path, facts: list[dkn.Fact], tmp_path: Path
 ) -> None:
-    with subprocess.Popen(
-        command(folder, facts, tmp_path, "--quiet"),
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        start_new_session=True,
-        # A shell's background jobs, such as these tests may be, ignore Ctrl-C, and hand that on.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:
-        deadline = time.monotonic() + 60
-        while not list(tmp_path.glob("run/facts-*.parquet")) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    """The workers are fresh processes, as those of users are."""
+    err = tmp_path / "err"
+    asked = command(folder, facts, tmp_path, "--quiet")
+    process = forked.start(forked.program, *asked, stdout=tmp_path / "out", stderr=err)
+    assert process.pid is not None
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("run/facts-*.parquet")) and time.monotonic() < deadline:
+        assert process.is_alive(), err.read_text()
+        time.sleep(0.02)
+    assert len(processes_of(process.pid)) >= 3
+    os.killpg(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 130
     said = r"dkn-engine: interrupted; \d+ of 40 facts are on disk; give the same command again .*\n"
-    assert re.fullmatch(said, err), err
+    assert re.fullmatch(said, err.read_text()), err.read_text()
     deadline = time.monotonic() + 10  # The tracker of multiprocessing ends a moment later.
     while processes_of(process.pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert processes_of(process.pid) == []
 
 
-def test_a_script_without_a_guard_is_told_of_it(tmp_path: Path) -> None:
-    tiny("gpt2", torch.float32).save_pretrained(tmp_path / "model")
-    words_tokenizer().save_pretrained(tmp_path / "model")
+@pytest.mark.usefixtures("forked_workers")
+def test_a_script_without_a_guard_is_told_of_it(folder: Path, tmp_path: Path) -> None:
+    """Each worker runs the script of its parent first, and so begins workers of its own."""
     script = tmp_path / "script.py"
     script.write_text(
         "import dkn_engine as dkn\n"
         "facts = [dkn.Fact('a', 'w5 w9', 'w13')]\n"
-        "model = dkn.ModelSpec('model', 'cpu', 'float32', 1)\n"
+        f"model = dkn.ModelSpec({str(folder)!r}, 'cpu', 'float32', 1)\n"
         "list(dkn.iter_dkns_in_workers(model, facts, out='run', workers=1))\n"
     )
-    done = subprocess.run(
-        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
-    last = done.stderr.strip().splitlines()[-1]
-    assert "must guard its entry with if __name__ == '__main__':" in last
-    assert "memory" not in last
+    with pytest.raises(WorkerError, match=r"must guard its entry with if __name__") as told:
+        runpy.run_path(str(script), run_name="__main__")
+    assert "memory" not in str(told.value)

@@ -20,6 +20,12 @@ def save_tiny(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def find_alone(folder: Path, facts: list[dkn.Fact], config: dkn.Config, out: Path) -> None:
+    """The life of a process that makes a run directory as one worker would, with one thread."""
+    torch.set_num_threads(1)
+    dkn.find_dkns(*dkn.load_model(folder, device="cpu"), facts, config, out)
+
+
 def many_facts(model: Any, n: int, seed: int = 0) -> list[dkn.Fact]:
     """Facts of many lengths: half what the model says itself, half something else."""
     rng = np.random.default_rng(seed)

@@ -10,7 +10,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing import connection as pipes
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from dkn_engine.config import Config
@@ -76,24 +77,30 @@ def iter_run_in_workers(
 
 
 class _Process(Worker):
-    def __init__(self, number: int, process: SpawnProcess, pipe: Connection) -> None:
+    def __init__(self, number: int, process: BaseProcess, pipe: Connection) -> None:
         super().__init__(number)
         self.process, self.pipe = process, pipe
 
 
 class WorkerPool(Pool[_Process]):
-    """``n`` processes of this machine; each runs ``life`` with its pipe, the job and its number."""
+    """``n`` processes of this machine; each runs ``life`` with its pipe, the job and its number.
+
+    Attributes:
+        context: of multiprocessing, by which processes are started. A fork of this process would
+            hold locks of its threads, and could not use a GPU that it has used.
+    """
+
+    context: SpawnContext | ForkServerContext = multiprocessing.get_context("spawn")
 
     def __init__(
         self, job: Job, n: int, life: Callable[[Connection, Job, int], None] | None = None
     ) -> None:
         super().__init__(n)
         self._job, self._life = job, life or serve
-        self._context = multiprocessing.get_context("spawn")
 
     def _start(self, number: int) -> _Process:
-        mine, other = self._context.Pipe()
-        process = self._context.Process(
+        mine, other = self.context.Pipe()
+        process = self.context.Process(
             target=self._life, args=(other, self._job, number), daemon=True, name=f"worker {number}"
         )
         with _without_interrupts():
