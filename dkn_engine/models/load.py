@@ -124,6 +124,8 @@ def _read(source: str | Path, dtype: Any, local: bool, places: Any) -> tuple[Any
     loaded: Any = _auto_class(config).from_pretrained(
         source,
         **there,
+        # Where peft is installed, whether the model is an adapter is asked by itself.
+        adapter_kwargs={"local_files_only": local},
         device_map=places,
         dtype=dtype,
         use_safetensors=True,

@@ -46,7 +46,7 @@ def keep(cache: Path, name: str = NAME) -> Path:
     return save_tiny(folder / "snapshots" / ("a" * 40))
 
 
-def refuse(*_: Any) -> None:
+def refuse(*_: Any, **__: Any) -> None:
     raise AssertionError("the hub is asked")
 
 
@@ -55,6 +55,8 @@ def test_a_model_in_the_cache_needs_no_network(
 ) -> None:
     keep(cache)
     monkeypatch.setattr(socket, "create_connection", refuse)
+    model, tokenizer = load_model(NAME, device="cpu")
+    assert (model.config.vocab_size, tokenizer.vocab_size) == (61, 61)
     asked: list[bool] = []
 
     def read(local: bool) -> str:
