@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import weakref
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,13 @@ import pytest
 
 from dkn_engine.cli import main as cli
 from dkn_engine.store import Snapshot, tables
-from dkn_engine.store.plan import CHUNKS_PER_WINDOW
 from dkn_engine.store.tables import chunk_files
 from dkn_engine.types import Fact, FactResult
 from tests.store.test_store import CONFIG, open_run, result_for
 
-WINDOWS, CARDS = 6, 2
-CHUNK = CONFIG.facts_per_chunk
-WINDOW = CHUNK * CHUNKS_PER_WINDOW
+WINDOWS, CARDS = 4, 2
+CHUNK, CHUNKS = CONFIG.facts_per_chunk, 4
+WINDOW = CHUNK * CHUNKS
 FACTS = [Fact(f"f{i}", f"Prompt {i} is", "so") for i in range(WINDOWS * WINDOW)]
 
 
@@ -36,7 +36,7 @@ def known(fact: Fact) -> FactResult:
 
 def write(path: Path, n: int) -> None:
     """The first ``n`` facts of the run."""
-    with open_run(path, facts=FACTS) as run:
+    with open_run(path, facts=FACTS, chunks_per_window=CHUNKS) as run:
         for chunk in range(n // CHUNK):
             if chunk not in run.done_chunks():
                 positions = range(CHUNK * chunk, CHUNK * (chunk + 1))
@@ -64,18 +64,29 @@ def alive(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("whole")
+    write(path, len(FACTS))
+    return path
+
+
 @pytest.mark.parametrize("more", [[], ["--all"], ["--json"]])
 def test_a_report_holds_one_window(
-    more: list[str], tmp_path: Path, alive: list[int], capsys: pytest.CaptureFixture[str]
+    more: list[str],
+    whole: Path,
+    tmp_path: Path,
+    alive: list[int],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    write(tmp_path, len(FACTS))
-    asked = ["report", str(tmp_path), "--cards", str(CARDS), "--fact-figures", "0", "--quiet"]
+    run = shutil.copytree(whole, tmp_path / "run")
+    asked = ["report", str(run), "--cards", str(CARDS), "--fact-figures", "0", "--quiet"]
     assert cli.main([*asked, *more]) == 0
     assert f"Prompt {len(FACTS) - 1} is" in capsys.readouterr().out or more == []
     assert len(alive) == WINDOWS * (3 if more == ["--json"] else 2)
     # The window before, whose last result is the loop's variable, and the cards of the page.
     assert max(alive) <= WINDOW + 1 + CARDS < len(FACTS)
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = (run / "report.html").read_text(encoding="utf-8")
     assert page.count('<details class="card"') == CARDS
 
 

@@ -47,8 +47,9 @@ def open_run(path: Path, **changes: Any) -> RunDirectory:
         "versions": {"dkn_engine": "0.1.0"},
     } | changes
     facts, per_chunk = arguments["facts"], arguments["config"].facts_per_chunk
-    plan = Plan(len(facts), per_chunk, shard=arguments.pop("shard", WHOLE))
-    scanned = scan(facts, 2 * CHUNKS_PER_WINDOW)
+    per_window = arguments.pop("chunks_per_window", CHUNKS_PER_WINDOW)
+    plan = Plan(len(facts), per_chunk, per_window, arguments.pop("shard", WHOLE))
+    scanned = scan(facts, plan.window)
     return RunDirectory.open(path, **(arguments | {"facts": scanned, "plan": plan}))
 
 
