@@ -326,8 +326,9 @@ class FilterConfig(Section):
             the fact (as long as the layer has others).
         n_regrouped: draws of the control that says what chance finds: the fact's own knowledge
             neurons in groups of the same sizes and layers, put through the same filter. The
-            p-value of a family is never below 1 / (1 + draws). 0: none; nor is there any with
-            ``method="released"``, or of fewer than two candidates.
+            p-value of a family is never below 1 / (1 + draws). A fact without a family has p = 1,
+            and a quarter of the draws (with ``control_precision=0`` all, and a p-value from them).
+            0: none; nor is there any with ``method="released"``, or of fewer than two candidates.
         n_random_searches: with ``topology.clustering="covering"`` that control repeats the search
             so often instead, each time among as many other neurons of the same layers, at the
             search's own cost. 0: none.

@@ -382,7 +382,8 @@ class Degeneracy:
         null_draws: of it; ``null_passing``: in how many of them the filter keeps a family.
         null_p: p-value of the family, (1 + draws that do at least as well) / (1 + draws). A family
             that the filter keeps does better than one that it does not, a greater excess better
-            than a smaller one. NaN without draws.
+            than a smaller one. 1 without a family (with ``control_precision=0`` by the same rule,
+            the excess being that of all candidates); NaN without draws.
         pair_interactions: float32 ``[n (n - 1) / 2]`` in nats, what two of the n located neurons
             lose together beyond what each does by itself; their pairs a < b in the order of
             ``neurons``, by a, then b. As :func:`dkn_engine.interactions` estimates them by

@@ -22,20 +22,37 @@ class FamilySearch:
     Whatever the answers, :func:`dkn_engine.degeneracy.lattice.degenerate_family` is that of the
     whole lattice in the end; the whole, and each member alone, are always asked for.
 
+    With ``any_family`` it ends with the first family that passes, which need not be that one:
+    ``passes`` is what it tells.
+
     Args:
         q: number of members.
         masks: int64, ascending, the subsets that may be asked for; nothing, everything and each
             member alone are among them.
         min_alone, max_none: as in ``degenerate_family``.
+        any_family: whether there is a family is all that is asked.
+
+    Attributes:
+        passes: whether a family passes, of those that have been asked for.
     """
 
-    def __init__(self, q: int, masks: NDArray[np.int64], min_alone: float, max_none: float) -> None:
+    def __init__(
+        self,
+        q: int,
+        masks: NDArray[np.int64],
+        min_alone: float,
+        max_none: float,
+        *,
+        any_family: bool = False,
+    ) -> None:
         self.q, self._min_alone, self._max_none = q, min_alone, max_none
+        self._any_family, self.passes = any_family, False
         self._known: dict[int, float] = {}
         allowed = set(masks.tolist())
         families = ((m, tuple(_facets(m))) for m in allowed if m.bit_count() >= 2)
         self._open = {m: facets for m, facets in families if allowed.issuperset(facets)}
-        self._wanted = sorted({0, (1 << q) - 1, *(1 << i for i in range(q))})
+        whole = set() if any_family else {(1 << q) - 1}
+        self._wanted = sorted({0, *whole, *(1 << i for i in range(q))})
 
     @property
     def wanted(self) -> list[int]:
@@ -65,9 +82,12 @@ class FamilySearch:
             else:
                 del self._open[family]
                 if self._known[family] <= self._max_none * min(known):
-                    least = max(least, family.bit_count())
+                    self.passes, least = True, max(least, family.bit_count())
+        if self.passes and self._any_family:
+            self._open.clear()
         # A smaller family than one that passes is not wanted.
         self._open = {m: f for m, f in self._open.items() if m.bit_count() >= least}
+        asked &= self._open.keys()
         asked |= self._cover({m: f for m, f in undecided.items() if m in self._open})
         self._wanted = sorted(m for m in asked if m not in self._known)
 

@@ -7,9 +7,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dkn_engine.config import FilterConfig
 from dkn_engine.degeneracy.lattice import Lattice, drops
 
+# Of the draws, what a fact gets of which the filter keeps no family.
+_SHARE_WITHOUT = 4
 _SAME = 1e-9  # nats; sums of the same logarithms in another order differ by less
+
+
+def n_draws(config: FilterConfig, has_family: bool) -> int:
+    """How many of ``n_regrouped`` draws are made for a fact.
+
+    Those of a fact without a family tell nothing but how often chance finds one, in a sum over all
+    facts: a quarter of them, unless all are asked for (``control_precision=0``).
+    """
+    few = only_counted(config, has_family)
+    return -(-config.n_regrouped // _SHARE_WITHOUT) if few else config.n_regrouped
+
+
+def only_counted(config: FilterConfig, has_family: bool) -> bool:
+    """Whether all that a fact's draws are asked for is if they have a family."""
+    return config.control_precision > 0 and not has_family
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +62,8 @@ class Null:
     Attributes:
         name: what was drawn; ``draws``: how often; ``passing``: draws of which the filter keeps a
             family.
-        p: (1 + draws that are at least as good) / (1 + draws); NaN without draws.
+        p: (1 + draws that are at least as good) / (1 + draws); NaN without draws, 1 if all that was
+            measured is how often chance finds a family.
     """
 
     name: str
@@ -66,6 +85,11 @@ class Null:
         n, better = len(drawn), sum(one.is_at_least(own) for one in drawn)
         p = (1 + better) / (1 + n) if n else math.nan
         return cls(name, n, sum(one.passes for one in drawn), p)
+
+    @classmethod
+    def of_no_family(cls, name: str, passes: Sequence[bool]) -> Null:
+        """How often draws have a family, of a fact that has none; which of them is not compared."""
+        return cls(name, len(passes), sum(passes), 1.0 if passes else math.nan)
 
     @property
     def fields(self) -> dict[str, Any]:

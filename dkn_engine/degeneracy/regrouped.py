@@ -13,7 +13,7 @@ from dkn_engine.degeneracy.controls import Sets, Suppressed
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.family_search import FamilySearch
 from dkn_engine.degeneracy.lattice import Lattice, degenerate_family
-from dkn_engine.degeneracy.null_draws import Null, Outcome
+from dkn_engine.degeneracy.null_draws import Null, Outcome, n_draws, only_counted
 from dkn_engine.degeneracy.questions import Asked
 from dkn_engine.neurons import encode, union
 
@@ -64,11 +64,12 @@ def regrouped_null(
     config: FilterConfig,
     rng: np.random.Generator,
 ) -> Measurement[Null]:
-    """The outcome of a fact's candidates against those of ``config.n_regrouped`` regroupings.
+    """The outcome of a fact's candidates against those of regroupings.
 
     Every draw goes through the filter that the candidates went through, on the same subsets. What
     is suppressed in several draws, or was among the candidates, is asked for once, so that equal
-    groups have equal figures.
+    groups have equal figures. Of a fact without a family the draws are fewer, and are only asked
+    whether they have one (:func:`dkn_engine.degeneracy.null_draws.n_draws`).
 
     Args:
         asked: the fact's prompt and the candidates.
@@ -80,10 +81,11 @@ def regrouped_null(
     """
     lattice, dkn = found
     pool = union([located, *asked.sets])
-    drawn = [regroup(asked.sets, located, rng) for _ in range(config.n_regrouped)]
+    few = only_counted(config, bool(dkn))
+    drawn = [regroup(asked.sets, located, rng) for _ in range(n_draws(config, bool(dkn)))]
     bits = [_bits(sets, pool) for sets in drawn]
     rule = config.min_alone, config.max_none
-    searches = [FamilySearch(lattice.q, lattice.masks, *rule) for _ in drawn]
+    searches = [FamilySearch(lattice.q, lattice.masks, *rule, any_family=few) for _ in drawn]
     own = _bits(asked.sets, pool)
     there = zip(lattice.masks.tolist(), lattice.probabilities.tolist(), strict=True)
     p = {_joined(own, mask): value for mask, value in there}
@@ -97,6 +99,8 @@ def regrouped_null(
         for search, keys in zip(searches, off, strict=True):
             if keys:
                 search.tell({m: p[k] for m, k in zip(search.wanted, keys, strict=True)})
+    if few:
+        return Null.of_no_family(REGROUPED, [search.passes for search in searches])
     lattices = [search.lattice for search in searches]
     families = [degenerate_family(one, persistence, *rule) for one in lattices]
     outcomes = [Outcome.of(one, family) for one, family in zip(lattices, families, strict=True)]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dkn_engine.config import Config
 from dkn_engine.degeneracy.asked_together import Measurement
 from dkn_engine.degeneracy.edited_answers import Prompts
-from dkn_engine.degeneracy.null_draws import Null, Outcome
+from dkn_engine.degeneracy.null_draws import Null, Outcome, n_draws, only_counted
 from dkn_engine.degeneracy.tree_families import Chosen, tree_family
 from dkn_engine.neurons import encode, sort_neurons
 from dkn_engine.types import Component
@@ -60,7 +60,8 @@ def regrouped_tree_null(
 ) -> Measurement[Null]:
     """The family chosen from a tree against those chosen from it under permuted labels.
 
-    Each of ``config.filter.n_regrouped`` draws costs as many suppressions as the choice itself.
+    Each draw costs as many suppressions as the choice itself. Where no family was chosen the draws
+    are fewer (:func:`dkn_engine.degeneracy.null_draws.n_draws`).
 
     Args:
         prompts, sequence, nodes, config, means: as the choice was made by :func:`tree_family`.
@@ -69,8 +70,10 @@ def regrouped_tree_null(
         rng: of the draws, one after another; more draws begin with the same ones.
     """
     drawn = []
-    for _ in range(config.filter.n_regrouped):
+    for _ in range(n_draws(config.filter, own.passes)):
         other = relabelled(nodes, located, rng)
         one = yield from tree_family(prompts, sequence, other, config, means)
         drawn.append(Outcome(one.passes, one.excess))
+    if only_counted(config.filter, own.passes):
+        return Null.of_no_family(REGROUPED_TREE, [one.passes for one in drawn])
     return Null.of(REGROUPED_TREE, Outcome(own.passes, own.excess), drawn)

@@ -41,10 +41,12 @@ def undefined(q: int, rng: Random) -> np.ndarray:
     return p
 
 
-def searched(lattice: Lattice, min_alone: float, max_none: float) -> tuple[FamilySearch, int]:
+def searched(
+    lattice: Lattice, min_alone: float, max_none: float, *, any_family: bool = False
+) -> tuple[FamilySearch, int]:
     """The search at its end, and its rounds; every mask is asked for once."""
     p = dict(zip(lattice.masks.tolist(), lattice.probabilities.tolist(), strict=True))
-    search = FamilySearch(lattice.q, lattice.masks, min_alone, max_none)
+    search = FamilySearch(lattice.q, lattice.masks, min_alone, max_none, any_family=any_family)
     asked: list[int] = []
     rounds = 0
     while search.wanted:
@@ -72,6 +74,10 @@ def test_few_subsets_tell_the_family(made: Callable[[int, Random], np.ndarray], 
         for members in (expected, range(q)):
             ours, whole = (drops(one.restrict(members)) for one in (search.lattice, lattice))
             assert ours.excess == pytest.approx(whole.excess, abs=0, nan_ok=True)
+        assert search.passes == bool(expected)
+        some, _ = searched(lattice, *rule, any_family=True)
+        assert some.passes == bool(expected)
+        assert len(some.lattice.masks) <= len(search.lattice.masks)
         families.add(len(expected))
     assert q < 2 or made is undefined or len(families) > 1
 

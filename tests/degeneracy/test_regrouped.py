@@ -122,11 +122,14 @@ def outcome(lattice: Lattice, persistence: list[float], rule: FilterConfig) -> O
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("with_means", [False, True])
+@pytest.mark.parametrize("precision", [0.0, 0.02])
 def test_the_null_is_that_of_whole_lattices_by_brute_force(
-    model: Any, prompts: Prompts, seed: int, with_means: bool
+    model: Any, prompts: Prompts, seed: int, with_means: bool, precision: float
 ) -> None:
+    """With a precision, of a fact without a family a quarter of the draws are counted."""
     means = np.random.default_rng(0).normal(size=(N_LAYERS, WIDTH)) if with_means else None
-    persistence, rule = [1.0, 0.9, 0.8], dataclasses.replace(SOME, n_regrouped=12)
+    persistence = [1.0, 0.9, 0.8]
+    rule = dataclasses.replace(SOME, n_regrouped=12, control_precision=precision)
     lattice = lattice_by_force(model, sequences()[1], SETS, means)
     dkn = degenerate_family(lattice, persistence, rule.min_alone, rule.max_none)
     rng = np.random.default_rng(seed)
@@ -134,6 +137,9 @@ def test_the_null_is_that_of_whole_lattices_by_brute_force(
     lattices = [lattice_by_force(model, sequences()[1], one, means) for one in drawn]
     outcomes = [outcome(one, persistence, rule) for one in lattices]
     expected = Null.of(REGROUPED, outcome(lattice, persistence, rule), outcomes)
+    assert bool(dkn) == with_means  # both come up
+    if precision and not dkn:
+        expected = Null(REGROUPED, 3, sum(one.passes for one in outcomes[:3]), 1.0)
     asked = controls.Suppressed(prompts, [1], SETS, means)
     (found,) = together(
         [
@@ -215,7 +221,7 @@ def structureless(prompts: Prompts, n_facts: int, chosen_of: int) -> list[float]
         best = max(groupings, key=lambda sets: excess(prompts, i % 3, sets))
         components = [Component(one, 0.0, 1.0, 1.0) for one in best]
         examinees.append(Examinee(Fact(f"f{i}", "w1", "w2"), i % 3, components, located))
-    rule = dataclasses.replace(SOME, n_regrouped=N_DRAWS, n_unrelated=0)
+    rule = dataclasses.replace(SOME, n_regrouped=N_DRAWS, n_unrelated=0, control_precision=0.0)
     found = examine_chunk(prompts, examinees, Config(filter=rule))
     nulls = [one for one in found if isinstance(one, Degeneracy)]
     # Both verdicts are among them.

@@ -22,6 +22,7 @@ import dkn_engine as dkn
 from dkn_engine.config import AttributionConfig, Config, FilterConfig, SelectionConfig
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.degeneracy.lattice import Lattice, degenerate_family, drops, members_of
+from dkn_engine.degeneracy.null_draws import n_draws
 from dkn_engine.degeneracy.reference_facts import build_reference
 from dkn_engine.errors import UserError
 from dkn_engine.forward.encoding import encode_sequence
@@ -154,7 +155,7 @@ def test_fields_have_the_shapes_and_types_of_the_contract(results: Any) -> None:
         assert isinstance(r.probability, float)
         assert isinstance(r.rank, int)
         assert isinstance(r.converged, bool)
-        null = ("regrouped", CONFIG.filter.n_regrouped) if q >= 2 else (None, None)
+        null = ("regrouped", n_draws(CONFIG.filter, r.is_degenerate)) if q >= 2 else (None, None)
         assert (r.null, r.null_draws) == null
         assert math.isfinite(r.null_p) == (q >= 2)
         assert isinstance(r.components, tuple)
