@@ -182,6 +182,25 @@ def test_run_directories_continue(model: Any, found: dkn.Results, tmp_path: Any)
     assert repr(run()) == repr(first)
 
 
+def test_without_the_other_controls_every_figure_is_the_same(model: Any, tmp_path: Any) -> None:
+    """Long forms are found without the controls that are in no row of the table."""
+    facts, tokenizer = planted_facts()[:2] + planted_facts()[-2:], words_tokenizer()
+    short = dkn.find_dkns(model, tokenizer, facts, ZERO)
+    complexity(model, tokenizer, facts, short, forms=["paraphrase"], config=ZERO, out=tmp_path)
+    longer = [dataclasses.replace(f, prompt=f.paraphrases[0], paraphrases=()) for f in facts]
+    whole = dkn.find_dkns(model, tokenizer, longer, ZERO)
+    assert all(len(r.controls) > 1 and r.null is not None for r in whole)
+    ours, expected = (
+        {(s.unit, s.group, s.figure, s.conditions): s.value for s in samples}
+        for samples in (
+            degeneracy_samples("paraphrase", "form", found)
+            for found in (dkn.read_results(tmp_path / "paraphrase"), whole)
+        )
+    )
+    assert ours == pytest.approx(expected, abs=1e-6, nan_ok=True)
+    assert any(group == "Rnd" for _, group, _, _ in ours)
+
+
 @pytest.mark.parametrize(
     ("forms", "message"),
     [

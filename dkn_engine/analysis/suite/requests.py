@@ -91,7 +91,7 @@ class Request:
         if name in {"robustness", "fact_check", "complexity"}:
             more["config"] = self.config
         if name == "complexity":
-            more["out"] = self.folder / "long"
+            more["out"] = self.folder / "long_forms"
         if name == "evolvability":
             more["new_facts"] = options.new_facts
             more["checkpoint"] = self.folder / "training" if options.checkpoint else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,8 @@ def complexity(
         settings: the long forms; None for the defaults.
         config: the one that ``results`` were found with; the defaults if None.
         seed: of the draw of templates and of the resampling.
-        out: folder of a run directory for each form, created or continued; None keeps nothing.
+        out: folder of a run directory for each form, created or continued; None keeps nothing. Its
+            facts have those controls alone that the table has (see :func:`of_the_table`).
         progress: True shows a bar, or lines in a log; a callable is called with (facts done, facts
             of all long forms).
         changes: of single settings, by their names.
@@ -75,6 +77,7 @@ def complexity(
     forms = ComplexityConfig.of(settings, **changes).forms
     decoder_layout(model, "complexity")
     config = Config() if config is None else config
+    light = of_the_table(config)
     facts = fact_list(facts, config.facts)
     require_results_of(facts, results)
     _require_forms(forms)
@@ -89,9 +92,7 @@ def complexity(
             tell = None if watch is None else _shifted(watch, done, total)
             folder = None if out is None else local_path(out) / form
             if texts[form]:
-                found[form] = find_dkns(
-                    model, tokenizer, texts[form], config, folder, progress=tell
-                )
+                found[form] = find_dkns(model, tokenizer, texts[form], light, folder, progress=tell)
     samples: list[Sample] = []
     for form in texts:
         samples += _text_samples(model, tokenizer, form, texts[form], config.facts)
@@ -105,6 +106,12 @@ def complexity(
         settings={"config": config.hash, "facts": len(facts), "forms": counts},
         notes=_notes(len(facts) - len(usable), counts),
     )
+
+
+def of_the_table(config: Config) -> Config:
+    """The configuration with no other controls than random neurons, which alone are compared."""
+    light = replace(config.filter, n_regrouped=0, n_random_searches=0, n_unrelated=0)
+    return replace(config, filter=light)
 
 
 def degeneracy_samples(group: str, name: str, results: Sequence[FactResult]) -> Iterator[Sample]:
