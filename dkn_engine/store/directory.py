@@ -174,9 +174,12 @@ class RunDirectory:
             raise ValueError(f"chunk {chunk} must hold {size} facts; got {rows}")
         self._write(single(chunk), files)
 
-    def finish(self) -> None:
-        """Compact a whole run that is read faster so, which a failure of the disk does not end."""
-        if self.plan.shard != WHOLE or self.plan.n_chunks < MANY_CHUNKS or not self._is_finished:
+    def finish(self, many_chunks: int = MANY_CHUNKS) -> None:
+        """Compact a whole run of many chunks, which is read faster so.
+
+        A failure of the disk does not end it.
+        """
+        if self.plan.shard != WHOLE or self.plan.n_chunks < many_chunks or not self._is_finished:
             return
         try:
             self.compact()

@@ -15,15 +15,7 @@ import pytest
 import dkn_engine as dkn
 from dkn_engine.config import Config
 from dkn_engine.errors import RunDirectoryError, UserError
-from dkn_engine.store import (
-    Snapshot,
-    count_done,
-    directory,
-    merge,
-    place_of,
-    read_manifest,
-    read_tables,
-)
+from dkn_engine.store import Snapshot, count_done, merge, place_of, read_manifest, read_tables
 from dkn_engine.store.directory import RunDirectory
 from dkn_engine.store.places import LocalPlace
 from dkn_engine.store.plan import Shard
@@ -342,21 +334,20 @@ def test_a_run_of_many_chunks_is_compacted_at_its_end(
 ) -> None:
     """Here five are many."""
     many = 5
-    monkeypatch.setattr(directory, "MANY_CHUNKS", many)
     for n, files in ((many - 1, 4 * (many - 1)), (many, 4)):
         facts = [Fact(f"f{i}", f"Prompt {i} is", "so") for i in range(2 * n)]
         path = tmp_path / str(n)
         with open_run(path, facts=facts) as run:
             write_missing(run, facts, n - 1)
-            run.finish()
+            run.finish(many)
             assert len(parquet_bytes(path)) == 4 * (n - 1)
             write_missing(run, facts)
             if n == many:  # A disk that is full is no reason to fail.
                 with monkeypatch.context() as patch:
                     patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
-                    run.finish()
+                    run.finish(many)
                 assert "stays in many files: [Errno 28] full" in caplog.text
                 assert len(read(path)) == 2 * n
-            run.finish()
+            run.finish(many)
         assert len(parquet_bytes(path)) == files
         assert [r.fact_id for r in dkn.read_results(path)] == [f.id for f in facts]
