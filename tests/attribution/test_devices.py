@@ -23,11 +23,26 @@ from tests.support.tiny import MASK_ID, sequences, tiny
 from tests.support.words import text, words_tokenizer
 
 
-@pytest.mark.parametrize("baseline", ["masked", "zero"])
-@pytest.mark.parametrize("site", ["post", "pre"])
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "opt"])
+@pytest.mark.parametrize(
+    ("name", "site", "baseline"),
+    [
+        ("llama", "post", "masked"),
+        ("llama", "pre", "zero"),
+        ("gpt2", "post", "zero"),
+        ("gpt2", "pre", "masked"),
+        ("gemma3", "post", "masked"),
+        ("gemma3", "pre", "zero"),
+        ("opt", "post", "zero"),
+        ("opt", "pre", "masked"),
+    ],
+)
 def test_attribution(name: str, site: Any, baseline: Any) -> None:
-    model, config = tiny(name), AttributionConfig(site=site, baseline=baseline)
+    """Each pair of model, site and baseline: a path begins where it begins at either site.
+
+    Few points are allowed, but more than the first ones, except that GPT-2 needs no more.
+    """
+    model = tiny(name)
+    config = AttributionConfig(site=site, baseline=baseline, max_points=40)
     layout = find_layout(model)
     expected = attribute_chunk(model, layout, sequences(), config, mask_id=MASK_ID)
     model = tiny(name)  # nothing is known of it
@@ -36,6 +51,7 @@ def test_attribution(name: str, site: Any, baseline: Any) -> None:
     with torch.device("meta"):
         found = attribute_chunk(model, layout, some, config, mask_id=MASK_ID)
     assert found.path == expected.path
+    assert name == "gpt2" or expected.n_points[1].max() > 4  # of an answer of one token
     np.testing.assert_array_equal(found.scores, expected.scores)
 
 

@@ -75,7 +75,7 @@ def test_experts_that_a_token_is_not_routed_to_score_exactly_0(name: str) -> Non
     layout, one = find_layout(model), SHORT[0]
     scores = attributed(model, fixed(baseline="masked"), [one]).scores[0]
     run = Pass(one.n_prompt - 1)
-    ExpertsOracle(name, model).probability(one.ids, one.targets[0], run)
+    ExpertsOracle(name, model).probabilities([one.ids], one.targets[0], run)
     for layer, mixture in layout.mixtures.items():
         ends = mixture.n_experts * mixture.n_each
         table = scores[layer, :ends].reshape(mixture.n_experts, -1)
@@ -95,10 +95,8 @@ def test_scores_are_complete_with_frozen_routing(name: str) -> None:
     oracle = ExpertsOracle(name, model)
     x, start, forced = oracle.ends(one, 0, "masked", frozen=True)
     for layer in range(3):
-        p, base = (
-            oracle.value(one.ids, one.targets[0], Pass(3, (layer, end[layer]), forced))
-            for end in (x, start)
-        )
+        patches = [(layer, end[layer]) for end in (x, start)]
+        p, base = oracle.values(one.ids, one.targets[0], Pass(3, patches, forced))
         assert abs(found.scores[0, layer].sum() - (p - base)) < 1e-4
         assert abs(found.convergence_delta[0, layer]) < 1e-4
 
@@ -113,11 +111,10 @@ def test_with_free_routing_what_jumps_is_the_convergence_delta() -> None:
     frozen = attributed(model, AttributionConfig(**rule), some)
     for b, one in enumerate(some):
         x, start, _ = oracle.ends(one, 0, "masked", frozen=False)
+        patches = [(layer, end[layer]) for layer in range(3) for end in (x, start)]
+        values = oracle.values(one.ids, one.targets[0], Pass(3, patches))
         for layer in range(3):
-            p, base = (
-                oracle.value(one.ids, one.targets[0], Pass(3, (layer, end[layer])))
-                for end in (x, start)
-            )
+            p, base = values[2 * layer : 2 * layer + 2]
             left = p - base - found.scores[b, layer].sum()
             assert abs(abs(found.convergence_delta[b, layer]) - abs(left)) < 1e-5
             apart.append(abs(left))

@@ -15,10 +15,10 @@ from dkn_engine.config import AttributionConfig, Config
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.models.prompt_positions import prompt_positions
-from tests.support.attribution_runs import LEFT, Rule, attributed, fixed, tolerance
-from tests.support.brute_force_scores import BruteForce, replaced
+from tests.support.attribution_runs import LEFT, attributed, fixed, tolerance
+from tests.support.brute_force_scores import BruteForce, Read, Rule
 from tests.support.guests import state
-from tests.support.tiny import MASK_ID, N_LAYERS, relative_error, sequences, tiny
+from tests.support.tiny import MASK_ID, relative_error, sequences, tiny
 from tests.support.words import text, words_tokenizer
 
 PLACES = ((0, 3), (1,), (0, 2, 6))  # of prompts of five, two and seven tokens
@@ -29,32 +29,19 @@ def at_places() -> list[AnswerSequence]:
 
 
 def expected_at(
-    oracle: BruteForce, one: AnswerSequence, at: int, target: int, rule: Rule, masked: bool
-) -> Tensor:
-    """Scores ``[L, F]`` of a token, where only the activation at one position moves."""
-    model, read = oracle.model, one.n_prompt - 1 + target
-    value = oracle.activations(one.ids, at)
-    start = oracle.masked_baseline(one, at) if masked else torch.zeros_like(value)
-    total = torch.zeros_like(value)
-    for layer in range(N_LAYERS):
-        for alpha, weight in zip(*rule, strict=True):
-            x = (start + float(alpha) * (value - start))[layer].requires_grad_(True)
-            with replaced(oracle.modules[layer], at, x):
-                logits = model(input_ids=torch.tensor([one.ids])).logits[0, read]
-            p = torch.softmax(logits, -1)[one.targets[target]]
-            total[layer] += float(weight) * torch.autograd.grad(p, x)[0]
-    return total * (value - start)
-
-
-def expected(
     oracle: BruteForce, one: AnswerSequence, at: Sequence[int], rule: Rule, masked: bool = True
 ) -> Tensor:
-    """Summed over positions, averaged over the answer's tokens."""
-    every = [
-        torch.stack([expected_at(oracle, one, p, i, rule, masked) for p in at]).sum(0)
-        for i in range(len(one.targets))
-    ]
-    return torch.stack(every).mean(0)
+    """Scores ``[tokens, L, F]``, summed over positions at which the activation alone moves."""
+    total = torch.zeros(())
+    for place in at:
+        reads = [Read(place, one.n_prompt - 1 + i, t) for i, t in enumerate(one.targets)]
+        value = oracle.activations(one.ids, place).expand(len(reads), -1, -1)
+        start = torch.zeros_like(value)
+        if masked:
+            start = oracle.masked_baseline(one, place).expand_as(value)
+        mean = oracle.mean_gradients(one.ids, reads, (start, value), rule)
+        total = total + mean * (value - start)
+    return total
 
 
 @pytest.mark.parametrize("baseline", ["masked", "zero"])
@@ -66,7 +53,7 @@ def test_scores_equal_brute_force(name: str, site: str, baseline: str) -> None:
     assert found.path == "blocks"
     oracle = BruteForce(name, model, site)
     for scores, one, places in zip(found.scores, sequences(), PLACES, strict=True):
-        other = expected(oracle, one, places, LEFT, baseline == "masked")
+        other = expected_at(oracle, one, places, LEFT, masked=baseline == "masked").mean(0)
         assert relative_error(scores, other) < tolerance(name)
 
 
@@ -101,9 +88,9 @@ def test_answer_tokens_are_combined(how: Any) -> None:
     np.testing.assert_allclose(found.probability, whole.probability, rtol=1e-12)
     oracle = BruteForce("gpt2", model, "post")
     for scores, one, places in zip(found.scores, sequences(), PLACES, strict=True):
-        tokens = range(1 if how == "first" else len(one.targets))
-        every = [expected_at(oracle, one, p, i, LEFT, masked=True) for i in tokens for p in places]
-        assert relative_error(scores, torch.stack(every).sum(0)) < 1e-10
+        every = expected_at(oracle, one, places, LEFT)
+        other = every[0] if how == "first" else every.sum(0)
+        assert relative_error(scores, other) < 1e-10
 
 
 def test_a_score_of_one_gradient_is_taken_there_too() -> None:
@@ -113,7 +100,8 @@ def test_a_score_of_one_gradient_is_taken_there_too() -> None:
     found = attributed("gpt2", model, config, at_places())
     oracle, end = BruteForce("gpt2", model, "post"), ([1.0], [1.0])
     for scores, one, places in zip(found.scores, sequences(), PLACES, strict=True):
-        assert relative_error(scores, expected(oracle, one, places, end, masked=False)) < 1e-10
+        other = expected_at(oracle, one, places, end, masked=False).mean(0)
+        assert relative_error(scores, other) < 1e-10
 
 
 def test_the_last_layer_says_nothing_of_earlier_positions() -> None:
@@ -164,7 +152,7 @@ def test_the_public_verb_finds_the_subject_and_leaves_the_model_as_it_was() -> N
     assert state(model) == before
     assert found.path == ("blocks",)
     assert words_tokenizer().mask_token_id == MASK_ID
-    other = expected(BruteForce("llama", model, "post"), one, (3,), LEFT)
+    other = expected_at(BruteForce("llama", model, "post"), one, (3,), LEFT).mean(0)
     assert relative_error(found.scores[0], other.float()) < 1e-6  # scores are float32
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -326,27 +327,31 @@ def test_a_fixed_rules_delta_needs_the_baselines_objective() -> None:
     assert (found.n_points == 4).all()
 
 
+@functools.cache
+def dense(name: str, site: str, baseline: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Of the usual second sequence, of one answer token: scores, and what each layer's sum to."""
+    # Panels that halve towards 0, where OLMo2's norm behind the MLP turns within 1e-3 of the path.
+    x, w = np.polynomial.legendre.leggauss(12)
+    edges = np.concatenate([[0], 0.5 ** np.arange(12, -1, -1)])
+    lengths = np.diff(edges)[:, None]
+    rule = (edges[:-1, None] + lengths * (x + 1) / 2).ravel(), (lengths * w / 2).ravel()
+    oracle, one = BruteForce(name, tiny(name), site), sequences()[1]
+    change = oracle.change(one, baseline, "probability")
+    return oracle.scores(one, rule, baseline)[0].numpy(), change[0].numpy()
+
+
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-3, 1e-5])
 @pytest.mark.parametrize("baseline", ["masked", "zero"])
 @pytest.mark.parametrize(("name", "site"), [("gpt2", "post"), ("gpt2", "pre"), ("olmo2", "post")])
 def test_measured_errors_of_tiny_models_are_within_tolerance(
     name: str, site: Any, baseline: Any, tolerance: float
 ) -> None:
-    model = tiny(name)
     config = AttributionConfig(site=site, baseline=baseline, tolerance=tolerance)
-    found = attributed(name, model, config)
+    found = attributed(name, tiny(name), config)
     assert found.converged.all()
-    # Panels that halve towards 0, where OLMo2's norm behind the MLP turns within 1e-3 of the path.
-    x, w = np.polynomial.legendre.leggauss(12)
-    edges = np.concatenate([[0], 0.5 ** np.arange(12, -1, -1)])
-    lengths = np.diff(edges)[:, None]
-    dense = (edges[:-1, None] + lengths * (x + 1) / 2).ravel(), (lengths * w / 2).ravel()
-    oracle = BruteForce(name, model, site)
-    one = sequences()[1]  # of one answer token
-    expected = oracle.scores(one, dense, baseline).mean(0).numpy()
+    expected, change = dense(name, site, baseline)
     norm = np.linalg.norm(expected)
     assert relative_error(found.scores[1], expected) <= tolerance
     assert found.error[1] <= tolerance
-    change = oracle.change(one, baseline, "probability").mean(0).numpy()
     assert np.abs(expected.sum(-1) - change).max() < 0.1 * tolerance * norm  # dense enough
     assert np.linalg.norm(found.convergence_delta[1]) <= tolerance * norm

@@ -117,8 +117,7 @@ def test_eager_attention_equals_brute_force(name: str) -> None:
         assert relative_error(scores, oracle.scores(one, LEFT).mean(0)) < EAGER
 
 
-@pytest.mark.parametrize("rows", [1, 3, 7])
-@pytest.mark.parametrize("site", ["post", "pre"])
+@pytest.mark.parametrize(("site", "rows"), [("post", 1), ("post", 3), ("post", 7), ("pre", 3)])
 @pytest.mark.parametrize("name", ["llama", "gptj"])
 def test_small_batches_of_rows_give_the_same(name: str, site: str, rows: int) -> None:
     model = tiny(name)

@@ -14,7 +14,7 @@ from dkn_engine.attribution.chunk_scores import ChunkScores
 from dkn_engine.config import AttributionConfig
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.models.layout import find_layout
-from tests.support.brute_force_scores import BruteForce
+from tests.support.brute_force_scores import BruteForce, Rule
 from tests.support.tiny import MASK_ID, N_LAYERS, WIDTH, relative_error, sequences
 
 # Their attention does not go through transformers' interface (OPT: its MLP has no batch axis).
@@ -26,7 +26,6 @@ FLOAT64 = 1e-10
 ROUNDED = ("gemma2", "gptj", "gpt_neo")
 EAGER = 10 * float(torch.finfo(torch.float32).eps)
 S = 3
-Rule = tuple[Any, Any]
 LEFT: Rule = (np.arange(S) / S, np.full(S, 1 / S))
 
 

@@ -44,3 +44,9 @@ def down_of(name: str, model: nn.Module, layer: int) -> nn.Module:
     """The projection out of a layer's MLP in the decoder."""
     _, _, path, parts = MODELS[name]
     return model.get_submodule(f"{path.format(layer)}.{parts.split()[0]}")
+
+
+def act_of(name: str, model: nn.Module, layer: int) -> nn.Module:
+    """The non-linearity of a layer's MLP in the decoder."""
+    _, _, path, parts = MODELS[name]
+    return model.get_submodule(f"{path.format(layer)}.{parts.split()[1]}")

@@ -1,7 +1,7 @@
 """Tiny mixtures of experts with random weights, and brute force for them.
 
-The brute force knows nothing of the engine: it stands in for the experts' own forward, token by
-token, with the families' formulas written out.
+The brute force knows nothing of the engine: it stands in for the experts' own forward, expert by
+expert, with the families' formulas written out.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor
+from torch.nn import functional
 
 from dkn_engine.forward.contexts import AnswerSequence
 from tests.support.tiny import MASK_ID, N_LAYERS, redraw, rotary
@@ -87,24 +88,51 @@ Forced = dict[int, Routing]
 
 @dataclass
 class Pass:
-    """What a pass notes at one position, and what is changed there.
+    """What a pass over copies of a sequence notes at one position, and what is changed there.
 
     Attributes:
-        x: by layer the activations ``[F]``: each expert's times its weight, then the shared one's.
-        routing: by layer the experts ``[K]`` and their weights ``[K]``.
-        patch: layer and activations to put there.
+        position: in each copy.
+        patches: of each copy a layer and the activations ``[F]`` to put there, if any.
         forced: a routing by layer that positions take.
+        x: by layer and first neuron activations ``[N, F]``: each expert's times its weight; behind
+            them the shared one's.
+        routing: by layer the experts ``[K]`` of the first copy and their weights ``[K]``.
+        n: how many copies there are.
     """
 
     position: int
-    patch: tuple[int, Tensor] | None = None
+    patches: Sequence[tuple[int, Tensor]] = ()
     forced: Forced | None = None
-    x: dict[int, Tensor] = field(default_factory=dict)
+    x: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     routing: Routing = field(default_factory=dict)
+    n: int = 1
+
+    def by_copy(self, flat: Tensor) -> Tensor:
+        """``[N, T, ...]`` of all positions."""
+        return flat.reshape(self.n, -1, flat.shape[-1])
+
+    def patched(self, layer: int, flat: Tensor, first: int = 0, scale: Any = 1) -> Tensor:
+        """Neurons from ``first`` on, which count ``scale`` times: noted, then as they shall be."""
+        x = self.by_copy(flat).clone()
+        self.x[layer, first] = (scale * x[:, self.position]).detach()
+        scales = scale if isinstance(scale, Tensor) else torch.ones(self.n, 1)
+        for n, (changed, value) in enumerate(self.patches):
+            if changed == layer:
+                x[n, self.position] = value[first : first + x.shape[-1]] / scales[n]
+        return x.view_as(flat)
+
+    def routed(self, layer: int, index: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Experts and weights ``[N * T, K]``: the router's, but where another one is forced."""
+        index, weights = self.by_copy(index).clone(), self.by_copy(weights).clone()
+        for position, routing in (self.forced or {}).items():
+            index[:, position], weights[:, position] = routing[layer]
+        here = index[0, self.position].detach(), weights[0, self.position].detach()
+        self.routing[layer] = here
+        return index.flatten(0, 1), weights.flatten(0, 1)
 
 
 class ExpertsOracle:
-    """Integrated gradients of one sequence of a tiny mixture of experts, by plain loops."""
+    """Integrated gradients of one sequence of a tiny mixture of experts, a copy a path point."""
 
     def __init__(self, name: str, model: Any) -> None:
         self.name, self.model = name, model
@@ -145,76 +173,51 @@ class ExpertsOracle:
         return torch.cat(found).detach()
 
     def _inner(self, experts: Any, h: Tensor, e: int) -> Tensor:
+        """What expert ``e``'s neurons make of each row ``[rows, d]``."""
         gate: Tensor
         if self.name != "gpt_oss":
-            gate, up = (experts.gate_up_proj[e] @ h).chunk(2)
-            gated: Tensor = torch.nn.functional.silu(gate) * up
+            gate, up = (h @ experts.gate_up_proj[e].T).chunk(2, -1)
+            gated: Tensor = functional.silu(gate) * up
             return gated
         both = h @ experts.gate_up_proj[e] + experts.gate_up_proj_bias[e]
-        gate, up = both[::2].clamp(max=experts.limit), both[1::2]
+        gate, up = both[:, ::2].clamp(max=experts.limit), both[:, 1::2]
         up = up.clamp(-experts.limit, experts.limit)
         inner: Tensor = (up + 1) * gate * torch.sigmoid(experts.alpha * gate)
         return inner
 
     def _experts(self, layer: int, run: Pass) -> Any:
-        experts = self.blocks[layer].experts
-        width = experts.down_proj.shape[1 if self.name == "gpt_oss" else 2]
-        rows = self.rows(layer)
+        experts, rows = self.blocks[layer].experts, self.rows(layer)
 
         def forward(hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-            out = []
-            for t, h in enumerate(hidden):
-                chosen, factor = index[t], weights[t]
-                if run.forced is not None and t in run.forced:
-                    chosen, factor = run.forced[t][layer]
-                x = h.new_zeros(experts.num_experts * width)
-                bias: Any = 0
-                for e, w in zip(chosen.tolist(), factor, strict=True):
-                    own = torch.zeros_like(x)
-                    own[e * width : (e + 1) * width] = 1
-                    x = x + own * (w * self._inner(experts, h, e)).repeat(experts.num_experts)
-                    if self.name == "gpt_oss":
-                        bias = bias + w * experts.down_proj_bias[e]
-                if t == run.position:
-                    run.routing[layer] = (chosen.detach(), factor.detach())
-                    run.x[layer] = x
-                    if run.patch is not None and run.patch[0] == layer:
-                        x = run.patch[1][: len(x)]
-                out.append(x @ rows[: len(x)] + bias)
-            return torch.stack(out)
+            index, weights = run.routed(layer, index, weights)
+            parts, bias = [], torch.zeros(())
+            for e in range(experts.num_experts):
+                w = (weights * (index == e)).sum(-1, keepdim=True)  # 0 of tokens of other experts
+                parts.append(w * self._inner(experts, hidden, e))
+                if self.name == "gpt_oss":
+                    bias = bias + w * experts.down_proj_bias[e]
+            x = run.patched(layer, torch.cat(parts, -1))
+            return x @ rows[: x.shape[-1]] + bias
 
         return forward
 
     def _watch_dense(self, layer: int, run: Pass) -> Any:
-        def change(_module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            flat = args[0].reshape(-1, args[0].shape[-1])
-            run.x[layer] = flat[run.position]
-            if run.patch is None or run.patch[0] != layer:
-                return args
-            before, after = flat[: run.position], flat[run.position + 1 :]
-            own = run.patch[1][: flat.shape[1]]
-            return (torch.cat([before, own[None], after]).view_as(args[0]),)
-
-        return self.blocks[layer].down_proj.register_forward_pre_hook(change)
+        return self.blocks[layer].down_proj.register_forward_pre_hook(
+            lambda _module, args: (run.patched(layer, args[0]),)
+        )
 
     def _watch_shared(self, layer: int, run: Pass) -> Any:
         block, seen = self.blocks[layer], {}
 
         def enter(_module: Any, args: tuple[Tensor, ...]) -> None:
-            seen["h"] = args[0].reshape(-1, args[0].shape[-1])[run.position]
+            seen["h"] = run.by_copy(args[0])[:, run.position]
 
         def change(_module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            flat = args[0].reshape(-1, args[0].shape[-1])
             scale: Any = 1
             if hasattr(block, "shared_expert_gate"):
-                scale = torch.sigmoid(block.shared_expert_gate.weight[0] @ seen["h"])
-            run.x[layer + 100] = scale * flat[run.position]
-            if run.patch is None or run.patch[0] != layer:
-                return args
-            end = len(self.rows(layer))  # of the layer's own neurons
-            own = run.patch[1][end - flat.shape[1] : end] / scale
-            before, after = flat[: run.position], flat[run.position + 1 :]
-            return (torch.cat([before, own[None], after]).view_as(args[0]),)
+                scale = torch.sigmoid(seen["h"] @ block.shared_expert_gate.weight.T)
+            first = len(self.rows(layer)) - args[0].shape[-1]
+            return (run.patched(layer, args[0], first, scale),)
 
         return [
             block.register_forward_pre_hook(enter),
@@ -239,25 +242,27 @@ class ExpertsOracle:
             for handle in handles:
                 handle.remove()
 
-    def probability(self, ids: Sequence[int], target: int, run: Pass) -> Tensor:
-        """Of ``target`` behind ``ids``; ``run`` notes what it says at its position."""
+    def probabilities(self, copies: Sequence[Sequence[int]], target: int, run: Pass) -> Tensor:
+        """``[N]`` of ``target``; ``run`` notes what each copy says at its position."""
+        run.n = len(copies)
         with self._standing_in(run):
-            logits = self.model(input_ids=torch.tensor([list(ids)])).logits[0, run.position]
-        p: Tensor = torch.log_softmax(logits, -1)[target].exp()
+            logits = self.model(input_ids=torch.tensor(copies)).logits[:, run.position]
+        p: Tensor = torch.log_softmax(logits, -1)[:, target].exp()
         return p
 
-    def value(self, ids: Sequence[int], target: int, run: Pass) -> float:
-        """:meth:`probability` as a number."""
-        return float(self.probability(ids, target, run).detach())
+    def values(self, ids: Sequence[int], target: int, run: Pass) -> list[float]:
+        """:meth:`probabilities` as numbers, of as many copies as the run has patches."""
+        found: list[float] = self.probabilities([ids] * len(run.patches), target, run).tolist()
+        return found
 
     def activations(self, run: Pass) -> Tensor:
-        """``[L, F]`` that a pass noted, 0 where a layer has no neuron."""
-        tables = []
-        for layer in range(N_LAYERS):
-            parts = [run.x[layer]] + ([run.x[layer + 100]] if layer + 100 in run.x else [])
-            tables.append(torch.cat(parts))
-        width = max(map(len, tables))
-        return torch.stack([torch.cat([t, t.new_zeros(width - len(t))]) for t in tables]).detach()
+        """``[L, N, F]`` that a pass noted, 0 where a layer has no neuron."""
+        tables = [
+            torch.cat([run.x[key] for key in sorted(run.x) if key[0] == layer], -1)
+            for layer in range(N_LAYERS)
+        ]
+        width = max(t.shape[-1] for t in tables)
+        return torch.stack([functional.pad(t, (0, width - t.shape[-1])) for t in tables])
 
     def ends(
         self, one: AnswerSequence, i: int, baseline: str, *, frozen: bool
@@ -266,20 +271,18 @@ class ExpertsOracle:
 
         With ``frozen`` it is that of the clean pass at all positions that predict answer tokens.
         """
-        position, ids = one.n_prompt - 1 + i, list(one.ids)
+        ids = one.ids
         passes = [Pass(one.n_prompt - 1 + k) for k in range(len(one.targets))]
         for run in passes:
-            self.probability(ids, 0, run)
+            self.probabilities([ids], 0, run)
         forced = {run.position: run.routing for run in passes} if frozen else None
-        x = self.activations(passes[i])
+        x = self.activations(passes[i])[:, 0]
         if baseline == "zero":
             return x, torch.zeros_like(x), forced
-        masked = []
-        for j in range(one.n_prompt):
-            run = Pass(position, forced=forced)
-            self.probability([*ids[:j], MASK_ID, *ids[j + 1 :]], 0, run)
-            masked.append(self.activations(run))
-        return x, torch.stack(masked).mean(0), forced
+        run = Pass(passes[i].position, forced=forced)
+        copies = [(*ids[:j], MASK_ID, *ids[j + 1 :]) for j in range(one.n_prompt)]
+        self.probabilities(copies, 0, run)
+        return x, self.activations(run).mean(1), forced
 
     def scores(
         self, one: AnswerSequence, rule: Any, baseline: str, *, frozen: bool
@@ -289,14 +292,12 @@ class ExpertsOracle:
         total: Any = 0
         for i, target in enumerate(one.targets):
             x, start, forced = self.ends(one, i, baseline, frozen=frozen)
-            table = torch.zeros_like(x)
-            for layer in range(N_LAYERS):
-                for alpha, weight in zip(alphas, weights, strict=True):
-                    leaf = start[layer] + float(alpha) * (x[layer] - start[layer])
-                    leaf.requires_grad_(True)
-                    run = Pass(one.n_prompt - 1 + i, (layer, leaf), forced)
-                    p = self.probability(one.ids, target, run)
-                    (gradient,) = torch.autograd.grad(p, leaf)
-                    table[layer] += float(weight) * gradient * (x[layer] - start[layer])
-            total = total + table
+            nodes = torch.stack([start + float(alpha) * (x - start) for alpha in alphas])
+            nodes.requires_grad_(True)  # [S, L, F]
+            patches = [(layer, own) for node in nodes for layer, own in enumerate(node)]
+            run = Pass(one.n_prompt - 1 + i, patches, forced)
+            p = self.probabilities([one.ids] * len(patches), target, run)
+            (gradients,) = torch.autograd.grad(p.sum(), nodes)  # a copy's is of its own node
+            for gradient, weight in zip(gradients, weights, strict=True):
+                total = total + float(weight) * gradient * (x - start)
         return (total / len(one.targets)).numpy()  # type: ignore[no-any-return]  # a tensor by now
