@@ -20,6 +20,7 @@ from dkn_engine.forward.row_check import checked_rows
 from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import find_layout
 from dkn_engine.models.tokens import encode_fact
+from tests.support.demo import demo_model
 
 FACTS = [
     dkn.Fact("germany", "The capital of Germany is", "Berlin"),
@@ -30,7 +31,7 @@ TOLERANCE = 1e-3
 
 @pytest.fixture(scope="module")
 def demo() -> tuple[Any, Any]:
-    return dkn.load_model("demo", device="cpu")
+    return demo_model()
 
 
 @pytest.fixture(scope="module")
@@ -83,24 +84,27 @@ def test_measured_error_of_the_first_layer_with_the_zero_baseline(
     """Against 640 points: this layer turns within a hundredth of the path, inside it."""
     model, tokenizer = demo
     found = attributed("zero").scores[0]
-    expected = dense_scores(model, tokenizer, FACTS[0], layer=0)
+    panels = np.arange(80)[:, None]
+    x, w = np.polynomial.legendre.leggauss(8)
+    dense = ((panels + (x + 1) / 2) / 80).ravel(), np.tile(w / 160, 80)
+    expected = layer_scores(model, tokenizer, FACTS[0], 0, *dense)
     error = np.linalg.norm(found[0] - expected)
     assert error <= TOLERANCE * np.linalg.norm(found)
     # The released rule with 20 points leaves at least 2 % here.
-    left = dkn.AttributionConfig(baseline="zero", quadrature="riemann_left", n_steps=20)
-    released = dkn.attribute(model, tokenizer, FACTS[:1], left).scores[0]
-    assert np.linalg.norm(released[0] - expected) > 0.02 * np.linalg.norm(found)
+    left = np.arange(20) / 20, np.full(20, 1 / 20)
+    released = layer_scores(model, tokenizer, FACTS[0], 0, *left)
+    assert np.linalg.norm(released - expected) > 0.02 * np.linalg.norm(found)
 
 
-def dense_scores(model: Any, tokenizer: Any, fact: dkn.Fact, layer: int) -> Any:
-    """One layer's scores by 80 panels of 8 Gauss-Legendre points."""
+def layer_scores(
+    model: Any, tokenizer: Any, fact: dkn.Fact, layer: int, alphas: Any, weights: Any
+) -> Any:
+    """One layer's scores from the zero baseline by a rule's points and weights."""
     encoded = encode_fact(tokenizer, fact.prompt, fact.answer, config=FactsConfig())
     ids = encoded.prompt_ids + encoded.answer_ids[:-1]
     one = AnswerSequence(ids, len(encoded.prompt_ids), encoded.answer_ids)
     layout, contexts = find_layout(model), build_contexts([one], torch.device("cpu"))
-    x, w = np.polynomial.legendre.leggauss(8)
-    alpha = torch.from_numpy(((np.arange(80)[:, None] + (x + 1) / 2) / 80).ravel())
-    weights = torch.from_numpy(np.tile(w / 160, 80)).float()
+    alpha, weight = torch.from_numpy(alphas), torch.from_numpy(weights).float()
     with guest(model, grad=True):
         clean = prefill(model, layout, contexts)
         rows = checked_rows(model, layout, contexts, clean, "auto")
@@ -109,12 +113,16 @@ def dense_scores(model: Any, tokenizer: Any, fact: dkn.Fact, layer: int) -> Any:
         none = torch.zeros(len(alpha), dtype=torch.int64)
         points = Points(none, none + layer, alpha)
         gradients, _ = Sweep(rows, paths, "probability", 256).evaluate(points)
-        return paths.scores(layer, gradients, alpha, weights[None], none, none[:1])[0, 0].numpy()
+        return paths.scores(layer, gradients, alpha, weight[None], none, none[:1])[0, 0].numpy()
 
 
-def test_one_by_one_gives_the_same(demo: tuple[Any, Any], attribution: Any) -> None:
-    baseline, found = attribution
-    config = dkn.AttributionConfig(baseline=baseline, tolerance=TOLERANCE)
+def test_one_by_one_gives_the_same(demo: tuple[Any, Any], attributed: Callable[[Any], Any]) -> None:
+    """From the masked baseline; from zero the same rounds refine more panels of the same facts.
+
+    Of tiny models, which cost nothing, all of this is in test_sweep.py.
+    """
+    found = attributed("masked")
+    config = dkn.AttributionConfig(baseline="masked", tolerance=TOLERANCE)
     alone = dkn.attribute(*demo, FACTS[1:], config)
     largest = np.abs(found.scores[1]).max()
     assert np.abs(alone.scores[0] - found.scores[1]).max() < 1e-5 * largest

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import dkn_engine as dkn
+from tests.support.demo import loading_and_asking_once
 
 
 def examples() -> list[doctest.DocTest]:
@@ -33,7 +34,7 @@ def test_they_are_found() -> None:
 
 @pytest.mark.parametrize("example", examples(), ids=lambda test: test.name)
 def test_it_prints_what_it_says(example: doctest.DocTest) -> None:
-    with np.printoptions(legacy=False):
+    with np.printoptions(legacy=False), loading_and_asking_once():
         out: list[str] = []
         doctest.DocTestRunner().run(example, out=out.append, clear_globs=True)
     assert "".join(out) == ""

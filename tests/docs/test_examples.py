@@ -10,6 +10,8 @@ from pathlib import Path
 import matplotlib as mpl
 import pytest
 
+from tests.support.demo import loading_and_asking_once
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 # Rows of the concepts' table of controls, and columns of the notebook.
@@ -45,7 +47,7 @@ def test_it_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with mpl.rc_context({"backend": "agg"}):
+    with mpl.rc_context({"backend": "agg"}), loading_and_asking_once():
         names = runpy.run_path(str(path))
     printed = capsys.readouterr().out
     assert len(printed.splitlines()) >= 6

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from dkn_engine.cli.main import main
 from dkn_engine.errors import FactError
 from dkn_engine.facts import load_facts
+from tests.support.demo import loading_and_asking_once
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,32 +27,30 @@ def python_example() -> str:
     return found[1]
 
 
-def test_python_example_is_short_and_runs(tmp_path: Path) -> None:
+def test_python_example_is_short_and_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     code = python_example()
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Berlin" in done.stdout
+    monkeypatch.chdir(tmp_path)
+    with loading_and_asking_once():
+        exec(compile(code, "README.md", "exec"), {})
+    assert "Berlin" in capsys.readouterr().out
     assert list((tmp_path / "runs/first").glob("facts-*.parquet"))
 
 
-def test_first_run_prints_what_is_shown(tmp_path: Path) -> None:
+def test_first_run_prints_what_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = re.search(r"## First run.*?```console\n(.*?)```.*?```text\n(.*?)```", README, re.DOTALL)
     assert found is not None
     program, *command = shlex.split(found[1])
     assert program == "dkn-engine"
-    done = subprocess.run(
-        [sys.executable, "-m", "dkn_engine", *command, "--threads", "1"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"COLUMNS": "80"},
-    )
-    assert done.returncode == 0, done.stderr
-    printed = {line.rstrip() for line in done.stdout.splitlines()}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    with loading_and_asking_once():
+        assert main([*command, "--threads", "1"]) == 0
+    printed = {line.rstrip() for line in capsys.readouterr().out.splitlines()}
     assert [line for line in found[2].splitlines() if line and line not in printed] == []
     (page,) = re.findall(r"^Open (.*)$", found[2], re.MULTILINE)
     assert (tmp_path / page).is_file()

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 import dkn_engine as dkn
-from dkn_engine.config import AttributionConfig, Config, SelectionConfig
+from dkn_engine.config import AttributionConfig, Config, FilterConfig, SelectionConfig
+from tests.support.demo import demo_model
 
 
 @pytest.fixture(scope="module")
 def demo() -> tuple[Any, Any]:
-    return dkn.load_model("demo", device="cpu")
+    return demo_model()
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +60,15 @@ def test_what_is_found_is_consistent_with_itself(results: Any) -> None:
 
 
 def test_suppressing_the_neurons_of_germany_loses_berlin(demo: tuple[Any, Any]) -> None:
-    """The design's trial: 11 neurons of the zero baseline leave 0.001, 11 random ones 0.79."""
+    """The design's trial: 11 neurons of the zero baseline leave 0.001, 11 random ones 0.79.
+
+    The run measures no controls, which are not looked at.
+    """
     fact = dkn.load_facts("demo", limit=1)
     config = Config(
-        attribution=AttributionConfig(baseline="zero"), selection=SelectionConfig(threshold=0.2)
+        attribution=AttributionConfig(baseline="zero"),
+        selection=SelectionConfig(threshold=0.2),
+        filter=FilterConfig(n_random=0, n_regrouped=0, n_unrelated=0, fill_reference=False),
     )
     (found,) = dkn.find_dkns(*demo, fact, config)
     assert 9 <= len(found.neurons) <= 13
