@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -14,6 +15,16 @@ from tests.support.values import normal, step
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 T = TypeVar("T")
 Case = dict[str, Any]
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def size(interpreted: int, compiled: int) -> int:
+    """A size for kernels interpreted and one for kernels on a GPU.
+
+    The interpreter's time goes with the number of programs and of blocks. Just over one block of
+    every tile size has an edge, a middle and a second program as well as many blocks have.
+    """
+    return interpreted if INTERPRETED else compiled
 
 
 def pairs(**choices: Sequence[Any]) -> list[Case]:

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from tests.ops.kernels.conftest import INTERPRETED
+from tests.ops.kernels.cases import INTERPRETED
 
 pytest.importorskip("triton", reason="triton has no wheel for this system")
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="a process that interprets cannot compile")

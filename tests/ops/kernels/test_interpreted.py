@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ops.kernels.conftest import INTERPRETED
+from tests.ops.kernels.cases import INTERPRETED
 
 FOLDER = Path(__file__).parent
 

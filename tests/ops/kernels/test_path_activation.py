@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dkn_engine.ops.path_activation import path_activation
-from tests.ops.kernels.cases import DTYPES, Case, converted, pairs, require_no_worse, spelled
+from tests.ops.kernels.cases import DTYPES, Case, converted, pairs, require_no_worse, size, spelled
 from tests.ops.kernels.cases import values as make
 from tests.support.values import ACTIVATIONS
 
@@ -17,13 +17,13 @@ pytestmark = pytest.mark.usefixtures("poison")
 
 CASES = pairs(
     n=(1, 7, 63),
-    f=(1, 63, 331, 1536),
+    f=(1, 63, 331, size(1040, 1536)),
     act=tuple(ACTIVATIONS),
     gated=(False, True),
     strided=(False, True),
     dtype=DTYPES,
 )
-WIDE: Case = {"n": 1, "f": 11008, "act": "silu", "gated": True, "strided": False}
+WIDE: Case = {"n": 1, "f": size(2064, 11008), "act": "silu", "gated": True, "strided": False}
 CASES.append({**WIDE, "dtype": torch.bfloat16})
 
 

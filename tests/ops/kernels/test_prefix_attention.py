@@ -17,6 +17,7 @@ from tests.ops.kernels.cases import (
     orders,
     pairs,
     require_no_worse,
+    size,
     spelled,
 )
 from tests.ops.kernels.cases import values as make
@@ -25,10 +26,10 @@ from tests.support.values import normal
 pytestmark = pytest.mark.usefixtures("poison")
 
 CASES = pairs(
-    contexts=(1, 3),
-    heads=((1, 1), (4, 2), (6, 1)),  # of queries, of keys
-    rows=(1, 7, 63, 80),
-    prefix=(0, 1, 7, 64, 131),
+    contexts=(1, size(2, 3)),
+    heads=((1, 1), (4, 2), (size(3, 6), 1)),  # of queries, of keys
+    rows=(1, 7, size(31, 63), size(66, 80)),
+    prefix=(0, 1, 7, size(32, 64), size(67, 131)),
     width=((1, 1), (16, 16), (63, 63), (6, 3), (80, 80)),  # of keys, of values
     softcap=(None, 0.7),
     strided=(False, True),

@@ -21,7 +21,7 @@ from dkn_engine.ops.answer_probability import answer_probability
 from dkn_engine.ops.ig_accumulate import ig_accumulate
 from dkn_engine.ops.path_activation import path_activation
 from dkn_engine.run.build_info import build_info
-from tests.ops.kernels.conftest import INTERPRETED
+from tests.ops.kernels.cases import INTERPRETED
 from tests.support.tiny import MASK_ID, sequences, tiny
 
 SOME = sequences()[:1]

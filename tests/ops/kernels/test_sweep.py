@@ -34,6 +34,18 @@ CASES = [
 ]
 
 
+def two_layers(name: str, dtype: torch.dtype, device: str) -> Any:
+    """The tiny model with two layers, and with two heads of queries for each of keys.
+
+    Attention, MLP and head run above the first layer, and the head alone above the second; more of
+    either are more launches of the same kernels, and the interpreter takes its time for each.
+    """
+    changes: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2}
+    if name != "gpt2":  # whose queries have keys of their own
+        changes["num_key_value_heads"] = 1
+    return tiny(name, dtype, **changes).to(device)
+
+
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Which kernels have been launched."""
@@ -54,7 +66,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 def test_the_sweep_on_kernels_equals_the_reference(
     name: str, site: Any, kernel_device: str, launched: set[str]
 ) -> None:
-    model = tiny(name, torch.float32).to(kernel_device)
+    model = two_layers(name, torch.float32, kernel_device)
     layout = find_layout(model)
     found, expected = (
         attribute_chunk(
@@ -79,18 +91,19 @@ def test_adaptive_points_on_kernels_equal_the_reference(
     kernel_device: str, launched: set[str]
 ) -> None:
     """Ragged panels, and the free end point, whose gradients come by other rows."""
-    model = tiny("llama", torch.float32).to(kernel_device)
+    model = two_layers("llama", torch.float32, kernel_device)
     found, expected = (
         attribute_chunk(
             model,
             find_layout(model),
             SOME,
-            AttributionConfig(baseline="zero", tolerance=1e-2, backend=backend),
+            AttributionConfig(baseline="zero", tolerance=4e-2, backend=backend),
         )
         for backend in ("triton", "reference")
     )
     assert launched == ALWAYS | OF_SITE["post"]
     assert (found.n_points == expected.n_points).all()
+    assert len(set(found.n_points.flatten().tolist())) > 1  # ragged
     largest = np.abs(expected.scores).max((1, 2), keepdims=True)
     assert (np.abs(found.scores - expected.scores) <= 1e-5 * largest).all()
 
@@ -100,7 +113,7 @@ def test_half_precision_sweeps_are_no_worse_than_the_reference(
     dtype: torch.dtype, kernel_device: str
 ) -> None:
     """Both against the same weights in float32."""
-    model = tiny("llama", dtype).to(kernel_device)
+    model = two_layers("llama", dtype, kernel_device)
     layout = find_layout(model)
     config: dict[str, Any] = {"quadrature": "gauss_legendre", "n_steps": 2, "baseline": "zero"}
     scores = {
