@@ -7,9 +7,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 import pytest
 import torch
@@ -25,7 +26,8 @@ from benchmarks.scale.templama_bert import BertTraining, masked_facts
 from benchmarks.scale.templama_model import Training, dated_facts, train, trained
 from benchmarks.scale.templama_paper import KINDS, calculated, count, scaled
 from benchmarks.speed.attribution_cases import gflop
-from dkn_engine.config import Config
+from dkn_engine.__main__ import main as program
+from dkn_engine.config import Config, FilterConfig
 from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import find_layout
 from dkn_engine.run.stages import Stages
@@ -71,7 +73,48 @@ def small(setting: Setting) -> Path:
 def examined(setting: Setting, small: Path) -> Examined:
     """The small model, and its results for all facts."""
     model, tokenizer = dkn.load_model(small, device="cpu")
-    return model, tokenizer, dkn.find_dkns(model, tokenizer, dated_facts(setting.facts))
+    config = Config(filter=FilterConfig(n_regrouped=0))  # what is known takes no control
+    return model, tokenizer, dkn.find_dkns(model, tokenizer, dated_facts(setting.facts), config)
+
+
+class Fork:
+    """``subprocess.Popen`` of ``python -m dkn_engine``, by a fork that has all imported already."""
+
+    def __init__(
+        self, command: Sequence[str], *, stdout: int, stderr: IO[bytes], start_new_session: bool
+    ) -> None:
+        assert command[:3] == [sys.executable, "-m", "dkn_engine"]
+        assert (stdout, start_new_session) == (subprocess.DEVNULL, True)
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                os.setsid()
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                os.dup2(stderr.fileno(), 2)
+                sys.stdout, sys.stderr = (os.fdopen(number, "w") for number in (1, 2))
+                code = program(command[3:])
+                sys.stderr.flush()
+            finally:
+                os._exit(code)
+
+
+@pytest.fixture
+def quick_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of the benchmark begin as forks, and compute one draw of the costliest control.
+
+    That the command it makes is one that a fresh process understands is for
+    ``test_a_run_that_fails_ends_the_benchmark``, and for every run of the benchmark.
+    """
+    monkeypatch.setattr(
+        templama, "subprocess", SimpleNamespace(Popen=Fork, DEVNULL=subprocess.DEVNULL)
+    )
+
+    def quick(*given: Any, **more: Any) -> Measured:
+        return find(*given, "--set", "filter.n_regrouped=1", **more)
+
+    monkeypatch.setattr(templama, "find", quick)
 
 
 def test_a_year_goes_in_front_of_its_prompt(setting: Setting) -> None:
@@ -111,11 +154,12 @@ def medians(found: Iterator[Row]) -> dict[str, float]:
     return {r.metric: r.median for r in found}
 
 
+@pytest.mark.usefixtures("quick_runs")
 def test_a_bert_is_trained_on_blanks_anywhere_and_knows_what_the_engine_calls_known(
     setting: Setting,
 ) -> None:
     settings = BertTraining(layers=2, width=32, vocabulary=300, batch=8, most_epochs=150)
-    setting = dataclasses.replace(setting, bert=settings, every=3, masked=14, timed=8, pause=0.01)
+    setting = dataclasses.replace(setting, bert=settings, every=3, masked=14, timed=4, pause=0.01)
     facts = masked_facts(setting.facts, 3)
     assert len(facts) == 14
     assert facts[1].prompt == "In 2010, [MASK] is the chair of bp."
@@ -127,7 +171,8 @@ def test_a_bert_is_trained_on_blanks_anywhere_and_knows_what_the_engine_calls_kn
     assert said["share_known"] >= settings.known
 
 
-def test_a_run_is_watched_killed_and_continued(setting: Setting, small: Path) -> None:
+@pytest.mark.usefixtures("quick_runs", "small")
+def test_a_run_is_watched_killed_and_continued(setting: Setting) -> None:
     killed = medians(templama.resume(dataclasses.replace(setting, pause=0.01)))
     assert 3 <= killed["chunks_there_when_killed"] < 5  # of five, so half are three
     assert killed["files_bit_equal"] == 4 * 5
