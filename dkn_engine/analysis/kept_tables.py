@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -75,6 +76,7 @@ def _record(kind: type[Any], fields: Mapping[str, Any]) -> Any:
     return kind(**{**fields, "conditions": conditions})
 
 
+@functools.cache
 def _schema() -> pa.Schema:
     import pyarrow as pa
 
