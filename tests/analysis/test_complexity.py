@@ -30,7 +30,7 @@ from tests.support.planted import BOTH, EITHER, planted_model
 from tests.support.tiny import tiny
 from tests.support.words import words_tokenizer
 
-COPIES = 16  # Under other ids, so that there are pairs enough for a test.
+COPIES = 12  # Under other ids, so that there are pairs enough for a test.
 # With a masked word of four the planted fact is still known, so masked prompts are no baseline.
 ZERO = Config(attribution=AttributionConfig(baseline="zero"))
 
@@ -159,7 +159,8 @@ def test_progress_is_shown(
 
 
 def test_run_directories_continue(model: Any, found: dkn.Results, tmp_path: Any) -> None:
-    facts, tokenizer = planted_facts(), words_tokenizer()
+    some = [0, COPIES]  # one of each planting
+    facts, tokenizer = [planted_facts()[i] for i in some], words_tokenizer()
     told: list[tuple[int, int]] = []
 
     def run(**more: Any) -> Table:
@@ -167,7 +168,7 @@ def test_run_directories_continue(model: Any, found: dkn.Results, tmp_path: Any)
             model,
             tokenizer,
             facts,
-            found,
+            [found[i] for i in some],
             forms=["letter", "paraphrase"],
             out=tmp_path,
             config=ZERO,
@@ -175,10 +176,10 @@ def test_run_directories_continue(model: Any, found: dkn.Results, tmp_path: Any)
         )
 
     first = run(progress=lambda *x: told.append(x))
-    assert told[-1] == (4 * COPIES, 4 * COPIES)
+    assert told[-1] == (4, 4)
     assert told == sorted(told)
     assert {p.name for p in tmp_path.iterdir()} == {"letter", "paraphrase"}
-    assert [r.status for r in dkn.read_results(tmp_path / "paraphrase")] == ["ok"] * 2 * COPIES
+    assert [r.status for r in dkn.read_results(tmp_path / "paraphrase")] == ["ok"] * 2
     assert repr(run()) == repr(first)
 
 

@@ -143,7 +143,7 @@ def test_analyses_that_continue_texts_are_refused(loaded: Any) -> None:
 
 def test_analyses_that_edit_neurons_are_made(loaded: Any) -> None:
     model, tokenizer = loaded
-    facts = known_facts(model, tokenizer)
+    facts = known_facts(model, tokenizer, 3)
     results = dkn.find_dkns(model, tokenizer, facts, CONFIG)
     table = analysis.robustness(model, tokenizer, facts, results, config=CONFIG, n_random=2)
     assert {"drop", "log_drop", "probability"} <= {row.figure for row in table.rows}

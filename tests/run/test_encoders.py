@@ -149,7 +149,7 @@ def test_analyses_that_continue_texts_are_refused(bert: Path) -> None:
 
 def test_analyses_that_edit_neurons_are_made(bert: Path) -> None:
     model, tokenizer = dkn.load_model(bert, device="cpu")
-    facts = known_facts(model, tokenizer)
+    facts = known_facts(model, tokenizer, 3)
     results = dkn.find_dkns(model, tokenizer, facts, CONFIG)
     table = analysis.robustness(model, tokenizer, facts, results, config=CONFIG, n_random=2)
     figures = {row.figure for row in table.rows}
