@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from itertools import combinations
 from typing import Any
 
@@ -44,8 +45,9 @@ def prompts_of(name: str, positions: str = "answer", dtype: torch.dtype = torch.
 
 
 def by_hand(name: str, model: Any, b: int, means: Any, positions: str) -> tuple[Any, Any]:
-    """Effects and interactions of one sequence, one suppression and one forward at a time."""
+    """Effects and interactions of one sequence, a forward a token and suppression."""
 
+    @functools.cache
     def drop(*which: int) -> float:
         p = [
             answer_probability(
@@ -92,25 +94,24 @@ def test_slopes_of_gates_are_those_of_finite_differences(name: str, positions: s
     gates = np.array([[1.0, 1, 1, 1], [0, 1, 1, 0], [0.5, 0.2, 1, 0]])
     step = 1e-2 if name in SINGLE else 1e-5
 
-    def log_p(b: int, setting: np.ndarray) -> float:
-        # Through the edits of activations: factor g, offset (1 - g) m.
-        edit = Edit(NEURONS, setting, (1 - setting) * closed.offset)
-        return float(np.log(prompts.probabilities([edit], [b])[0, 0]))
+    # Central differences miss a sixth of the third derivative times step^2, and keep rounding
+    # divided by the step.
+    eps = torch.finfo(torch.float32 if name in SINGLE else torch.float64).eps
+    tolerance = step**2 + 64 * eps / (2 * step)
 
+    def log_p(b: int, settings: np.ndarray) -> np.ndarray:
+        # Through the edits of activations: factor g, offset (1 - g) m.
+        edits = [Edit(NEURONS, one, (1 - one) * closed.offset) for one in settings]
+        logs: np.ndarray = np.log(prompts.probabilities(edits, [b])[:, 0])
+        return logs
+
+    steps = step * np.eye(len(NEURONS))
     for b in range(len(prompts)):
         ((value, slope),) = prompts.gate_slopes([AskedSlopes(b, closed, gates)])
+        np.testing.assert_allclose(value, log_p(b, gates), rtol=0, atol=CLOSE.get(name, 1e-10))
         for r, setting in enumerate(gates):
-            assert value[r] == pytest.approx(log_p(b, setting), abs=CLOSE.get(name, 1e-10))
-            for i in range(len(NEURONS)):
-                up, down = setting.copy(), setting.copy()
-                up[i] += step
-                down[i] -= step
-                expected = (log_p(b, up) - log_p(b, down)) / (2 * step)
-                # Central differences miss a sixth of the third derivative times step^2, and keep
-                # rounding divided by the step.
-                eps = torch.finfo(torch.float32 if name in SINGLE else torch.float64).eps
-                tolerance = step**2 + 64 * eps / (2 * step)
-                assert slope[r, i] == pytest.approx(expected, abs=tolerance)
+            up, down = log_p(b, setting + steps), log_p(b, setting - steps)
+            np.testing.assert_allclose(slope[r], (up - down) / (2 * step), rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("positions", POSITIONS)

@@ -15,7 +15,12 @@ from dkn_engine.degeneracy.edits import Edit, combine, enhance, nothing, suppres
 from dkn_engine.degeneracy.edits_by_forwards import forward_log_probabilities
 from dkn_engine.forward.contexts import AnswerSequence, build_contexts
 from dkn_engine.models.layout import find_layout
-from tests.support.brute_force_edits import answer_probability, greedy_tokens
+from tests.support.brute_force_edits import (
+    answer_probabilities,
+    answer_probability,
+    greedy_answers,
+    greedy_tokens,
+)
 from tests.support.tiny import N_LAYERS, WIDTH, sequence, sequences, tiny
 
 POSITIONS = ("answer", "answer_all", "all")
@@ -75,12 +80,8 @@ def prompts_of(
 
 
 def brute_force(name: str, model: Any, edits: list[Edit], positions: str) -> np.ndarray:
-    return np.array(
-        [
-            [answer_probability(name, model, one, edit, positions) for one in sequences()]
-            for edit in edits
-        ]
-    )
+    found = [answer_probabilities(name, model, one, edits, positions) for one in sequences()]
+    return np.array(found).T
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
@@ -112,11 +113,9 @@ def test_exact_matches_are_those_of_greedy_decoding(name: str, positions: str) -
     some = [*continued(name, model), sequences()[2]]
     found = prompts_of(name, model, positions, some)
     probability, exact = found.outcomes(edits)
-    expected = [
-        [greedy_tokens(name, model, one, edit, positions) == one.targets for one in some]
-        for edit in edits
-    ]
-    np.testing.assert_array_equal(exact, expected)
+    for b, one in enumerate(some):
+        own = greedy_answers(name, model, one, edits, positions)
+        assert exact[:, b].tolist() == [tokens == one.targets for tokens in own]
     np.testing.assert_allclose(probability, found.probabilities(edits), rtol=1e-12)
     assert exact[0].tolist() == [True, True, True, False]
     assert not exact[1:, :3].all()  # some edits make the model go on otherwise

@@ -30,7 +30,7 @@ from dkn_engine.seeds import generator
 from dkn_engine.types import Component, Degeneracy, Drops, Fact
 from tests.degeneracy.test_objectives import KINDS, WRONG, behind, decoders_facts
 from tests.run.test_pipeline import assert_equal
-from tests.support.brute_force_objectives import objective
+from tests.support.brute_force_objectives import objectives
 from tests.support.guests import Boom
 from tests.support.tiny import WIDTH, sequence, tiny
 from tests.support.words import text, words_tokenizer
@@ -60,7 +60,7 @@ def by_force(
 ) -> list[float]:
     """Of every subset."""
     masks = range(1 << len(sets))
-    return [objective("llama", model, one, off(sets, m, means), kind=kind) for m in masks]
+    return objectives("llama", model, one, [off(sets, m, means) for m in masks], kind=kind)
 
 
 def ends(values: Sequence[float]) -> list[float]:
@@ -234,7 +234,8 @@ def test_a_run_has_the_objective_of_every_subset(name: str, kind: str) -> None:
             if found is None:
                 continue
             one = encoded(fact, prompt, model)
-            expected = [objective(name, model, one, off(sets, m), kind=kind) for m in masks]
+            edits = [off(sets, m) for m in masks]
+            expected = objectives(name, model, one, edits, kind=kind)
             np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-8)
 
 

@@ -19,7 +19,7 @@ from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.forward.patched_rows import RowEngine
 from dkn_engine.models.layout import find_layout
 from tests.support.brute_force_edits import edited
-from tests.support.brute_force_objectives import objective
+from tests.support.brute_force_objectives import objectives
 from tests.support.tiny import N_LAYERS, WIDTH, sequence, tiny
 from tests.support.tiny_encoders import left_to_right, masked, tiny_encoder
 from tests.support.words import text, words_tokenizer
@@ -92,7 +92,7 @@ def asked_of(prompts: Prompts, some: list[Edit]) -> tuple[np.ndarray, np.ndarray
 
 
 def by_force(name: str, model: Any, some: list[AnswerSequence], **options: Any) -> np.ndarray:
-    return np.array([[objective(name, model, s, e, **options) for s in some] for e in edits()])
+    return np.array([objectives(name, model, one, edits(), **options) for one in some]).T
 
 
 def check(name: str, model: Any, some: list[AnswerSequence], kind: str, how: str, at: str) -> None:

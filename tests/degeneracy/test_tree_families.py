@@ -23,7 +23,7 @@ from dkn_engine.errors import FactError
 from dkn_engine.models.layout import find_layout
 from dkn_engine.types import Component
 from tests.models.test_guest import assert_unchanged, state
-from tests.support.brute_force_edits import answer_probability
+from tests.support.brute_force_edits import answer_probabilities
 from tests.support.planted import BOTH, EITHER, planted_model
 from tests.support.tiny import N_LAYERS, WIDTH, sequences, tiny
 from tests.support.words import words_tokenizer
@@ -54,35 +54,36 @@ def prompts_of(name: str) -> Prompts:
 def by_trying_all(
     name: str, model: Any, b: int, nodes: Sequence[Component], rule: FilterConfig, means: Any
 ) -> tuple[tuple[int, ...], bool]:
-    """The preferred family of up to four nodes, each suppression a forward of its own."""
+    """The preferred family of up to four nodes, each suppression a row of a plain forward."""
     sets = [frozenset(map(tuple, node.neurons.tolist())) for node in nodes]
 
-    def p(family: tuple[int, ...]) -> float:
-        neurons = sorted(itertools.chain(*(sets[i] for i in family)))
-        edit = suppress(np.array(neurons), means) if neurons else nothing()
-        return answer_probability(name, model, sequences()[b], edit)
+    def measured(families: list[tuple[int, ...]]) -> dict[tuple[int, ...], float]:
+        off = [sorted(itertools.chain(*(sets[i] for i in family))) for family in families]
+        edits = [suppress(np.array(some), means) if some else nothing() for some in off]
+        left = answer_probabilities(name, model, sequences()[b], edits) if edits else []
+        return dict(zip(families, left, strict=True))
 
     def parts(family: tuple[int, ...]) -> list[tuple[int, ...]]:
         return [tuple(j for j in family if j != i) for i in family]
 
+    p = measured([()])
     grows: dict[int, list[tuple[int, ...]]] = {0: [()]}
     passing, closest = [], []
     for size in range(1, 5):
-        grows[size] = []
-        for family in itertools.combinations(range(len(nodes)), size):
-            if any(sets[i] & sets[j] for i, j in itertools.combinations(family, 2)):
-                continue
-            if not all(part in grows[size - 1] for part in parts(family)):
-                continue
-            off = p(family)
-            weakest = min(p(part) for part in parts(family))
-            if size > 1:
-                closest.append((off / weakest, family))
-                if off <= rule.max_none * weakest:
-                    total = math.fsum(nodes[i].persistence for i in family)
-                    passing.append(((size, total, *(-i for i in family)), family))
-            if off >= rule.min_alone * p(()):
-                grows[size].append(family)
+        families = [
+            family
+            for family in itertools.combinations(range(len(nodes)), size)
+            if not any(sets[i] & sets[j] for i, j in itertools.combinations(family, 2))
+            and all(part in grows[size - 1] for part in parts(family))
+        ]
+        p |= measured(families)
+        grows[size] = [family for family in families if p[family] >= rule.min_alone * p[()]]
+        for family in families if size > 1 else []:
+            weakest = min(p[part] for part in parts(family))
+            closest.append((p[family] / weakest, family))
+            if p[family] <= rule.max_none * weakest:
+                total = math.fsum(nodes[i].persistence for i in family)
+                passing.append(((size, total, *(-i for i in family)), family))
     if passing:
         return max(passing)[1], True
     return (min(closest)[1] if closest else ()), False

@@ -1,4 +1,4 @@
-"""Interventions the slow way: one pattern and one answer token a forward of the model's own."""
+"""Interventions the slow way: one answer token a forward of the model's own, a row a pattern."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,45 +19,64 @@ def answer_probability(
     name: str, model: Any, one: AnswerSequence, edit: Edit, positions: str = "answer"
 ) -> float:
     """Product of the gold tokens' probabilities with an edit where ``positions`` says."""
+    return answer_probabilities(name, model, one, [edit], positions)[0]
+
+
+def answer_probabilities(
+    name: str, model: Any, one: AnswerSequence, edits: Sequence[Edit], positions: str = "answer"
+) -> list[float]:
+    """With each of several edits: as many copies of the sequence in a forward."""
     first = one.n_prompt - 1
     answers = list(range(first, first + len(one.targets)))
-    total = 1.0
+    total = torch.ones(len(edits), dtype=torch.float64)
     for position, target in zip(answers, one.targets, strict=True):
         where = {"answer": [position], "answer_all": answers, "all": list(range(len(one.ids)))}
-        with edited(name, model, edit, where[positions]), torch.no_grad():
-            logits = model(input_ids=torch.tensor([one.ids])).logits[0, position]
-        total *= float(torch.softmax(logits.double(), dim=-1)[target])
-    return total
+        with each_edited(name, model, edits, where[positions]), torch.no_grad():
+            logits = model(input_ids=torch.tensor([one.ids] * len(edits))).logits[:, position]
+        total *= torch.softmax(logits.double(), dim=-1)[:, target]
+    found: list[float] = total.tolist()
+    return found
 
 
 def greedy_tokens(
     name: str, model: Any, one: AnswerSequence, edit: Edit, positions: str = "answer"
 ) -> tuple[int, ...]:
     """As many tokens as the answer has, each the edited model's most probable, free-running."""
-    ids = list(one.ids[: one.n_prompt])
+    return greedy_answers(name, model, one, [edit], positions)[0]
+
+
+def greedy_answers(
+    name: str, model: Any, one: AnswerSequence, edits: Sequence[Edit], positions: str = "answer"
+) -> list[tuple[int, ...]]:
+    """With each of several edits, a row of a forward each."""
+    ids = torch.tensor([one.ids[: one.n_prompt]] * len(edits))
     for _ in one.targets:
-        last = len(ids) - 1
+        last = ids.shape[1] - 1
         where = {"answer": [last], "answer_all": range(one.n_prompt - 1, last + 1)}
-        with edited(name, model, edit, list(where.get(positions, range(last + 1)))):
-            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
-    return tuple(ids[one.n_prompt :])
+        where["all"] = range(last + 1)
+        with each_edited(name, model, edits, where[positions]), torch.no_grad():
+            best = model(input_ids=ids).logits[:, -1].argmax(-1)
+        ids = torch.cat([ids, best[:, None]], dim=1)
+    return [tuple(row) for row in ids[:, one.n_prompt :].tolist()]
+
+
+def edited(
+    name: str, model: nn.Module, edit: Edit, positions: Sequence[int]
+) -> contextlib.AbstractContextManager[None]:
+    """The model with activation <- factor * activation + offset, of one sequence."""
+    return each_edited(name, model, [edit], positions)
 
 
 @contextlib.contextmanager
-def edited(name: str, model: nn.Module, edit: Edit, positions: Sequence[int]) -> Iterator[None]:
-    """The model with activation <- factor * activation + offset, of one sequence, by loops."""
+def each_edited(
+    name: str, model: nn.Module, edits: Sequence[Edit], positions: Sequence[int]
+) -> Iterator[None]:
+    """The model that is asked with as many rows as there are edits, each row with its own."""
+    of = tiny_encoders if name in tiny_encoders.ENCODERS else tiny
     handles = []
-    for layer in sorted(set(edit.neurons[:, 0].tolist())):
-        changes = [
-            (index, factor, offset)
-            for (l, index), factor, offset in zip(
-                edit.neurons.tolist(), edit.factor.tolist(), edit.offset.tolist(), strict=True
-            )
-            if l == layer
-        ]
-        of = tiny_encoders if name in tiny_encoders.ENCODERS else tiny
-        module = of.down_of(name, model, layer)
-        handles.append(module.register_forward_pre_hook(_hook(changes, positions)))
+    for layer in sorted({layer for edit in edits for layer in edit.neurons[:, 0].tolist()}):
+        hook = _hook(edits, layer, list(positions))
+        handles.append(of.down_of(name, model, layer).register_forward_pre_hook(hook))
     try:
         yield
     finally:
@@ -64,13 +84,15 @@ def edited(name: str, model: nn.Module, edit: Edit, positions: Sequence[int]) ->
             handle.remove()
 
 
-def _hook(changes: list[tuple[int, float, float]], positions: Sequence[int]) -> Any:
+def _hook(edits: Sequence[Edit], layer: int, positions: list[int]) -> Any:
     def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x = args[0].clone()
-        rows = x.view(-1, x.shape[-1])  # [T, F]; OPT has no batch axis here
-        for position in positions:
-            for index, factor, offset in changes:
-                rows[position, index] = rows[position, index] * factor + offset
+        rows = x.view(len(edits), -1, x.shape[-1])  # [P, T, F]; OPT has no batch axis here
+        for p, edit in enumerate(edits):
+            own = edit.neurons[:, 0] == layer
+            at = (p, *np.ix_(positions, edit.neurons[own, 1]))
+            factor, offset = torch.from_numpy(edit.factor[own]), torch.from_numpy(edit.offset[own])
+            rows[at] = (rows[at] * factor + offset).to(x.dtype)  # computed in float64
         return (x,)
 
     return hook

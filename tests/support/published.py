@@ -53,43 +53,52 @@ class Asked:
         taken once, behind the prompt; that same token is written behind the prompt again for each
         of the answer's, and every token is masked in turn, those that were written too.
         """
-        targets = self.tokenizer(answer)["input_ids"]
-        rows = []
-        for layer in range(len(self.modules)):
-            first, logits = self.activation(self.ids(prompt), layer)
-            more = self.tokenizer.decode([int(logits.argmax())])
-            text, total = prompt, torch.zeros_like(first)
-            for target in targets:
-                ids = self.ids(text)
-                total += self.gradients(ids, layer, target, n_steps) * first / n_steps
-                text += more
-            rows.append(total.numpy())
-        return np.stack(rows)
+        first, logits = self.activations(self.ids(prompt))
+        more = self.tokenizer.decode([int(logits.argmax())])
+        text, total = prompt, torch.zeros_like(first)
+        for target in self.tokenizer(answer)["input_ids"]:
+            ids = self.ids(text)
+            total += self.gradients(ids, target, n_steps) * first / n_steps
+            text += more
+        return total.numpy()
 
-    def gradients(self, ids: list[int], layer: int, target: int, n_steps: int) -> Tensor:
-        """Of the target's probability, summed over left points from masked to clean, ``[F]``."""
-        x, _ = self.activation(ids, layer)
+    def gradients(self, ids: list[int], target: int, n_steps: int) -> Tensor:
+        """Of the target's probability, summed over left points from masked to clean, ``[L, F]``."""
+        x, _ = self.activations(ids)
         start = torch.zeros_like(x)
         for j in range(len(ids)):
             masked = [*ids[:j], self.tokenizer.eos_token_id, *ids[j + 1 :]]
-            start += self.activation(masked, layer)[0] / len(ids)
+            start += self.activations(masked)[0] / len(ids)
         total = torch.zeros_like(x)
-        for k in range(n_steps):
-            point = (start + (x - start) * k / n_steps).requires_grad_(True)
-            with written(self.modules[layer], point):
-                p = torch.softmax(self.logits(ids), dim=-1)[target]
-            total += torch.autograd.grad(p, point)[0]
+        share = torch.arange(n_steps, dtype=x.dtype)[:, None] / n_steps
+        for layer, module in enumerate(self.modules):
+            # A row of the forward is a point of the path.
+            points = start[layer] + (x[layer] - start[layer]) * share
+            points.requires_grad_(True)
+            with written(module, points):
+                logits = self.model(input_ids=torch.tensor([ids] * n_steps)).logits[:, -1]
+            p = torch.softmax(logits, dim=-1)[:, target]
+            total[layer] = torch.autograd.grad(p.sum(), points)[0].sum(0)
         return total
 
     def activation(self, ids: list[int], layer: int) -> tuple[Tensor, Tensor]:
         """Input of a layer's non-linearity at the last position ``[F]``, and the logits there."""
+        every, logits = self.activations(ids)
+        return every[layer], logits
+
+    def activations(self, ids: list[int]) -> tuple[Tensor, Tensor]:
+        """Inputs of the non-linearities at the last position ``[L, F]``, and the logits there."""
         seen: list[Tensor] = []
-        handle = self.modules[layer].register_forward_hook(
-            lambda _module, _args, output: seen.append(output[0, -1].detach())
-        )
-        logits = self.logits(ids).detach()
-        handle.remove()
-        return seen[0], logits
+
+        def keep(_module: Any, _args: Any, output: Tensor) -> None:
+            seen.append(output[0, -1])
+
+        handles = [module.register_forward_hook(keep) for module in self.modules]
+        with torch.no_grad():
+            logits = self.logits(ids)
+        for handle in handles:
+            handle.remove()
+        return torch.stack(seen), logits
 
     def logits(self, ids: list[int]) -> Tensor:
         found: Tensor = self.model(input_ids=torch.tensor([ids])).logits[0, -1]
@@ -118,10 +127,10 @@ class Asked:
 
 @contextmanager
 def written(module: torch.nn.Module, x: Tensor) -> Iterator[None]:
-    """The module's output at the last position is ``x`` ``[F]``."""
+    """The module's output at the last position is ``x``: ``[F]``, or ``[B, F]``, one a row."""
 
     def write(_module: Any, _args: Any, output: Tensor) -> Tensor:
-        return torch.cat([output[:, :-1], x[None, None]], dim=1)
+        return torch.cat([output[:, :-1], x.expand_as(output[:, -1])[:, None]], dim=1)
 
     handle = module.register_forward_hook(write)
     yield
@@ -135,9 +144,7 @@ def zeroed(modules: Sequence[torch.nn.Module], neurons: Sequence[Neuron]) -> Ite
     def zero(layer: int) -> Any:
         def hook(_module: Any, _args: Any, output: Tensor) -> Tensor:
             output = output.clone()
-            for l, index in neurons:
-                if l == layer:
-                    output[0, -1, index] = 0
+            output[0, -1, [index for l, index in neurons if l == layer]] = 0
             return output
 
         return hook
@@ -173,31 +180,33 @@ def hop(name: str, model: Any, a: Neuron, b: Neuron) -> float:
     return abs(1 / weight) if weight else UNREACHABLE
 
 
-def distance(name: str, model: Any, neurons: list[Neuron], a: Neuron, b: Neuron) -> float:
+def distance(
+    neurons: list[Neuron], hops: dict[tuple[Neuron, Neuron], float], a: Neuron, b: Neuron
+) -> float:
     """From a to a neuron b of a later layer."""
     span = b[0] - a[0]
     between = [[n for n in neurons if n[0] == l] for l in range(a[0] + 1, b[0])]
     if span == 1:
-        return hop(name, model, a, b)
+        return hops[a, b]
     if span == 2:  # two neurons of the one layer between, the one with the higher score first
         ways = list(itertools.combinations(between[0], 2))
     elif span == 3:  # one in each
         ways = [(p, q) for p in between[0] for q in between[1]]
     else:
         return UNREACHABLE
-    lengths = [
-        hop(name, model, a, p) + hop(name, model, p, q) + hop(name, model, q, b) for p, q in ways
-    ]
+    lengths = [hops[a, p] + hops[p, q] + hops[q, b] for p, q in ways]
     return min([UNREACHABLE, *lengths])
 
 
 def distances(name: str, model: Any, neurons: list[Neuron]) -> list[list[float]]:
+    # Each pair once: a neuron is on thousands of ways.
+    hops = {(a, b): hop(name, model, a, b) for a in neurons for b in neurons if a[0] <= b[0]}
     matrix = [[UNREACHABLE] * len(neurons) for _ in neurons]
     for i, j in itertools.product(range(len(neurons)), repeat=2):
         if i == j:
             matrix[i][i] = 0.0
         elif neurons[j][0] > neurons[i][0]:
-            matrix[i][j] = matrix[j][i] = distance(name, model, neurons, neurons[i], neurons[j])
+            matrix[i][j] = matrix[j][i] = distance(neurons, hops, neurons[i], neurons[j])
     return matrix
 
 
