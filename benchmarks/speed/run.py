@@ -10,22 +10,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-
-from benchmarks.rows import Row, read, write
-from benchmarks.speed import attribution_cases
-
-CASES: dict[str, Callable[[], Iterator[Row]]] = {
-    "peak": attribution_cases.peak,
-    "equal_points": attribution_cases.equal_points,
-    "accuracy": attribution_cases.accuracy,
-    "subsets": attribution_cases.subsets,
-    "scaling": attribution_cases.scaling,
-    "memory": attribution_cases.memory,
-}
+# Each is a function of benchmarks.speed.attribution_cases, which is imported to measure alone.
+CASES = ("peak", "equal_points", "accuracy", "subsets", "scaling", "memory")
 LEFT, ADAPTIVE, ALL_SUBSETS = "left_20_T12", "adaptive_T12", "subsets_2^8_T12"
 
 
@@ -52,6 +41,8 @@ class Rows:
     """Medians of the committed rows."""
 
     def __init__(self) -> None:
+        from benchmarks.rows import read
+
         found = [r for case in CASES for r in read(f"{case}.csv")]
         self._medians = {(r["case"], r["provider"], r["metric"]): float(r["median"]) for r in found}
 
@@ -92,10 +83,16 @@ def table() -> str:
 
 
 def measure(names: list[str]) -> None:
-    """Run cases one after the other; each writes its own file when it is done."""
+    """Run cases one after the other with one thread; each writes its own file when it is done."""
+    import torch
+
+    from benchmarks.rows import write
+    from benchmarks.speed import attribution_cases
+
+    torch.set_num_threads(1)
     for name in names:
         rows = []
-        for one in CASES[name]():
+        for one in getattr(attribution_cases, name)():
             rows.append(one)
             figures = f"{one.case:26} {one.provider:18} {one.metric:20} {one.median:.4g}"
             print(figures, file=sys.stderr, flush=True)
@@ -117,7 +114,6 @@ def main() -> None:
         print(*CASES, sep="\n")
         return
     if not args.table:
-        torch.set_num_threads(1)
         measure(args.cases or list(CASES))
     print(table())
 

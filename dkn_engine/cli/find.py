@@ -43,6 +43,7 @@ def find(options: FindOptions) -> int:
     Raises:
         UserError: options, facts, model or run directory cannot be used.
     """
+    from dkn_engine.run.build_info import require_whole
     from dkn_engine.store import require_same_config
 
     console, given = Console(quiet=options.output.quiet), options.input
@@ -54,6 +55,7 @@ def find(options: FindOptions) -> int:
     out = options.directory
     # Also checked later, but a large model takes minutes to load.
     require_same_config(out, config)
+    require_whole()
     console.step(1, 4, f"{options.question.words} ...")
     run, problems = _prepare(options, config)
     tell_problems(console, problems, counted=True)

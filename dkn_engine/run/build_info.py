@@ -106,6 +106,16 @@ def _demo_model() -> str:
     return f"not installed; to get it: {INSTALL}"
 
 
+def require_whole() -> None:
+    """Import what every run needs, so that what is broken is said before a model is loaded.
+
+    Raises:
+        ImportError, OSError: as the first that is broken; see :func:`why_broken`.
+    """
+    for module in _NEEDED:
+        importlib.import_module(module)
+
+
 def why_broken(error: BaseException) -> str | None:
     """In words, if an error says that something needed is not installed as it should be.
 

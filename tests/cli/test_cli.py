@@ -64,6 +64,7 @@ SETTINGS = [
     "--no-report",  # which takes most of the time; see test_find_writes_the_page
 ]
 ROW = f"{EITHER.fact.prompt}  {EITHER.fact.answer}"  # of the table, its first two cells
+PLAIN = ("--fact-figures", "0")  # Figures of facts take most of the time of a report.
 BROKEN = '{"id": "x%d", "prompt": "w4 w9"}\n'  # without an answer
 
 
@@ -283,7 +284,7 @@ def test_interrupted_run_goes_on(
         "dkn-engine: interrupted; 2 of 5 facts are on disk; give the same command again to go on"
     )
 
-    assert cli.main(["report", str(tmp_path)]) == 0
+    assert cli.main(["report", str(tmp_path), *PLAIN]) == 0
     out, err = capsys.readouterr()
     assert "2 of 5 facts are there" in err
     assert n_rows(out) == 2
@@ -492,11 +493,11 @@ def test_report_repeats_the_table_and_rewrites_the_summary(
 ) -> None:
     written = {name: (run / name).read_text() for name in ("summary.md", "summary.json")}
     (run / "summary.md").unlink()
-    assert cli.main(["report", str(run), "--all"]) == 0
+    assert cli.main(["report", str(run), "--all", *PLAIN]) == 0
     tail = "\nFiles in"  # where the two are elsewhere
     assert capsys.readouterr().out.partition(tail)[0] == given.out.partition(tail)[0]
     assert {name: (run / name).read_text() for name in written} == written
-    assert cli.main(["report", str(run), "--json"]) == 0
+    assert cli.main(["report", str(run), "--json", *PLAIN]) == 0
     assert json.loads(capsys.readouterr().out)["summary"]["n_degenerate"] == 2
 
 
@@ -882,7 +883,7 @@ def test_reader_that_goes_away_is_no_error(run: Path) -> None:
 
 def test_narrow_encoding_is_no_error(run: Path) -> None:
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    command = ["report", str(run), "--quiet"]
+    command = ["report", str(run), "--quiet", *PLAIN]
     with program(*command, stdout=subprocess.PIPE, env=environment) as process:
         out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")

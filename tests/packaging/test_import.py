@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dkn_engine import _native
+from tests.support import forked
 
 ROOT = Path(__file__).parents[2]
 LAZY = ["transformers", "triton", "matplotlib", "scipy.cluster", "sklearn", "hdbscan", "numba"]
@@ -26,7 +27,10 @@ def test_import_leaves_heavy_packages_alone(module: str) -> None:
 
 
 def test_finding_neurons_imports_no_library_of_other_clusterers() -> None:
-    """hdbscan, scikit-learn and numba serve other clusterers and the ``pre`` site."""
+    """hdbscan, scikit-learn and numba serve other clusterers and the ``pre`` site.
+
+    Whatever else the fork has imported before could only add to what is found.
+    """
     code = (
         "import sys, torch, dkn_engine as dkn\n"
         "from tests.support.tiny import tiny\n"
@@ -39,9 +43,7 @@ def test_finding_neurons_imports_no_library_of_other_clusterers() -> None:
         "found = dkn.find_dkns(tiny('llama', torch.float32), words_tokenizer(), facts, lenient)\n"
         "print(len(found), *[m for m in ('hdbscan', 'sklearn', 'numba') if m in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT
-    )
+    done = forked.run(forked.code, code)
     assert done.stdout.split() == ["1"], done.stderr + done.stdout
 
 
