@@ -15,7 +15,8 @@ from tests.support.tiny import sequence, tiny
 NAMES = ("gpt2", "llama", "qwen3", "gemma3", "gpt_neox", "phi3", "phi", "starcoder2", "granite")
 N_FACTS = 12
 TOLERANCE = 1e-3
-DENSE = AttributionConfig(quadrature="gauss_legendre", n_steps=256)
+# To 1e-7 of what 256 points give, in the least smooth of these layouts.
+DENSE = AttributionConfig(quadrature="gauss_legendre", n_steps=64)
 
 
 def errors(name: str, seed: int, **options: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ import torch
 import dkn_engine as dkn
 from dkn_engine.errors import UnsupportedModelError, UserError
 from tests.degeneracy.test_released_chain import CASES, Case
-from tests.support.published import Asked, written
+from tests.support.published import Asked
 from tests.support.tiny import WIDTH, tiny
 
 N_STEPS = 6
@@ -25,8 +27,18 @@ CONFIG = dkn.AttributionConfig(site="pre", baseline="zero", quadrature="linspace
 FACTS = dataclasses.replace(dkn.Config.released().facts, repeat_first_token=False)
 
 
+@contextmanager
+def written(module: torch.nn.Module, points: torch.Tensor) -> Iterator[None]:
+    """The module's output at the last position of each copy is one of the points ``[N, F]``."""
+    handle = module.register_forward_hook(
+        lambda _module, _args, output: torch.cat([output[:, :-1], points[:, None]], dim=1)
+    )
+    yield
+    handle.remove()
+
+
 def eleuther_scores(asked: Asked, prompt: str, answer: str) -> np.ndarray:
-    """``[L, F]`` by plain loops, the mean over the answer's tokens."""
+    """``[L, F]`` by a plain loop, the mean over the answer's tokens."""
     targets = asked.tokenizer(answer)["input_ids"]
     rows = []
     for layer, module in enumerate(asked.modules):
@@ -34,11 +46,12 @@ def eleuther_scores(asked: Asked, prompt: str, answer: str) -> np.ndarray:
         for target in targets:
             ids = asked.ids(text)
             x, logits = asked.activation(ids, layer)
-            for alpha in torch.linspace(0, 1, N_STEPS, dtype=torch.float64):
-                point = (alpha * x).requires_grad_(True)
-                with written(module, point):
-                    p = torch.softmax(asked.logits(ids), dim=-1)[target]
-                total += torch.autograd.grad(p, point)[0] * x / N_STEPS
+            alphas = torch.linspace(0, 1, N_STEPS, dtype=torch.float64)
+            points = (alphas[:, None] * x).requires_grad_(True)  # of as many copies of the text
+            with written(module, points):
+                ends = asked.model(input_ids=torch.tensor([ids] * N_STEPS)).logits[:, -1]
+            p = torch.softmax(ends, dim=-1)[:, target].sum()
+            total += torch.autograd.grad(p, points)[0].sum(0) * x / N_STEPS
             text += asked.tokenizer.decode([int(logits.argmax())])
         rows.append((total / len(targets)).numpy())
     return np.stack(rows)
