@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +32,17 @@ from tests.support.saved import many_facts
 from tests.support.tiny import MASK_ID, N_LAYERS, WIDTH, down_of, sequence, tiny
 from tests.support.words import text, words_tokenizer
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = Config(
     facts_per_chunk=2,
     # Random models are neither sure of anything nor redundant; so everything counts as degenerate
     # that can, and every stage has something to do.
     filter=FilterConfig(min_probability=0.02, min_alone=0.0, max_none=1.0, n_random=3),
+)
+# For tests whose point is not what is found: few passes, and each kind of control once.
+CHEAP = dataclasses.replace(
+    CONFIG,
+    attribution=AttributionConfig(baseline="zero", quadrature="riemann_left", n_steps=2),
+    filter=dataclasses.replace(CONFIG.filter, n_random=1, n_regrouped=1),
 )
 
 
@@ -522,7 +522,7 @@ def test_results_come_window_by_window(model: Any) -> None:
         model,
         words_tokenizer(),
         many_facts(model, 18),
-        dataclasses.replace(CONFIG, facts_per_chunk=1),
+        dataclasses.replace(CHEAP, facts_per_chunk=1),
         progress=lambda done, of: seen.append((done, of)),
     )
     assert isinstance(stream, Iterator)
@@ -549,26 +549,33 @@ def parquet(path: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(path.glob("*.parquet"))}
 
 
-def test_results_on_disk_are_those_in_memory(model: Any, results: Any, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def whole(model: Any, results: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory that has been looked at."""
     seen: list[tuple[int, int]] = []
-    out = tmp_path / "run"
+    out = tmp_path_factory.mktemp("whole") / "run"
     found = run(model, facts(model), out=out, progress=lambda *x: seen.append(x))
     assert_equal(found, results)
-    assert_equal(dkn.read_results(out), results)
     assert seen == [(2, 5), (4, 5), (5, 5)]
     assert len(parquet(out)) == 4 * 3
+    return out
 
 
-def test_a_complete_run_is_read_not_computed(model: Any, results: Any, tmp_path: Path) -> None:
-    some = facts(model)
-    run(model, some, out=tmp_path)
+def test_results_on_disk_are_those_in_memory(whole: Path, results: Any) -> None:
+    assert_equal(dkn.read_results(whole), results)
+
+
+def test_a_complete_run_is_read_not_computed(model: Any, results: Any, whole: Path) -> None:
+    some, before = facts(model), parquet(whole)
     with broken(down_of("llama", model, 0)):
-        assert_equal(run(model, some, out=tmp_path), results)
+        assert_equal(run(model, some, out=whole), results)
+    assert parquet(whole) == before
 
 
-def test_a_run_that_was_stopped_goes_on(model: Any, results: Any, tmp_path: Path) -> None:
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    run(model, facts(model), out=whole)
+def test_a_run_that_was_stopped_goes_on(
+    model: Any, results: Any, whole: Path, tmp_path: Path
+) -> None:
+    stopped = tmp_path / "stopped"
 
     def stop(done: int, _of: int) -> None:
         if done == 2:
@@ -584,80 +591,13 @@ def test_a_run_that_was_stopped_goes_on(model: Any, results: Any, tmp_path: Path
     assert seen == [2, 4, 5]
 
 
-# A process of its own for each run, as users have it: how torch rounds the last bit can depend on
-# what else a process has done before. They are forked from one that has imported everything, and
-# done nothing, so that one start does for all.
-FORKS = """
-import os, signal, sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from tests.run.test_pipeline import facts, run
-from tests.support.tiny import tiny
-
-for line in sys.stdin:
-    kill_after, out = line.rstrip().split(" ", 1)
-
-    def kill(done, _of):
-        if done == int(kill_after):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            model = tiny("llama", torch.float32)
-            run(model, facts(model), out=Path(out), progress=kill)
-            code = 0
-        finally:
-            os._exit(code)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-@contextlib.contextmanager
-def fresh_processes() -> Iterator[Callable[[Path, int], int]]:
-    """A function that makes a run in a process of its own, to be killed after so many facts.
-
-    It returns the exit code. With -1 facts the process is not killed.
-    """
-    with subprocess.Popen(
-        [sys.executable, "-c", FORKS],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as server:
-
-        def run_there(out: Path, kill_after: int) -> int:
-            assert server.stdin is not None
-            assert server.stdout is not None
-            print(kill_after, out, file=server.stdin, flush=True)
-            return int(server.stdout.readline())
-
-        yield run_there
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a child a run")
-def test_a_run_that_was_killed_goes_on(tmp_path: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    with fresh_processes() as run_there:
-        assert run_there(whole, -1) == 0
-        assert run_there(killed, 2) == -signal.SIGKILL
-        assert len(dkn.read_results(killed)) == 2
-        assert run_there(killed, -1) == 0
-    assert_equal(dkn.read_results(killed), dkn.read_results(whole))
-    assert parquet(killed) == parquet(whole)
-
-
 @pytest.mark.parametrize("other", ["config", "model", "facts"])
 def test_another_run_cannot_continue_a_directory(other: str, tmp_path: Path) -> None:
     model = tiny("llama", torch.float32)
     some = facts(model)
-    run(model, some[:2], out=tmp_path)
+    run(model, some[:2], CHEAP, out=tmp_path)
     before = parquet(tmp_path)
-    config = dataclasses.replace(CONFIG, seed=1) if other == "config" else CONFIG
+    config = dataclasses.replace(CHEAP, seed=1) if other == "config" else CHEAP
     if other == "model":
         model = tiny("llama", torch.float32, seed=1)
     with pytest.raises(dkn.RunDirectoryError):
@@ -676,8 +616,14 @@ def test_an_error_lets_the_directory_go(model: Any, tmp_path: Path) -> None:
 # --- the model is a guest ---
 
 
+@pytest.fixture(scope="module")
+def of_mixed() -> dkn.Results:
+    model = mixed_model("llama")
+    return run(model, facts(model))
+
+
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
-def test_the_model_and_the_process_are_left_alone(mode: Any, tmp_path: Path) -> None:
+def test_the_model_and_the_process_are_left_alone(mode: Any, of_mixed: Any, tmp_path: Path) -> None:
     model = mixed_model("llama")
     some = facts(model)
     before = state(model)
@@ -685,7 +631,7 @@ def test_the_model_and_the_process_are_left_alone(mode: Any, tmp_path: Path) -> 
         found = run(model, some, out=tmp_path)
     assert state(model) == before
     assert {r.status for r in found} == {"ok"}
-    assert_equal(found, run(model, some))
+    assert_equal(found, of_mixed)
 
 
 @pytest.mark.parametrize("layer", [0, N_LAYERS - 1])

@@ -15,7 +15,7 @@ import torch
 import dkn_engine as dkn
 from dkn_engine.run.progress import Bar, Log, Watch, showing
 from dkn_engine.run.stages import Stages
-from tests.run.test_pipeline import CONFIG, facts
+from tests.run.test_pipeline import CHEAP, CONFIG, assert_equal, facts
 from tests.support.tiny import tiny
 from tests.support.words import words_tokenizer
 
@@ -98,9 +98,15 @@ def test_every_stage_of_every_chunk_is_told(model: Any) -> None:
     assert [n for _, n in told] == pytest.approx([0, known / 3, 2 * known / 3])
 
 
+@pytest.fixture(scope="module")
+def expected(model: Any) -> dkn.Results:
+    return dkn.find_dkns(model, words_tokenizer(), facts(model), CHEAP)
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_true_shows_progress_and_changes_no_result(
     model: Any,
+    expected: Any,
     terminal: bool,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -109,16 +115,16 @@ def test_true_shows_progress_and_changes_no_result(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
     some = facts(model)
-    expected = dkn.find_dkns(model, words_tokenizer(), some, CONFIG)
+    dkn.find_dkns(model, words_tokenizer(), some[:1], CHEAP)
     assert capsys.readouterr().err == ""
     for _ in range(2):  # the second time, all is there
         found = dkn.find_dkns(
-            model, words_tokenizer(), some, CONFIG, tmp_path / "run", progress=True
+            model, words_tokenizer(), some, CHEAP, tmp_path / "run", progress=True
         )
         err = capsys.readouterr().err
         assert f"{len(some)}/{len(some)}" in err
         assert ("\r" in err) == terminal
-    assert [r.fact_id for r in found] == [r.fact_id for r in expected]
+        assert_equal(found, expected)
 
 
 def test_progress_that_is_none_is_refused_before_anything_is_computed(model: Any) -> None:

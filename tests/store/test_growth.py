@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,14 @@ from dkn_engine.run.pipeline import prepare
 from dkn_engine.store import iter_results, read_manifest, read_results
 from dkn_engine.store.directory import RunDirectory
 from dkn_engine.store.plan import Plan, Shard
-from tests.run.test_pipeline import CONFIG
+from tests.run.test_pipeline import CHEAP
 from tests.support.tiny import tiny
 from tests.support.words import words_tokenizer
 
 FACTS = [
     dkn.Fact(f"f{i}", " ".join(f"w{5 + j}" for j in range(i % 4 + 2)), "w13") for i in range(9)
 ]
-SMALL = dataclasses.replace(CONFIG, facts_per_chunk=2)
+SMALL = dataclasses.replace(CHEAP, facts_per_chunk=2)
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +36,22 @@ def model() -> Any:
 
 def find(model: Any, facts: list[dkn.Fact], out: Path, **more: Any) -> list[dkn.FactResult]:
     return list(dkn.iter_dkns(model, words_tokenizer(), facts, SMALL, out, **more))
+
+
+@pytest.fixture(scope="module")
+def three(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run over three facts, to be copied."""
+    path = tmp_path_factory.mktemp("three")
+    find(model, FACTS[:3], path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def grown(model: Any, three: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run over three facts that took six more, to be copied."""
+    path = shutil.copytree(three, tmp_path_factory.mktemp("grown") / "run")
+    find(model, FACTS, path)
+    return path
 
 
 def files(run: Path) -> dict[str, bytes]:
@@ -156,9 +173,9 @@ def compact(run: Path) -> None:
     ids=["fewer", "in front", "changed", "order"],
 )
 def test_facts_that_changed_are_refused(
-    model: Any, facts: list[dkn.Fact], message: str, tmp_path: Path
+    model: Any, facts: list[dkn.Fact], message: str, three: Path, tmp_path: Path
 ) -> None:
-    find(model, FACTS[:3], tmp_path)
+    shutil.copytree(three, tmp_path, dirs_exist_ok=True)
     before = files(tmp_path), (tmp_path / "manifest.json").read_bytes()
     with pytest.raises(dkn.RunDirectoryError, match=message) as caught:
         find(model, facts, tmp_path)
@@ -172,30 +189,26 @@ def test_a_shard_takes_no_more(model: Any, tmp_path: Path) -> None:
         find(model, FACTS, tmp_path, shard=Shard(0, 2))
 
 
-def test_a_grown_run_is_merged_into_another_place(model: Any, tmp_path: Path) -> None:
-    find(model, FACTS[:3], tmp_path / "run")
-    find(model, FACTS, tmp_path / "run")
-    dkn.merge(tmp_path / "whole", [tmp_path / "run"])
+def test_a_grown_run_is_merged_into_another_place(grown: Path, tmp_path: Path) -> None:
+    dkn.merge(tmp_path / "whole", [grown])
     assert [r.fact_id for r in read_results(tmp_path / "whole")] == [f.id for f in FACTS]
 
 
-def test_controls_are_on_facts_that_the_run_began_with(tmp_path: Path, model: Any) -> None:
-    find(model, FACTS[:3], tmp_path)
+def test_controls_are_on_facts_that_the_run_began_with(three: Path) -> None:
     before = prepare(FACTS[:3], SMALL)
-    assert prepare(FACTS, SMALL, out=tmp_path).sample == before.sample
+    assert prepare(FACTS, SMALL, out=three).sample == before.sample
     assert prepare(FACTS, SMALL).sample != before.sample
 
 
 @pytest.mark.parametrize(
-    "grown", [[], [0], [3, 3], [9], [4, 2], ["3"], [True], 3], ids=lambda g: json.dumps(g)
+    "noted", [[], [0], [3, 3], [9], [4, 2], ["3"], [True], 3], ids=lambda g: json.dumps(g)
 )
 def test_a_manifest_whose_growth_makes_no_sense_is_damaged(
-    model: Any, grown: Any, tmp_path: Path
+    grown: Path, noted: Any, tmp_path: Path
 ) -> None:
-    find(model, FACTS[:3], tmp_path)
-    find(model, FACTS, tmp_path)
+    shutil.copytree(grown, tmp_path, dirs_exist_ok=True)
     file = tmp_path / "manifest.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"grown": grown}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"grown": noted}))
     with pytest.raises(dkn.RunDirectoryError, match="is damaged: grown is"):
         read_manifest(tmp_path)
 

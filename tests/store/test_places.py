@@ -24,6 +24,7 @@ from dkn_engine.store.places import LocalPlace
 from dkn_engine.store.plan import Shard
 from dkn_engine.store.remote import RemotePlace
 from tests.run.test_pipeline import CONFIG, assert_equal
+from tests.support.known_chunks import Known, computed_once
 from tests.support.saved import many_facts, save_tiny
 from tests.support.tiny import tiny
 from tests.support.words import words_tokenizer
@@ -50,6 +51,18 @@ def whole(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("whole")
     run(model, path)
     return path
+
+
+@pytest.fixture(scope="module")
+def known() -> Known:
+    return {}
+
+
+@pytest.fixture
+def known_chunks(known: Known) -> Iterator[None]:
+    """For tests of one and the same run, whose results are not the point."""
+    with computed_once(known):
+        yield
 
 
 class Plain(LocalFileSystem):  # type: ignore[misc]  # fsspec has no types
@@ -103,6 +116,7 @@ def test_a_run_at_a_url_is_bit_equal_to_a_local_one(model: Any, url: str, whole:
         dkn.find_dkns(model, words_tokenizer(), many_facts(model, N), replace(CONFIG, seed=1), url)
 
 
+@pytest.mark.usefixtures("known_chunks")
 @pytest.mark.parametrize("url", ["memory", "plain"], indirect=True)
 @pytest.mark.parametrize("step", range(2, 13, 2))
 def test_a_run_that_fails_at_any_write_goes_on(
@@ -130,6 +144,7 @@ def test_a_run_that_fails_at_any_write_goes_on(
     assert tables(url) == tables(whole)
 
 
+@pytest.mark.usefixtures("known_chunks")
 def test_two_writers_are_refused(model: Any, url: str, whole: Path) -> None:
     results = dkn.iter_dkns(model, words_tokenizer(), many_facts(model, N), CONFIG, url)
     lock = place_of(url).lock()
@@ -141,6 +156,7 @@ def test_two_writers_are_refused(model: Any, url: str, whole: Path) -> None:
     assert tables(url) == tables(whole)
 
 
+@pytest.mark.usefixtures("known_chunks")
 @pytest.mark.parametrize("url", ["memory", "plain"], indirect=True)
 def test_a_lock_that_was_left_says_how_to_remove_it(model: Any, url: str, whole: Path) -> None:
     place_of(url).lock()  # Its process is killed.
@@ -153,6 +169,7 @@ def test_a_lock_that_was_left_says_how_to_remove_it(model: Any, url: str, whole:
     assert tables(url) == tables(whole)
 
 
+@pytest.mark.usefixtures("known_chunks")
 @pytest.mark.parametrize("url", ["memory", "plain"], indirect=True)
 def test_a_lock_that_another_run_took_ends_this_one_before_it_writes(model: Any, url: str) -> None:
     taken: list[Any] = []
@@ -206,6 +223,7 @@ def test_what_the_file_system_raises_is_one_line(monkeypatch: pytest.MonkeyPatch
         dkn.read_results("memory://x")
 
 
+@pytest.mark.usefixtures("known_chunks")
 def test_shards_at_urls_are_merged(model: Any, url: str, whole: Path) -> None:
     shards = [f"{url}-{i}" for i in range(2)]
     for i, shard in enumerate(shards):
@@ -216,13 +234,22 @@ def test_shards_at_urls_are_merged(model: Any, url: str, whole: Path) -> None:
         merge(url, [*shards, f"{shards[0]}/"])
 
 
+@pytest.fixture(scope="module")
+def inputs(model: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Known]:
+    """A model and two facts in files, and the results of their chunks once they are known."""
+    folder = tmp_path_factory.mktemp("inputs")
+    write_facts(folder / "facts.jsonl", many_facts(model, 2))
+    save_tiny(folder / "model")
+    return folder, {}
+
+
 def test_the_program_finds_reports_and_informs_at_a_url(
-    model: Any, tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]
+    inputs: tuple[Path, Known], tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_facts(tmp_path / "facts.jsonl", many_facts(model, 2))
-    find = ["find", "--model", str(save_tiny(tmp_path / "model")), "--device", "cpu", "--quiet"]
-    find += ["--facts", str(tmp_path / "facts.jsonl"), "--set", "filter.n_random=2"]
-    with models.quiet():
+    folder, known = inputs
+    find = ["find", "--model", str(folder / "model"), "--device", "cpu", "--quiet"]
+    find += ["--facts", str(folder / "facts.jsonl"), "--set", "filter.n_random=2"]
+    with models.quiet(), computed_once(known):
         assert cli.main([*find, "--out", url]) == 0
     assert {"summary.md", "summary.json"} <= set(place_of(url).names())
     assert cli.main(["report", url, "--quiet", "--fact-figures", "0"]) == 0

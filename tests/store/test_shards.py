@@ -13,17 +13,15 @@ import torch
 
 import dkn_engine as dkn
 from dkn_engine.cli import main as cli
-from dkn_engine.store import count_done, merge, read_manifest
-from dkn_engine.store.directory import MANY_CHUNKS
+from dkn_engine.store import count_done, directory, merge, read_manifest
 from dkn_engine.store.plan import Shard
-from tests.run.test_pipeline import CONFIG as OF_PIPELINE
-from tests.run.test_pipeline import assert_equal, parquet
+from tests.run.test_pipeline import CHEAP, assert_equal, parquet
 from tests.support.saved import many_facts
 from tests.support.tiny import tiny
 from tests.support.words import words_tokenizer
 
 N = 23  # in two windows of 16 chunks and 7
-CONFIG = dataclasses.replace(OF_PIPELINE, facts_per_chunk=1)
+CONFIG = dataclasses.replace(CHEAP, facts_per_chunk=1)
 MODEL = "llama"
 
 
@@ -155,17 +153,21 @@ def test_a_shard_does_not_continue_another(runs: Path, tmp_path: Path) -> None:
     assert parquet(out) == before
 
 
-def test_a_run_of_many_chunks_ends_in_few_files(tmp_path: Path) -> None:
+def test_a_run_of_many_chunks_ends_in_few_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here 17 are many, of which a window has 16."""
+    many = 17
+    monkeypatch.setattr(directory, "MANY_CHUNKS", many)
     model, tokenizer = tiny(MODEL, torch.float32), words_tokenizer()
-    facts = many_facts(model, MANY_CHUNKS)
-    config = dataclasses.replace(CONFIG, facts_per_chunk=1)
-    results = dkn.iter_dkns(model, tokenizer, facts, config, tmp_path)
+    facts = many_facts(model, many)
+    results = dkn.iter_dkns(model, tokenizer, facts, CONFIG, tmp_path)
     found = [next(results)]
-    assert len(parquet(tmp_path)) < 4 * MANY_CHUNKS
+    assert len(parquet(tmp_path)) < 4 * many
     found += results
     assert len(parquet(tmp_path)) == 4
-    assert_equal(found, dkn.find_dkns(model, tokenizer, facts, config))
-    assert_equal(found, dkn.find_dkns(model, tokenizer, facts, config, tmp_path))
+    assert_equal(found, dkn.find_dkns(model, tokenizer, facts, CONFIG))
+    assert_equal(found, dkn.find_dkns(model, tokenizer, facts, CONFIG, tmp_path))
 
 
 def test_program(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

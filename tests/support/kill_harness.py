@@ -47,11 +47,12 @@ PLAN = Plan(len(FACTS), facts_per_chunk=2, chunks_per_window=2)  # The last wind
 RUN = dataclasses.replace(
     prepare(FACTS, CONFIG), plan=PLAN, scanned=scan(FACTS, window=PLAN.window)
 )
+FIRST_CHUNK = (1, 2)  # The shortest facts of the first window.
 COMPUTE = Stages.of_task
 
 
-def run(out: Path) -> list[dkn.FactResult]:
-    return list(iter_run(MODEL, TOKENIZER, RUN, out))
+def run(out: Path, progress: Callable[[int, int], None] | None = None) -> list[dkn.FactResult]:
+    return list(iter_run(MODEL, TOKENIZER, RUN, out, progress=progress))
 
 
 def look_up_chunks(out: Path) -> None:
@@ -177,6 +178,31 @@ def kills_at_steps(out: Path, whole: Path, wanted: int, rng: random.Random) -> t
     return kills, n_steps
 
 
+def kill_after_a_chunk(out: Path, whole: Path) -> None:
+    """Its results can be read, and they are not computed again."""
+
+    def kill(done: int, _of: int) -> None:
+        if done:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_child(lambda: run(out, kill))
+    assert [r.fact_id for r in dkn.read_results(out)] == [FACTS[i].id for i in FIRST_CHUNK]
+
+    def go_on() -> None:
+        computed: list[int] = []
+
+        def counted(stages: Stages, task: Task) -> list[dkn.FactResult]:
+            computed.append(task.chunk)
+            return COMPUTE(stages, task)
+
+        Stages.of_task = counted  # type: ignore[assignment,method-assign]
+        run(out)
+        assert computed == [1, 2], computed
+
+    assert not in_child(go_on)
+    check(out, whole)
+
+
 def kills_at_any_time(out: Path, whole: Path, wanted: int, rng: random.Random) -> int:
     """Also in the middle of computing; how many kills."""
     # A child's own time: its first writes to shared memory make it slower than this process, and
@@ -199,7 +225,8 @@ def main(folder: str, wanted: str) -> None:
     gc.freeze()  # Or each child's first collection would copy all that it shares.
     of_steps, n_steps = kills_at_steps(out, whole, 2 * int(wanted) // 3, rng)
     Stages.of_task = COMPUTE  # type: ignore[method-assign]
-    kills = of_steps + kills_at_any_time(out, whole, int(wanted) - of_steps, rng)
+    kill_after_a_chunk(out, whole)
+    kills = of_steps + kills_at_any_time(out, whole, int(wanted) // 3, rng)
     gc.unfreeze()
     sys.stdout.write(f"{kills} kills, {n_steps} steps\n")
 
