@@ -27,7 +27,7 @@ TINY: dict[str, Any] = {
     "vocab_size": 400,
     "hidden_size": 16,
     "intermediate_size": 24,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
