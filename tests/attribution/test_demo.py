@@ -26,6 +26,7 @@ FACTS = [
     dkn.Fact("germany", "The capital of Germany is", "Berlin"),
     dkn.Fact("denmark", "Copenhagen is the capital of", "Denmark"),
 ]
+N_FACTS = {"masked": 2, "zero": 1}
 TOLERANCE = 1e-3
 
 
@@ -36,12 +37,12 @@ def demo() -> tuple[Any, Any]:
 
 @pytest.fixture(scope="module")
 def attributed(demo: tuple[Any, Any]) -> Callable[[Any], Any]:
-    """Attribution of both facts with a baseline, computed once."""
+    """Attribution with a baseline, computed once; from zero of one fact, as its path is longer."""
 
     @functools.cache
     def of(baseline: Any) -> Any:
         config = dkn.AttributionConfig(baseline=baseline, tolerance=TOLERANCE)
-        return dkn.attribute(*demo, FACTS, config)
+        return dkn.attribute(*demo, FACTS[: N_FACTS[baseline]], config)
 
     return of
 
@@ -52,14 +53,15 @@ def attribution(request: pytest.FixtureRequest, attributed: Callable[[Any], Any]
 
 
 def test_the_demo_model_is_swept_and_converges(attribution: Any) -> None:
-    _, found = attribution
-    assert found.path == ("sweep", "sweep")
-    assert found.fact_ids == ("germany", "denmark")
-    assert found.scores.shape == (2, 30, 1536)
+    baseline, found = attribution
+    n = N_FACTS[baseline]
+    assert found.path == ("sweep", "sweep")[:n]
+    assert found.fact_ids == ("germany", "denmark")[:n]
+    assert found.scores.shape == (n, 30, 1536)
     assert found.converged.all()
     assert (found.error <= TOLERANCE).all()
     # The trial of the design: Berlin 0.80, Denmark 0.82.
-    assert np.allclose(found.probability, [0.80, 0.82], atol=0.01)
+    assert np.allclose(found.probability, [0.80, 0.82][:n], atol=0.01)
 
 
 def test_scores_are_complete_in_every_layer(attribution: Any) -> None:
