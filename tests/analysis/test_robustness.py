@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import statistics
 from typing import Any
 
@@ -78,11 +79,17 @@ def scaled(name: str, model: Any, neurons: np.ndarray, factor: float) -> Any:
     return changed
 
 
+@functools.cache
+def model_and_questions(name: str) -> tuple[Any, list[AnswerSequence]]:
+    """Which treatments leave as they are."""
+    model = tiny(name)
+    return model, asked(name, model)
+
+
 @pytest.mark.parametrize("treatment", ALL, ids=lambda t: f"{t.action}-{t.value}-{t.on}")
 @pytest.mark.parametrize("name", GATES)
 def test_outcomes_equal_brute_force(name: str, treatment: Treatment) -> None:
-    model = tiny(name)
-    some = asked(name, model)
+    model, some = model_and_questions(name)
     outcome = Trial(model, find_layout(model), some, sets(), means()).outcome(treatment)
     for s, neurons in enumerate(sets()):
         changed, edit = model, edit_of(neurons, treatment)

@@ -8,6 +8,8 @@ unreachable) and the same clusters. From texts to scores:
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -99,24 +101,39 @@ CASES = [(name, values, seed) for name in ("gpt2", "llama") for values in ("norm
          for seed in range(4)]  # fmt: skip
 
 
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A model, scores, and what the published procedure makes of them by its loops."""
+
+    model: Any
+    scores: np.ndarray
+    neurons: list[tuple[int, int]]
+    distances: list[list[float]]
+    clusters: list[Cluster]
+
+
+@functools.cache
+def case_of(name: str, values: str, seed: int) -> Case:
+    model, scores = make(name, values, seed), scores_of(seed)
+    neurons = located(scores)
+    matrix = distances(name, model, neurons)
+    return Case(model, scores, neurons, matrix, clusters(neurons, matrix))
+
+
 @pytest.fixture(params=CASES, ids=lambda case: "-".join(map(str, case)))
-def case(request: pytest.FixtureRequest) -> tuple[str, Any, np.ndarray]:
-    name, values, seed = request.param
-    return name, make(name, values, seed), scores_of(seed)
+def case(request: pytest.FixtureRequest) -> Case:
+    return case_of(*request.param)
 
 
-def test_neurons_come_in_the_order_of_their_scores(case: Any) -> None:
-    _, _, scores = case
-    found = select_neurons(scores[None], Config.released().selection).neurons
-    assert [tuple(n) for n in found.tolist()] == located(scores)
+def test_neurons_come_in_the_order_of_their_scores(case: Case) -> None:
+    found = select_neurons(case.scores[None], Config.released().selection).neurons
+    assert [tuple(n) for n in found.tolist()] == case.neurons
     assert len(found) > 15
 
 
-def test_distances_are_those_of_the_published_procedure(case: Any) -> None:
-    name, model, scores = case
-    neurons = located(scores)
-    expected = np.array(distances(name, model, neurons))
-    found, _ = package(model, np.array(neurons, dtype=np.int32))
+def test_distances_are_those_of_the_published_procedure(case: Case) -> None:
+    neurons, expected = case.neurons, np.array(case.distances)
+    found, _ = package(case.model, np.array(neurons, dtype=np.int32))
     reached = expected < 100
     np.testing.assert_array_equal(found < 100, reached)
     np.testing.assert_allclose(found[reached], expected[reached], rtol=1e-12)
@@ -128,20 +145,15 @@ def test_distances_are_those_of_the_published_procedure(case: Any) -> None:
         assert (~reached[spans == 2]).any()
 
 
-def test_clusters_are_those_of_the_published_procedure(case: Any) -> None:
-    name, model, scores = case
-    neurons = located(scores)
-    expected = clusters(neurons, distances(name, model, neurons))
-    _, found = package(model, select_neurons(scores[None], Config.released().selection).neurons)
-    assert_same(as_clusters(found), expected)
+def test_clusters_are_those_of_the_published_procedure(case: Case) -> None:
+    neurons = select_neurons(case.scores[None], Config.released().selection).neurons
+    _, found = package(case.model, neurons)
+    assert_same(as_clusters(found), case.clusters)
 
 
 def test_the_cases_have_clusters_to_compare() -> None:
     """And not always one, nor only pairs."""
-    sizes = []
-    for name, values, seed in CASES:
-        model, neurons = make(name, values, seed), located(scores_of(seed))
-        sizes.append([len(c.neurons) for c in clusters(neurons, distances(name, model, neurons))])
+    sizes = [[len(c.neurons) for c in case_of(*case).clusters] for case in CASES]
     assert sum(len(s) >= 2 for s in sizes) >= 3
     assert max(map(max, filter(None, sizes))) > 2
 
