@@ -41,6 +41,7 @@ SETTINGS = [
     *("--set", "filter.min_alone=0.5"),
     *("--set", "filter.max_none=0.5"),
 ]
+NO_DRAWING = b'<svg width="9pt" height="9pt" viewBox="0 0 9 9"></svg>'
 MADE = ("robustness", "complexity", "sharing")
 
 
@@ -72,6 +73,12 @@ def grid(tmp_path_factory: pytest.TempPathFactory, models: tuple[Path, Path], fa
     out = tmp_path_factory.mktemp("grid") / "out"
     assert cli.main(command(out, models, facts, "--analyses", *MADE)) == 0
     return out
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures hold nothing: drawing takes most of a command's time, and ``grid`` has them drawn."""
+    monkeypatch.setattr("dkn_engine.report.figures.files._saved", lambda *_: NO_DRAWING)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -145,6 +152,8 @@ def test_what_is_there_is_not_made_again(
 
     for name in MADE:
         monkeypatch.setattr(f"dkn_engine.analysis.{name}", fail)
+    # The page holds figures as SVG; that they are drawn as PNG too is seen in the folder of grid.
+    monkeypatch.setattr("dkn_engine.report.figures.files.to_png", lambda _: b"")
     assert cli.main(command(grid, models, facts, "--analyses", *MADE, "--json")) == 0
     assert {p.name: p.read_bytes() for p in grid.glob("*.csv")} == before
     assert (grid / "report.html").read_bytes() == page
@@ -153,7 +162,7 @@ def test_what_is_there_is_not_made_again(
     assert document["not_made"] == {"calm": {}, "noisy": {}}
 
 
-@pytest.mark.usefixtures("forked_workers")
+@pytest.mark.usefixtures("forked_workers", "undrawn")
 def test_two_processes_make_the_bits_of_one(
     tmp_path: Path, models: tuple[Path, Path], facts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,7 +182,7 @@ def test_two_processes_make_the_bits_of_one(
     assert len(list(alone.glob("*/*.parquet"))) == len(MADE)
 
 
-@pytest.mark.usefixtures("forked_workers")
+@pytest.mark.usefixtures("forked_workers", "undrawn")
 def test_what_a_worker_refuses_is_noted_or_raised(
     tmp_path: Path, models: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -266,6 +275,7 @@ def test_a_table_of_other_code_is_made_again(
     assert path.stat().st_mtime_ns > made[2]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_analysis_that_refuses_is_noted_and_the_others_go_on(
     tmp_path: Path, models: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -285,6 +295,7 @@ def test_an_analysis_that_refuses_is_noted_and_the_others_go_on(
     assert lines[-1].startswith("dkn-engine: error: the model knows none of the 1 facts")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_cells_have_the_whole_names_of_their_models_and_lie_in_out(
     tmp_path: Path,
     models: tuple[Path, Path],
