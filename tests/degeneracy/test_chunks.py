@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -71,6 +72,36 @@ def reference_of(model: Any) -> Reference:
     return Reference(facts, prompts, np.ones(8, bool), prompts.first_activations().mean(0))
 
 
+@dataclasses.dataclass(frozen=True)
+class AskedModel:
+    """The chunk's prompts and held-out ones, and the same for each fact by itself."""
+
+    prompts: Prompts
+    held_out: Prompts
+    alone: list[Prompts]
+    paraphrases: list[Prompts | None]
+    reference: Reference
+
+
+@functools.cache
+def asked_of(name: str, dtype: torch.dtype) -> AskedModel:
+    """Once for all settings, which only ask."""
+    model = tiny(name, dtype)
+    held_out = [sequence(4, 2, seed=20 + i) for i in range(6)]
+
+    def read(some: list[AnswerSequence]) -> Prompts:
+        return Prompts(model, find_layout(model), some, warn=False)
+
+    own = [[held_out[i] for i in one.paraphrases] for one in examinees()]
+    return AskedModel(
+        read(SEQUENCES),
+        read(held_out),
+        [read([one]) for one in SEQUENCES],
+        [read(mine) if mine else None for mine in own],
+        reference_of(model),
+    )
+
+
 def agree(found: Degeneracy | FactError, expected: Degeneracy, tolerance: float) -> None:
     assert isinstance(found, Degeneracy)
     assert found.dkn == expected.dkn
@@ -109,27 +140,18 @@ def test_a_fact_gives_in_any_chunk_what_it_gives_alone(
 ) -> None:
     if dtype != torch.float64 and (name != "llama" or settings not in {"every", "means"}):
         pytest.skip("other dtypes round alike in all of them")
-    model = tiny(name, dtype)
-    layout, config = find_layout(model), Config(filter=SETTINGS[settings])
-    held_out = [sequence(4, 2, seed=20 + i) for i in range(6)]
-    prompts, paraphrases = (
-        Prompts(model, layout, some, warn=False) for some in (SEQUENCES, held_out)
-    )
-    reference = reference_of(model)
-    more: dict[str, Any] = {"paraphrases": paraphrases, "reference": reference}
-    every = examinees()
+    config, asked, every = Config(filter=SETTINGS[settings]), asked_of(name, dtype), examinees()
     alone = []
     for b, one in enumerate(every):
-        mine = [held_out[i] for i in one.paraphrases]
-        own: dict[str, Any] = {"reference": reference}
-        if mine:
-            own["paraphrases"] = Prompts(model, layout, mine, warn=False)
-        by_itself = Prompts(model, layout, [SEQUENCES[b]], warn=False)
-        alone.append(examine(by_itself, 0, one.components, one.located, one.fact, config, **own))
+        own: dict[str, Any] = {"paraphrases": asked.paraphrases[b], "reference": asked.reference}
+        alone.append(
+            examine(asked.alone[b], 0, one.components, one.located, one.fact, config, **own)
+        )
+    more: dict[str, Any] = {"paraphrases": asked.held_out, "reference": asked.reference}
     # Equal to rounding: of the probabilities, which are below 1.
     tolerance = 4 * float(torch.finfo(dtype).eps) if dtype != torch.float64 else 1e-12
-    for order in ((0, 1, 2, 3), (3, 1, 2, 0), (2, 0), (1,), ()):
-        found = examine_chunk(prompts, [every[i] for i in order], config, **more)
+    for order in ((3, 1, 2, 0), (2, 0), (1,), ()):
+        found = examine_chunk(asked.prompts, [every[i] for i in order], config, **more)
         assert len(found) == len(order)
         for i, degeneracy in zip(order, found, strict=True):
             agree(degeneracy, alone[i], tolerance)

@@ -101,7 +101,9 @@ def test_scores_without_rows_are_the_same(tmp_path: Path) -> None:
 
 def test_find_gives_the_same_results(pair: Any) -> None:
     _, plain, model = pair
-    settings = dkn.Config.from_dict({"filter": {"min_probability": 0.0, "require_rank_1": False}})
+    settings = dkn.Config(
+        filter=dkn.FilterConfig(min_probability=0.0, require_rank_1=False, n_random=2)
+    )
     own, found = (dkn.find_dkns(m, words_tokenizer(), FACTS, settings) for m in (plain, model))
     for a, b in zip(own, found, strict=True):
         assert b.status == "ok"

@@ -62,7 +62,7 @@ def together(*tasks: Callable[[], Any]) -> list[Any]:
 
 def test_the_first_calls_on_a_model_take_turns_too() -> None:
     """What is found out of a model once, at its first call, is watched by hooks as well."""
-    for _ in range(10):
+    for _ in range(4):
         model = tiny("llama", torch.float32)
 
         def first(model: Any = model) -> Any:
@@ -85,7 +85,7 @@ def test_three_threads_on_one_model_give_what_one_gives(name: str) -> None:
 
         layout = find_layout(model)
         return [
-            attribute_chunk(model, layout, sequences(), fixed(), mask_id=MASK_ID) for _ in range(15)
+            attribute_chunk(model, layout, sequences(), fixed(), mask_id=MASK_ID) for _ in range(5)
         ]
 
     for found in chain(*together(often, often, often)):
@@ -199,10 +199,10 @@ def test_all_verbs_at_once_on_one_model_give_what_they_give_alone(name: str) -> 
     alone = [task() for task in tasks]
 
     def some(first: int) -> Callable[[], list[tuple[int, Any]]]:
-        order = [(first + i) % len(tasks) for i in range(2 * len(tasks))]
+        order = [(first + i) % len(tasks) for i in range(len(tasks))]
         return lambda: [(i, tasks[i]()) for i in order]
 
-    for i, found in chain(*together(*(some(first) for first in (0, 2, 4, 6, 8)))):
+    for i, found in chain(*together(*(some(first) for first in (0, 5, 10)))):
         np.testing.assert_equal(found, alone[i])
     assert_unchanged(before, guest_state(model))
 
