@@ -13,7 +13,8 @@ JOBS ?= 2
 CONTINUE ?=
 fresh = $(if $(filter 1,$(CONTINUE)),,rm -rf $(1))
 
-PARALLEL = $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+# Tests start processes, which would compile every module anew where nothing may be kept.
+PARALLEL = PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # Stamps: made once, and again when what they depend on changes.
 BASE := $(VENV)/base.stamp

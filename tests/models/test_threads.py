@@ -60,9 +60,15 @@ def together(*tasks: Callable[[], Any]) -> list[Any]:
         return [one.result(SECONDS) for one in waiting]
 
 
-def test_the_first_calls_on_a_model_take_turns_too() -> None:
+def repeated(few: int, many: int) -> list[Any]:
+    """How often a test tries what threads may or may not do to one another."""
+    return [few, pytest.param(many, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("times", repeated(4, 10))
+def test_the_first_calls_on_a_model_take_turns_too(times: int) -> None:
     """What is found out of a model once, at its first call, is watched by hooks as well."""
-    for _ in range(4):
+    for _ in range(times):
         model = tiny("llama", torch.float32)
 
         def first(model: Any = model) -> Any:
@@ -73,8 +79,9 @@ def test_the_first_calls_on_a_model_take_turns_too() -> None:
             np.testing.assert_array_equal(one, found[0])
 
 
+@pytest.mark.parametrize("times", repeated(5, 15))
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gptj"])
-def test_three_threads_on_one_model_give_what_one_gives(name: str) -> None:
+def test_three_threads_on_one_model_give_what_one_gives(name: str, times: int) -> None:
     model = tiny(name)
     before = guest_state(model)
     expected = attributed(name, model, fixed())
@@ -85,7 +92,8 @@ def test_three_threads_on_one_model_give_what_one_gives(name: str) -> None:
 
         layout = find_layout(model)
         return [
-            attribute_chunk(model, layout, sequences(), fixed(), mask_id=MASK_ID) for _ in range(5)
+            attribute_chunk(model, layout, sequences(), fixed(), mask_id=MASK_ID)
+            for _ in range(times)
         ]
 
     for found in chain(*together(often, often, often)):
@@ -192,14 +200,15 @@ def examinations(model: nn.Module) -> list[Callable[[], Any]]:
     return [*(partial(examined, way) for way in ways), whole]
 
 
+@pytest.mark.parametrize("times", repeated(1, 4))
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_all_verbs_at_once_on_one_model_give_what_they_give_alone(name: str) -> None:
+def test_all_verbs_at_once_on_one_model_give_what_they_give_alone(name: str, times: int) -> None:
     model = tiny(name)
     before, tasks = guest_state(model), verbs(model)
     alone = [task() for task in tasks]
 
     def some(first: int) -> Callable[[], list[tuple[int, Any]]]:
-        order = [(first + i) % len(tasks) for i in range(len(tasks))]
+        order = [(first + i) % len(tasks) for i in range(times * len(tasks))]
         return lambda: [(i, tasks[i]()) for i in order]
 
     for i, found in chain(*together(*(some(first) for first in (0, 5, 10)))):
