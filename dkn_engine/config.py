@@ -118,7 +118,8 @@ class AttributionConfig(Section):
             path its objective jumps, which gradients do not see: completeness is lost by as much.
         rows_per_batch: most path points a sweep holds at once, and most rows of edits of the
             filter; bounds memory. ``auto``: as many points as a GiB holds with their gradients, on
-            a GPU as a quarter of its free memory does, up to 4,096; and 1,024 rows of edits.
+            a GPU as a quarter of its free memory does, up to 4,096; and 1,024 rows of edits,
+            on a GPU as many as points if these are more.
         backend: which implementation of the operations; only ``auto`` may choose, an explicit name
             runs or raises a BackendError that says why not. ``reference``: plain torch.
             ``triton``: GPU kernels. ``numba``: compiled CPU loops in one thread for the path's

@@ -37,6 +37,7 @@ from dkn_engine.attribution.sweep import Sweep
 from dkn_engine.config import AttributionConfig
 from dkn_engine.errors import UserError
 from dkn_engine.forward.backward_hooks import refuse_backward_hooks
+from dkn_engine.forward.batch_rows import most_path_points
 from dkn_engine.forward.causality import require_causal
 from dkn_engine.forward.contexts import AnswerSequence, Contexts, scored_contexts
 from dkn_engine.forward.encoder_states import with_states
@@ -57,10 +58,6 @@ from dkn_engine.models.layout import Layout
 from dkn_engine.models.projections import refuse_changed_outputs
 from dkn_engine.types import Path
 
-# Bytes that one batch of rows may hold for its backward pass, with rows_per_batch="auto"; on a GPU,
-# which waits for launches if rows are few, a share of the memory that is free, if that is more.
-_BUDGET = 1 << 30
-_FREE_SHARE = 4
 _MINUTE = 60.0
 
 
@@ -141,7 +138,7 @@ def _attribute_batch(
 ) -> ChunkScores:
     """:func:`attribute_chunk` of sequences that are padded to one length."""
     contexts = scored_contexts(sequences, layout.device, config.masked_tokens)
-    rows = _rows_per_batch(config, layout, next(model.parameters()))
+    rows = most_path_points(config, model, layout)
     with guest(model, grad=True):
         refuse_cut_gradients(layout, contexts.ids)
         started = time.perf_counter()
@@ -358,15 +355,3 @@ def _combine(
         path,
         row_layers,
     )
-
-
-def _rows_per_batch(config: AttributionConfig, layout: Layout, weight: Tensor) -> int:
-    if config.rows_per_batch != "auto":
-        return config.rows_per_batch
-    budget = _BUDGET
-    cards = [device for device in set(layout.devices) if device.type == "cuda"]
-    if cards:
-        budget = max(budget, min(torch.cuda.mem_get_info(c)[0] for c in cards) // _FREE_SHARE)
-    # A row entering at a middle layer keeps about 12 d + 6 F numbers in each layer above.
-    per_row = (12 * layout.d_model + 6 * layout.width) * weight.itemsize * layout.n_layers // 2
-    return int(min(4096, max(64, budget // per_row)))

@@ -11,25 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from dkn_engine.config import AttributionConfig
 from dkn_engine.degeneracy.edits import Edit, nothing, require_inside
 from dkn_engine.degeneracy.free_running import free_running
 from dkn_engine.degeneracy.objectives import Objective, reading_of
 from dkn_engine.degeneracy.prompt_batch import PromptBatch
 from dkn_engine.degeneracy.questions import Answers, Asked, AskedSlopes, Slopes, pairs_of
 from dkn_engine.errors import FactError
+from dkn_engine.forward.batch_rows import MOST_EDITS
 from dkn_engine.forward.causality import require_causal
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.lengths import sequence_groups
 from dkn_engine.forward.shrinking_batches import in_batches
 from dkn_engine.models.layout import Layout
-
-MOST_ROWS = 1024
-
-
-def most_rows(config: AttributionConfig) -> int:
-    """How many rows of edits climb at once at most: as many as path points, where that is set."""
-    return MOST_ROWS if config.rows_per_batch == "auto" else config.rows_per_batch
 
 
 class Prompts:
@@ -68,7 +61,7 @@ class Prompts:
         positions: str = "answer",
         backend: str = "auto",
         warn: bool = True,
-        max_rows: int = MOST_ROWS,
+        max_rows: int = MOST_EDITS,
         objective: Objective | None = None,
     ) -> None:
         require_causal(layout)

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dkn_engine.config import Config, FilterConfig
-from dkn_engine.degeneracy.edited_answers import Prompts, most_rows
+from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.objectives import Objective
 from dkn_engine.errors import FactError
+from dkn_engine.forward.batch_rows import most_edits
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence, wrong_answers_of
 from dkn_engine.models.layout import Layout
@@ -123,7 +124,7 @@ def read_reference(
         positions=config.filter.positions,
         backend=config.attribution.backend,
         warn=False,  # The run's own prompts come first, and say it.
-        max_rows=most_rows(config.attribution),
+        max_rows=most_edits(config.attribution, model, layout),
         objective=Objective.of(config.attribution),
     )
     return Reference(

@@ -19,12 +19,13 @@ from dkn_engine.attribution.chunk_scores import ChunkScores
 from dkn_engine.config import Config
 from dkn_engine.degeneracy.choices import Located
 from dkn_engine.degeneracy.component_choice import choose_components
-from dkn_engine.degeneracy.edited_answers import Prompts, most_rows
+from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.functional_filter import Examinee, examine_chunk
 from dkn_engine.degeneracy.objectives import Objective
 from dkn_engine.degeneracy.reference_facts import Reference, knows, read_reference
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts.load import load_facts
+from dkn_engine.forward.batch_rows import most_edits
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence, encode_sequences, wrong_answers_of
 from dkn_engine.models.layout import find_layout
@@ -196,7 +197,7 @@ class Stages:
             positions=self.config.filter.positions,
             backend=self.config.attribution.backend,
             warn=not self._said,
-            max_rows=most_rows(self.config.attribution),
+            max_rows=most_edits(self.config.attribution, self.model, self.layout),
             objective=Objective.of(self.config.attribution),
         )
         self._said |= found.stands_in
