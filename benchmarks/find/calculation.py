@@ -58,6 +58,7 @@ class Counted:
         calls: how often a layer ran.
         climbs: rows in the last layer of each climb without gradients.
         backward: of each climb with them.
+        one_by_one: the filter takes one fact at a time, so that larger chunks share no climbs.
     """
 
     facts: int
@@ -66,9 +67,10 @@ class Counted:
     calls: Mapping[str, int]
     climbs: Mapping[str, Sequence[int]]
     backward: Mapping[str, Sequence[int]]
+    one_by_one: bool = False
 
     @classmethod
-    def of(cls, answer: Mapping[str, Any]) -> Self:
+    def of(cls, answer: Mapping[str, Any], *, one_by_one: bool) -> Self:
         """From the answer of the engine's process."""
         flop, climbs = answer["flop"], answer["climbs"]
         return cls(
@@ -78,6 +80,7 @@ class Counted:
             {s: answer["calls"].get(s, 0) for s in STAGES},
             {s: climbs.get(s, []) for s in STAGES},
             {s: climbs.get(f"{s}_backward", []) for s in STAGES},
+            one_by_one,
         )
 
 
@@ -137,15 +140,13 @@ def climbs(
 ) -> float:
     """Climbs a fact.
 
-    A filter that made as many climbs as there were facts takes one fact at a time, as it did once.
-
     Args:
         rows: of each climb that was counted, without a limit to them.
         more: how many times as many rows a climb has on the other model.
     """
     if stage == "clean":  # a pass over all prompts of about one length
         return len(rows) / plan.facts
-    if stage == "filter" and len(rows) >= counted.facts:
+    if stage == "filter" and counted.one_by_one:
         return sum(math.ceil(n * more / FILTER_ROWS) for n in rows) / counted.facts
     most = plan.rows or (FILTER_ROWS if stage == "filter" else auto_rows(m))
     larger = plan.facts / counted.facts

@@ -221,10 +221,11 @@ def paper(setting: Setting) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         old = tree_of(setting.before, Path(folder))
         for provider, tree in ((f"before ({setting.before})", old), (OURS, ROOT)):
+            one_by_one = tree == old and setting.before == BEFORE
             # As many rows as there are: the calculation divides them.
             config = {"attribution": {"rows_per_batch": 1 << 20}}
             with Engine(tree, **work, config=config) as engine:
-                counted = Counted.of(engine.ask("stages"))
+                counted = Counted.of(engine.ask("stages"), one_by_one=one_by_one)
             yield from on_paper(provider, counted)
 
 

@@ -233,6 +233,7 @@ COUNTED = Counted(
     calls={"clean": 30, "attribution": 90, "filter": 240},
     climbs={"clean": [64], "attribution": [800], "filter": [200, 300] * 8},
     backward={"clean": [], "attribution": [512, 512], "filter": []},
+    one_by_one=True,
 )
 
 
@@ -248,7 +249,9 @@ def test_the_counted_model_itself_takes_what_was_counted() -> None:
     )
 
 
-SHARED = dataclasses.replace(COUNTED, climbs={**COUNTED.climbs, "filter": [1600, 2400]})
+SHARED = dataclasses.replace(
+    COUNTED, climbs={**COUNTED.climbs, "filter": [1600, 2400]}, one_by_one=False
+)
 
 
 @pytest.mark.parametrize(("rows", "climbs"), [(1024, 5), (2000, 3), (100, 40), (10**6, 2)])
@@ -263,6 +266,13 @@ def test_a_filter_of_one_fact_at_a_time_gains_nothing_from_larger_chunks(plan: P
     assert calculated(COUNTED, BASE, plan)["filter"].climbs == 2
     twice = dataclasses.replace(COUNTED, answer_tokens=ANSWER / 4)  # 800 and 1,200 rows
     assert calculated(twice, BASE, plan)["filter"].climbs == 3
+
+
+def test_a_filter_with_many_questions_one_after_another_shares_each_among_its_facts() -> None:
+    rounds = dataclasses.replace(SHARED, climbs={**SHARED.climbs, "filter": [300] * 12})
+    few, many = (calculated(rounds, BASE, Plan(n, 4096)) for n in (8, 32))
+    assert few["filter"].climbs == pytest.approx(12 / 8)
+    assert many["filter"].climbs == pytest.approx(12 / 32)
 
 
 def test_more_facts_a_chunk_share_climbs_until_these_are_full() -> None:
