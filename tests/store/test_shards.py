@@ -13,7 +13,8 @@ import torch
 
 import dkn_engine as dkn
 from dkn_engine.cli import main as cli
-from dkn_engine.store import count_done, directory, merge, read_manifest
+from dkn_engine.store import count_done, merge, read_manifest
+from dkn_engine.store.directory import MANY_CHUNKS
 from dkn_engine.store.plan import Shard
 from tests.run.test_pipeline import CHEAP, assert_equal, parquet
 from tests.support.saved import many_facts
@@ -153,17 +154,12 @@ def test_a_shard_does_not_continue_another(runs: Path, tmp_path: Path) -> None:
     assert parquet(out) == before
 
 
-def test_a_run_of_many_chunks_ends_in_few_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Here 17 are many, of which a window has 16."""
-    many = 17
-    monkeypatch.setattr(directory, "MANY_CHUNKS", many)
+def test_a_run_of_many_chunks_ends_in_few_files(tmp_path: Path) -> None:
     model, tokenizer = tiny(MODEL, torch.float32), words_tokenizer()
-    facts = many_facts(model, many)
+    facts = many_facts(model, MANY_CHUNKS)
     results = dkn.iter_dkns(model, tokenizer, facts, CONFIG, tmp_path)
     found = [next(results)]
-    assert len(parquet(tmp_path)) < 4 * many
+    assert len(parquet(tmp_path)) < 4 * MANY_CHUNKS
     found += results
     assert len(parquet(tmp_path)) == 4
     assert_equal(found, dkn.find_dkns(model, tokenizer, facts, CONFIG))
