@@ -10,8 +10,7 @@ from typing import Any
 from dkn_engine.config import FilterConfig
 from dkn_engine.degeneracy.lattice import Lattice, drops
 
-# Of the draws, what a fact gets of which the filter keeps no family.
-_SHARE_WITHOUT = 4
+_ONE_OF = 4  # draws is made for a fact of which the filter keeps no family
 _SAME = 1e-9  # nats; sums of the same logarithms in another order differ by less
 
 
@@ -22,7 +21,7 @@ def n_draws(config: FilterConfig, has_family: bool) -> int:
     facts: a quarter of them, unless all are asked for (``control_precision=0``).
     """
     few = only_counted(config, has_family)
-    return -(-config.n_regrouped // _SHARE_WITHOUT) if few else config.n_regrouped
+    return -(-config.n_regrouped // _ONE_OF) if few else config.n_regrouped
 
 
 def only_counted(config: FilterConfig, has_family: bool) -> bool:

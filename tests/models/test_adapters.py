@@ -60,7 +60,9 @@ KINDS: dict[str, tuple[str, Any]] = {
 def adapted(kind: str) -> Any:
     """A tiny model with an adapter whose weights are random, in eval mode."""
     family, config = KINDS[kind]
-    model = peft.get_peft_model(tiny(family), copy.deepcopy(config)).double()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # peft draws from torch's own generator
+        model = peft.get_peft_model(tiny(family), copy.deepcopy(config)).double()
     noise = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in model.parameters():
