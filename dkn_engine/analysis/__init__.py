@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from dkn_engine.analysis.experiments.clusterers.experiment import (
         require_comparable as require_comparable,
     )
-    from dkn_engine.analysis.experiments.clusterers.experiment import (
-        without_controls as without_controls,
-    )
     from dkn_engine.analysis.experiments.complexity.experiment import complexity as complexity
     from dkn_engine.analysis.experiments.complexity.model_sizes import (
         complexity_of_models as complexity_of_models,
@@ -43,6 +40,7 @@ if TYPE_CHECKING:
     from dkn_engine.analysis.experiments.fact_check.experiment import fact_check as fact_check
     from dkn_engine.analysis.experiments.robustness.experiment import robustness as robustness
     from dkn_engine.analysis.experiments.sharing.experiment import sharing as sharing
+    from dkn_engine.analysis.light_runs import without_controls as without_controls
     from dkn_engine.statistics.table import Comparison as Comparison
     from dkn_engine.statistics.table import Row as Row
     from dkn_engine.statistics.table import Sample as Sample
@@ -55,7 +53,7 @@ _NAMES = {
     ),
     "analysis.experiments.clusterers.experiment": (
         *("ClustererComparison", "Difference", "Measurement", "MethodSummary"),
-        *("compare_clusterers", "compare_measurements", "require_comparable", "without_controls"),
+        *("compare_clusterers", "compare_measurements", "require_comparable"),
     ),
     "analysis.experiments.complexity.experiment": ("complexity",),
     "analysis.experiments.complexity.model_sizes": ("complexity_of_models", "model_size"),
@@ -63,6 +61,7 @@ _NAMES = {
     "analysis.experiments.fact_check.experiment": ("fact_check",),
     "analysis.experiments.robustness.experiment": ("robustness",),
     "analysis.experiments.sharing.experiment": ("sharing",),
+    "analysis.light_runs": ("without_controls",),
     "statistics.table": ("Comparison", "Row", "Sample", "Table"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dkn_engine.analysis.config import ClusterersConfig
+from dkn_engine.analysis.light_runs import without_controls
 from dkn_engine.config import Config
 from dkn_engine.degeneracy import choices
 from dkn_engine.degeneracy.asked_together import together
@@ -254,12 +255,6 @@ def require_comparable(config: Config, methods: Sequence[str] | None = None) -> 
         )
     wanted = [n for n in METHODS if fixed or n != SEARCH] if methods is None else methods
     return [n for n in METHODS if n == BASIS or n in wanted]
-
-
-def without_controls(config: Config) -> Config:
-    """The configuration without controls of single facts, which a comparison has no use for."""
-    light = dataclasses.replace(config.filter, n_random=0, n_regrouped=0, n_unrelated=0)
-    return dataclasses.replace(config, filter=light)
 
 
 class _Bench:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ import numpy as np
 from dkn_engine.analysis.config import ComplexityConfig
 from dkn_engine.analysis.experiments.complexity.long_forms import known_forms, long_form
 from dkn_engine.analysis.experiments.complexity.text_complexity import text_complexity
+from dkn_engine.analysis.light_runs import without_controls
 from dkn_engine.analysis.neuron_groups import require_results_of
 from dkn_engine.config import Config, FactsConfig
 from dkn_engine.errors import FactError, UserError
@@ -62,7 +62,7 @@ def complexity(
         config: the one that ``results`` were found with; the defaults if None.
         seed: of the draw of templates and of the resampling.
         out: folder of a run directory for each form, created or continued; None keeps nothing. Its
-            facts have those controls alone that the table has (see :func:`of_the_table`).
+            facts have no other control than random neurons.
         progress: True shows a bar, or lines in a log; a callable is called with (facts done, facts
             of all long forms).
         changes: of single settings, by their names.
@@ -77,7 +77,8 @@ def complexity(
     forms = ComplexityConfig.of(settings, **changes).forms
     decoder_layout(model, "complexity")
     config = Config() if config is None else config
-    light = of_the_table(config)
+    # Of the controls, random neurons alone are in the table.
+    light = without_controls(config, n_random=config.filter.n_random, n_random_searches=0)
     facts = fact_list(facts, config.facts)
     require_results_of(facts, results)
     _require_forms(forms)
@@ -106,12 +107,6 @@ def complexity(
         settings={"config": config.hash, "facts": len(facts), "forms": counts},
         notes=_notes(len(facts) - len(usable), counts),
     )
-
-
-def of_the_table(config: Config) -> Config:
-    """The configuration with no other controls than random neurons, which alone are compared."""
-    light = replace(config.filter, n_regrouped=0, n_random_searches=0, n_unrelated=0)
-    return replace(config, filter=light)
 
 
 def degeneracy_samples(group: str, name: str, results: Sequence[FactResult]) -> Iterator[Sample]:
