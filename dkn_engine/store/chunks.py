@@ -189,7 +189,7 @@ def _as_noted(place: Place, plan: Plan, part: Part, files: Mapping[str, bytes]) 
         footer = pq.read_metadata(pa.BufferReader(files[_FACTS]))
         rows, noted = footer.num_rows, (footer.metadata or {}).get(digests.KEY)
         table = None if noted is None else digests.unlike(files, noted)
-    except (OSError, ValueError, RecursionError, MemoryError) as error:
+    except (OSError, ValueError, pa.ArrowException, RecursionError, MemoryError) as error:
         raise DamagedChunk(place, last, "is cut short or damaged") from error
     if table is not None:
         raise DamagedChunk(place, part.file(table), "is cut short or damaged")
