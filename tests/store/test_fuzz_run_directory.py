@@ -174,7 +174,9 @@ def test_a_run_on_damaged_files_ends_right_or_is_refused(
         found = outcome(path, resume)
         if "manifest.json" not in changed:
             assert found == "same"
-            said = {n for n in changed if f"{n} " in caplog.text}
+            # Of tables that do not fit together, another one of the chunk may be named.
+            chunks = {n.partition("-")[2] for n in changed}
+            said = {n for n in files if n.partition("-")[2] in chunks and f"{n} " in caplog.text}
             assert bool(said) == ("computed again" in caplog.text)
             assert said or not noted or not changed
 
