@@ -35,16 +35,38 @@ _WEIGHTS_PER_HEAD = 40_000
 
 
 class Copy(NamedTuple):
-    """A sequence's positions ``first`` to ``last``, its token at ``first`` masked or as it is."""
+    """A sequence's positions ``first`` to ``last``, its token at ``first`` masked or as it is.
+
+    ``readers`` are the sequences of the chunk whose contexts are read off it: the sequence itself,
+    and others that it begins with.
+    """
 
     sequence: int
     first: int
     last: int
+    readers: tuple[int, ...]
     masked: bool = True
 
     @property
     def n_rows(self) -> int:
         return self.last - self.first + 1
+
+
+def shared_copies(contexts: Contexts, most: int | None) -> list[Copy]:
+    """The masked copies of a chunk, one for all sequences that read the same up to their ends.
+
+    So statements of two answers share those of their prompt, and a longer answer's serve all.
+    """
+    ends = contexts.ends().tolist()
+    read = [tuple(ids[: end + 1]) for ids, end in zip(contexts.ids.tolist(), ends, strict=True)]
+    readers: dict[tuple[int, int], list[int]] = {}
+    longest_first = sorted(range(len(read)), key=lambda b: (-ends[b], b))
+    for i, b in enumerate(longest_first):
+        longer = [o for o in longest_first[:i] if read[o][: len(read[b])] == read[b]]
+        for j in masked_positions(contexts.maskable(b), most):
+            owner = next((o for o in longer if (o, j) in readers), b)
+            readers.setdefault((owner, j), []).append(b)
+    return [Copy(b, j, ends[b], tuple(some)) for (b, j), some in sorted(readers.items())]
 
 
 def masked_positions(maskable: Sequence[int], most: int | None) -> list[int]:
@@ -66,12 +88,10 @@ def prefixes_pay(layout: Layout, clean: Prefill) -> bool:
 
 def masked_rows(contexts: Contexts, most: int | None, shared: bool) -> int:
     """Positions of all masked copies of a chunk, if ``shared`` each from its masked token on."""
-    ends = contexts.ends().tolist()
-    return sum(
-        (end - j if shared else contexts.ids.shape[1] - 1) + 1
-        for b, end in enumerate(ends)
-        for j in masked_positions(contexts.maskable(b), most)
-    )
+    if shared:
+        return sum(copy.n_rows for copy in shared_copies(contexts, most))
+    n_copies = [len(masked_positions(contexts.maskable(b), most)) for b in range(len(contexts.ids))]
+    return sum(n_copies) * contexts.ids.shape[1]
 
 
 @torch.no_grad()
@@ -169,8 +189,9 @@ def shared_masked_baselines(
     """:func:`masked_baselines` with the prefix in front of each masked token computed once.
 
     A copy is only its positions from the masked token to the last answer position: half the work
-    for a prompt of any length. See ``forward/row_blocks.py``. Beside them goes a short copy with
-    nothing masked, in which every layer must return what the model's own forward had there.
+    for a prompt of any length. See ``forward/row_blocks.py``. Sequences that read the same have
+    copies in common (:func:`shared_copies`). Beside them goes a short copy with nothing masked, in
+    which every layer must return what the model's own forward had there.
 
     At most ``max_tokens`` rows are in one pass, at most ``block_rows`` in a block entry.
 
@@ -215,12 +236,12 @@ def _check_inputs(engine: RowEngine, mask_id: int) -> None:
 def _entries(contexts: Contexts, most: int | None, block_rows: int) -> list[list[Copy]]:
     """Copies, a few of one sequence to an entry, the longest entry first."""
     shortest = min(range(len(contexts.n_prompt)), key=lambda b: contexts.n_prompt[b])
+    end, n_prompt = int(contexts.ends()[shortest]), contexts.n_prompt[shortest]
+    unmasked = Copy(shortest, max(0, n_prompt - 2), end, (shortest,), masked=False)
+    by_sequence = sorted([*shared_copies(contexts, most), unmasked], key=lambda c: c.sequence)
     entries: list[list[Copy]] = []
-    for b, end in enumerate(contexts.ends().tolist()):
-        copies = [Copy(b, j, end) for j in masked_positions(contexts.maskable(b), most)]
-        if b == shortest:
-            copies.append(Copy(b, max(0, contexts.n_prompt[b] - 2), end, masked=False))
-        entries.extend(_evenly(copies, block_rows))
+    for _, copies in groupby(by_sequence, key=lambda copy: copy.sequence):
+        entries.extend(_evenly(list(copies), block_rows))
     # Those of one length go together.
     return sorted(entries, key=_rows_of, reverse=True)
 
@@ -268,7 +289,7 @@ def _block_sum(
     at_copy = _numbered(block, entries)
     hidden = layer_inputs(engine.layout, _masked_ids(engine.contexts, copies, mask_id))
     hidden = at(hidden, at_copy, block.position)
-    entry, row, context = _context_rows(engine.contexts, block)
+    entry, row, context = _context_rows(engine.contexts, block, copies, at_copy)
     counts = masked[at_copy[entry, row]]
     n_masked = int(counts.sum())
     check = Check(engine, context[~counts])
@@ -310,11 +331,20 @@ def _masked_ids(contexts: Contexts, copies: list[Copy], mask_id: int) -> Tensor:
     return ids
 
 
-def _context_rows(contexts: Contexts, block: Block) -> tuple[Tensor, Tensor, Tensor]:
-    """Entry, row and context, ``[n]`` each, of every row that stands at a context's position."""
+def _context_rows(
+    contexts: Contexts, block: Block, copies: list[Copy], at_copy: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Entry, row and context, ``[n]`` each, of every row that a context is read off.
+
+    It stands at the context's position, in a copy that the context's sequence reads.
+    """
+    reads = torch.zeros(len(copies), len(contexts.n_prompt), dtype=torch.bool)
+    for k, copy in enumerate(copies):
+        reads[k, list(copy.readers)] = True
+    reads = reads.to(contexts.ids.device)[:, contexts.sequence]  # [copies, C]
     wanted = (
         (block.copy.unsqueeze(-1) >= 0)
-        & (block.sequence.unsqueeze(-1) == contexts.sequence)
+        & reads[at_copy]
         & (block.position.unsqueeze(-1) == contexts.position)
     )
     entry, row, context = wanted.nonzero(as_tuple=True)

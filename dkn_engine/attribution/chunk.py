@@ -24,7 +24,7 @@ from dkn_engine.attribution.baselines import (
     shared_masked_baselines,
 )
 from dkn_engine.attribution.block_sweep import Blocks
-from dkn_engine.attribution.chunk_scores import ChunkScores, slowest
+from dkn_engine.attribution.chunk_scores import ChunkScores, joined, summed
 from dkn_engine.attribution.full_forwards import General
 from dkn_engine.attribution.logit_difference import contrasted
 from dkn_engine.attribution.one_pass import CleanForwards, CleanRows, clean_end_scores
@@ -116,16 +116,8 @@ def attribute_chunk(
 
 def _joined(parts: Sequence[tuple[list[int], ChunkScores]]) -> ChunkScores:
     """Scores of batches in the order of the chunk, of which each batch has its indices."""
-    if len(parts) == 1:
-        return parts[0][1]
     back = np.argsort(np.concatenate([index for index, _ in parts]))
-    fields: dict[str, Any] = {
-        f.name: np.concatenate([getattr(scores, f.name) for _, scores in parts])[back]
-        for f in dataclasses.fields(ChunkScores)
-        if f.name not in {"path", "row_layers"}
-    }
-    fields["path"] = slowest(*(scores.path for _, scores in parts))
-    return ChunkScores(**fields, row_layers=sum(scores.row_layers for _, scores in parts))
+    return joined([scores for _, scores in parts]).take(back)
 
 
 def _attribute_batch(
@@ -336,21 +328,21 @@ def _combine(
     row_layers: int,
 ) -> ChunkScores:
     """From contexts (answer tokens) to answers."""
-    n = int(groups.max()) + 1
-    table = np.zeros((n, len(groups)))
-    table[groups, np.arange(len(groups))] = 1.0
-    weighted = table * weights
-    scores = np.einsum("bc,clf->blf", weighted.astype(integrals.scores.dtype), integrals.scores)
+    scores = summed(integrals.scores, groups, weights)
     norm = np.sqrt(np.square(scores, dtype=np.float64).sum((1, 2)))
-    error = np.linalg.norm(weighted @ integrals.error, axis=1)
+    error = np.linalg.norm(summed(integrals.error, groups, weights), axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         relative = np.where(error > 0, error / norm, error)
+    n_points = np.zeros((len(scores), integrals.n_points.shape[1]), dtype=np.int32)
+    np.add.at(n_points, groups, integrals.n_points)
+    converged = np.ones(n_points.shape, dtype=bool)
+    np.logical_and.at(converged, groups, integrals.converged)
     return ChunkScores(
         scores,
-        (weighted @ integrals.delta).astype(np.float32),
+        summed(integrals.delta, groups, weights).astype(np.float32),
         probability,
-        (table @ integrals.n_points).astype(np.int32),
-        (table @ ~integrals.converged) == 0,
+        n_points,
+        converged,
         relative.astype(np.float32),
         path,
         row_layers,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +29,44 @@ class ChunkScores:
     error: NDArray[np.float32]
     path: Path
     row_layers: int
+
+    def take(self, index: NDArray[np.int64]) -> ChunkScores:
+        """Some of the sequences, in this order; what tells of all of them stays."""
+        return dataclasses.replace(
+            self, **{name: getattr(self, name)[index] for name in _of_sequences()}
+        )
+
+
+def _of_sequences() -> list[str]:
+    """The fields that have an entry a sequence."""
+    names = (f.name for f in dataclasses.fields(ChunkScores))
+    return [name for name in names if name not in {"path", "row_layers"}]
+
+
+def joined(parts: Sequence[ChunkScores]) -> ChunkScores:
+    """Scores of several batches as those of one."""
+    fields: dict[str, Any] = {
+        name: np.concatenate([getattr(scores, name) for scores in parts])
+        for name in _of_sequences()
+    }
+    return ChunkScores(
+        **fields,
+        path=slowest(*(scores.path for scores in parts)),
+        row_layers=sum(scores.row_layers for scores in parts),
+    )
+
+
+def summed(
+    table: NDArray[Any], groups: NDArray[np.int64], weights: NDArray[np.float64]
+) -> NDArray[Any]:
+    """Weighted sums ``[B, ...]`` over the rows ``[N, ...]`` of each group, in the table's dtype.
+
+    What is not a number stays in its group, as it would not in a product with a matrix of weights.
+    """
+    found = np.zeros((int(groups.max()) + 1, *table.shape[1:]), dtype=table.dtype)
+    for row, group, weight in zip(table, groups.tolist(), weights.tolist(), strict=True):
+        found[group] += weight * row
+    return found
 
 
 def slowest(*paths: Path) -> Path:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.attribution.chunk_scores import ChunkScores, slowest
+from dkn_engine.attribution.chunk_scores import ChunkScores, joined, summed
 from dkn_engine.errors import UserError
 from dkn_engine.forward.contexts import AnswerSequence
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_AT_ONCE = 4  # sequences, if there are fewer answers
 _PARTS = 4  # times the difference's length, that of its parts together, is what is expected
 _CANCELLED = 100  # A difference so many times shorter than its parts is left as it is.
 _MARGIN = 0.9
@@ -63,42 +64,44 @@ def _difference(
     baselines: Tensor | None,
     tolerance: float,
 ) -> tuple[ChunkScores, NDArray[np.float64]]:
-    """The difference of parts that are scored to a tolerance, one wrong answer each at a time.
+    """The difference of parts that are scored to a tolerance.
 
-    And how many times its length theirs are together, ``[B]``.
+    And how many times its length theirs are together, ``[B]``. As many are scored at once as there
+    are answers, or a few: an answer beside its wrong ones, which share what is read of its prompt.
     """
-    found = score(sequences, baselines, tolerance)
-    total, length = found.scores.copy(), _length(found.scores)
-    error = found.error * length  # NaN where a fixed rule estimates none
-    delta, n_points = found.convergence_delta.copy(), found.n_points.copy()
-    converged, row_layers, paths = found.converged.copy(), found.row_layers, {found.path}
-    for k in range(max(len(s.against) for s in sequences)):
-        index = [b for b, s in enumerate(sequences) if k < len(s.against)]
-        wrong = [sequences[b].against[k] for b in index]
-        part = score(wrong, None if baselines is None else baselines[index], tolerance)
-        share = np.array([1 / len(sequences[b].against) for b in index])
-        total[index] -= share[:, None, None] * part.scores
-        delta[index] -= share[:, None] * part.convergence_delta
-        error[index] += share * part.error * _length(part.scores)
-        length[index] += share * _length(part.scores)
-        n_points[index] += part.n_points
-        converged[index] &= part.converged
-        row_layers += part.row_layers
-        paths.add(part.path)
+    every = [s for one in sequences for s in (one, *one.against)]
+    sizes = np.array([1 + len(one.against) for one in sequences])
+    answer = np.repeat(np.arange(len(sizes)), sizes)
+    gold = np.cumsum(sizes) - sizes
+    share = -1 / (sizes - 1)[answer]
+    share[gold] = 1
+    scored, at_once = [], max(len(sequences), _AT_ONCE)
+    for start in range(0, len(every), at_once):
+        index = answer[start : start + at_once]
+        given = None if baselines is None else baselines[index]
+        scored.append(score(every[start : start + at_once], given, tolerance))
+    parts = joined(scored)
+    length = _length(parts.scores)
+    total, delta = (
+        summed(table, answer, share) for table in (parts.scores, parts.convergence_delta)
+    )
+    # NaN where a fixed rule estimates none.
+    error, lengths = (
+        summed(table, answer, np.abs(share)) for table in (parts.error * length, length)
+    )
     with np.errstate(invalid="ignore", divide="ignore"):
         relative = np.where(error > 0, error / _length(total), error)
-        parts = length / _length(total)
+        longer = lengths / _length(total)
     difference = replace(
-        found,
+        parts,
         scores=total,
         convergence_delta=delta,
-        n_points=n_points,
-        converged=converged,
+        probability=parts.probability[gold],
+        n_points=np.add.reduceat(parts.n_points, gold),
+        converged=np.logical_and.reduceat(parts.converged, gold),
         error=relative.astype(np.float32),
-        path=slowest(*paths),
-        row_layers=row_layers,
     )
-    return difference, parts
+    return difference, longer
 
 
 def _replaced(found: ChunkScores, index: NDArray[np.int64], by: ChunkScores) -> ChunkScores:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dkn_engine.analysis.experiments.fact_check.neuron_scores import (
+    _chunk_order,
     deal,
     golden_sets,
     mean_attributions,
@@ -16,6 +17,7 @@ from dkn_engine.analysis.experiments.fact_check.neuron_scores import (
 from dkn_engine.analysis.neuron_groups import NeuronGroups
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.config import AttributionConfig
+from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.models.layout import find_layout
 from dkn_engine.types import Fact, FactResult
 from tests.support.tiny import MASK_ID, sequence, tiny
@@ -65,6 +67,20 @@ def test_means_are_those_of_the_dense_scores() -> None:
         expected = [found.scores[0][s[:, 0], s[:, 1]].mean() if len(s) else np.nan for s in sets[i]]
         # Chunks refine alike, up to what floating point leaves open.
         np.testing.assert_allclose(means[i], expected, rtol=1e-6, atol=1e-12)
+
+
+def test_what_is_stated_of_one_prompt_is_in_one_chunk() -> None:
+    """Though a shorter answer's statement has the length of others; the longest come first."""
+    prompts = [sequence(n, 1, seed=i) for i, n in enumerate((5, 7, 5, 6, 4, 5))]
+    answers = ((9,), (4, 5, 6))
+    some = [
+        AnswerSequence(one.ids + answer[:-1], one.n_prompt, answer)
+        for answer in answers
+        for one in prompts
+    ]
+    order = _chunk_order(some)
+    assert sorted(order) == list(range(12))
+    assert [i % 6 for i in order] == [1, 1, 3, 3, 0, 0, 2, 2, 5, 5, 4, 4]
 
 
 @pytest.mark.parametrize("n_folds", [2, 5])

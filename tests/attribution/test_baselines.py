@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,10 +21,11 @@ from dkn_engine.attribution.baselines import (
     masked_positions,
     masked_rows,
     prefixes_pay,
+    shared_copies,
     shared_masked_baselines,
 )
 from dkn_engine.attribution.chunk import warn_of_cost
-from dkn_engine.forward.contexts import build_contexts
+from dkn_engine.forward.contexts import AnswerSequence, build_contexts, scored_contexts
 from dkn_engine.forward.patched_rows import RowEngine
 from dkn_engine.forward.prefill import prefill
 from dkn_engine.forward.row_blocks import pad_block
@@ -38,14 +39,34 @@ FAMILIES = ("gpt2", "llama", "gemma2", "phi3")
 MIXED = [sequence(9, 1), sequence(4, 3, seed=1), sequence(1, 2, seed=2)]
 
 
+def stated(prompt: AnswerSequence, *answer: int) -> AnswerSequence:
+    ids = prompt.ids[: prompt.n_prompt]
+    return AnswerSequence(ids + answer[:-1], len(ids), answer)
+
+
+# Statements about two prompts, and a prompt that begins as one of the statements does.
+ABOUT = [sequence(6, 1, seed=3), sequence(4, 1, seed=4)]
+STATED = [
+    stated(ABOUT[0], 9),
+    stated(ABOUT[1], 9),
+    stated(ABOUT[0], 5, 6, 7),
+    stated(ABOUT[0], 5, 8),
+    stated(ABOUT[0], 11, 6),
+    stated(ABOUT[1], 7),
+    AnswerSequence((*ABOUT[0].ids, 5, 6), 8, (3,)),
+]
+
+
 @pytest.fixture(params=FAMILIES)
 def engine(request: pytest.FixtureRequest) -> Iterator[RowEngine]:
     yield from rows_of(tiny(request.param))
 
 
-def rows_of(model: Any) -> Iterator[RowEngine]:
+def rows_of(
+    model: Any, sequences: Sequence[AnswerSequence] = MIXED, masked_tokens: str = "prompt"
+) -> Iterator[RowEngine]:
     layout = find_layout(model)
-    contexts = build_contexts(MIXED, torch.device("cpu"))
+    contexts = scored_contexts(sequences, torch.device("cpu"), masked_tokens)
     with guest(model, grad=True):
         clean = prefill(model, layout, contexts)
         yield checked_rows(model, layout, contexts, clean, "auto")
@@ -96,6 +117,43 @@ def test_only_the_changed_positions_are_rows(engine: RowEngine) -> None:
     masked = sum(length - j for length, n_prompt in n for j in range(n_prompt))
     assert sum(seen) == masked + unmasked
     assert engine.row_layers == before
+
+
+@pytest.mark.parametrize("masked_tokens", ["prompt", "all"])
+@pytest.mark.parametrize(("block_rows", "max_tokens"), [(256, 4096), (10, 20), (1, 1)])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_reads_the_same_shares_its_copies(
+    name: str, block_rows: int, max_tokens: int, masked_tokens: str
+) -> None:
+    for most in (None, 3):
+        for engine in rows_of(tiny(name), STATED, masked_tokens):
+            whole = (engine.model, engine.layout, engine.contexts)
+            plain = masked_baselines(*whole, "post", MASK_ID, 10_000, most)
+            shared = shared_masked_baselines(
+                engine, "post", MASK_ID, max_tokens, most, block_rows=block_rows
+            )
+            rounds = "Gemma2" in type(engine.model).__name__
+            assert relative_error(shared, plain) < (1.2e-6 if rounds else 1e-10)
+
+
+def test_the_longest_makes_the_copies_and_all_that_begin_it_read_them() -> None:
+    contexts = build_contexts(STATED, torch.device("cpu"))
+    copies = shared_copies(contexts, None)
+    readers = {b: {c.readers for c in copies if c.sequence == b} for b in range(len(STATED))}
+    # Their last tokens are not read. Behind the first prompt all but (11, 6) begin (5, 6, 7), and
+    # so does the longest prompt, two more of whose tokens are masked.
+    assert readers == {
+        0: set(),
+        1: {(1, 5)},
+        2: {(2, 6, 3, 0)},
+        3: set(),
+        4: {(4,)},
+        5: set(),
+        6: {(6,)},
+    }
+    masked = {b: [c.first for c in copies if c.sequence == b] for b in (1, 2, 4, 6)}
+    assert masked == {1: [0, 1, 2, 3], 2: [0, 1, 2, 3, 4, 5], 4: [0, 1, 2, 3, 4, 5], 6: [6, 7]}
+    assert masked_rows(contexts, None, shared=True) == sum(c.n_rows for c in copies)
 
 
 def test_mask_of_a_block() -> None:
@@ -183,7 +241,7 @@ def test_cost_is_the_number_of_rows(engine: RowEngine, most: int | None) -> None
 @pytest.mark.parametrize("n", [1, 9, 24, 60])
 def test_entries_are_as_few_as_before_and_as_even_as_can_be(n: int, block_rows: int) -> None:
     """Every copy once and in order; nothing shorter holds them in as few entries."""
-    copies = [Copy(0, j, n - 1) for j in range(n)]
+    copies = [Copy(0, j, n - 1, (0,)) for j in range(n)]
     entries = _evenly(copies, block_rows)
     assert [copy for entry in entries for copy in entry] == copies
     assert len(entries) == len(_filled(copies, block_rows))

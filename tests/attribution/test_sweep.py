@@ -369,3 +369,24 @@ def test_half_precision_is_not_worse_than_brute_force_in_it(
             relative_error(BruteForce(name, model, site).scores(one, LEFT).mean(0), expected)
         )
     assert np.mean(errors) < 2 * np.mean(plain)
+
+
+@pytest.mark.parametrize("how", [{}, {"quadrature": "riemann_left", "n_steps": 3}, {"site": "pre"}])
+@pytest.mark.parametrize("name", ["llama", "gptj"])
+def test_what_is_no_number_stays_in_its_fact(name: str, how: Any) -> None:
+    """One fact's overflow must not reach the others of its chunk, whatever sums them up."""
+    model, config = tiny(name), AttributionConfig(**how)
+    some = [sequence(5, 2, seed=1), sequence(4, 1, seed=2), sequence(6, 2, seed=7)]
+    bad = some[0].ids[2]
+    assert not any(bad in one.ids for one in some[1:])
+    alone = [attributed(name, model, config, [one]) for one in some[1:]]
+    with torch.no_grad():
+        model.get_input_embeddings().weight[bad] = torch.nan
+    found = attributed(name, model, config, some)
+    assert np.isnan(found.scores[0]).any()
+    for i, one in enumerate(alone, start=1):
+        assert relative_error(found.scores[i], one.scores[0]) < tolerance(name)
+        for field in ("error", "convergence_delta", "n_points", "converged"):
+            np.testing.assert_allclose(
+                getattr(found, field)[i], getattr(one, field)[0], rtol=1e-6, atol=1e-9
+            )

@@ -14,6 +14,7 @@ from dkn_engine.analysis.neuron_groups import NeuronGroups
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.config import AttributionConfig
 from dkn_engine.forward.contexts import AnswerSequence
+from dkn_engine.forward.continuation import Tokens
 from dkn_engine.models.layout import Layout
 from dkn_engine.neurons import random_sets, union
 from dkn_engine.seeds import generator
@@ -50,8 +51,7 @@ def mean_attributions(
     """
     means: list[NDArray[np.float64]] = [np.empty(0)] * len(sequences)
     probability = np.empty(len(sequences))
-    # Chunks of like lengths, so that little is padded; longest first, so that memory is seen early.
-    order = sorted(range(len(sequences)), key=lambda i: (-len(sequences[i].ids), i))
+    order = _chunk_order(sequences)
     for start in range(0, len(order), _CHUNK):
         chunk = order[start : start + _CHUNK]
         found = attribute_chunk(
@@ -64,6 +64,25 @@ def mean_attributions(
         if progress is not None:
             progress(start + len(chunk))
     return means, probability
+
+
+def _chunk_order(sequences: Sequence[AnswerSequence]) -> list[int]:
+    """Statements in chunks of like lengths, those of one prompt beside each other.
+
+    So little is padded, and what is read of a prompt serves all that is stated of it; the longest
+    come first, so that memory is seen early.
+    """
+    length: dict[Tokens, int] = {}
+    for one in sequences:
+        prompt = one.ids[: one.n_prompt]
+        length[prompt] = max(length.get(prompt, 0), len(one.ids))
+    place = {prompt: i for i, prompt in enumerate(length)}
+
+    def key(i: int) -> tuple[int, int, int]:
+        prompt = sequences[i].ids[: sequences[i].n_prompt]
+        return -length[prompt], place[prompt], i
+
+    return sorted(range(len(sequences)), key=key)
 
 
 def golden_sets(one: NeuronGroups) -> Sets:
