@@ -17,10 +17,14 @@ from dkn_engine import Fact
 from dkn_engine.analysis.experiments.evolvability import unchanged_layers
 from dkn_engine.analysis.experiments.evolvability.answers import read_answers
 from dkn_engine.analysis.experiments.evolvability.finetune import Diverged, finetuned
+from dkn_engine.analysis.experiments.evolvability.row_gradients import RowGradients
+from dkn_engine.analysis.experiments.evolvability.trainable import standing_in, trainable_blocks
 from dkn_engine.config import FactsConfig
 from dkn_engine.errors import FactError, RunDirectoryError, UnsupportedModelError, UserError
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.encoding import encode_sequence
+from dkn_engine.models.guest import guest
+from dkn_engine.models.layout import find_layout
 from tests.support.guests import Boom, broken, mixed_model, state
 from tests.support.tiny import WIDTH, down_of, tiny
 from tests.support.words import text, words_tokenizer
@@ -324,6 +328,64 @@ def test_a_weight_that_the_forward_does_not_read_is_refused() -> None:
         finetuned(model, words_tokenizer(), FACTS, NEURONS, steps=1, lr=0.1),
     ):
         pass
+
+
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("name", PARTS)
+def test_only_rows_get_gradients_where_that_is_the_same(name: str, plain: bool) -> None:
+    """In float64, beside the gradient of each whole stand-in, from the second step on without it.
+
+    A model with a hook of the user's keeps to the whole, in the first step and after it.
+    """
+    model = tiny(name)
+    if not plain:
+        down_of(name, model, 0).register_forward_hook(lambda *_: None)
+    layout = find_layout(model)
+    sequences = [
+        encode_sequence(model, words_tokenizer(), f.prompt, f.answer, config=FactsConfig())
+        for f in FACTS
+    ]
+    blocks = trainable_blocks(model, layout, NEURONS)
+    with guest(model, grad=True), standing_in(model, blocks):
+        rows = RowGradients(model, layout, blocks)
+        with rows.followed():
+            for step in range(2):
+                mean_loss(model, sequences).backward()
+                assert all((b.stand_in.grad is None) == (plain and step > 0) for b in blocks)
+                if not step:
+                    whole = [b.part(b.stand_in.grad) for b in blocks if b.stand_in.grad is not None]
+                rows.take()
+                for block, expected in zip(blocks, whole, strict=True):
+                    assert expected.norm() > 0
+                    torch.testing.assert_close(block.values.grad, expected, rtol=1e-9, atol=1e-15)
+                    block.values.grad = None
+        assert not any(b.values.requires_grad for b in blocks)
+
+
+def test_a_weight_that_is_read_past_its_module_gets_its_whole_gradient() -> None:
+    """As where a layer multiplies by both projections at once: no module has the output."""
+    model = tiny("llama")
+    mlp = model.model.layers[2].mlp
+
+    def read(module: Any, args: tuple[torch.Tensor, ...], _output: torch.Tensor) -> Any:
+        gate, up = (args[0] @ p.weight.T for p in (module.gate_proj, module.up_proj))
+        return mlp.down_proj(torch.nn.functional.silu(gate) * up)
+
+    blocks = trainable_blocks(model, find_layout(model), NEURONS)
+    mine = [b for b in blocks if b.layer == 2]
+    with guest(model, grad=True), standing_in(model, blocks):
+        rows = RowGradients(model, find_layout(model), blocks)
+        handle = mlp.register_forward_hook(read)  # after it was seen that nothing has a hook
+        with rows.followed():
+            for _ in range(2):
+                model(input_ids=torch.tensor([[5, 6, 7]])).logits[0, -1, 8].backward()
+                whole = [b.part(b.stand_in.grad) for b in mine if b.stand_in.grad is not None]
+                assert len(whole) >= 2
+                rows.take()
+                for block, expected in zip(mine[:2], whole, strict=False):
+                    torch.testing.assert_close(block.values.grad, expected, rtol=0, atol=0)
+                    block.values.grad = None
+        handle.remove()
 
 
 def weights(model: Any) -> dict[str, bytes]:

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from dkn_engine.analysis.config import TrainingConfig
 from dkn_engine.analysis.experiments.evolvability.answers import batches
+from dkn_engine.analysis.experiments.evolvability.row_gradients import RowGradients
 from dkn_engine.analysis.experiments.evolvability.trainable import (
     Block,
     Trainable,
-    differentiable,
     neuron_change,
     places_digest,
     standing_in,
@@ -148,7 +148,8 @@ def finetuned(
             kept = Checkpoint(local_path(checkpoint), identity)
         with standing_in(model, blocks):
             layers = UnchangedLayers(model, layout, blocks)
-            losses, n_state = _train(model, blocks, plan, layers, kept, progress)
+            gradients = RowGradients(model, layout, blocks)
+            losses, n_state = _train(model, blocks, plan, layers, gradients, kept, progress)
             n = sum(b.values.numel() for b in blocks)
             yield FineTuning(losses, n, n_state, sequences, layout, tuple(blocks))
 
@@ -212,6 +213,7 @@ def _train(
     blocks: Sequence[Block],
     plan: _Plan,
     layers: UnchangedLayers,
+    gradients: RowGradients,
     checkpoint: Checkpoint | None,
     progress: Progress | None,
 ) -> tuple[NDArray[np.float64], int]:
@@ -220,12 +222,13 @@ def _train(
     optimiser = torch.optim.AdamW(
         [b.values for b in blocks], lr=plan.settings.lr, weight_decay=0.0, fused=fused
     )
-    with guest(model, grad=True), differentiable(blocks):
+    with guest(model, grad=True), gradients.followed():
         losses = [] if checkpoint is None else checkpoint.load(blocks, optimiser).tolist()
         if progress is not None and plan.done(losses):
             progress(plan.settings.steps, plan.settings.steps)
         while not plan.done(losses):
-            losses.append(_gradients(model, blocks, plan, len(losses), layers))
+            losses.append(_loss(model, plan, len(losses), layers))
+            gradients.take()
             if not math.isfinite(losses[-1]):
                 raise Diverged(
                     f"fine-tuning: the loss is {losses[-1]} before step {len(losses)}; "
@@ -248,10 +251,8 @@ def _train(
     return np.array(losses), n_state
 
 
-def _gradients(
-    model: nn.Module, blocks: Sequence[Block], plan: _Plan, step: int, layers: UnchangedLayers
-) -> float:
-    """The loss of a step's facts; its gradients become those of the blocks' values."""
+def _loss(model: nn.Module, plan: _Plan, step: int, layers: UnchangedLayers) -> float:
+    """The loss of a step's facts, of which backward passes were run."""
     sequences = plan.batch(step)
     n_tokens = sum(len(s.targets) for s in sequences)
     total = 0.0
@@ -261,8 +262,6 @@ def _gradients(
         loss = -log_p.sum() / n_tokens
         total += loss.item()
         loss.backward()
-    for block in blocks:
-        block.take_gradient()
     return total
 
 

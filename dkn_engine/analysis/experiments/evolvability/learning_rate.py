@@ -27,17 +27,23 @@ def loss_by_rate(
     rates: Sequence[float],
     *,
     steps: int,
+    stop_loss: float | None = None,
     progress: Progress | None = None,
     **training: Any,
 ) -> dict[float, float]:
     """Mean negative log-probability of an answer token after a training at each rate.
 
-    Infinite where it diverged. Arguments beside ``rates``: see
+    From the smallest on to the first with which it is ``stop_loss`` or less; those above are not
+    tried. Infinite where it diverged. Other arguments: see
     :func:`dkn_engine.analysis.experiments.evolvability.finetune.finetuned`.
     """
-    training |= {"steps": steps, "progress": progress}
-    found = {}
-    for rate in rates:
+    training |= {"steps": steps, "stop_loss": stop_loss, "progress": progress}
+    found: dict[float, float] = {}
+    for rate in sorted(rates):
+        if stop_loss is not None and min(found.values(), default=math.inf) <= stop_loss:
+            if progress is not None:
+                progress(steps, steps)
+            continue
         try:
             with finetuned(model, tokenizer, facts, trainable, lr=rate, **training) as trained:
                 probability = read_answers(model, trained.sequences).probability

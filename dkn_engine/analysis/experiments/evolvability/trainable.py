@@ -191,19 +191,6 @@ def standing_in(model: nn.Module, blocks: Sequence[Block]) -> Iterator[None]:
             setattr(module, name, parameter)
 
 
-@contextlib.contextmanager
-def differentiable(blocks: Sequence[Block]) -> Iterator[None]:
-    """Let gradients reach the blocks' copies, for the block's length."""
-    before = [b.stand_in.requires_grad for b in blocks]
-    try:
-        for block in blocks:
-            block.stand_in.requires_grad_(True)
-        yield
-    finally:
-        for block, needed in zip(blocks, before, strict=True):
-            block.stand_in.requires_grad_(needed)
-
-
 def places_digest(blocks: Sequence[Block]) -> str:
     """SHA-256 of where in the model the blocks are."""
     digest = hashlib.sha256()
