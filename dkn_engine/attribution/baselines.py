@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from itertools import groupby
 from typing import NamedTuple
@@ -52,17 +52,19 @@ class Copy(NamedTuple):
         return self.last - self.first + 1
 
 
-def shared_copies(contexts: Contexts, most: int | None) -> list[Copy]:
+def shared_copies(contexts: Contexts, most: int | None, apart: Collection[int] = ()) -> list[Copy]:
     """The masked copies of a chunk, one for all sequences that read the same up to their ends.
 
-    So statements of two answers share those of their prompt, and a longer answer's serve all.
+    So statements of two answers share those of their prompt, and a longer answer's serve all but
+    the sequences that are ``apart``, which read their own.
     """
     ends = contexts.ends().tolist()
     read = [tuple(ids[: end + 1]) for ids, end in zip(contexts.ids.tolist(), ends, strict=True)]
     readers: dict[tuple[int, int], list[int]] = {}
     longest_first = sorted(range(len(read)), key=lambda b: (-ends[b], b))
     for i, b in enumerate(longest_first):
-        longer = [o for o in longest_first[:i] if read[o][: len(read[b])] == read[b]]
+        others = [] if b in apart else longest_first[:i]
+        longer = [o for o in others if o not in apart and read[o][: len(read[b])] == read[b]]
         for j in masked_positions(contexts.maskable(b), most):
             owner = next((o for o in longer if (o, j) in readers), b)
             readers.setdefault((owner, j), []).append(b)
@@ -199,9 +201,35 @@ def shared_masked_baselines(
         SweepUnsupported: the copy with nothing masked does not reproduce the model's own forward.
     """
     _check_inputs(engine, mask_id)
+    contexts = engine.contexts
+    copies = shared_copies(contexts, most)
+    total = _sum_of(engine, site, mask_id, max_tokens, copies, block_rows)
+    # Weights of 0 do not keep out what is no number behind the end of a sequence, in a copy that
+    # a longer one has lent it.
+    borrowing = {b for copy in copies for b in copy.readers if b != copy.sequence}
+    finite = total.flatten(1).isfinite().all(1).tolist()
+    spoilt = borrowing & {
+        b for b, ok in zip(contexts.sequence.tolist(), finite, strict=True) if not ok
+    }
+    if spoilt:
+        own = [copy for copy in shared_copies(contexts, most, spoilt) if copy.sequence in spoilt]
+        at_own = torch.isin(contexts.sequence, torch.tensor([*spoilt], device=total.device))
+        total[at_own] = _sum_of(engine, site, mask_id, max_tokens, own, block_rows)[at_own]
+    return _mean(total, contexts, most)
+
+
+def _sum_of(
+    engine: RowEngine,
+    site: str,
+    mask_id: int,
+    max_tokens: int,
+    shared: Sequence[Copy],
+    block_rows: int,
+) -> Tensor:
+    """Activations ``[C, L, F]`` at each context summed over the masked copies that it reads."""
     contexts, (value, _) = engine.contexts, site_activation(engine.layout, engine.clean, site)
     total = _zeros(contexts, engine.layout, engine.clean.post.dtype)
-    entries = _entries(contexts, most, block_rows)
+    entries = _entries(contexts, shared, block_rows)
     while entries:
         # Entries of a pass are padded to the longest, which is the first.
         n = max(1, max_tokens // _rows_of(entries[0]))
@@ -215,7 +243,7 @@ def shared_masked_baselines(
 
         fitted = in_batches(len(copies), len(copies), add)
         max_tokens = max_tokens * fitted // len(copies)
-    return _mean(total, contexts, most)
+    return total
 
 
 def _check_inputs(engine: RowEngine, mask_id: int) -> None:
@@ -233,12 +261,15 @@ def _check_inputs(engine: RowEngine, mask_id: int) -> None:
     check.require(lambda _: "enter the first layer, in masked copies,")
 
 
-def _entries(contexts: Contexts, most: int | None, block_rows: int) -> list[list[Copy]]:
-    """Copies, a few of one sequence to an entry, the longest entry first."""
+def _entries(contexts: Contexts, shared: Sequence[Copy], block_rows: int) -> list[list[Copy]]:
+    """Copies, a few of one sequence to an entry, the longest entry first.
+
+    Beside them goes one of the shortest sequence with nothing masked.
+    """
     shortest = min(range(len(contexts.n_prompt)), key=lambda b: contexts.n_prompt[b])
     end, n_prompt = int(contexts.ends()[shortest]), contexts.n_prompt[shortest]
     unmasked = Copy(shortest, max(0, n_prompt - 2), end, (shortest,), masked=False)
-    by_sequence = sorted([*shared_copies(contexts, most), unmasked], key=lambda c: c.sequence)
+    by_sequence = sorted([*shared, unmasked], key=lambda c: c.sequence)
     entries: list[list[Copy]] = []
     for _, copies in groupby(by_sequence, key=lambda copy: copy.sequence):
         entries.extend(_evenly(list(copies), block_rows))

@@ -156,6 +156,24 @@ def test_the_longest_makes_the_copies_and_all_that_begin_it_read_them() -> None:
     assert masked_rows(contexts, None, shared=True) == sum(c.n_rows for c in copies)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_is_no_number_is_not_lent(name: str) -> None:
+    """A longer answer's copies serve a shorter one's; what the longer one goes on with does not."""
+    prompt, bad = ABOUT[0], 5
+    some = [stated(prompt, 9), stated(prompt, bad, 7), stated(ABOUT[1], 9)]
+    assert not any(bad in one.ids for one in (prompt, *ABOUT))
+    model = tiny(name, tie_word_embeddings=False)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[bad] = torch.nan
+    for engine in rows_of(model, some):
+        plain = masked_baselines(engine.model, engine.layout, engine.contexts, "post", MASK_ID, 999)
+        shared = shared_masked_baselines(engine, "post", MASK_ID, 999)
+        sound = engine.contexts.sequence != 1
+        assert shared[~sound].isnan().any()
+        rounds = "Gemma2" in type(engine.model).__name__
+        assert relative_error(shared[sound], plain[sound]) < (1.2e-6 if rounds else 1e-10)
+
+
 def test_mask_of_a_block() -> None:
     """Two copies of a sequence of four, masked at 1 and at 3, and an entry with one row."""
     block = pad_block([[(0, 1, 3), (0, 3, 3)], [(1, 0, 0)]], torch.device("cpu"))
