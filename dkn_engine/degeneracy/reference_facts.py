@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,13 +97,51 @@ def read_reference(
     config: Config,
     others: Sequence[Fact] = (),
 ) -> Reference | None:
-    """As :func:`build_reference`, from the facts of :func:`reference_order`, in that order."""
+    """As :func:`build_reference`, from the facts of :func:`reference_order`, in that order.
+
+    A fact of which the model gives anything but finite numbers would make all means the like, so
+    that another one takes its place.
+    """
+    asked: dict[str, Any] = {
+        "positions": config.filter.positions,
+        "backend": config.attribution.backend,
+        "warn": False,  # The run's own prompts come first, and say it.
+        "max_rows": most_edits(config.attribution, model, layout),
+        "objective": Objective.of(config.attribution),
+    }
+    spoilt: set[str] = set()
+    while True:
+        chosen, n_own = _chosen(model, tokenizer, sample, config, others, spoilt)
+        if not chosen:
+            return None
+        facts, sequences = zip(*chosen, strict=True)
+        prompts = Prompts(model, layout, sequences, **asked)
+        activations = prompts.first_activations()
+        usable = np.isfinite(activations).all((1, 2)) & np.isfinite(prompts.probability)
+        if usable.all():
+            break
+        spoilt |= {fact.id for fact, good in zip(facts, usable, strict=True) if not good}
+    means: NDArray[np.float64] = activations.mean(0)
+    return Reference(facts, prompts, knows(prompts, config.filter), means, len(facts) - n_own)
+
+
+def _chosen(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    sample: Sequence[Fact],
+    config: Config,
+    others: Sequence[Fact],
+    spoilt: Collection[str],
+) -> tuple[list[tuple[Fact, AnswerSequence]], int]:
+    """The facts to read, which can be encoded and are not ``spoilt``; how many are the run's."""
     chosen: dict[str, tuple[Fact, AnswerSequence]] = {}
 
     def fill(some: Sequence[Fact], limit: int) -> None:
         for fact in some:
             if len(chosen) >= limit:
                 return
+            if fact.id in spoilt:
+                continue
             wrong = wrong_answers_of(fact, config.attribution) if fact.wrong_answers else ()
             whole = (model, tokenizer, fact.prompt, fact.answer)
             try:
@@ -115,25 +153,7 @@ def read_reference(
     fill(sample, POOL)
     n_own = len(chosen)
     fill(others, ENOUGH)
-    if not chosen:
-        return None
-    prompts = Prompts(
-        model,
-        layout,
-        [sequence for _, sequence in chosen.values()],
-        positions=config.filter.positions,
-        backend=config.attribution.backend,
-        warn=False,  # The run's own prompts come first, and say it.
-        max_rows=most_edits(config.attribution, model, layout),
-        objective=Objective.of(config.attribution),
-    )
-    return Reference(
-        tuple(fact for fact, _ in chosen.values()),
-        prompts,
-        knows(prompts, config.filter),
-        prompts.first_activations().mean(0),
-        len(chosen) - n_own,
-    )
+    return [*chosen.values()], n_own
 
 
 def knows(prompts: Prompts, config: FilterConfig) -> NDArray[np.bool_]:

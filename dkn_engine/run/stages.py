@@ -115,9 +115,9 @@ class Stages:
         reference = read_reference(*whole, self._sample, self.config, others)
         if reference is None and self.config.filter.suppress_value == "mean":
             raise UserError(
-                "filter.suppress_value='mean' needs a fact that can be encoded, to take means "
-                f"over; none of the {len(self._sample)} tried can (filter.fill_reference=true "
-                "adds packaged ones)"
+                "filter.suppress_value='mean' needs a fact that can be encoded, and that the model "
+                "reads to finite activations, to take means over; none of the "
+                f"{len(self._sample)} tried is one (filter.fill_reference=true adds packaged ones)"
             )
         return reference
 
@@ -371,7 +371,9 @@ def _best(
     """Each fact with its most probable spelling; the prompts are those of all, in order."""
     tasks, first = [], 0
     for fact, encoded in spelled:
-        best = int(np.argmax(prompts.probability[first : first + len(encoded)]))
+        # What has no probability is taken only where no spelling has one.
+        p = prompts.probability[first : first + len(encoded)]
+        best = int(np.argmax(np.where(np.isfinite(p), p, -1.0)))
         answer = list(encoded)[best]
         tasks.append(_Task(fact, answer, encoded[answer], first + best))
         first += len(encoded)

@@ -241,6 +241,31 @@ def test_suppressing_to_means_takes_those_of_the_runs_facts(model: Any) -> None:
         assert set(r.controls) == ({"mean_ablation"} if r.components else set())
 
 
+def test_a_fact_of_no_numbers_spoils_no_means() -> None:
+    """It is in no control on other facts, whatever is suppressed."""
+    model, bad = tiny("llama", torch.float32), 5
+    some = [answered(model, seed) for seed in range(9)]
+    some = [f for f in some if f"w{bad}" not in f"{f.prompt} {f.answer}".split()]
+    assert len(some) >= 8
+    with torch.no_grad():
+        model.get_input_embeddings().weight[bad] = torch.nan
+    spoilt = dkn.Fact("bad", f"w7 w{bad} w9", "w11", relation="r0")
+    for suppressed in ("zero", "mean"):
+        config = CHEAP.set({"filter.suppress_value": suppressed, "facts_per_chunk": 8})
+        alone = run(model, some, config)
+        bad_fact, *found = run(model, [spoilt, *some], config)
+        assert (bad_fact.status, "probability nan" in bad_fact.reason) == ("error", True)
+        for fact, expected in zip(found, alone, strict=True):
+            # They are drawn from as many facts in another order.
+            assert fact.n_reference == expected.n_reference == len(some)
+            if expected.components:
+                assert math.isfinite(fact.controls["mean_ablation"].full_drop)
+                assert fact.controls["unrelated"].n == expected.controls["unrelated"].n
+                np.testing.assert_allclose(
+                    fact.subset_probabilities, expected.subset_probabilities, rtol=1e-4
+                )
+
+
 def test_packaged_facts_in_the_controls_of_a_small_run_are_said_and_can_be_left_out(
     model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,7 +299,7 @@ def test_means_without_a_fact_to_take_them_over_are_refused(model: Any) -> None:
     own = dataclasses.replace(CONFIG.filter, fill_reference=False, suppress_value="mean")
     config = dataclasses.replace(CONFIG, filter=own)
     without = stages.Stages(model, words_tokenizer(), [dkn.Fact("f", "w5", " ")], config)
-    with pytest.raises(UserError, match=r"needs a fact that can be encoded.*none of the 1 tried"):
+    with pytest.raises(UserError, match=r"needs a fact that can be encoded.*the 1 tried is one"):
         _ = without.reference
 
 
@@ -424,6 +449,24 @@ def test_an_alias_is_taken_where_it_is_more_probable(model: Any) -> None:
     assert found.neurons.tolist() == run(model, [fact])[0].neurons.tolist()
     same = run(model, [dataclasses.replace(fact, aliases=("w3",))], config)[0]
     assert same.answer == fact.answer
+
+
+def test_an_alias_without_a_probability_is_left_out() -> None:
+    """Nor is a fact lost whose answer has none, while an alias has one."""
+    model, bad = tiny("llama", torch.float32), 5
+    fact = facts(model)[0]
+    with torch.no_grad():
+        model.get_input_embeddings().weight[bad] = torch.nan
+    config = dataclasses.replace(CHEAP, facts=dkn.FactsConfig(aliases=True))
+    (plain,) = run(model, [fact], config)
+    broken_alias = text([bad, 6])
+    (found,) = run(model, [dataclasses.replace(fact, aliases=(broken_alias,))], config)
+    assert_equal(found, plain)
+    given = {"answer": broken_alias, "aliases": (fact.answer,)}
+    (found,) = run(model, [dataclasses.replace(fact, **given)], config)
+    assert (found.status, found.answer) == ("ok", fact.answer)
+    (found,) = run(model, [dataclasses.replace(fact, answer=broken_alias)], config)
+    assert (found.status, "probability nan" in found.reason) == ("error", True)
 
 
 def test_an_alias_that_cannot_be_encoded_is_left_out(model: Any) -> None:

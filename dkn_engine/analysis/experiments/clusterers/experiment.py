@@ -284,7 +284,9 @@ class _Bench:
             others = filling_facts(config)
             reference = build_reference(model, tokenizer, self.layout, facts, config, others)
             if reference is None:
-                raise UserError("suppress_value='mean' needs a fact that can be encoded; got none")
+                raise UserError(
+                    "suppress_value='mean' needs a fact of finite activations; got none"
+                )
             self._means = reference.means
 
     def measure(self, fact: Fact, result: FactResult, names: Sequence[str]) -> list[Measurement]:
