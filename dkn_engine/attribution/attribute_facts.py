@@ -53,12 +53,9 @@ def attribute(
     Returns:
         See :class:`dkn_engine.Attribution`; empty axes without facts.
     """
-    layout = find_layout(model)
-    found = list(
-        iter_attribute(
-            model, tokenizer, facts, config, baselines=baselines, facts_config=facts_config
-        )
-    )
+    asked = (model, tokenizer, facts, config)
+    layout, every = _attributed(*asked, "all", 1, baselines, facts_config)
+    found = list(every)
     layers, dense = (len(found), layout.n_layers), (len(found), layout.n_layers, layout.width)
     scores = np.empty(dense, dtype=np.float32)
     for i, one in enumerate(found):
@@ -114,6 +111,21 @@ def iter_attribute(
         Integrated gradients: Sundararajan et al. 2017, equation 1 (arXiv 1703.01365). Over MLP
         activations: Dai et al. 2022, equation 3 (arXiv 2104.08696).
     """
+    whole = (model, tokenizer, facts, config, keep, n_top, baselines, facts_config)
+    return _attributed(*whole)[1]
+
+
+def _attributed(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Facts,
+    config: AttributionConfig | None,
+    keep: Keep,
+    n_top: int,
+    baselines: ArrayLike | None,
+    facts_config: FactsConfig | None,
+) -> tuple[Layout, Iterator[FactAttribution]]:
+    """The model's layout, and :func:`iter_attribute`."""
     config = AttributionConfig() if config is None else config
     facts_config = facts_config_of(model, facts_config or FactsConfig())
     if keep not in get_args(Keep):
@@ -145,7 +157,7 @@ def iter_attribute(
         return sequence.at(prompt_positions(tokenizer, fact, config.positions))
 
     score = partial(attribute_chunk, model, layout, config=config, mask_id=mask_id)
-    return _stream(iter(read), encode, score, given, layout.widths, keep, top)
+    return layout, _stream(iter(read), encode, score, given, layout.widths, keep, top)
 
 
 def _stream(

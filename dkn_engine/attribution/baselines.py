@@ -15,7 +15,8 @@ from dkn_engine.attribution.sites import site_activation
 from dkn_engine.forward.contexts import Contexts, by_position
 from dkn_engine.forward.head import layer_inputs
 from dkn_engine.forward.patched_rows import RowEngine
-from dkn_engine.forward.prefill import Prefill, position_logits
+from dkn_engine.forward.position_logits import position_logits
+from dkn_engine.forward.prefill import Prefill
 from dkn_engine.forward.routing import Routing, frozen
 from dkn_engine.forward.row_blocks import Block, pad_block
 from dkn_engine.forward.row_check import Check

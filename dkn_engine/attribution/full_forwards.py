@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dkn_engine.attribution.paths import Ends, Paths, Points
 from dkn_engine.forward.contexts import Contexts, by_position
-from dkn_engine.forward.prefill import position_logits
+from dkn_engine.forward.position_logits import position_logits
 from dkn_engine.forward.routing import Routing, frozen
 from dkn_engine.forward.shrinking_batches import in_batches
 from dkn_engine.models.guest import hooks

@@ -14,7 +14,7 @@ from torch import Tensor
 from dkn_engine.degeneracy.edits import Edit, LayerEdit, by_layer, change
 from dkn_engine.forward.contexts import Contexts, by_position
 from dkn_engine.forward.log_probability import log_probabilities
-from dkn_engine.forward.prefill import position_logits
+from dkn_engine.forward.position_logits import position_logits
 from dkn_engine.forward.shrinking_batches import in_batches
 from dkn_engine.forward.upper_layers import UpperLayers
 from dkn_engine.models.guest import hooks

@@ -14,7 +14,7 @@ from dkn_engine.degeneracy.edits import Edit
 from dkn_engine.degeneracy.edits_by_forwards import edited
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.continuation import Tokens
-from dkn_engine.forward.prefill import position_logits
+from dkn_engine.forward.position_logits import position_logits
 from dkn_engine.forward.shrinking_batches import in_batches
 from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import Layout

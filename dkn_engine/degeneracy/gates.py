@@ -21,7 +21,7 @@ from dkn_engine.degeneracy.edits_by_forwards import where_edits_act
 from dkn_engine.forward.contexts import Contexts, by_position
 from dkn_engine.forward.log_probability import log_probabilities
 from dkn_engine.forward.patched_rows import RowEngine, RowSet
-from dkn_engine.forward.prefill import position_logits
+from dkn_engine.forward.position_logits import position_logits
 from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import Layout
 from dkn_engine.neurons import encode

@@ -16,7 +16,7 @@ from dkn_engine.errors import FactError, UnsupportedModelError, UserError
 from dkn_engine.facts.blanks import in_front_of_blank
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.continuation import ByText, Continuation, Tokens
-from dkn_engine.forward.prefill import position_logits
+from dkn_engine.forward.position_logits import position_logits
 from dkn_engine.models.devices import input_device
 from dkn_engine.models.guest import guest
 from dkn_engine.models.kinds import is_encoder, is_encoder_decoder, text_config

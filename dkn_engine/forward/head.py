@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dkn_engine.forward.prefill import position_logits
+from dkn_engine.forward.position_logits import position_logits
 from dkn_engine.forward.stand_ins import beside_nothing
 from dkn_engine.models.devices import is_offloaded
 from dkn_engine.models.kinds import text_config

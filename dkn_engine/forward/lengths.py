@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from dkn_engine.forward.contexts import AnswerSequence
-from dkn_engine.forward.prefill import POSITION_ARGUMENTS, position_logits
+from dkn_engine.forward.position_logits import position_logits
+from dkn_engine.forward.prefill import POSITION_ARGUMENTS
 from dkn_engine.models.devices import input_device
 from dkn_engine.models.guest import guest, hooks
 from dkn_engine.models.kinds import is_encoder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dkn_engine.forward.contexts import Contexts
 from dkn_engine.forward.log_probability import log_probabilities
+from dkn_engine.forward.position_logits import position_logits
 from dkn_engine.forward.routing import Routing, last_routing
 from dkn_engine.models.devices import at
 from dkn_engine.models.guest import attention_implementation, hooks
@@ -249,24 +250,6 @@ def token_log_probabilities(
     logits = position_logits(model, contexts.inputs(), contexts.sequence, contexts.position)
     log_p, n_above = log_probabilities(logits, contexts.target)
     return log_p, n_above + 1
-
-
-def position_logits(
-    model: nn.Module, inputs: Mapping[str, Any], sequence: torch.Tensor, position: torch.Tensor
-) -> torch.Tensor:
-    """Logits ``[C, V]`` at (sequence, position); other positions are not projected if possible.
-
-    ``inputs`` are the arguments with the tokens; see :meth:`Contexts.inputs`.
-    """
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        kept, column = torch.unique(position, return_inverse=True)
-        # accelerate would move a tensor to where tokens enter; the head may be elsewhere.
-        keep: Any = kept.tolist() if "_hf_hook" in vars(model) else kept
-        few: torch.Tensor = model(**inputs, use_cache=False, logits_to_keep=keep).logits
-        if few.shape[1] == kept.shape[0]:
-            return few[sequence, column]
-    logits: torch.Tensor = model(**inputs, use_cache=False).logits
-    return logits[sequence, position]
 
 
 class _Kept:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from dkn_engine.forward.contexts import AnswerSequence, Contexts, build_contexts
 from dkn_engine.forward.lengths import length_groups
 from dkn_engine.forward.log_probability import log_probabilities
-from dkn_engine.models.devices import at, input_device
-from dkn_engine.models.guest import guest, hooks
+from dkn_engine.forward.position_logits import position_logits
+from dkn_engine.models.devices import input_device
+from dkn_engine.models.guest import guest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -74,11 +75,4 @@ def batches(
 
 def answer_logits(model: nn.Module, contexts: Contexts) -> Tensor:
     """Logits ``[C, V]`` at the contexts' positions, by the model's own forward."""
-    head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]  # of transformers
-
-    def pick(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (at(args[0], contexts.sequence, contexts.position).unsqueeze(0), *args[1:])
-
-    with hooks([head.register_forward_pre_hook(pick)]):
-        logits: Tensor = model(input_ids=contexts.ids, use_cache=False).logits
-    return logits.squeeze(0)
+    return position_logits(model, contexts.inputs(), contexts.sequence, contexts.position)

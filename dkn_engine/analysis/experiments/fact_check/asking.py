@@ -13,7 +13,7 @@ from dkn_engine.config import FactsConfig
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.forward.encoding import context_length
 from dkn_engine.forward.lengths import length_groups
-from dkn_engine.forward.prefill import position_logits
+from dkn_engine.forward.position_logits import position_logits
 from dkn_engine.models.devices import input_device
 from dkn_engine.models.guest import guest
 from dkn_engine.models.tokens import encode_fact
