@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import dkn_engine as dkn
+from dkn_engine.analysis.experiments.evolvability import experiment
 from dkn_engine.analysis.experiments.evolvability.answers import read_answers
 from dkn_engine.analysis.experiments.evolvability.experiment import evolvability
 from dkn_engine.analysis.experiments.evolvability.finetune import finetuned
@@ -263,6 +264,41 @@ def test_the_learning_rate_is_chosen_of_the_grid(model: Any) -> None:
     assert counted == sorted(counted)
     assert counted[-1] == 7 * 4 + 5 * 2
     assert json.loads(to_json(found))["settings"] == found.settings
+
+
+def test_a_trial_that_has_learnt_all_is_the_training(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All weights are their own probe; trainings at the rates found give the same table."""
+    trained: list[Any] = []
+
+    def noting(model: Any, tokenizer: Any, facts: Any, trainable: Any, **how: Any) -> Any:
+        trained.append(trainable)
+        return finetuned(model, tokenizer, facts, trainable, **how)
+
+    monkeypatch.setattr(experiment, "finetuned", noting)
+    rates = {"D": (0.02,), "N": (0.02,), "whole": (1e-4, 0.02)}
+    how: dict[str, Any] = {"n_random": 1, "steps": 12, "rate_steps": 12, "stop_loss": 0.5}
+    counted: list[tuple[int, int]] = []
+    whole = (model, words_tokenizer(), FACTS, RESULTS, NEW)
+    found = evolvability(*whole, **how, rates=rates, progress=lambda *done: counted.append(done))
+    assert [t for t in trained if isinstance(t, str)] == ["mlp"]
+    assert counted[-1] == (4 * 12 + 5 * 12,) * 2
+    assert [done for done, _ in counted] == sorted(done for done, _ in counted)
+    trained.clear()
+    given = evolvability(*whole, **how, lr=found.settings["lr"])
+    assert [t for t in trained if isinstance(t, str)] == ["mlp", "all"]
+    assert found.samples == given.samples
+    assert found.rows == given.rows
+    assert found.settings["steps_taken"] == given.settings["steps_taken"]
+    # A trial that is cut off before the facts are learnt is not what the training would be.
+    trained.clear()
+    evolvability(*whole, **(how | {"rate_steps": 1}), rates=rates)
+    assert [t for t in trained if isinstance(t, str)] == ["mlp", "all"]
+    # Nor is one that learns them in more steps than the training has.
+    trained.clear()
+    evolvability(*whole, **(how | {"steps": 1}), rates=rates)
+    assert [t for t in trained if isinstance(t, str)] == ["mlp", "all"]
 
 
 def test_sets_are_compared_at_equal_learning(model: Any) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dkn_engine.analysis.config import EvolvabilityConfig
 from dkn_engine.analysis.experiments.evolvability.answers import read_answers
-from dkn_engine.analysis.experiments.evolvability.finetune import finetuned
+from dkn_engine.analysis.experiments.evolvability.finetune import FineTuning, finetuned
 from dkn_engine.analysis.experiments.evolvability.learning_rate import best_rate, loss_by_rate
 from dkn_engine.analysis.experiments.evolvability.overlap import overlap_rows, targets
 from dkn_engine.analysis.experiments.evolvability.rephrase import rephrase
@@ -93,22 +93,31 @@ def evolvability(
     sets = _sets(groups, layout.widths, settings.n_random, seed)
     asked = _Asked(model, tokenizer, new_facts, [g.fact for g in groups], settings.n_rephrased)
     with showing(progress, "step") as tell:
+        steps = _Steps(_n_steps(settings, sets), tell)
         training: dict[str, Any] = {
             "stop_loss": settings.stop_loss,
             "batch_size": settings.batch_size,
             "seed": seed,
-            "progress": _Steps(_n_steps(settings, sets), tell),
+            "progress": steps,
         }
+        look = partial(_Trained.of, model, asked)
+        trials = _Trials(settings, look)
         choose = partial(loss_by_rate, model, tokenizer, asked.new, steps=settings.rate_steps)
-        rates, losses = _choose_rates(settings, partial(choose, **training), sets)
+        rates, losses = _choose_rates(settings, partial(choose, **training), sets, trials)
         train = partial(finetuned, model, tokenizer, asked.new, steps=settings.steps, **training)
-        answers, change_by_set, taken = {"none": asked.ask(model)}, {}, {}
+        answers, trained = {"none": asked.ask(model)}, {}
         for name, trainable in sets.trained.items():
             where = None if checkpoint is None else local_path(checkpoint) / name.replace(" ", "-")
-            with train(trainable=trainable, lr=rates[_kind(name)], checkpoint=where) as trained:
-                answers[name], taken[name] = asked.ask(model), len(trained.losses)
-                if isinstance(trainable, str):
-                    change_by_set[name] = trained.neuron_change()
+            rate = rates[_kind(name)]
+            if (same := trials.finished(trainable, rate)) is not None:
+                trained[name] = same
+                steps(settings.steps, settings.steps)
+            else:
+                with train(trainable=trainable, lr=rate, checkpoint=where) as tuning:
+                    trained[name] = look(tuning, trainable)
+            answers[name] = trained[name].answers
+    change_by_set = {name: t.change for name, t in trained.items() if t.change is not None}
+    taken = {name: t.n_steps for name, t in trained.items()}
     return tabulate(
         "evolvability",
         _samples(answers, sets),
@@ -252,6 +261,53 @@ def _kind(name: str) -> str:
     return "N" if name == "N" else "D"
 
 
+@dataclass(frozen=True, eq=False)
+class _Trained:
+    """What is kept of a training.
+
+    Attributes:
+        answers: of the trained model.
+        n_steps: that were taken.
+        change: of each neuron, float64 ``[L, F]``, where all of them may change.
+    """
+
+    answers: Answer
+    n_steps: int
+    change: NDArray[np.float64] | None
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, asked: _Asked, tuning: FineTuning, trainable: Trainable
+    ) -> _Trained:
+        change = tuning.neuron_change() if isinstance(trainable, str) else None
+        return cls(asked.ask(model), len(tuning.losses), change)
+
+
+class _Trials:
+    """Trials of rates that came to the same end as the training that they were tried for.
+
+    All weights are their own probe: where a trial has learnt the facts, the training would take the
+    same steps again.
+    """
+
+    def __init__(
+        self, settings: EvolvabilityConfig, look: Callable[[FineTuning, Trainable], _Trained]
+    ) -> None:
+        self._settings, self._look = settings, look
+        self._found: dict[tuple[str, float], _Trained] = {}
+
+    def see(self, trainable: Trainable, rate: float, tuning: FineTuning) -> None:
+        """Keep what a trial has come to, if that is what a training would."""
+        enough = self._settings.stop_loss
+        learnt = enough is not None and tuning.losses[-1] <= enough
+        if isinstance(trainable, str) and learnt and len(tuning.losses) <= self._settings.steps:
+            self._found[trainable, rate] = self._look(tuning, trainable)
+
+    def finished(self, trainable: Trainable, rate: float) -> _Trained | None:
+        """The end of a training, if a trial has come to it."""
+        return self._found.get((trainable, rate)) if isinstance(trainable, str) else None
+
+
 class _Steps:
     """Progress over several trainings, each of which ends with all of its steps."""
 
@@ -272,14 +328,20 @@ def _n_steps(settings: EvolvabilityConfig, sets: _Sets) -> int:
 
 
 def _choose_rates(
-    settings: EvolvabilityConfig, losses_of: Callable[..., dict[float, float]], sets: _Sets
+    settings: EvolvabilityConfig,
+    losses_of: Callable[..., dict[float, float]],
+    sets: _Sets,
+    trials: _Trials,
 ) -> tuple[dict[str, float], dict[str, dict[str, float | None]]]:
     """The rate of each kind of set, and the losses that decided; None where one diverged."""
     if isinstance(settings.lr, Mapping):
         return dict(settings.lr), {}
     if settings.lr is not None:
         return dict.fromkeys(sets.probes, settings.lr), {}
-    losses = {k: losses_of(probe, settings.rates[k]) for k, probe in sets.probes.items()}
+    losses = {
+        kind: losses_of(probe, settings.rates[kind], see=partial(trials.see, probe))
+        for kind, probe in sets.probes.items()
+    }
     return {kind: best_rate(tried, settings.stop_loss) for kind, tried in losses.items()}, {
         kind: {f"{rate:g}": loss if math.isfinite(loss) else None for rate, loss in tried.items()}
         for kind, tried in losses.items()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dkn_engine.analysis.experiments.evolvability.answers import read_answers
-from dkn_engine.analysis.experiments.evolvability.finetune import Diverged, finetuned
+from dkn_engine.analysis.experiments.evolvability.finetune import (
+    Diverged,
+    FineTuning,
+    finetuned,
+)
 from dkn_engine.analysis.experiments.evolvability.trainable import Trainable
 from dkn_engine.errors import UserError
 from dkn_engine.types import Fact, Progress
@@ -27,6 +31,7 @@ def loss_by_rate(
     rates: Sequence[float],
     *,
     steps: int,
+    see: Callable[[float, FineTuning], None] | None = None,
     stop_loss: float | None = None,
     progress: Progress | None = None,
     **training: Any,
@@ -34,7 +39,8 @@ def loss_by_rate(
     """Mean negative log-probability of an answer token after a training at each rate.
 
     From the smallest on to the first with which it is ``stop_loss`` or less; those above are not
-    tried. Infinite where it diverged. Other arguments: see
+    tried. Infinite where it diverged. ``see`` is called with each rate and its training, while the
+    model has the trained weights. Other arguments: see
     :func:`dkn_engine.analysis.experiments.evolvability.finetune.finetuned`.
     """
     training |= {"steps": steps, "stop_loss": stop_loss, "progress": progress}
@@ -47,6 +53,8 @@ def loss_by_rate(
         try:
             with finetuned(model, tokenizer, facts, trainable, lr=rate, **training) as trained:
                 probability = read_answers(model, trained.sequences).probability
+                if see is not None:
+                    see(rate, trained)
         except Diverged:
             found[rate] = math.inf
             if progress is not None:
