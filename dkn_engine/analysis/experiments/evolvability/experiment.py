@@ -14,32 +14,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dkn_engine.analysis.config import EvolvabilityConfig
-from dkn_engine.analysis.experiments.evolvability.answers import read_answers
-from dkn_engine.analysis.experiments.evolvability.finetune import FineTuning, finetuned
+from dkn_engine.analysis.experiments.evolvability.asked import Q_AU, Q_NEW, Q_OLD, Answer, Asked
+from dkn_engine.analysis.experiments.evolvability.finetune import finetuned
 from dkn_engine.analysis.experiments.evolvability.learning_rate import best_rate, loss_by_rate
 from dkn_engine.analysis.experiments.evolvability.overlap import overlap_rows, targets
-from dkn_engine.analysis.experiments.evolvability.rephrase import rephrase
 from dkn_engine.analysis.experiments.evolvability.trainable import Trainable
+from dkn_engine.analysis.experiments.evolvability.trials import Trained, Trials
 from dkn_engine.analysis.neuron_groups import NeuronGroups, neuron_groups, with_dkn
-from dkn_engine.config import FactsConfig
-from dkn_engine.errors import FactError, UserError
+from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.files.local_paths import local_path
-from dkn_engine.forward.contexts import AnswerSequence
-from dkn_engine.forward.encoding import encode_sequence
 from dkn_engine.models.layout import decoder_layout
 from dkn_engine.neurons import random_sets, sort_neurons, union
 from dkn_engine.run.progress import showing
 from dkn_engine.seeds import generator
 from dkn_engine.statistics.table import Comparison, Conditions, Row, Sample, Table, tabulate
-from dkn_engine.types import Fact, FactResult, Progress
+from dkn_engine.types import FactResult, Progress
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-# The trained facts, those known before, and the trained ones in other words.
-Q_NEW, Q_OLD, Q_AU = "Q_new", "Q_old", "Q_au"
 GREEDY, PROBABILITY = "greedy_match", "probability"
 Neurons = NDArray[np.int32]
 
@@ -91,7 +86,7 @@ def evolvability(
     layout = decoder_layout(model, "evolvability")
     groups = neuron_groups(fact_list(facts), results, layout.widths, n_random=0, seed=seed)
     sets = _sets(groups, layout.widths, settings.n_random, seed)
-    asked = _Asked(model, tokenizer, new_facts, [g.fact for g in groups], settings.n_rephrased)
+    asked = Asked(model, tokenizer, new_facts, [g.fact for g in groups], settings.n_rephrased)
     with showing(progress, "step") as tell:
         steps = _Steps(_n_steps(settings, sets), tell)
         training: dict[str, Any] = {
@@ -100,8 +95,8 @@ def evolvability(
             "seed": seed,
             "progress": steps,
         }
-        look = partial(_Trained.of, model, asked)
-        trials = _Trials(settings, look)
+        look = partial(Trained.of, model, asked)
+        trials = Trials(settings, look)
         choose = partial(loss_by_rate, model, tokenizer, asked.new, steps=settings.rate_steps)
         rates, losses = _choose_rates(settings, partial(choose, **training), sets, trials)
         train = partial(finetuned, model, tokenizer, asked.new, steps=settings.steps, **training)
@@ -133,85 +128,6 @@ def evolvability(
         },
         notes=_notes(sets, asked, settings.n_random),
     )
-
-
-Answer = dict[str, dict[str, tuple[float, float]]]  # query, fact: greedy match and probability
-
-
-class _Asked:
-    """The questions, encoded once."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        new_facts: Facts | None,
-        old: Sequence[Fact],
-        n_rephrased: int,
-    ) -> None:
-        new = fact_list("demo-new" if new_facts is None else new_facts)
-        _require_distinct(new)
-        self._encode = partial(encode_sequence, model, tokenizer, config=FactsConfig())
-        asked = self._as_they_are(new)
-        known = read_answers(model, [s for _, s in asked]).greedy
-        self.new = [f for f, yes in zip(new, known, strict=True) if not yes]
-        self.n_known = int(known.sum())
-        self.n_unusable = 0
-        if not self.new:
-            raise UserError(
-                f"new_facts must hold a fact that the model does not answer; it answers all of the "
-                f"{len(new)} given"
-            )
-        self._queries: dict[str, list[tuple[str, AnswerSequence]]] = {
-            Q_NEW: [a for a, yes in zip(asked, known, strict=True) if not yes],
-            Q_OLD: self._as_they_are(old),
-            Q_AU: list(self._rephrased(n_rephrased)),
-        }
-
-    def _as_they_are(self, facts: Sequence[Fact]) -> list[tuple[str, AnswerSequence]]:
-        return [(f.id, self._encode(f.prompt, f.answer, fact_id=f.id)) for f in facts]
-
-    def _rephrased(self, n: int) -> Iterator[tuple[str, AnswerSequence]]:
-        for fact in self.new:
-            for prompt in rephrase(fact)[:n]:
-                try:
-                    yield fact.id, self._encode(prompt, fact.answer, fact_id=fact.id)
-                except FactError:
-                    self.n_unusable += 1
-
-    def ask(self, model: nn.Module) -> Answer:
-        """For each query and fact the means over its prompts."""
-        found: Answer = {}
-        for query, asked in self._queries.items():
-            answers = read_answers(model, [s for _, s in asked])
-            values: dict[str, list[tuple[float, float]]] = {}
-            pairs = zip(answers.greedy.tolist(), answers.probability.tolist(), strict=True)
-            for (fact, _), pair in zip(asked, pairs, strict=True):
-                values.setdefault(fact, []).append(pair)
-            found[query] = {
-                fact: (float(np.mean([g for g, _ in v])), float(np.mean([p for _, p in v])))
-                for fact, v in values.items()
-            }
-        return found
-
-    def counts(self) -> dict[str, int]:
-        """Facts and prompts of each query."""
-        return {
-            "new": len(self.new),
-            "new but answered before training": self.n_known,
-            "old": len(self._queries[Q_OLD]),
-            "rephrased prompts": len(self._queries[Q_AU]),
-        }
-
-
-def _require_distinct(facts: Sequence[Fact]) -> None:
-    if not facts:
-        raise UserError("new_facts must hold at least one fact; got none")
-    seen: set[str] = set()
-    for fact in facts:
-        if fact.id in seen:
-            raise UserError(f"new_facts must have ids of their own; got {fact.id!r} twice")
-        seen.add(fact.id)
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,53 +177,6 @@ def _kind(name: str) -> str:
     return "N" if name == "N" else "D"
 
 
-@dataclass(frozen=True, eq=False)
-class _Trained:
-    """What is kept of a training.
-
-    Attributes:
-        answers: of the trained model.
-        n_steps: that were taken.
-        change: of each neuron, float64 ``[L, F]``, where all of them may change.
-    """
-
-    answers: Answer
-    n_steps: int
-    change: NDArray[np.float64] | None
-
-    @classmethod
-    def of(
-        cls, model: nn.Module, asked: _Asked, tuning: FineTuning, trainable: Trainable
-    ) -> _Trained:
-        change = tuning.neuron_change() if isinstance(trainable, str) else None
-        return cls(asked.ask(model), len(tuning.losses), change)
-
-
-class _Trials:
-    """Trials of rates that came to the same end as the training that they were tried for.
-
-    All weights are their own probe: where a trial has learnt the facts, the training would take the
-    same steps again.
-    """
-
-    def __init__(
-        self, settings: EvolvabilityConfig, look: Callable[[FineTuning, Trainable], _Trained]
-    ) -> None:
-        self._settings, self._look = settings, look
-        self._found: dict[tuple[str, float], _Trained] = {}
-
-    def see(self, trainable: Trainable, rate: float, tuning: FineTuning) -> None:
-        """Keep what a trial has come to, if that is what a training would."""
-        enough = self._settings.stop_loss
-        learnt = enough is not None and tuning.losses[-1] <= enough
-        if isinstance(trainable, str) and learnt and len(tuning.losses) <= self._settings.steps:
-            self._found[trainable, rate] = self._look(tuning, trainable)
-
-    def finished(self, trainable: Trainable, rate: float) -> _Trained | None:
-        """The end of a training, if a trial has come to it."""
-        return self._found.get((trainable, rate)) if isinstance(trainable, str) else None
-
-
 class _Steps:
     """Progress over several trainings, each of which ends with all of its steps."""
 
@@ -331,7 +200,7 @@ def _choose_rates(
     settings: EvolvabilityConfig,
     losses_of: Callable[..., dict[float, float]],
     sets: _Sets,
-    trials: _Trials,
+    trials: Trials,
 ) -> tuple[dict[str, float], dict[str, dict[str, float | None]]]:
     """The rate of each kind of set, and the losses that decided; None where one diverged."""
     if isinstance(settings.lr, Mapping):
@@ -382,7 +251,7 @@ def _overlaps(
                 yield from parts
 
 
-def _notes(sets: _Sets, asked: _Asked, n_random: int) -> Iterator[str]:
+def _notes(sets: _Sets, asked: Asked, n_random: int) -> Iterator[str]:
     which = "with a DKN" if "D" in sets.compared else "that are known, none of which has a DKN"
     yield f"D, N and Rnd are pooled over {sets.n_facts} facts {which}."
     yield (
