@@ -171,6 +171,7 @@ _Facts = tuple[list[Fact], list[Problem]]  # and what was left out of them
 
 def _run(suite: AllOptions, file: str | None, *, strict: bool) -> int:
     from dkn_engine.analysis.suite.requests import Options
+    from dkn_engine.run.build_info import require_whole
 
     console, out = Console(quiet=suite.output.quiet), suite.folder
     if out.exists() and not out.is_dir():
@@ -179,6 +180,7 @@ def _run(suite: AllOptions, file: str | None, *, strict: bool) -> int:
     configs, sections = _settings(suite, file)
     for model in suite.models:  # of which the first encoder decides how all read their facts
         configs = {preset: for_model(config, model) for preset, config in configs.items()}
+    require_whole()  # A large model takes minutes to load.
     read = [_read(suite.reading, source, configs, console) for source in suite.facts]
     new_facts = _new_facts(suite.training, suite.reading, console)
     options = Options(sections, new_facts, suite.training.checkpoint, strict)

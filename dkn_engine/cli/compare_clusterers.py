@@ -81,6 +81,7 @@ def clusterers(options: ClusterersOptions) -> int:
     """
     from dkn_engine import analysis
     from dkn_engine.analysis.experiments.clusterers import text as clusterers_text
+    from dkn_engine.run.build_info import require_whole
     from dkn_engine.store import require_same_config
 
     console, given, out = Console(quiet=options.output.quiet), options.input, options.out
@@ -89,6 +90,7 @@ def clusterers(options: ClusterersOptions) -> int:
     config, settings = options.settings()
     config = for_model(config, given.model)
     analysis.require_comparable(config, settings.methods)
+    require_whole()
     run = None if out is None else _made_folder(out) / "run"
     if run is not None:
         # Also checked later, but a large model takes minutes to load.

@@ -62,6 +62,20 @@ def test_a_run_of_a_broken_installation_is_one_line(module: str, how: str, tmp_p
     assert line.endswith("(see dkn-engine info)")
 
 
+@pytest.mark.parametrize(
+    ("asked", "module"), [("clusterers", "pyarrow"), ("sharing", "scipy"), ("all", "pyarrow")]
+)
+def test_analyses_say_it_before_they_load_a_model(asked: str, module: str, tmp_path: Path) -> None:
+    """Of what the engine's own modules import only when it is used."""
+    facts = ["--facts", "demo", "--limit", "1", "--out", str(tmp_path / "analyses")]
+    models = "--models" if asked == "all" else "--model"
+    done = run(module, "absent", "analyze", asked, models, "demo", *facts)
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("dkn-engine: error: the installation is broken: ")
+    assert not (tmp_path / "analyses").exists()
+
+
 def test_a_report_of_a_broken_installation_is_one_line(tmp_path: Path) -> None:
     done = run("numpy", "absent", "report", str(tmp_path))
     assert done.returncode == 2
