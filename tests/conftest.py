@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,21 @@ import pytest
 # the fixture below sets for its own thread, and then round as another number of threads does.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is imported stays, so that the collector need not go through it again and again."""
+    gc.disable()
+    result = yield
+    gc.freeze()
+    gc.enable()
+    return result
+
+
+def pytest_sessionfinish() -> None:
+    """Or what extensions count as leaked at the end would be all of it."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
