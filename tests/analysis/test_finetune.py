@@ -47,6 +47,8 @@ PARTS: dict[str, dict[str, tuple[int, ...]]] = {
         "dense_4h_to_h.weight": (1,),
     },
     "opt": {"fc1.weight": (0,), "fc1.bias": (0,), "fc2.weight": (1,)},
+    # It adds to what its down projection gives in place.
+    "falcon": {"dense_h_to_4h.weight": (0,), "dense_4h_to_h.weight": (1,)},
 }
 
 
@@ -255,6 +257,23 @@ def test_the_model_is_a_guest(trainable: str, mode: str) -> None:
     assert during["weights"] != before["weights"]
     before["grad mode"] = during["grad mode"]
     assert {**during, "weights": 0} == {**before, "weights": 0}
+
+
+@pytest.mark.parametrize("trainable", ["neurons", "mlp"])
+def test_a_callers_autocast_is_not_trained_under(trainable: str) -> None:
+    """It keeps short copies of weights, which would never learn of a step."""
+    chosen: Any = NEURONS if trainable == "neurons" else trainable
+    losses = []
+    for short in (False, True):
+        model = tiny("llama", torch.float32)
+        with (
+            torch.autocast("cpu", dtype=torch.bfloat16, enabled=short),
+            finetuned(model, words_tokenizer(), FACTS, chosen, steps=4, lr=0.01) as training,
+        ):
+            assert torch.is_autocast_enabled("cpu") == short
+            losses.append(training.losses.tolist())
+    assert losses[0] == losses[1]
+    assert losses[0][-1] < losses[0][0]
 
 
 def test_the_model_is_restored_when_the_block_raises() -> None:

@@ -222,7 +222,7 @@ def _train(
     optimiser = torch.optim.AdamW(
         [b.values for b in blocks], lr=plan.settings.lr, weight_decay=0.0, fused=fused
     )
-    with guest(model, grad=True), gradients.followed():
+    with guest(model, grad=True), _without_autocast(blocks), gradients.followed():
         losses = [] if checkpoint is None else checkpoint.load(blocks, optimiser).tolist()
         if progress is not None and plan.done(losses):
             progress(plan.settings.steps, plan.settings.steps)
@@ -249,6 +249,15 @@ def _train(
         if key != "step"
     )
     return np.array(losses), n_state
+
+
+@contextlib.contextmanager
+def _without_autocast(blocks: Sequence[Block]) -> Iterator[None]:
+    """No caller's autocast, which keeps short copies of weights that no step reaches."""
+    with contextlib.ExitStack() as stack:
+        for device in sorted({b.values.device.type for b in blocks}):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def _loss(model: nn.Module, plan: _Plan, step: int, layers: UnchangedLayers) -> float:

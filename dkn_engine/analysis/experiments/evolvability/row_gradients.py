@@ -106,7 +106,8 @@ class _Rows(torch.autograd.Function):
         assert block.index is not None
         x = x if ctx.of_output else x.index_select(-1, block.index)
         ctx.save_for_backward(x, block.index)
-        return output.view_as(output)
+        # No view, which a layer may not add to in place, as Falcon does.
+        return output.clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
