@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 # Most token positions of one forward. Small batches of like length waste little on padding, and a
-# CPU is as fast on them; a GPU is not.
-_POSITIONS = {"cpu": 256}
+# CPU is as fast on them, down to what a training pays for each: gradients as long as the weights.
+_POSITIONS = {"cpu": 512}
 _POSITIONS_ELSEWHERE = 8192
 
 
