@@ -41,19 +41,23 @@ class Asked:
         _require_distinct(new)
         self._encode = partial(encode_sequence, model, tokenizer, config=FactsConfig())
         asked = self._as_they_are(new)
-        known = read_answers(model, [s for _, s in asked]).greedy
-        self.new = [f for f, yes in zip(new, known, strict=True) if not yes]
-        self.n_known = int(known.sum())
-        self.n_unusable = 0
+        answers = read_answers(model, [s for _, s in asked])
+        # One loss that is no number would make every weight of a training the like.
+        read = np.isfinite(answers.probability)
+        known = answers.greedy & read
+        is_new = read & ~known
+        self.new = [f for f, yes in zip(new, is_new, strict=True) if yes]
+        self.n_known, self.n_spoilt, self.n_unusable = int(known.sum()), int((~read).sum()), 0
         if not self.new:
             raise UserError(
-                f"new_facts must hold a fact that the model does not answer; it answers all of the "
-                f"{len(new)} given"
+                "new_facts must hold a fact that the model does not answer; it answers "
+                f"{self.n_known} of the {len(new)} given and gives {self.n_spoilt} no finite "
+                "probability"
             )
         self._queries: dict[str, list[tuple[str, AnswerSequence]]] = {
-            Q_NEW: [a for a, yes in zip(asked, known, strict=True) if not yes],
+            Q_NEW: [a for a, yes in zip(asked, is_new, strict=True) if yes],
             Q_OLD: self._as_they_are(old),
-            Q_AU: list(self._rephrased(n_rephrased)),
+            Q_AU: self._finite(model, list(self._rephrased(n_rephrased))),
         }
 
     def _as_they_are(self, facts: Sequence[Fact]) -> list[tuple[str, AnswerSequence]]:
@@ -66,6 +70,14 @@ class Asked:
                     yield fact.id, self._encode(prompt, fact.answer, fact_id=fact.id)
                 except FactError:
                     self.n_unusable += 1
+
+    def _finite(
+        self, model: nn.Module, asked: list[tuple[str, AnswerSequence]]
+    ) -> list[tuple[str, AnswerSequence]]:
+        """Those to which the model gives a finite probability."""
+        read = np.isfinite(read_answers(model, [s for _, s in asked]).probability)
+        self.n_unusable += int((~read).sum())
+        return [one for one, yes in zip(asked, read, strict=True) if yes]
 
     def ask(self, model: nn.Module) -> Answer:
         """For each query and fact the means over its prompts."""

@@ -267,5 +267,13 @@ def _notes(sets: _Sets, asked: Asked, n_random: int) -> Iterator[str]:
         yield f"{sizes} neurons: what sets D and N apart may be their size."
     if asked.n_known:
         yield f"{asked.n_known} new facts were answered before training and are left out."
+    if asked.n_spoilt:
+        yield (
+            f"{asked.n_spoilt} new facts are left out, to which the model gives no finite "
+            "probability."
+        )
     if asked.n_unusable:
-        yield f"{asked.n_unusable} rephrased prompts cannot be encoded and are left out."
+        yield (
+            f"{asked.n_unusable} rephrased prompts cannot be encoded, or have no finite "
+            "probability, and are left out."
+        )
