@@ -107,16 +107,23 @@ def _require_order(layout: Layout, ids: Tensor) -> None:
 
 
 def _require_own_experts(layout: Layout, ids: Tensor) -> None:
-    """Refuse mixtures of experts around which something else is done than the engine knows."""
+    """Refuse mixtures of experts around which something else is done than the engine knows.
+
+    Where the model gives NaN, each fact will say so.
+    """
     model, logits = layout.model, []
     for shown in (True, False):
         with guest(model, grad=False, shown=shown):
             logits.append(_logits(layout, ids)[0].double())
-    apart = float((logits[0] - logits[1]).norm() / logits[1].norm())
-    if not apart <= max(1e-4, 4 * float(torch.finfo(next(model.parameters()).dtype).eps)):
+    finite = logits[1].isfinite().all(-1)
+    found, own = logits[0][finite], logits[1][finite]
+    apart, length = float((found - own).norm()), float(own.norm())
+    allowed = max(1e-4, 4 * float(torch.finfo(next(model.parameters()).dtype).eps))
+    if not apart <= allowed * length:
         raise UnsupportedModelError(
             f"{type(model).__name__}: expected experts whose weighted outputs are added up, beside "
-            f"those of a shared one; found logits {apart:.1e} of their length away from that"
+            f"those of a shared one; found logits {apart / max(length, 1e-30):.1e} of their length "
+            "away from that"
         )
 
 

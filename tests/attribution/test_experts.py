@@ -13,6 +13,7 @@ import torch
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.attribution.chunk_scores import ChunkScores
 from dkn_engine.config import AttributionConfig
+from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.models.guest import guest
 from dkn_engine.models.layout import find_layout
 from tests.support.attribution_runs import LEFT, fixed
@@ -55,6 +56,20 @@ def test_experts_shown_give_the_models_own_logits(name: str) -> None:
     assert relative_error(shown, own) < 1e-8
     assert torch.equal(model(input_ids=ids).logits.detach(), own)
     assert model.config._experts_implementation == "eager"
+
+
+@pytest.mark.parametrize("bad", [6, 40])
+def test_a_broken_embedding_spoils_no_fact_without_it(bad: int) -> None:
+    """Nor is the model taken for another kind by texts that hold it, such as a trial's."""
+    model = tiny_experts("mixtral")
+    expected = attributed(model, fixed(baseline="zero"))
+    spoilt = AnswerSequence((7, bad, 9), 3, (12,))
+    assert not any(bad in one.ids for one in SHORT)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[bad] = torch.nan
+    found = attributed(model, fixed(baseline="zero"), [spoilt, *SHORT])
+    assert np.isnan(found.scores[0]).any()
+    assert relative_error(found.scores[1:], expected.scores) < ROUNDED
 
 
 @pytest.mark.parametrize("routing", ["frozen", "free"])
