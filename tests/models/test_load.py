@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import importlib.util
 import json
 import multiprocessing
@@ -26,6 +25,7 @@ from dkn_engine.files.made_once import VARIABLE, cache_root, cached_folder, is_i
 from dkn_engine.models.fingerprint import model_fingerprint
 from dkn_engine.models.load import load_model
 from dkn_engine.models.packaged import smollm2 as demo_model
+from dkn_engine.models.packaged.gguf import open_gguf
 from dkn_engine.models.tokens import encode_fact, mask_token_id
 from tests.support.cache_users import make_files, use, use_and_hang
 
@@ -42,11 +42,13 @@ def demo_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """
     import gguf
 
-    root, once = tmp_path_factory.mktemp("cache"), functools.cache(gguf.GGUFReader)
+    root = tmp_path_factory.mktemp("cache")
+    reader = open_gguf(demo_model.find_gguf(), "the demo model")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gguf, "GGUFReader", lambda path: once(Path(path)))
-        with pytest.MonkeyPatch.context() as variable:
-            variable.setenv(VARIABLE, str(root))
+        patch.setattr(gguf, "GGUFReader", lambda *_: reader)
+        with pytest.MonkeyPatch.context() as conversion:
+            conversion.setattr(demo_model, "open_gguf", lambda *_: reader)
+            conversion.setenv(VARIABLE, str(root))
             demo_model.demo_folder()
         yield root
 

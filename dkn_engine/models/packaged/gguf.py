@@ -26,7 +26,19 @@ def open_gguf(path: Path, what: str) -> GGUFReader:
         from gguf import GGUFReader
     except ImportError as error:
         raise UserError(f"{what}'s file needs a reader: {INSTALL_READER}") from error
-    return GGUFReader(path)
+
+    class Reader(GGUFReader):
+        """Its file is a plain array: thousands of tokens are cut out of it, memmaps slowly."""
+
+        @property
+        def data(self) -> Any:
+            return self._plain
+
+        @data.setter
+        def data(self, mapped: Any) -> None:
+            self._plain = np.asarray(mapped)
+
+    return Reader(path)
 
 
 def value(reader: GGUFReader, key: str) -> Any:
