@@ -49,12 +49,15 @@ def contrasted(
     if not all(s.against for s in sequences):
         raise UserError("objective='logit_difference' needs wrong answers of every answer")
     found, parts = _difference(score, sequences, baselines, tolerance / _PARTS)
-    again = np.flatnonzero((found.error > tolerance) & (parts < _CANCELLED))
-    if len(again):
-        some = [sequences[b] for b in again.tolist()]
-        given = None if baselines is None else baselines[again]
-        finer = tolerance * _MARGIN / float(parts[again].max())
-        found = _replaced(found, again, _difference(score, some, given, finer)[0])
+    again = (found.error > tolerance) & (parts < _CANCELLED)
+    # By powers of two, so that several go together and none by what another one asks for.
+    powers = np.exp2(np.ceil(np.log2(np.where(again, parts, 1))))
+    for power in np.unique(powers[again]).tolist():
+        index = np.flatnonzero(again & (powers == power))
+        some = [sequences[b] for b in index.tolist()]
+        given = None if baselines is None else baselines[index]
+        finer = tolerance * _MARGIN / power
+        found = _replaced(found, index, _difference(score, some, given, finer)[0])
     return replace(found, converged=found.converged & ~(found.error > tolerance)[:, None])
 
 

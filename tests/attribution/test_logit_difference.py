@@ -137,6 +137,26 @@ def test_a_difference_is_within_the_tolerance(tolerance: float) -> None:
             assert relative_error(scores, expected) <= tolerance
 
 
+def test_a_difference_that_is_nearly_nothing_costs_no_other_answer() -> None:
+    """Differences are scored again to what their own length asks for, whatever the others'."""
+    model, config = tiny("llama"), AttributionConfig(objective=DIFFERENCE, tolerance=1e-4)
+    head = model.get_output_embeddings().weight
+    with torch.no_grad():  # of two answers that are like a third, one much more than the other
+        for answer, apart in ((8, 0.025), (11, 0.1)):
+            head[answer] = head[7] + apart * head[answer]
+    prompts = [sequence(5, 1, seed=s) for s in (1, 3, 4)]
+    close, *some = (
+        replace(behind(one, (answer,)), against=(behind(one, (7,)),))
+        for one, answer in ((prompts[2], 8), *((one, 11) for one in prompts))
+    )
+    alone = [attributed("llama", model, config, [one]) for one in some]
+    found = attributed("llama", model, config, [close, *some])
+    assert found.n_points[0].sum() > 2 * max(one.n_points.sum() for one in alone)
+    for i, one in enumerate(alone):
+        assert found.n_points[i + 1].tolist() == one.n_points[0].tolist()
+        assert relative_error(found.scores[i + 1], one.scores[0]) < 1e-8
+
+
 def test_given_baselines_are_those_of_the_prompt() -> None:
     model, some = tiny("llama"), contrasted()
     random = torch.Generator().manual_seed(5)
