@@ -27,7 +27,7 @@ from dkn_engine.models.layout import Layout
 
 # Rows of a block entry: enough to fill a product of matrices, few enough that the rows' attention
 # to one another, most of it masked, costs little beside it.
-BLOCK_ROWS = 256
+BLOCK_ROWS = 128
 # Shared prefixes halve the products with a layer's weights, but the rows of a block attend to one
 # another in several steps, in every head. With fewer weights a head than this whole copies are
 # faster: at 1,100 (tiny models) 2 to 5 times, for prompts of 8 to 200 tokens; at 49,000 neither is
