@@ -256,7 +256,8 @@ def _without_autocast(blocks: Sequence[Block]) -> Iterator[None]:
     """No caller's autocast, which keeps short copies of weights that no step reaches."""
     with contextlib.ExitStack() as stack:
         for device in sorted({b.values.device.type for b in blocks}):
-            stack.enter_context(torch.autocast(device, enabled=False))
+            if torch.is_autocast_enabled(device):  # Some have none, and would refuse to be told.
+                stack.enter_context(torch.autocast(device, enabled=False))
         yield
 
 
