@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from dkn_engine.attribution.chunk import attribute_chunk
-from dkn_engine.attribution.chunk_scores import ChunkScores
+from dkn_engine.attribution.chunk_scores import ChunkScores, slowest
 from dkn_engine.config import AttributionConfig, FactsConfig, SelectionConfig
 from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, facts_from
@@ -241,5 +241,5 @@ def _one(
         n_points=chunk.n_points[i],
         converged=chunk.converged[i],
         error=float(chunk.error[i]),
-        path=chunk.path,
+        path=slowest(chunk.paths[i : i + 1]),
     )

@@ -344,6 +344,6 @@ def _combine(
         n_points,
         converged,
         relative.astype(np.float32),
-        path,
+        np.full(len(scores), path),
         row_layers,
     )

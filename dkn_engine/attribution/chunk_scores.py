@@ -17,8 +17,8 @@ from dkn_engine.types import Path
 class ChunkScores:
     """Attribution of B sequences; see ``Attribution`` for the fields, with B for n_facts.
 
-    ``path`` is the slowest that some of the sequences took. ``row_layers`` is how many
-    (row, layer) pairs the sweep pushed through the decoder.
+    ``paths`` are those of each sequence, and ``path`` is the slowest of them. ``row_layers`` is how
+    many (row, layer) pairs the sweep pushed through the decoder.
     """
 
     scores: NDArray[np.floating]
@@ -27,8 +27,12 @@ class ChunkScores:
     n_points: NDArray[np.int32]
     converged: NDArray[np.bool_]
     error: NDArray[np.float32]
-    path: Path
+    paths: NDArray[np.str_]
     row_layers: int
+
+    @property
+    def path(self) -> Path:
+        return slowest(self.paths)
 
     def take(self, index: NDArray[np.int64]) -> ChunkScores:
         """Some of the sequences, in this order; what tells of all of them stays."""
@@ -40,7 +44,7 @@ class ChunkScores:
 def _of_sequences() -> list[str]:
     """The fields that have an entry a sequence."""
     names = (f.name for f in dataclasses.fields(ChunkScores))
-    return [name for name in names if name not in {"path", "row_layers"}]
+    return [name for name in names if name != "row_layers"]
 
 
 def joined(parts: Sequence[ChunkScores]) -> ChunkScores:
@@ -49,11 +53,7 @@ def joined(parts: Sequence[ChunkScores]) -> ChunkScores:
         name: np.concatenate([getattr(scores, name) for scores in parts])
         for name in _of_sequences()
     }
-    return ChunkScores(
-        **fields,
-        path=slowest(*(scores.path for scores in parts)),
-        row_layers=sum(scores.row_layers for scores in parts),
-    )
+    return ChunkScores(**fields, row_layers=sum(scores.row_layers for scores in parts))
 
 
 def summed(
@@ -69,6 +69,7 @@ def summed(
     return found
 
 
-def slowest(*paths: Path) -> Path:
+def slowest(paths: NDArray[np.str_]) -> Path:
     """Of several paths the one that costs most."""
-    return max(paths, key=get_args(Path).index)
+    order: tuple[Path, ...] = get_args(Path)
+    return max((order[order.index(p)] for p in paths.tolist()), key=order.index)

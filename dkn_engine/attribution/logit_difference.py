@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dkn_engine.attribution.chunk_scores import ChunkScores, joined, summed
+from dkn_engine.attribution.chunk_scores import ChunkScores, joined, slowest, summed
 from dkn_engine.errors import UserError
 from dkn_engine.forward.contexts import AnswerSequence
 
@@ -103,6 +103,7 @@ def _difference(
         n_points=np.add.reduceat(parts.n_points, gold),
         converged=np.logical_and.reduceat(parts.converged, gold),
         error=relative.astype(np.float32),
+        paths=np.array([slowest(parts.paths[answer == b]) for b in range(len(sizes))]),
     )
     return difference, longer
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dkn_engine.attribution.attribute_facts import given_baselines
 from dkn_engine.attribution.chunk import attribute_chunk
-from dkn_engine.attribution.chunk_scores import ChunkScores
+from dkn_engine.attribution.chunk_scores import ChunkScores, slowest
 from dkn_engine.config import Config
 from dkn_engine.degeneracy.choices import Located
 from dkn_engine.degeneracy.component_choice import choose_components
@@ -391,7 +391,7 @@ def _quality(scores: ChunkScores, span: slice) -> AttributionQuality:
         convergence_delta=scores.convergence_delta[span][0],
         n_points=scores.n_points[span].sum(0, dtype=np.int32),
         converged=bool(scores.converged[span].all()),
-        path=scores.path,
+        path=slowest(scores.paths[span]),
     )
 
 

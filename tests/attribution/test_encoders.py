@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from dkn_engine.attribution.block_sweep import Blocks
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.config import AttributionConfig
+from dkn_engine.forward.patched_rows import SweepUnsupported
 from dkn_engine.models.layout import find_layout
 from tests.support.attribution_runs import FLOAT64, LEFT, fixed
 from tests.support.brute_force_encoders import EncoderBruteForce
@@ -60,6 +64,26 @@ def test_scores_do_not_depend_on_what_else_is_in_the_chunk() -> None:
     for i, one in enumerate(sentences()):
         alone = attribute_chunk(model, find_layout(model), [one], fixed(), mask_id=MASK_ID)
         assert relative_error(together.scores[i], alone.scores[0]) < FLOAT64
+
+
+@pytest.mark.filterwarnings("ignore:.*full forward passes")
+def test_each_sentence_is_said_to_have_taken_its_own_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of one length go together; another length may not run in blocks."""
+    model, own = tiny_encoder("bert"), Blocks.begin
+    some = sentences()
+    longest = max(len(one.ids) for one in some)
+
+    def refuse(self: Any, points: Any) -> Any:
+        if self.contexts.ids.shape[1] == longest:
+            raise SweepUnsupported("too long")
+        return own(self, points)
+
+    monkeypatch.setattr(Blocks, "begin", refuse)
+    config = fixed(baseline="zero")
+    found = attribute_chunk(model, find_layout(model), some, config, mask_id=MASK_ID)
+    expected = ["general" if len(one.ids) == longest else "blocks" for one in some]
+    assert found.paths.tolist() == expected
+    assert found.path == "general"
 
 
 @pytest.mark.parametrize("name", ENCODERS)
