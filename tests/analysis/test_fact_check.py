@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import binomtest
 from sklearn.metrics import f1_score, roc_auc_score
 
@@ -182,6 +183,22 @@ def test_facts_the_model_does_not_know_count_in_the_practical_setting(model: Any
 
 
 SETTINGS = ("golden", "practical")
+
+
+def test_a_statement_of_no_numbers_leaves_its_fact_out_which_is_said() -> None:
+    model, bad = planted_model(), 50
+    spoilt = dataclasses.replace(FACTS[0], wrong_answers=(text([bad, 49]),))
+    options = {"n_random": 20, "queries": ("short",)}
+    expected = checked(model, FACTS[1:], RESULTS[1:], **options)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[bad] = torch.nan
+    found = checked(model, [spoilt, *FACTS[1:]], RESULTS, **options)
+    under = {"setting": "golden", "query": "short", "facts": "all"}
+    for scorer in ("D", "N", "Rnd", "prob"):
+        row, own = (t.row("auroc", scorer, **under) for t in (found, expected))
+        assert (row.n, row.mean) == (own.n, pytest.approx(own.mean))
+    assert sum("1 facts are left out of prob" in note for note in found.notes) == 1
+    assert not any("are left out of prob" in note for note in expected.notes)
 
 
 def test_the_same_seed_gives_the_same_table(model: Any) -> None:

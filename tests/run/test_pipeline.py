@@ -462,8 +462,8 @@ def test_an_alias_without_a_probability_is_left_out() -> None:
     broken_alias = text([bad, 6])
     (found,) = run(model, [dataclasses.replace(fact, aliases=(broken_alias,))], config)
     assert_equal(found, plain)
-    given = {"answer": broken_alias, "aliases": (fact.answer,)}
-    (found,) = run(model, [dataclasses.replace(fact, **given)], config)
+    other = dataclasses.replace(fact, answer=broken_alias, aliases=(fact.answer,))
+    (found,) = run(model, [other], config)
     assert (found.status, found.answer) == ("ok", fact.answer)
     (found,) = run(model, [dataclasses.replace(fact, answer=broken_alias)], config)
     assert (found.status, "probability nan" in found.reason) == ("error", True)

@@ -235,6 +235,12 @@ def _notes(
         f"{len(known)} of them are known to the model, {sum(g.has_dkn for g in known.values())} "
         "have a DKN; the others are left out of D and Rnd in the golden setting."
     )
+    for name, values in scores["golden"].items():
+        if name not in {"D", "N", "Rnd"}:
+            spoilt = ~np.isfinite(values).all(0)
+            n = len({s.fact_id for s, lost in zip(statements, spoilt, strict=True) if lost})
+            if n:
+                yield f"{n} facts are left out of {name}: they have no finite score of a statement."
     scored = np.isfinite(scores["practical"]["D"][0])
     n = len({s.fact_id for s, there in zip(statements, scored, strict=True) if there})
     yield f"In the practical setting other facts of the relation give D to {n} facts."
