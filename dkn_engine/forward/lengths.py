@@ -8,7 +8,7 @@ would get another model than alone. Whether that is so is seen from the model's 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -57,6 +57,22 @@ def length_groups(model: nn.Module, lengths: Sequence[int]) -> list[list[int]]:
             groups.append([i for i, n in enumerate(lengths) if n in together])
             rest = [n for n in rest if n not in together]
     return groups
+
+
+def padded_batches(
+    model: nn.Module, lengths: Sequence[int], most_positions: int
+) -> Iterator[list[int]]:
+    """Indices of sequences in batches of like lengths, the longest first, so that little is padded.
+
+    A batch has at most ``most_positions`` positions, padding included, or one sequence. Other
+    arguments as of :func:`length_groups`.
+    """
+    for group in length_groups(model, lengths):
+        rest = sorted(group, key=lambda i: (lengths[i], -i))
+        while rest:
+            n = max(1, most_positions // lengths[rest[-1]])
+            yield rest[: -n - 1 : -1]
+            del rest[-n:]
 
 
 def sequence_groups(model: nn.Module, sequences: Sequence[AnswerSequence]) -> list[list[int]]:

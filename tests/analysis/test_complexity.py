@@ -13,6 +13,7 @@ from scipy import stats
 
 import dkn_engine as dkn
 from dkn_engine.analysis.experiments.complexity import long_forms
+from dkn_engine.analysis.experiments.complexity import text_complexity as text_complexity_module
 from dkn_engine.analysis.experiments.complexity.experiment import complexity, degeneracy_samples
 from dkn_engine.analysis.experiments.complexity.long_forms import known_forms, long_form, templates
 from dkn_engine.analysis.experiments.complexity.model_sizes import (
@@ -277,21 +278,30 @@ def test_all_names_of_forms_work() -> None:
 
 
 @pytest.mark.parametrize("bos", [False, True])
-def test_surprisal_is_the_mean_of_minus_log2_p(bos: bool) -> None:
+@pytest.mark.parametrize("most", [512, 5])
+def test_surprisal_is_the_mean_of_minus_log2_p(
+    bos: bool, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of prompts of several lengths in padded batches, by a pass for each of their tokens."""
+    monkeypatch.setattr(text_complexity_module, "_POSITIONS", most)
     model, tokenizer = tiny("gpt2"), words_tokenizer(bos=bos)
-    fact = Fact("x", "w5 w9 w33 w4", "w7")
-    n_tokens, surprisal = text_complexity(model, tokenizer, fact, FactsConfig())
-    ids = [1, 5, 9, 33, 4] if bos else [5, 9, 33, 4]
-    expected = []
-    for i in range(1, len(ids)):
-        with torch.no_grad():
-            p = model(torch.tensor([ids[:i]])).logits[0, -1].softmax(-1)[ids[i]]
-        expected.append(-math.log2(float(p)))
-    assert n_tokens == len(ids)
-    # float32 logits of about 1 under float64 ones.
-    assert surprisal == pytest.approx(np.mean(expected), rel=1e-6)
-    one_token = Fact("x", "w5", "w7")
-    assert math.isnan(text_complexity(model, words_tokenizer(), one_token, FactsConfig())[1])
+    prompts = ["w5 w9 w33 w4", "w8", "", "w7 w7", "w5 w9 w33 w11", "w20 w21 w22 w23 w24 w25"]
+    facts = [Fact(f"x{i}", prompt, "w7") for i, prompt in enumerate(prompts)]
+    found = text_complexity(model, tokenizer, facts, FactsConfig())
+    assert [f is None for f in found] == [p == "" and not bos for p in prompts]
+    for prompt, one in zip(prompts, found, strict=True):
+        if one is None:
+            continue
+        ids = [1] * bos + [int(word[1:]) for word in prompt.split()]
+        expected = []
+        for i in range(1, len(ids)):
+            with torch.no_grad():
+                p = model(torch.tensor([ids[:i]])).logits[0, -1].softmax(-1)[ids[i]]
+            expected.append(-math.log2(float(p)))
+        assert one[0] == len(ids)
+        # NaN without a token that has one before it; float32 logits of about 1 under float64 ones.
+        mean = np.mean(expected) if expected else math.nan
+        assert one[1] == pytest.approx(mean, rel=1e-6, nan_ok=True)
 
 
 # Samples

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from typing import Any
 
@@ -16,12 +17,13 @@ from dkn_engine.config import AttributionConfig
 from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import suppress
 from dkn_engine.forward.contexts import AnswerSequence
-from dkn_engine.forward.lengths import length_groups
+from dkn_engine.forward.lengths import length_groups, padded_batches
 from dkn_engine.models.layout import find_layout
 from tests.support.attribution_runs import LEFT, fixed
 from tests.support.brute_force_edits import answer_probability
 from tests.support.brute_force_scores import BruteForce
 from tests.support.tiny import FAMILIES, MASK_ID, relative_error, sequence, tiny
+from tests.support.tiny_encoders import tiny_encoder
 
 SHORT = 8  # the original context: longer sequences get other frequencies in all their positions
 # Own lengths 5, 14, 9 (the answer leads across the border), 8 and 20.
@@ -164,3 +166,23 @@ def test_given_baselines_stay_with_their_sequences() -> None:
     for i, one in enumerate(some):
         alone = attribute_chunk(model, layout, [one], config, baselines=given[i : i + 1])
         assert relative_error(found.scores[i], alone.scores[0]) < 1e-9
+
+
+@pytest.mark.parametrize("most", [1, 7, 24, 1000])
+def test_batches_are_of_like_lengths_and_hold_what_is_allowed(most: int) -> None:
+    """Every sequence once, the longest first, equals in their order; a full batch is full."""
+    lengths = np.random.default_rng(0).integers(1, 9, size=23).tolist()
+    found = list(padded_batches(tiny("llama"), lengths, most))
+    in_order = [i for batch in found for i in batch]
+    assert in_order == sorted(range(23), key=lambda i: (-lengths[i], i))
+    for batch, behind in itertools.zip_longest(found, found[1:]):
+        longest = lengths[batch[0]]
+        assert len(batch) == 1 or longest * len(batch) <= most
+        assert behind is None or longest * (len(batch) + 1) > most
+    assert list(padded_batches(tiny("llama"), [], most)) == []
+
+
+def test_an_encoders_batches_are_of_one_length() -> None:
+    lengths = [3, 5, 3, 3, 5]
+    found = list(padded_batches(tiny_encoder("bert"), lengths, 6))
+    assert sorted(map(sorted, found)) == [[0, 2], [1], [3], [4]]

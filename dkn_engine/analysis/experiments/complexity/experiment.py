@@ -17,7 +17,7 @@ from dkn_engine.analysis.experiments.complexity.text_complexity import text_comp
 from dkn_engine.analysis.light_runs import without_controls
 from dkn_engine.analysis.neuron_groups import require_results_of
 from dkn_engine.config import Config, FactsConfig
-from dkn_engine.errors import FactError, UserError
+from dkn_engine.errors import UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.files.local_paths import local_path
 from dkn_engine.models.layout import decoder_layout
@@ -170,13 +170,12 @@ def _text_samples(
     config: FactsConfig,
 ) -> Iterator[Sample]:
     """Length and surprisal of the prompts of the facts that can be encoded."""
-    for fact in facts:
-        try:
-            n_tokens, surprisal = text_complexity(model, tokenizer, fact, config)
-        except FactError:  # It is counted as unusable.
-            continue
-        yield Sample(fact.id, form, "prompt_tokens", n_tokens)
-        yield Sample(fact.id, form, "surprisal", surprisal)
+    texts = text_complexity(model, tokenizer, facts, config)
+    for fact, found in zip(facts, texts, strict=True):
+        if found is not None:  # Else it is counted as unusable.
+            n_tokens, surprisal = found
+            yield Sample(fact.id, form, "prompt_tokens", n_tokens)
+            yield Sample(fact.id, form, "surprisal", surprisal)
 
 
 def _rewritten(

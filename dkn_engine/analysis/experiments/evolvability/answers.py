@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dkn_engine.forward.contexts import AnswerSequence, Contexts, build_contexts
-from dkn_engine.forward.lengths import length_groups
+from dkn_engine.forward.lengths import padded_batches
 from dkn_engine.forward.log_probability import log_probabilities
 from dkn_engine.forward.position_logits import position_logits
 from dkn_engine.models.devices import input_device
@@ -60,17 +60,8 @@ def batches(
     """Sequences by length in padded batches, with their places in the list given."""
     device = input_device(model)
     limit = _POSITIONS.get(device.type, _POSITIONS_ELSEWHERE)
-    lengths = np.array([len(s.ids) for s in sequences], dtype=np.int64)
-    for group in length_groups(model, lengths.tolist()):
-        order = np.array(group)[np.argsort(lengths[group], kind="stable")]
-        start = 0
-        while start < len(order):
-            stop = start + 1
-            while stop < len(order) and (stop + 1 - start) * lengths[order[stop]] <= limit:
-                stop += 1
-            at = order[start:stop]
-            yield at, build_contexts([sequences[i] for i in at], device)
-            start = stop
+    for batch in padded_batches(model, [len(s.ids) for s in sequences], limit):
+        yield np.array(batch), build_contexts([sequences[i] for i in batch], device)
 
 
 def answer_logits(model: nn.Module, contexts: Contexts) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dkn_engine.config import FactsConfig
 from dkn_engine.errors import FactError, UserError
 from dkn_engine.forward.encoding import context_length
-from dkn_engine.forward.lengths import length_groups
+from dkn_engine.forward.lengths import padded_batches
 from dkn_engine.forward.position_logits import position_logits
 from dkn_engine.models.devices import input_device
 from dkn_engine.models.guest import guest
@@ -62,7 +62,8 @@ def yes_over_no(
     found = np.full(len(sentences), np.nan)
     device = input_device(model)
     with guest(model, grad=False):
-        for batch in _batches(model, asked, max_tokens):
+        for index in padded_batches(model, [len(ids) for _, ids, _ in asked], max_tokens):
+            batch = [asked[i] for i in index]
             longest = max(len(ids) for _, ids, _ in batch)
             padded = [ids + ids[-1:] * (longest - len(ids)) for _, ids, _ in batch]
             rows = torch.arange(len(batch), device=device)
@@ -73,18 +74,6 @@ def yes_over_no(
             pairs = logits.double().gather(-1, words)
             found[[i for i, _, _ in batch]] = (pairs[:, 0] - pairs[:, 1]).cpu().numpy()
     return found
-
-
-def _batches(
-    model: nn.Module, asked: Sequence[_Question], max_tokens: int
-) -> Iterator[list[_Question]]:
-    """Batches of like lengths, the longest first."""
-    for group in length_groups(model, [len(ids) for _, ids, _ in asked]):
-        rest = sorted((asked[i] for i in group), key=lambda a: (len(a[1]), a[0]))
-        while rest:
-            n = max(1, max_tokens // len(rest[-1][1]))
-            yield rest[-n:]
-            del rest[-n:]
 
 
 def _question(
