@@ -172,7 +172,7 @@ def kills_at_steps(out: Path, whole: Path, wanted: int, rng: random.Random) -> t
         first = points.pop(rng.randrange(len(points))) if points else rng.randint(1, n_steps)
         assert killed_at_step(out, first), f"step {first} of {n_steps} was not reached"
         kills += 1
-        while killed_at_step(out, rng.randint(1, n_steps // 2)):
+        while killed_at_step(out, rng.randint(1, n_steps)):
             kills += 1
         check(out, whole)
     return kills, n_steps
@@ -213,7 +213,7 @@ def kills_at_any_time(out: Path, whole: Path, wanted: int, rng: random.Random) -
     check(out, whole)
     kills = 0
     while kills < wanted:
-        while in_child(lambda: run(out), rng.uniform(0, 0.7 * seconds)):
+        while in_child(lambda: run(out), rng.uniform(0, 1.2 * seconds)):
             kills += 1
         check(out, whole)
     return kills
