@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 
 import dkn_engine as dkn
 from dkn_engine.cli.main import main
-from tests.support.demo import demo_model, loading_and_asking_once
+from tests.support.demo import demo_model, loading_and_asking_once, loading_copies
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -64,7 +63,7 @@ def test_python_runs(
     if page.stem == "your_model":
         pytest.importorskip("bitsandbytes")
     changes_the_model = page.stem in {"split", "your_model"}
-    with nullcontext() if changes_the_model else loading_and_asking_once():
+    with loading_copies() if changes_the_model else loading_and_asking_once():
         if page.stem == "compare":
             for command in re.findall(r"^dkn-engine (find .*)$", page.read_text("utf-8"), re.M):
                 assert main([*command.split(), "--quiet", "--no-report"]) == 0

@@ -22,6 +22,7 @@ from dkn_engine.facts import write_facts
 from dkn_engine.facts.given import fact_list, facts_from
 from dkn_engine.facts.ids import made_id
 from tests.run.test_pipeline import CONFIG, facts
+from tests.support.known_chunks import computed_once
 from tests.support.saved import save_tiny
 from tests.support.tiny import tiny
 from tests.support.words import words_tokenizer
@@ -172,6 +173,13 @@ def test_what_is_no_fact_is_refused(given: Any, kind: str) -> None:
 @pytest.fixture(scope="module")
 def model() -> Any:
     return tiny("llama", torch.float32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _computed_once() -> Iterator[None]:
+    """Of facts that read the same, which is what is to be shown, results are the same."""
+    with computed_once({}):
+        yield
 
 
 @pytest.fixture(scope="module")

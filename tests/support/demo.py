@@ -6,6 +6,7 @@ that was made before, of the same loaded model with the same arguments, is given
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import pickle
@@ -16,7 +17,10 @@ from typing import Any
 import pytest
 
 import dkn_engine as dkn
+from dkn_engine.attribution import attribute_facts
+from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.models import load
+from dkn_engine.run import stages
 
 VERBS = ("find", "find_dkns", "attribute")
 
@@ -35,6 +39,12 @@ def load_once(name: Any, device: Any = "auto", dtype: Any = "auto", **more: Any)
 
 
 LOAD: Callable[..., tuple[Any, Any]] = load.load_model
+
+
+def load_copy(*name: Any, **options: Any) -> tuple[Any, Any]:
+    """In place of ``load_model``, for pages that change what they load."""
+    model, tokenizer = load_once(*name, **options)
+    return copy.deepcopy(model), tokenizer
 
 
 @functools.cache
@@ -62,10 +72,40 @@ def asked_once(verb: str) -> Callable[..., Any]:
 
 
 @contextmanager
+def loading_copies() -> Iterator[None]:
+    """Within it ``dkn.load_model`` is :func:`load_copy`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dkn, "load_model", load_copy)
+        yield
+
+
+@functools.cache
+def attributed_once() -> Callable[..., Any]:
+    """``attribute_chunk``, which runs of other thresholds and controls ask for the same scores."""
+    answers = dict[str, Any]()
+
+    @functools.wraps(attribute_chunk)
+    def answer(model: Any, layout: Any, sequences: Any, config: Any, **more: Any) -> Any:
+        if model is not demo_model()[0]:
+            return attribute_chunk(model, layout, sequences, config, **more)
+        given = more.get("baselines")
+        question = repr(
+            (sequences, config, more | {"baselines": given if given is None else given.tolist()})
+        )
+        if question not in answers:
+            answers[question] = attribute_chunk(model, layout, sequences, config, **more)
+        return copy.deepcopy(answers[question])
+
+    return answer
+
+
+@contextmanager
 def loading_and_asking_once() -> Iterator[None]:
     """Within it ``dkn.load_model``, that of the command line, and the verbs are these."""
     verbs = {verb: asked_once(verb) for verb in VERBS}
     with pytest.MonkeyPatch.context() as patch:
+        for module in (attribute_facts, stages):
+            patch.setattr(module, "attribute_chunk", attributed_once())
         patch.setattr(dkn, "load_model", load_once)
         patch.setattr(load, "load_model", load_once)
         for name, verb in verbs.items():

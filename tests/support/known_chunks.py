@@ -9,9 +9,9 @@ import pytest
 
 from dkn_engine.run.stages import Stages
 from dkn_engine.run.tasks import Task
-from dkn_engine.types import FactResult
+from dkn_engine.types import Fact, FactResult
 
-Known = dict[tuple[str, ...], list[FactResult]]
+Known = dict[tuple[str, tuple[Fact, ...]], list[FactResult]]
 
 
 @contextlib.contextmanager
@@ -19,15 +19,16 @@ def computed_once(known: Known) -> Iterator[None]:
     """In the block, a chunk of facts that were computed before has the results that are known.
 
     Args:
-        known: by the facts' ids; for runs of one model, configuration and list of facts only.
+        known: by the configuration and by all that the facts say; for runs of one model over the
+            same facts, in whatever form they are given (a run's others are controls of each).
     """
     compute = Stages.of_task
 
     def looked_up(stages: Stages, task: Task) -> list[FactResult]:
-        ids = tuple(fact.id for fact in task.facts)
-        if ids not in known:
-            known[ids] = compute(stages, task)
-        return known[ids]
+        chunk = stages.config.hash, tuple(task.facts)
+        if chunk not in known:
+            known[chunk] = compute(stages, task)
+        return known[chunk]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Stages, "of_task", looked_up)
