@@ -74,7 +74,9 @@ def encode_fact(
     refuse_unknown(tokenizer, answer, answer_ids, config, where)
     say_unknown(tokenizer, prompt, where)
     if config.answer_space:
-        _check_border(tokenizer, prompt, answer, where)
+        special = config.answer_special_tokens
+        plain = encode_text(tokenizer, spaced(tokenizer, answer)) if special else answer_ids
+        _check_border(tokenizer, prompt, answer, plain, where)
     length = len(prompt_ids) + len(answer_ids) - 1
     if max_length is not None and length > max_length:
         raise FactError(
@@ -166,8 +168,10 @@ def encode_text(
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[int, ...]:
     """The prompt's tokens behind the special tokens that belong in front of a text."""
     plain = encode_text(tokenizer, prompt)
-    # An empty prompt would not tell front from back.
-    front = front_tokens(tokenizer, prompt if plain else "a")
+    if plain:
+        front = _in_front(plain, encode_text(tokenizer, prompt, special=True))
+    else:  # An empty prompt would not tell front from back.
+        front = front_tokens(tokenizer, "a")
     # Chat templates bring them along, and twice is no text that a model has seen.
     return plain if plain[: len(front)] == front else front + plain
 
@@ -175,6 +179,11 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[int,
 def front_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
     """The special tokens that the tokenizer puts in front of a text that has tokens."""
     plain, full = (encode_text(tokenizer, text, special=special) for special in (False, True))
+    return _in_front(plain, full)
+
+
+def _in_front(plain: tuple[int, ...], full: tuple[int, ...]) -> tuple[int, ...]:
+    """Of a text's tokens with special ones around them, those before the text's own."""
     starts = range(len(full) - len(plain) + 1)
     return full[: next((i for i in starts if full[i : i + len(plain)] == plain), 0)]
 
@@ -227,7 +236,7 @@ def refuse_unknown(
 
 
 def say_unknown(tokenizer: PreTrainedTokenizerBase, prompt: str, where: str) -> None:
-    if tokenizer in _TOLD:
+    if tokenizer.unk_token_id is None or tokenizer in _TOLD:
         return
     if _has_unknown(tokenizer, prompt, encode_text(tokenizer, prompt)):
         _TOLD.add(tokenizer)
@@ -247,9 +256,15 @@ def spaced(tokenizer: PreTrainedTokenizerBase, answer: str) -> str:
     return answer if _adds_space(tokenizer) else f" {answer}"
 
 
-def _check_border(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, where: str) -> None:
-    ids = encode_text(tokenizer, prompt)
-    ids += encode_text(tokenizer, spaced(tokenizer, answer))
+def _check_border(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    answer: str,
+    answer_ids: tuple[int, ...],
+    where: str,
+) -> None:
+    """``answer_ids`` are without special tokens."""
+    ids = encode_text(tokenizer, prompt) + answer_ids
     joined = encode_text(tokenizer, f"{prompt} {answer}", special=False)
     if ids != joined:
         raise other_border(tokenizer, ids, joined, prompt, answer, where)
