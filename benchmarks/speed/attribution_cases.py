@@ -30,7 +30,7 @@ from dkn_engine.degeneracy.controls import subset_edits
 from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import by_layer
 from dkn_engine.degeneracy.edits_by_forwards import change_at
-from dkn_engine.forward.encoding import encode_sequence
+from dkn_engine.forward.encoding import encode_sequence, n_tokens
 from dkn_engine.models.guest import hooks
 from dkn_engine.models.layout import find_layout
 from dkn_engine.models.tokens import mask_token_id
@@ -56,8 +56,13 @@ def build_case(prompt: str = PROMPT) -> peers.Case:
 
 
 def engine(case: peers.Case, config: AttributionConfig, copies: int = 1) -> ChunkScores:
-    """The engine's own scores; ``copies`` of the fact in one chunk, as in a run."""
-    sequences = [case.sequence] * copies
+    """The engine's own scores; of the fact, and of others like it in one chunk, as in a run.
+
+    The others begin with other tokens, or copies would share what is read of a masked prompt.
+    """
+    ids = case.sequence.ids
+    firsts = [(ids[0] + k) % n_tokens(case.model) for k in range(copies)]
+    sequences = [dataclasses.replace(case.sequence, ids=(first, *ids[1:])) for first in firsts]
     return attribute_chunk(case.model, case.layout, sequences, config, mask_id=case.mask_id)
 
 

@@ -237,8 +237,8 @@ def _notes(
     )
     for name, values in scores["golden"].items():
         if name not in {"D", "N", "Rnd"}:
-            spoilt = ~np.isfinite(values).all(0)
-            n = len({s.fact_id for s, lost in zip(statements, spoilt, strict=True) if lost})
+            finite = np.isfinite(values).all(0).tolist()
+            n = len({s.fact_id for s, ok in zip(statements, finite, strict=True) if not ok})
             if n:
                 yield f"{n} facts are left out of {name}: they have no finite score of a statement."
     scored = np.isfinite(scores["practical"]["D"][0])
