@@ -237,8 +237,8 @@ def _notes(
     )
     for name, values in scores["golden"].items():
         if name not in {"D", "N", "Rnd"}:
-            finite = np.isfinite(values).all(0).tolist()
-            n = len({s.fact_id for s, ok in zip(statements, finite, strict=True) if not ok})
+            spoilt = np.flatnonzero(~np.isfinite(values).all(axis=0)).tolist()
+            n = len({statements[i].fact_id for i in spoilt})
             if n:
                 yield f"{n} facts are left out of {name}: they have no finite score of a statement."
     scored = np.isfinite(scores["practical"]["D"][0])
