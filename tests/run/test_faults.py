@@ -25,11 +25,18 @@ from dkn_engine.cli import main as cli
 from dkn_engine.facts import write_facts
 from dkn_engine.models import load as models
 from tests.run.test_pipeline import CONFIG, parquet
+from tests.support import forked
 from tests.support.saved import many_facts, save_tiny
 from tests.support.tiny import tiny
 from tests.support.words import words_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def kill_harness_main(folder: str, kills: str) -> None:
+    from tests.support import kill_harness  # has a model of its own
+
+    kill_harness.main(folder, kills)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a child a run")
@@ -39,14 +46,7 @@ def test_a_run_killed_anywhere_any_number_of_times_ends_bit_equal(
 ) -> None:
     """At each step of a write at least once, also of a run that was killed before; a third of the
     kills come at any time."""
-    done = subprocess.run(
-        [sys.executable, "tests/support/kill_harness.py", str(tmp_path), str(kills)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = forked.run(kill_harness_main, str(tmp_path), str(kills), timeout=3600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stdout.split()[0]) >= kills
 

@@ -6,8 +6,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -26,12 +24,11 @@ from dkn_engine.facts.scan import FactFile, pick, read_windows, scan
 from dkn_engine.run.tasks import Task, iter_tasks
 from dkn_engine.store.plan import Plan, Shard
 from tests.run.test_pipeline import CHEAP, CONFIG, assert_equal
+from tests.support import forked, streaming_run
 from tests.support.known_chunks import computed_once
 from tests.support.saved import many_facts
 from tests.support.tiny import tiny
 from tests.support.words import words_tokenizer
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def numbered(n: int) -> list[dkn.Fact]:
@@ -312,14 +309,7 @@ def test_facts_below_the_probability_are_not_attributed(model: Any) -> None:
 
 def peak(file: Path, out: Path, n: int) -> float:
     """Peak MiB of a run over the first ``n`` facts, in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "tests/support/streaming_run.py", str(file), str(out), str(n)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = forked.run(streaming_run.main, str(file), str(out), str(n), timeout=3600)
     assert done.returncode == 0, done.stderr
     return float(done.stdout)
 

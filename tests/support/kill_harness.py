@@ -1,4 +1,4 @@
-"""Run as a program: kills runs of a tiny model at many points, and checks what becomes of them.
+"""For a process of its own: kills runs of a tiny model at many points and checks what they left.
 
 One process loads everything and forks a child a run, which saves hundreds of starts. A directory
 is killed again and again until a run gets through; then it must be bit-equal to an undisturbed one.
@@ -229,7 +229,3 @@ def main(folder: str, wanted: str) -> None:
     kills = of_steps + kills_at_any_time(out, whole, int(wanted) // 3, rng)
     gc.unfreeze()
     sys.stdout.write(f"{kills} kills, {n_steps} steps\n")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

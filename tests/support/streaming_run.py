@@ -1,4 +1,4 @@
-"""Run as a program: a run over N facts of a file with a stand-in for the model; prints peak MiB.
+"""For a process of its own: a run over N facts of a file without a model; prints peak MiB.
 
 Everything but the model is real: the loader, windows, the run directory, the summary.
 """
@@ -51,7 +51,3 @@ def main(file: str, out: str, limit: str) -> None:
     overview = read_overview(results)
     assert overview.summary.n_facts == run.plan.n_facts == int(limit)
     sys.stdout.write(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}\n")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
