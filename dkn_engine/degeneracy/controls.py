@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import Edit, suppress
 from dkn_engine.degeneracy.lattice import Lattice
 from dkn_engine.degeneracy.questions import Asked
+from dkn_engine.errors import FactError
 from dkn_engine.neurons import random_sets
 from dkn_engine.types import Drops
 
@@ -119,21 +121,32 @@ def random_control(
     return average(measured) if measured else None
 
 
-def elsewhere(asked: Suppressed, subsets: Subsets) -> Measurement[Drops | None]:
+def elsewhere(
+    asked: Suppressed, subsets: Subsets, *, others: bool = False
+) -> Measurement[Drops | None]:
     """Mean over prompts with the family's own neurons suppressed; None without prompts.
 
     With a precision, proper subsets with their complements are taken until the partial drop's mean
-    over all prompts is that precise, at most as many as without.
+    over all prompts is that precise, at most as many as without. ``others`` are not the fact's own
+    prompt: those of which a suppressed model's own text outgrows the context are left out.
     """
-    if not len(asked.sequences):
-        return None
+    sequences = list(asked.sequences)
     known: dict[int, NDArray[np.float64]] = {}
     objectives: dict[int, NDArray[np.float64]] = {}
     lattices: list[Lattice] = []
+    if not sequences:
+        return None
     for some in subsets.rounds():
         new = np.array([m for m in some.tolist() if m not in known], dtype=np.int64)
         edits = subset_edits(asked.sets, new, asked.means)
-        table, read = yield asked.prompts, Asked(edits, asked.sequences, objective=True)
+        if others:
+            at, table, read = yield from _of_those_that_fit(asked.prompts, edits, sequences)
+            sequences = [sequences[i] for i in at]
+            known, objectives = ({m: row[at] for m, row in d.items()} for d in (known, objectives))
+            if not sequences:
+                return None
+        else:
+            table, read = yield asked.prompts, Asked(edits, sequences, objective=True)
         known |= dict(zip(new.tolist(), table, strict=True))
         whole = np.stack([known[m] for m in some.tolist()])
         if read is not None:
@@ -148,6 +161,28 @@ def elsewhere(asked: Suppressed, subsets: Subsets) -> Measurement[Drops | None]:
         if not len(finite) or subsets.is_narrow(finite.mean(axis=0)):
             break
     return average([subsets.drops(one) for one in lattices])
+
+
+_Table = NDArray[np.float64]
+
+
+def _of_those_that_fit(
+    prompts: Prompts, edits: Sequence[Edit], sequences: Sequence[int]
+) -> Measurement[tuple[list[int], _Table, _Table | None]]:
+    """Which of n sequences no edited model's text outgrows; their answers and objective."""
+    try:
+        table, read = yield prompts, Asked(edits, sequences, objective=True)
+        return list(range(len(sequences))), table, read
+    except FactError:
+        pass
+    found: dict[int, tuple[_Table, _Table | None]] = {}
+    for i, sequence in enumerate(sequences):
+        with contextlib.suppress(FactError):
+            found[i] = yield prompts, Asked(edits, [sequence], objective=True)
+    tables, reads = zip(*found.values(), strict=True) if found else ((), ())
+    none = np.empty((len(edits), 0))
+    read = None if any(r is None for r in reads) else np.concatenate([none, *reads], axis=1)
+    return list(found), np.concatenate([none, *tables], axis=1), read
 
 
 def average(measured: Sequence[Drops]) -> Drops:

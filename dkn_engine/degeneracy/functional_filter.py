@@ -328,13 +328,13 @@ class _Controls:
             )
         if self.paraphrases is not None and len(one.paraphrases):
             asked = controls.Suppressed(self.paraphrases, self.known(one), sets, means)
-            yield "paraphrases", controls.elsewhere(asked, subsets)
+            yield "paraphrases", controls.elsewhere(asked, subsets, others=True)
         reference = self.reference
         if reference is None:
             return
         others = reference.unrelated(one.fact, settings.n_unrelated, draws("unrelated facts"))
         asked = controls.Suppressed(reference.prompts, others, sets, means)
-        yield "unrelated", controls.elsewhere(asked, subsets)
+        yield "unrelated", controls.elsewhere(asked, subsets, others=True)
         if reference.is_enough:
             asked = dataclasses.replace(own, means=reference.means)
             yield "mean_ablation", controls.elsewhere(asked, subsets)

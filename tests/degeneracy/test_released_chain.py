@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 import dkn_engine as dkn
+from dkn_engine import analysis
 from dkn_engine.attribution.chunk import attribute_chunk
 from dkn_engine.config import Config
 from dkn_engine.degeneracy.edits import suppress
-from dkn_engine.errors import FactError
+from dkn_engine.errors import FactError, UserError
 from dkn_engine.forward.contexts import AnswerSequence
 from dkn_engine.forward.continuation import ByText
 from dkn_engine.forward.encoding import encode_sequence
@@ -365,3 +366,54 @@ def test_an_own_text_that_outgrows_the_context_is_left_out_by_itself() -> None:
     assert long.reason == (
         "fact 'long': prompt and continuation need 7 positions; the model's context has 6"
     )
+
+
+OTHER = dkn.Fact("other", "hu", "el", relation="c")
+
+
+def own_texts(seed: int, n: int) -> tuple[Any, Any, Config]:
+    """A model of n positions with its tokenizer, and how its own text is gone on with."""
+    coder = tokenizer("byte", bos=False)
+    model = tiny("gpt2", vocab_size=len(coder), n_positions=n, seed=seed)
+    topology = {"clustering": "ntc", "spans": "shortest_path", "end_value": 0.9}
+    topology |= {"direction": "forward", "max_span": None}
+    config = released(method="degenerate", min_alone=0.0, max_none=1.0).set(
+        {"filter.n_unrelated": 3} | {f"topology.{name}": value for name, value in topology.items()}
+    )
+    return model, coder, config
+
+
+@pytest.mark.parametrize(("seed", "n"), [(4, 6), (7, 7), (11, 6)])
+def test_the_text_of_another_fact_that_outgrows_the_context_is_no_error_of_this_one(
+    seed: int, n: int
+) -> None:
+    """An unrelated fact of which a suppressed model's own text is too long is left out."""
+    model, coder, config = own_texts(seed, n)
+    alone = dkn.find_dkns(model, coder, [FITS, OTHER], config)
+    found = dkn.find_dkns(model, coder, [TOO_LONG, FITS, OTHER], config)
+    assert [r.status for r in alone] == ["ok", "ok"]
+    assert [r.status for r in found[1:]] == ["ok", "ok"], [r.reason for r in found]
+    for one, expected in zip(found[1:], alone, strict=True):
+        np.testing.assert_allclose(
+            one.subset_probabilities, expected.subset_probabilities, rtol=1e-5
+        )
+
+
+def test_analyses_leave_out_facts_whose_own_text_outgrows_the_context() -> None:
+    """Where it does so by what an analysis does to the model, of a fact that a run could use."""
+    whole = [dataclasses.replace(TOO_LONG, relation="a"), dataclasses.replace(FITS, relation="b")]
+    whole.append(OTHER)
+    model, coder, config = own_texts(2, 6)
+    results = list(dkn.find_dkns(model, coder, whole, config))
+    assert [r.status for r in results] == ["ok"] * 3
+    table = analysis.robustness(model, coder, whole, results, config=config)
+    assert {s.unit for s in table.samples} == {"short", "other"}
+    (note,) = [note for note in table.notes if "cannot be asked" in note]
+    assert note.startswith("1 more are known, but cannot be asked and are left out: fact 'long'")
+    model, coder, config = own_texts(6, 5)
+    results = list(dkn.find_dkns(model, coder, whole, config))
+    assert [r.status for r in results] == ["skipped", "ok", "ok"]
+    compared = analysis.compare_clusterers(model, coder, whole, config)
+    assert (compared.n_known, compared.n_unusable) == (1, 2)
+    with pytest.raises(UserError, match=r"cannot be used: .*prompt and continuation need"):
+        analysis.compare_clusterers(model, coder, whole[1:], config, strict=True)

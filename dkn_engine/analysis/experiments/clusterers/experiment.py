@@ -152,7 +152,8 @@ class ClustererComparison:
 
     Attributes:
         n_facts: facts given; ``n_known`` of them the model knows, ``n_unusable`` could not be
-            asked (they cannot be encoded, or the model gives no finite probability).
+            asked (they cannot be encoded, the model gives no finite probability, or a suppressed
+            model's own text outgrows its context).
         methods: one summary a clusterer, NTC first.
         differences: every other clusterer minus NTC, figure by figure.
         measurements: one a known fact and clusterer.
@@ -211,18 +212,30 @@ def compare_clusterers(
     known = unusable = 0
     with showing(progress) as tell:
         for i, (fact, result) in enumerate(zip(facts, results, strict=True)):
-            if result.status == "ok":
-                known += 1
-                found += bench.measure(fact, result, names)
-            elif result.status != "not_known":
+            measured, reason = _measured(bench, fact, result, names)
+            found += measured
+            known += len(measured) > 0
+            if reason is not None:
                 unusable += 1
                 if strict:
-                    raise UserError(f"fact {fact.id!r} cannot be used: {result.reason}")
+                    raise UserError(f"fact {fact.id!r} cannot be used: {reason}")
             if tell is not None:
                 tell(i + 1, len(facts))
     if not known:
         raise UserError(f"the model knows none of the {len(facts)} facts: nothing to compare")
     return compare_measurements(found, n_facts=len(facts), n_unusable=unusable)
+
+
+def _measured(
+    bench: _Bench, fact: Fact, result: FactResult, names: Sequence[str]
+) -> tuple[list[Measurement], str | None]:
+    """One measurement a clusterer of a known fact; why there is none of one that cannot be used."""
+    if result.status != "ok":
+        return [], None if result.status == "not_known" else result.reason
+    try:
+        return bench.measure(fact, result, names), None
+    except FactError as error:  # A model's own text outgrows its context under some suppression.
+        return [], str(error)
 
 
 def require_comparable(config: Config, methods: Sequence[str] | None = None) -> list[str]:

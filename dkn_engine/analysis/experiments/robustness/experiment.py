@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,10 @@ from dkn_engine.analysis.experiments.robustness.queries import (
 from dkn_engine.analysis.experiments.robustness.treatments import Treatment, Trial, treatments
 from dkn_engine.analysis.neuron_groups import NeuronGroups, neuron_groups, with_dkn
 from dkn_engine.config import Config, Positions
-from dkn_engine.degeneracy.edits import suppress
+from dkn_engine.degeneracy.edited_answers import Prompts
+from dkn_engine.degeneracy.edits import Edit, suppress
 from dkn_engine.degeneracy.reference_facts import Reference, build_reference
-from dkn_engine.errors import UserError
+from dkn_engine.errors import FactError, UserError
 from dkn_engine.facts.given import Facts, fact_list
 from dkn_engine.models.layout import Layout, find_layout
 from dkn_engine.run.progress import showing
@@ -100,17 +102,26 @@ def robustness(
     means = refer("answer").means if "mean" in settings.values else None
     samples: list[Sample] = []
     wrong: list[bool] = []
+    left_out: dict[str, FactError] = {}
     with showing(progress) as tell:
         for i, one in enumerate(groups):
-            queries, (names, sets) = ask.of(one), _sets(one)
-            sequences, backend = [q.sequence for q in queries], config.attribution.backend
-            trial = Trial(model, layout, sequences, sets, means, backend=backend, warn=i == 0)
-            samples += [s for t in todo for s in _samples(one.fact.id, queries, names, trial, t)]
-            sizes = {"N": one.n, "D": one.d} if one.has_dkn else {"N": one.n}
-            samples += [Sample(one.fact.id, g, "n_neurons", len(s)) for g, s in sizes.items()]
-            wrong += (~trial.clean.exact[0, columns(queries).get(PERTURBED, [])]).tolist()
+            try:
+                queries, (names, sets) = ask.of(one), _sets(one)
+                sequences, backend = [q.sequence for q in queries], config.attribution.backend
+                trial = Trial(model, layout, sequences, sets, means, backend=backend, warn=i == 0)
+                own = [s for t in todo for s in _samples(one.fact.id, queries, names, trial, t)]
+            except FactError as error:  # A changed model's own text outgrows its context.
+                left_out[one.fact.id] = error
+            else:
+                samples += own
+                sizes = {"N": one.n, "D": one.d} if one.has_dkn else {"N": one.n}
+                samples += [Sample(one.fact.id, g, "n_neurons", len(s)) for g, s in sizes.items()]
+                wrong += (~trial.clean.exact[0, columns(queries).get(PERTURBED, [])]).tolist()
             if tell is not None:
                 tell(i + 1, len(groups))
+    groups = [one for one in groups if one.fact.id not in left_out]
+    if not groups:
+        raise next(iter(left_out.values()))
     if settings.n_unrelated:
         samples += _elsewhere(groups, todo, refer, settings.n_unrelated, seed)
     return tabulate(
@@ -119,7 +130,11 @@ def robustness(
         seed=seed,
         tested=_is_tested,
         settings=settings.to_dict(),
-        notes=(*_notes(len(facts), groups, wrong), *_filled(refer.made.values()), *ask.notes()),
+        notes=(
+            *_notes(len(facts), groups, wrong, left_out),
+            *_filled(refer.made.values()),
+            *ask.notes(),
+        ),
     )
 
 
@@ -146,11 +161,19 @@ class _References:
         return self.made[where]
 
 
-def _notes(n_facts: int, groups: Sequence[NeuronGroups], wrong: Sequence[bool]) -> Iterator[str]:
+def _notes(
+    n_facts: int,
+    groups: Sequence[NeuronGroups],
+    wrong: Sequence[bool],
+    left_out: Mapping[str, FactError],
+) -> Iterator[str]:
     yield (
         f"{len(groups)} of {n_facts} facts are known to the model; N and none are measured on "
         f"those, D and Rnd on the {len(list(with_dkn(groups)))} of them that have a DKN."
     )
+    if left_out:
+        first = next(iter(left_out.values()))
+        yield f"{len(left_out)} more are known, but cannot be asked and are left out: {first}."
     yield f"The unchanged model gets {sum(wrong)} of {len(wrong)} perturbed queries wrong."
     yield (
         "Suppression on weights is suppression of all positions; it is measured once and listed "
@@ -240,14 +263,30 @@ def _elsewhere(
             others = there.unrelated(one.fact, n, generator(seed, "unrelated", one.fact.id))
             if not others:
                 continue
+            try:
+                p = there.prompts.probabilities([suppress(one.d)], others)[0]
+            except FactError:
+                others, p = _that_fit(there.prompts, suppress(one.d), others)
+            if not others:
+                continue
             before = there.prompts.probability[others]
-            p = there.prompts.probabilities([suppress(one.d)], others)[0]
             for t in listed:
                 if t.as_measured.on == where:
                     conditions = (*t.conditions, ("query", UNRELATED))
                     drop, logs = (1 - p / before).mean(), np.log(before) - np.log(p)
                     yield Sample(one.fact.id, "D", "drop", float(drop), conditions)
                     yield Sample(one.fact.id, "D", "log_drop", float(logs.mean()), conditions)
+
+
+def _that_fit(
+    prompts: Prompts, edit: Edit, sequences: Sequence[int]
+) -> tuple[list[int], NDArray[np.float64]]:
+    """The sequences that the edited model's own text does not outgrow, and their probabilities."""
+    found: dict[int, float] = {}
+    for sequence in sequences:
+        with contextlib.suppress(FactError):
+            found[sequence] = float(prompts.probabilities([edit], [sequence])[0, 0])
+    return list(found), np.array([*found.values()])
 
 
 def _is_tested(figure: str, conditions: Conditions) -> bool:
