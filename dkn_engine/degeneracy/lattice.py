@@ -153,17 +153,19 @@ def degenerate_family(
     most ``max_none`` (tau_3) of the weakest of those. Ties go to the greatest total persistence,
     then to the more persistent components. Families of which a mask was not sampled are not judged.
     """
-    clean = lattice.at(0)
+    known = dict(zip(lattice.masks.tolist(), lattice.probabilities.tolist(), strict=True))
+    clean = known.get(0, math.nan)
     if not clean > 0:
         return ()
+    least = min_alone * clean
     best: tuple[tuple[float, ...], tuple[int, ...]] | None = None
-    for mask in lattice.masks.tolist():
+    for mask, none in known.items():
         members = members_of(mask)
         if len(members) < 2:
             continue
-        alone = np.array([lattice.at(mask ^ 1 << i) for i in members])
+        alone = [known.get(mask ^ 1 << i, math.nan) for i in members]
         # NaN (not sampled) compares as False.
-        if not (alone >= min_alone * clean).all() or not lattice.at(mask) <= max_none * alone.min():
+        if not all(p >= least for p in alone) or not none <= max_none * min(alone):
             continue
         # fsum, since equal totals must not differ by the order of their terms.
         total = math.fsum(persistence[i] for i in members)
