@@ -36,7 +36,9 @@ CONFIG = Config(
     facts_per_chunk=2,
     # Random models are neither sure of anything nor redundant; so everything counts as degenerate
     # that can, and every stage has something to do.
-    filter=FilterConfig(min_probability=0.02, min_alone=0.0, max_none=1.0, n_random=3),
+    filter=FilterConfig(
+        min_probability=0.02, min_alone=0.0, max_none=1.0, n_random=3, n_regrouped=3
+    ),
 )
 # For tests whose point is not what is found: few passes, and each kind of control once.
 CHEAP = dataclasses.replace(
