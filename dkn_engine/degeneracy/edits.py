@@ -99,7 +99,8 @@ def change(x: Tensor, edit: LayerEdit, where: Tensor | None = None) -> None:
     row, index = (torch.from_numpy(a).to(x.device) for a in (edit.row, edit.index))
     factor, offset = (torch.from_numpy(a).to(x) for a in (edit.factor, edit.offset))
     old = x[..., row, index]
-    new = old * factor + offset
+    # What overflowed becomes 0, too, and not 0 times that.
+    new = torch.where(factor == 0, offset, old * factor + offset)
     if where is not None:
         new = torch.where(where.to(x.device)[..., row], new, old)
     x[..., row, index] = new

@@ -13,6 +13,7 @@ import torch
 from dkn_engine.degeneracy.edited_answers import Prompts
 from dkn_engine.degeneracy.edits import Edit, combine, enhance, nothing, suppress
 from dkn_engine.degeneracy.edits_by_forwards import forward_log_probabilities
+from dkn_engine.degeneracy.interventions import intervene
 from dkn_engine.forward.contexts import AnswerSequence, build_contexts
 from dkn_engine.models.layout import find_layout
 from tests.support.brute_force_edits import (
@@ -120,6 +121,31 @@ def test_exact_matches_are_those_of_greedy_decoding(name: str, positions: str) -
     assert exact[0].tolist() == [True, True, True, False]
     assert not exact[1:, :3].all()  # some edits make the model go on otherwise
     np.testing.assert_array_equal(found.outcomes(edits, [0, 2])[1], exact[:, [0, 2]])
+
+
+def test_what_overflowed_is_suppressed_like_anything_else() -> None:
+    """To 0, or to its mean, and not to so many times infinity."""
+    model, one = tiny("llama"), [sequence(5, 2)]
+    means = np.full((N_LAYERS, WIDTH), 0.3)
+    edits = [nothing(), suppress([[1, 3]]), suppress([[1, 3]], means)]
+
+    def found() -> np.ndarray:
+        prompts = Prompts(model, find_layout(model), one, positions="all", warn=False)
+        return prompts.probabilities(edits)[:, 0]
+
+    def logits() -> torch.Tensor:
+        with torch.no_grad(), intervene(model, [[1, 3]]):
+            whole: torch.Tensor = model(input_ids=torch.tensor([one[0].ids])).logits
+            return whole
+
+    expected, whole = found(), logits()
+    mlp = model.model.layers[1].mlp
+    with torch.no_grad():
+        for part in (mlp.gate_proj, mlp.up_proj):
+            part.weight[3] *= 1e200
+    np.testing.assert_allclose(found()[1:], expected[1:], rtol=1e-10)
+    assert np.isnan(found()[0])
+    torch.testing.assert_close(logits(), whole)
 
 
 @pytest.mark.parametrize("positions", ["answer", "all"])
