@@ -378,7 +378,8 @@ def own_texts(seed: int, n: int) -> tuple[Any, Any, Config]:
     topology = {"clustering": "ntc", "spans": "shortest_path", "end_value": 0.9}
     topology |= {"direction": "forward", "max_span": None}
     config = released(method="degenerate", min_alone=0.0, max_none=1.0).set(
-        {"filter.n_unrelated": 3} | {f"topology.{name}": value for name, value in topology.items()}
+        {"filter.n_unrelated": 3, "filter.n_regrouped": 1}
+        | {f"topology.{name}": value for name, value in topology.items()}
     )
     return model, coder, config
 
@@ -413,7 +414,7 @@ def test_analyses_leave_out_facts_whose_own_text_outgrows_the_context() -> None:
     model, coder, config = own_texts(6, 5)
     results = list(dkn.find_dkns(model, coder, whole, config))
     assert [r.status for r in results] == ["skipped", "ok", "ok"]
-    compared = analysis.compare_clusterers(model, coder, whole, config)
+    compared = analysis.compare_clusterers(model, coder, whole, config, n_draws=1)
     assert (compared.n_known, compared.n_unusable) == (1, 2)
     with pytest.raises(UserError, match=r"cannot be used: .*prompt and continuation need"):
         analysis.compare_clusterers(model, coder, whole[1:], config, strict=True)
