@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from dkn_engine.analysis.config import ClusterersConfig
 from dkn_engine.cli.arguments import folder, number, option
 from dkn_engine.cli.console import Console, number_of, put
 from dkn_engine.cli.inputs import (
+    Problem,
     fact_file,
     for_model,
     load_model,
@@ -80,7 +82,6 @@ def clusterers(options: ClusterersOptions) -> int:
         UserError: options, facts, model or folder cannot be used.
     """
     from dkn_engine import analysis
-    from dkn_engine.analysis.experiments.clusterers import text as clusterers_text
     from dkn_engine.run.build_info import require_whole
     from dkn_engine.store import require_same_config
 
@@ -115,11 +116,25 @@ def clusterers(options: ClusterersOptions) -> int:
             )
     if out is not None:
         write_clusterers(out, comparison)
+    _put(options, config, comparison, problems)
+    return 0
+
+
+def _put(
+    options: ClusterersOptions,
+    config: Config,
+    comparison: ClustererComparison,
+    problems: Sequence[Problem],
+) -> None:
+    """The tables, or with ``--json`` all of it as a document."""
+    from dkn_engine.analysis.experiments.clusterers import text as clusterers_text
+
+    out = options.out
     if options.output.json:
         document = {
             "analysis": "clusterers",
-            "model": given.model,
-            "facts": source,
+            "model": options.input.model,
+            "facts": options.facts,
             "config_hash": config.hash,
             **clusterers_text.document(comparison),
             "problems": problems,
@@ -129,7 +144,6 @@ def clusterers(options: ClusterersOptions) -> int:
         put(clusterers_text.render(comparison))
         if out is not None:
             put(f"\nFiles in {out}: clusterers.csv, clusterers_facts.csv, run/\n")
-    return 0
 
 
 def _made_folder(path: Path) -> Path:

@@ -90,7 +90,7 @@ def model_and_questions(name: str) -> tuple[Any, list[AnswerSequence]]:
 @pytest.mark.parametrize("name", GATES)
 def test_outcomes_equal_brute_force(name: str, treatment: Treatment) -> None:
     model, some = model_and_questions(name)
-    outcome = Trial(model, find_layout(model), some, sets(), means()).outcome(treatment)
+    outcome = Trial(model, find_layout(model), some, sets(), means=means()).outcome(treatment)
     for s, neurons in enumerate(sets()):
         changed, edit = model, edit_of(neurons, treatment)
         if treatment.on == "weights":
@@ -106,7 +106,7 @@ def test_outcomes_equal_brute_force(name: str, treatment: Treatment) -> None:
 def test_treatments_differ_and_break_some_answers() -> None:
     """The comparison with brute force above is one of different things."""
     model = tiny("llama")
-    trial = Trial(model, find_layout(model), asked("llama", model), sets(), means())
+    trial = Trial(model, find_layout(model), asked("llama", model), sets(), means=means())
     assert trial.clean.exact[0].tolist() == [False] * 3 + [True] * 3
     found = [trial.outcome(t) for t in ALL]
     tables = np.array(
@@ -118,7 +118,7 @@ def test_treatments_differ_and_break_some_answers() -> None:
 
 def test_suppression_on_weights_is_measured_as_suppression_everywhere() -> None:
     model = tiny("gpt2")
-    trial = Trial(model, find_layout(model), sequences(), sets(), None)
+    trial = Trial(model, find_layout(model), sequences(), sets())
     everywhere = trial.outcome(Treatment("suppress", "zero", "all"))
     assert trial.outcome(Treatment("suppress", "zero", "weights")) is everywhere
     for s, neurons in enumerate(sets()):
@@ -228,7 +228,7 @@ def test_one_component_alone_does_nothing(model: Any) -> None:
     fact = EITHER.fact
     one = encode_sequence(model, words_tokenizer(), fact.prompt, fact.answer, config=FactsConfig())
     parts = [np.array(sorted(s), dtype=np.int32) for s in EITHER.sets]
-    trial = Trial(model, find_layout(model), [one], parts, None)
+    trial = Trial(model, find_layout(model), [one], parts)
     for on in PLACES:
         outcome = trial.outcome(Treatment("suppress", "zero", on))  # type: ignore[arg-type]
         assert outcome.exact.all()

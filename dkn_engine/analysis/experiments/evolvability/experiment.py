@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from dkn_engine.analysis.config import EvolvabilityConfig
 from dkn_engine.analysis.experiments.evolvability.asked import Q_AU, Q_NEW, Q_OLD, Answer, Asked
-from dkn_engine.analysis.experiments.evolvability.finetune import finetuned
+from dkn_engine.analysis.experiments.evolvability.finetune import FineTuning, finetuned
 from dkn_engine.analysis.experiments.evolvability.learning_rate import best_rate, loss_by_rate
 from dkn_engine.analysis.experiments.evolvability.overlap import overlap_rows, targets
 from dkn_engine.analysis.experiments.evolvability.trainable import Trainable
@@ -89,45 +90,56 @@ def evolvability(
     asked = Asked(model, tokenizer, new_facts, [g.fact for g in groups], settings.n_rephrased)
     with showing(progress, "step") as tell:
         steps = _Steps(_n_steps(settings, sets), tell)
-        training: dict[str, Any] = {
+        whole = (model, tokenizer, asked.new)
+        how: dict[str, Any] = {
             "stop_loss": settings.stop_loss,
             "batch_size": settings.batch_size,
             "seed": seed,
             "progress": steps,
         }
-        look = partial(Trained.of, model, asked)
-        trials = Trials(settings, look)
-        choose = partial(loss_by_rate, model, tokenizer, asked.new, steps=settings.rate_steps)
-        rates, losses = _choose_rates(settings, partial(choose, **training), sets, trials)
-        train = partial(finetuned, model, tokenizer, asked.new, steps=settings.steps, **training)
-        answers, trained = {"none": asked.ask(model)}, {}
-        for name, trainable in sets.trained.items():
-            where = None if checkpoint is None else local_path(checkpoint) / name.replace(" ", "-")
-            rate = rates[_kind(name)]
-            if (same := trials.finished(trainable, rate)) is not None:
-                trained[name] = same
-                steps(settings.steps, settings.steps)
-            else:
-                with train(trainable=trainable, lr=rate, checkpoint=where) as tuning:
-                    trained[name] = look(tuning, trainable)
-            answers[name] = trained[name].answers
-    change_by_set = {name: t.change for name, t in trained.items() if t.change is not None}
-    taken = {name: t.n_steps for name, t in trained.items()}
+        trials = Trials(settings, partial(Trained.of, model, asked))
+        choose = partial(loss_by_rate, *whole, steps=settings.rate_steps, **how)
+        rates, losses = _choose_rates(settings, choose, sets, trials)
+        before = asked.ask(model)
+        train = partial(finetuned, *whole, steps=settings.steps, **how)
+        skip = partial(steps, settings.steps, settings.steps)
+        trained = dict(_trained(train, skip, sets, rates, trials, checkpoint))
     return tabulate(
         "evolvability",
-        _samples(answers, sets),
+        _samples({"none": before, **{name: t.answers for name, t in trained.items()}}, sets),
         seed=seed,
-        others=_overlaps(sets, change_by_set, settings),
+        others=_overlaps(sets, trained, settings),
         settings={
             **settings.to_dict(),
             "lr": rates,
             "loss_by_rate": losses,
-            "steps_taken": taken,
+            "steps_taken": {name: t.n_steps for name, t in trained.items()},
             "facts": asked.counts(),
             "neurons": {name: len(neurons) for name, neurons in sets.compared.items()},
         },
         notes=_notes(sets, asked, settings.n_random),
     )
+
+
+def _trained(
+    train: Callable[..., AbstractContextManager[FineTuning]],
+    skip: Callable[[], None],
+    sets: _Sets,
+    rates: Mapping[str, float],
+    trials: Trials,
+    checkpoint: str | Path | None,
+) -> Iterator[tuple[str, Trained]]:
+    """What comes of the training of each set; ``skip`` is told of one that a trial has done."""
+    for name, trainable in sets.trained.items():
+        rate = rates[_kind(name)]
+        found = trials.finished(trainable, rate)
+        if found is None:
+            where = None if checkpoint is None else local_path(checkpoint) / name.replace(" ", "-")
+            with train(trainable=trainable, lr=rate, checkpoint=where) as tuning:
+                found = trials.look(tuning, trainable)
+        else:
+            skip()
+        yield name, found
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,13 +251,14 @@ def _samples(answers: Mapping[str, Answer], sets: _Sets) -> Iterator[Sample]:
 
 def _overlaps(
     sets: _Sets,
-    changes: Mapping[str, NDArray[np.float64]],
+    trained: Mapping[str, Trained],
     settings: EvolvabilityConfig,
 ) -> Iterator[Row | Comparison]:
-    """Shares of the compared sets among the neurons that each training changed most."""
-    for trained, change in changes.items():
+    """Shares of the compared sets among the neurons that each whole training changed most."""
+    changes = {name: t.change for name, t in trained.items() if t.change is not None}
+    for of_whole, change in changes.items():
         for name, target in targets(change, sets.compared, settings.shares, settings.threshold):
-            where = (("trained", trained), ("changed", name))
+            where = (("trained", of_whole), ("changed", name))
             among = np.count_nonzero(~np.isnan(change), axis=1)
             for parts in overlap_rows(sets.compared, sets.draws, target, where, among):
                 yield from parts

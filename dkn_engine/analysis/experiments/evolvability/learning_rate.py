@@ -30,7 +30,6 @@ def loss_by_rate(
     trainable: Trainable,
     rates: Sequence[float],
     *,
-    steps: int,
     see: Callable[[float, FineTuning], None] | None = None,
     stop_loss: float | None = None,
     progress: Progress | None = None,
@@ -43,7 +42,8 @@ def loss_by_rate(
     model has the trained weights. Other arguments: see
     :func:`dkn_engine.analysis.experiments.evolvability.finetune.finetuned`.
     """
-    training |= {"steps": steps, "stop_loss": stop_loss, "progress": progress}
+    training |= {"stop_loss": stop_loss, "progress": progress}
+    steps: int = training["steps"]
     found: dict[float, float] = {}
     for rate in sorted(rates):
         if stop_loss is not None and min(found.values(), default=math.inf) <= stop_loss:

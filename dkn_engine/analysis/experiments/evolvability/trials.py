@@ -45,12 +45,16 @@ class Trials:
 
     All weights are their own probe: where a trial has learnt the facts, the training would take the
     same steps again.
+
+    Args:
+        settings: of the trainings.
+        look: makes of a training, while the model has its weights, what is kept of it.
     """
 
     def __init__(
         self, settings: EvolvabilityConfig, look: Callable[[FineTuning, Trainable], Trained]
     ) -> None:
-        self._settings, self._look = settings, look
+        self._settings, self.look = settings, look
         self._found: dict[tuple[str, float], Trained] = {}
 
     def see(self, trainable: Trainable, rate: float, tuning: FineTuning) -> None:
@@ -58,7 +62,7 @@ class Trials:
         enough = self._settings.stop_loss
         learnt = enough is not None and tuning.losses[-1] <= enough
         if isinstance(trainable, str) and learnt and len(tuning.losses) <= self._settings.steps:
-            self._found[trainable, rate] = self._look(tuning, trainable)
+            self._found[trainable, rate] = self.look(tuning, trainable)
 
     def finished(self, trainable: Trainable, rate: float) -> Trained | None:
         """The end of a training, if a trial has come to it."""

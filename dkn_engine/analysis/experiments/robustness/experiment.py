@@ -100,25 +100,9 @@ def robustness(
         raise UserError(f"the model knows none of the {len(facts)} facts: nothing to measure")
     refer = _References(model, tokenizer, layout, facts, config)
     means = refer("answer").means if "mean" in settings.values else None
-    samples: list[Sample] = []
-    wrong: list[bool] = []
-    left_out: dict[str, FactError] = {}
+    trial_of = partial(Trial, model, layout, means=means, backend=config.attribution.backend)
     with showing(progress) as tell:
-        for i, one in enumerate(groups):
-            try:
-                queries, (names, sets) = ask.of(one), _sets(one)
-                sequences, backend = [q.sequence for q in queries], config.attribution.backend
-                trial = Trial(model, layout, sequences, sets, means, backend=backend, warn=i == 0)
-                own = [s for t in todo for s in _samples(one.fact.id, queries, names, trial, t)]
-            except FactError as error:  # A changed model's own text outgrows its context.
-                left_out[one.fact.id] = error
-            else:
-                samples += own
-                sizes = {"N": one.n, "D": one.d} if one.has_dkn else {"N": one.n}
-                samples += [Sample(one.fact.id, g, "n_neurons", len(s)) for g, s in sizes.items()]
-                wrong += (~trial.clean.exact[0, columns(queries).get(PERTURBED, [])]).tolist()
-            if tell is not None:
-                tell(i + 1, len(groups))
+        samples, wrong, left_out = _of_facts(groups, ask, trial_of, todo, tell)
     groups = [one for one in groups if one.fact.id not in left_out]
     if not groups:
         raise next(iter(left_out.values()))
@@ -213,6 +197,43 @@ def _sets(one: NeuronGroups) -> tuple[list[str], list[NDArray[np.int32]]]:
     if not one.has_dkn:
         return ["N"], [one.n]
     return ["D", "N", *("Rnd" for _ in one.rnd)], [one.d, one.n, *one.rnd]
+
+
+def _of_facts(
+    groups: Sequence[NeuronGroups],
+    ask: Queries,
+    trial_of: Callable[..., Trial],
+    todo: Sequence[Treatment],
+    tell: Progress | None,
+) -> tuple[list[Sample], list[bool], dict[str, FactError]]:
+    """:func:`_of_fact` of all facts, and those that are left out, each with the reason."""
+    samples: list[Sample] = []
+    wrong: list[bool] = []
+    left_out: dict[str, FactError] = {}
+    for i, one in enumerate(groups):
+        try:
+            own, own_wrong = _of_fact(one, ask, partial(trial_of, warn=i == 0), todo)
+        except FactError as error:  # A changed model's own text outgrows its context.
+            left_out[one.fact.id] = error
+        else:
+            samples += own
+            wrong += own_wrong
+        if tell is not None:
+            tell(i + 1, len(groups))
+    return samples, wrong, left_out
+
+
+def _of_fact(
+    one: NeuronGroups, ask: Queries, trial_of: Callable[..., Trial], todo: Sequence[Treatment]
+) -> tuple[list[Sample], list[bool]]:
+    """A fact's samples, and which perturbed queries the unchanged model gets wrong."""
+    queries, (names, sets) = ask.of(one), _sets(one)
+    trial = trial_of([q.sequence for q in queries], sets)
+    samples = [s for t in todo for s in _samples(one.fact.id, queries, names, trial, t)]
+    sizes = {"N": one.n, "D": one.d} if one.has_dkn else {"N": one.n}
+    samples += [Sample(one.fact.id, g, "n_neurons", len(s)) for g, s in sizes.items()]
+    perturbed = columns(queries).get(PERTURBED, [])
+    return samples, (~trial.clean.exact[0, perturbed]).tolist()
 
 
 def _samples(

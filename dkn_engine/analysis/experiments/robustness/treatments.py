@@ -92,7 +92,7 @@ class Trial:
         model, layout: the decoder; it is left as it was found.
         sequences: one a query.
         sets: neurons int32 ``[n, 2]`` each.
-        means: float64 ``[L, F]``, for ``value="mean"``.
+        means: float64 ``[L, F]``; needed for ``value="mean"``.
         backend: of the operations.
         warn: say so where full forwards stand in for rows.
 
@@ -106,8 +106,8 @@ class Trial:
         layout: Layout,
         sequences: Sequence[AnswerSequence],
         sets: Sequence[NDArray[np.int32]],
-        means: NDArray[np.float64] | None,
         *,
+        means: NDArray[np.float64] | None = None,
         backend: str = "auto",
         warn: bool = True,
     ) -> None:
