@@ -39,12 +39,9 @@ class RowGradients:
 
     def __init__(self, model: nn.Module, layout: Layout, blocks: Sequence[Block]) -> None:
         self._blocks = blocks
-        modules = [model.get_submodule(b.name.rpartition(".")[0]) for b in blocks]
-        self._watched = {
-            block: module
-            for block, module in zip(blocks, modules, strict=True)
-            if block.index is not None and is_dense(module) and is_plain(layout)
-        }
+        rows = [b for b in blocks if b.index is not None] if is_plain(layout) else []
+        modules = [model.get_submodule(b.name.rpartition(".")[0]) for b in rows]
+        self._watched = {b: m for b, m in zip(rows, modules, strict=True) if is_dense(m)}
         self._tried = False
 
     @contextlib.contextmanager
